@@ -1,0 +1,60 @@
+//! VERBS. One file an action; this one is the catalogue.
+//!
+//! Actions see the ports in `providers::port` and the nouns in `model`; they know neither the engine
+//! nor the journal, nor an SDK. Adding one touches its own file and one line here.
+
+pub mod contract;
+
+use crate::model::{
+    catalogue::{ActionInfo, Catalogue},
+    effect::{Effect, Reach, Resource},
+    estate::Estate,
+    node::Node,
+};
+use contract::DynAction;
+
+/// Every action there is, by name.
+#[must_use]
+pub fn catalogue() -> Vec<Box<dyn DynAction>> {
+    vec![]
+}
+
+/// The action of that name.
+#[must_use]
+pub fn find(name: &str) -> Option<Box<dyn DynAction>> {
+    catalogue().into_iter().find(|action| action.spec().name == name)
+}
+
+/// The catalogue as the language sees it.
+pub struct Known;
+
+impl Catalogue for Known {
+    fn names(&self) -> Vec<&'static str> {
+        catalogue().iter().map(|action| action.spec().name).collect()
+    }
+    fn info(&self, action: &str) -> Option<ActionInfo> {
+        let action = find(action)?;
+        let spec = action.spec();
+        Some(ActionInfo {
+            name: spec.name,
+            version: spec.version,
+            summary: spec.summary,
+            effect: spec.effect,
+            danger: spec.danger,
+            undo: spec.undo,
+            timeout: spec.timeout,
+            example: spec.example,
+            input: action.input_schema().to_value(),
+            output: action.output_schema().to_value(),
+        })
+    }
+    fn effect(&self, action: &str, with: &Node) -> Effect {
+        find(action).map_or(Effect::OneShot, |action| action.effect(with))
+    }
+    fn reach(&self, action: &str, with: &Node, estate: &Estate) -> Vec<Reach> {
+        find(action).map(|action| action.reach(with, estate)).unwrap_or_default()
+    }
+    fn locks(&self, action: &str, with: &Node) -> Vec<Resource> {
+        find(action).map(|action| action.locks(with)).unwrap_or_default()
+    }
+}

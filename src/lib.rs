@@ -1,0 +1,4 @@
+#![forbid(unsafe_code)]
+pub mod actions;
+pub mod model;
+pub mod providers;

@@ -1,0 +1,4 @@
+//! Parses, dispatches; nothing else.
+#![forbid(unsafe_code)]
+
+fn main() {}

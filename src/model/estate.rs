@@ -1,0 +1,249 @@
+//! The estate: what is protected, in one file (`muster.yaml`). Secrets are references, never values.
+
+use super::{ids::*, objective::Objectives, time::Span};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, path::PathBuf};
+use url::Url;
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Estate {
+    /// True for the lab alone: everything named here may be lost without harm, and every address is on loopback.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lab: bool,
+    #[serde(default)]
+    pub regions: BTreeMap<RegionName, Region>,
+    #[serde(default)]
+    pub services: BTreeMap<ServiceName, Service>,
+    #[serde(default)]
+    pub databases: BTreeMap<DatabaseName, Database>,
+    #[serde(default)]
+    pub buckets: BTreeMap<BucketName, BTreeMap<RegionName, Bucket>>,
+    #[serde(default)]
+    pub endpoints: BTreeMap<EndpointName, Endpoint>,
+    #[serde(default)]
+    pub repositories: BTreeMap<RepositoryName, Repository>,
+    #[serde(default)]
+    pub people: BTreeMap<PersonName, Person>,
+    /// Who is told when a run fails, waits or is indeterminate, a drill is missed, and that `serve` still lives.
+    #[serde(default)]
+    pub notify: Vec<Notify>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Region {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aws: Option<Aws>,
+}
+
+/// How to reach AWS, or what speaks its protocols. What is left out comes from the SDK's own configuration.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Aws {
+    /// AWS's name for the region: `us-east-1`.
+    pub region: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<AwsCredentials>,
+    /// Other addresses for `s3`, `rds`, `route53`.
+    #[serde(default, skip_serializing_if = "AwsEndpoints::is_empty")]
+    pub endpoints: AwsEndpoints,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AwsEndpoints {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub s3: Option<Url>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rds: Option<Url>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route53: Option<Url>,
+}
+
+impl AwsEndpoints {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AwsCredentials {
+    pub access_key_id: SecretRef,
+    pub secret_access_key: SecretRef,
+}
+
+/// Where a secret is to be found: `{ env: NAME }` or `{ file: PATH }`. One trailing newline is dropped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SecretRef {
+    Env(String),
+    File(PathBuf),
+}
+
+/// What recovers as one.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    #[serde(default)]
+    pub objectives: Objectives,
+    /// Databases, buckets and endpoints of the estate, by name.
+    #[serde(default)]
+    pub uses: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Database {
+    pub engine: Engine,
+    /// The name of the database inside the server.
+    #[serde(default = "postgres_word")]
+    pub name: String,
+    #[serde(default = "postgres_word")]
+    pub user: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<SecretRef>,
+    pub instances: BTreeMap<RegionName, Instance>,
+    /// The lease without which the database's writers do not acknowledge a write.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<LeaseSource>,
+    /// Tables whose content `database.verify_replica` compares; all of them when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tables: Vec<String>,
+}
+
+fn postgres_word() -> String {
+    "postgres".to_owned()
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Engine {
+    /// Amazon RDS for PostgreSQL: changed through its API, looked at through SQL as well.
+    RdsPostgres,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Instance {
+    /// The RDS DB instance identifier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Where the server answers, when it shall not be asked of the control plane (which may be down).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
+/// Where the writers' lease is granted. It must not stand in a region that it fences.
+/// The protocol is in `docs/lease.md`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LeaseSource {
+    pub url: Url,
+    /// The lease's name there; the database's own when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Bucket {
+    pub bucket: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub prefix: String,
+}
+
+/// A DNS name with a target in each region.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Endpoint {
+    /// The fully qualified name: `api.scoring.test`.
+    pub name: String,
+    pub provider: DnsProvider,
+    /// The hosted zone's id (`Z123`) or its domain name.
+    pub zone: String,
+    pub ttl: Span,
+    /// An IPv4 or IPv6 address for each region.
+    pub targets: BTreeMap<RegionName, std::net::IpAddr>,
+    /// Where the service answers behind the name.
+    #[serde(default = "http_word")]
+    pub scheme: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<String>,
+    /// Caching resolvers that clients use, asked after a change: `127.0.0.1:53`. The system's when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resolvers: Vec<std::net::SocketAddr>,
+    /// How to reach the provider.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aws: Option<Aws>,
+}
+
+fn http_word() -> String {
+    "http".to_owned()
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DnsProvider {
+    Route53,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Repository {
+    pub url: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<RegionName>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<SecretRef>,
+}
+
+/// Somebody who approves and accepts.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Person {
+    /// Public keys in OpenSSH's format.
+    #[serde(default)]
+    pub keys: Vec<String>,
+    #[serde(default)]
+    pub roles: Vec<String>,
+}
+
+/// One channel for notices.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Notify {
+    /// Send a JSON object by POST to this address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhook: Option<Url>,
+    /// Run this program with the JSON object on its standard input.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exec: Vec<String>,
+    /// Which notices; all but the heartbeat when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub on: Vec<Notice>,
+    /// How often the heartbeat goes out, if `on` has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub every: Option<Span>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Notice {
+    Failed,
+    Missed,
+    Waiting,
+    Indeterminate,
+    Succeeded,
+    /// `serve` is alive; its absence is the alarm.
+    Heartbeat,
+}

@@ -1,0 +1,261 @@
+//! What happened: the events of a run or a drill, and the record that chains them.
+//!
+//! One step goes through `Prepared -> [ApprovalAsked -> Approved] -> Applying -> Applied | ApplyFailed |
+//! ApplyUnknown -> [Observed...] -> Verified`; each is durable before any effect that follows it.
+
+use super::{drill::*, effect::*, ids::*, objective::*, plan::*, status::*};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// One canonical record. Its hash is SHA-256 over exactly the bytes that the journal keeps.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    pub run: RunId,
+    /// From 1, without a gap.
+    pub seq: u64,
+    pub at: jiff::Timestamp,
+    /// Who: `muster@host:pid`, or a person.
+    pub actor: String,
+    /// The epoch of the lease under which it was written.
+    pub epoch: u64,
+    pub body: Body,
+    /// The hash of the record before it; of the empty string for the first.
+    pub prev: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Body {
+    // ---- the run
+    RunCreated {
+        plan: Box<Plan>,
+        drill: Option<RunId>,
+    },
+    /// A process took the run over (also its first).
+    Claimed {
+        owner: String,
+    },
+    PauseRequested {
+        reason: String,
+    },
+    Resumed,
+    AbortRequested {
+        reason: String,
+    },
+    /// The run stopped, and a person must act.
+    Parked {
+        status: RunStatus,
+        reason: String,
+    },
+    RunFinished {
+        status: RunStatus,
+        reason: Option<String>,
+    },
+
+    // ---- one step
+    Skipped {
+        step: StepId,
+        reason: String,
+    },
+    Prepared {
+        step: StepId,
+        intent: serde_json::Value,
+        hash: String,
+        change: Vec<Change>,
+        notes: Vec<String>,
+    },
+    /// Preconditions were not met, or could not be read; nothing was tried.
+    Refused {
+        step: StepId,
+        attempt: u32,
+        failure: Failure,
+        retry: bool,
+    },
+    ApprovalAsked {
+        step: StepId,
+        over: String,
+        approvers: u32,
+        expires_at: jiff::Timestamp,
+        message: Option<String>,
+    },
+    Approved {
+        step: StepId,
+        by: String,
+        over: String,
+    },
+    Rejected {
+        step: StepId,
+        by: String,
+        reason: String,
+    },
+    Applying {
+        step: StepId,
+        attempt: u32,
+        epoch: u64,
+        key: String,
+    },
+    Applied {
+        step: StepId,
+        attempt: u32,
+        output: serde_json::Value,
+    },
+    ApplyFailed {
+        step: StepId,
+        attempt: u32,
+        failure: Failure,
+        retry_after_ms: Option<u64>,
+    },
+    ApplyUnknown {
+        step: StepId,
+        attempt: u32,
+        failure: Failure,
+    },
+    Observed {
+        step: StepId,
+        seen: Seen<serde_json::Value>,
+    },
+    Verified {
+        step: StepId,
+        output: serde_json::Value,
+        warnings: Vec<String>,
+    },
+    /// Not before this instant.
+    RetryAt {
+        step: StepId,
+        at: jiff::Timestamp,
+    },
+    StepEnded {
+        step: StepId,
+        status: StepStatus,
+        failure: Option<Failure>,
+    },
+    /// What is not known, and what was looked at.
+    Indeterminate {
+        step: StepId,
+        question: String,
+    },
+    Resolved {
+        step: StepId,
+        done: bool,
+        by: String,
+        reason: String,
+    },
+    RetryRequested {
+        step: StepId,
+        by: String,
+    },
+    SkipRequested {
+        step: StepId,
+        by: String,
+        reason: String,
+    },
+    Undoing {
+        step: StepId,
+    },
+    Undone {
+        step: StepId,
+    },
+    UndoFailed {
+        step: StepId,
+        failure: Failure,
+    },
+    UndoLeft {
+        step: StepId,
+        reason: String,
+    },
+
+    // ---- a drill
+    DrillCreated {
+        drill: Box<Drill>,
+        file: String,
+        digest: String,
+        scheduled_for: Option<jiff::Timestamp>,
+        context: Box<DrillContext>,
+    },
+    DrillSkipped {
+        reason: String,
+    },
+    DrillMissed {
+        drill: DrillName,
+        scheduled_for: jiff::Timestamp,
+        reason: String,
+    },
+    SteadyState {
+        good: bool,
+        note: String,
+    },
+    Injecting {
+        fault: Fault,
+    },
+    Injected {
+        fault: Fault,
+    },
+    Healing,
+    Healed {
+        note: String,
+    },
+    /// A process picked the drill up again; what was measured in between is lost.
+    Hole {
+        reason: String,
+    },
+    Detected {
+        missed: u32,
+        last_good: Option<jiff::Timestamp>,
+        at: jiff::Timestamp,
+    },
+    RunStarted {
+        run: RunId,
+        role: RunRole,
+    },
+    RunEnded {
+        run: RunId,
+        role: RunRole,
+        status: RunStatus,
+    },
+    Measured {
+        phase: RunRole,
+        instants: Instants,
+        rto: Rto,
+        rpo: Rpo,
+        ledger: Option<LedgerDigest>,
+        notes: BTreeMap<String, serde_json::Value>,
+    },
+    AsFound {
+        same: bool,
+        differences: Vec<String>,
+    },
+    DrillFinished {
+        verdict: Verdict,
+        reasons: Vec<String>,
+        summary: serde_json::Value,
+    },
+}
+
+/// Which of a drill's runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunRole {
+    /// The runbook that is drilled.
+    Main,
+    /// What leaves the estate as it was found.
+    Then,
+}
+
+/// What the ledger of acknowledged writes held, so that anyone who has its file can count again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerDigest {
+    pub file: String,
+    pub sha256: String,
+    pub entries: u64,
+}
+
+/// What a drill needs to go on in another process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DrillContext {
+    pub estate: super::estate::Estate,
+    /// Compiled when the drill began.
+    pub main: Plan,
+    pub then: Option<Plan>,
+    /// What the estate looked like before anything was done to it.
+    pub as_found: serde_json::Value,
+}

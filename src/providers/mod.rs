@@ -1,0 +1,8 @@
+//! THE WORLD. Small ports, each split into a half that reads and a half that writes, and what stands
+//! behind them: S3, RDS, Route 53, PostgreSQL, resolvers, HTTP, processes, the clock, secrets.
+//!
+//! [`port`] is all that actions see. [`world::World`] builds the real thing from an estate.
+//! Only this room imports an SDK; only [`clock`] may ask for the time or for randomness.
+
+pub mod clock;
+pub mod port;

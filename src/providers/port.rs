@@ -1,0 +1,378 @@
+//! The shape of the world, as actions see it: small traits, reading and writing apart.
+//!
+//! Every call has a deadline of its own inside the provider; none waits for ever. A write answers
+//! `PortError::Unknown` when it may have happened: the caller must look before it repeats.
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, net::IpAddr, net::SocketAddr, sync::Arc, time::Duration};
+
+/// Why a call gave no answer, by what it means for the caller.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum PortError {
+    /// Certainly not carried out: it never left, or nothing listened.
+    #[error("unreachable: {0}")]
+    Unreachable(String),
+    /// Certainly not carried out; worth another try after so long.
+    #[error("throttled: {message}")]
+    Throttled { after: Duration, message: String },
+    /// Certainly not carried out: the other side said no.
+    #[error("refused: {0}")]
+    Refused(String),
+    /// Compare-and-swap lost: something else stands there.
+    #[error("conflict: found {found}")]
+    Conflict { found: String },
+    #[error("not found: {0}")]
+    NotFound(String),
+    /// May have been carried out.
+    #[error("unknown outcome: {0}")]
+    Unknown(String),
+    /// The estate does not say how to reach it, or says it wrongly.
+    #[error("{0}")]
+    Config(String),
+}
+
+pub type PortResult<T> = Result<T, PortError>;
+
+// ---------------------------------------------------------------- objects
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectMeta {
+    pub key: String,
+    pub size: u64,
+    pub etag: Option<String>,
+    pub version: Option<String>,
+    pub modified: Option<jiff::Timestamp>,
+    /// User metadata; empty in listings.
+    pub metadata: BTreeMap<String, String>,
+}
+
+pub struct ObjectPage {
+    pub objects: Vec<ObjectMeta>,
+    /// Give it back for the next page; `None` on the last.
+    pub next: Option<String>,
+}
+
+#[async_trait]
+pub trait ObjectRead: Send + Sync {
+    /// Objects whose key begins with `prefix`, in the order of their keys' bytes.
+    async fn list(&self, prefix: &str, after: Option<&str>) -> PortResult<ObjectPage>;
+    async fn head(&self, key: &str) -> PortResult<Option<ObjectMeta>>;
+    /// The whole body, as a stream of chunks.
+    async fn get(&self, key: &str) -> PortResult<ObjectBody>;
+}
+
+pub struct ObjectBody {
+    pub meta: ObjectMeta,
+    pub chunks: futures::stream::BoxStream<'static, PortResult<Vec<u8>>>,
+}
+
+#[async_trait]
+pub trait ObjectWrite: ObjectRead {
+    /// Writes one object. With `only_if_absent` an object that is there already is a `Conflict`.
+    async fn put(&self, key: &str, body: Vec<u8>, metadata: &BTreeMap<String, String>, only_if_absent: bool) -> PortResult<ObjectMeta>;
+    async fn delete(&self, key: &str) -> PortResult<()>;
+}
+
+// ---------------------------------------------------------------- database instances (control plane)
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceInfo {
+    pub id: String,
+    /// Never reused, unlike the identifier (RDS: `DbiResourceId`).
+    pub resource_id: String,
+    /// As the provider writes it: `available`, `modifying`, `stopped`, `creating`...
+    pub status: String,
+    pub arn: String,
+    pub host: Option<String>,
+    pub port: Option<u16>,
+    /// The identifier or ARN of what it replicates from, if it is a replica.
+    pub replicates_from: Option<String>,
+    pub tags: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotInfo {
+    pub id: String,
+    pub instance: String,
+    pub status: String,
+    pub percent: Option<i32>,
+    pub created: Option<jiff::Timestamp>,
+    pub size_gib: Option<i32>,
+    pub tags: BTreeMap<String, String>,
+}
+
+#[async_trait]
+pub trait InstanceRead: Send + Sync {
+    async fn instance(&self, id: &str) -> PortResult<Option<InstanceInfo>>;
+    async fn snapshot(&self, id: &str) -> PortResult<Option<SnapshotInfo>>;
+    async fn snapshots_of(&self, instance: &str) -> PortResult<Vec<SnapshotInfo>>;
+}
+
+/// Each call is accepted or refused; how far it came is read through `InstanceRead`.
+#[async_trait]
+pub trait InstanceWrite: InstanceRead {
+    async fn create_snapshot(&self, instance: &str, snapshot: &str, tags: &BTreeMap<String, String>) -> PortResult<()>;
+    /// Makes a replica stand on its own.
+    async fn promote(&self, id: &str) -> PortResult<()>;
+    /// `source` is an identifier in this region, or an ARN elsewhere.
+    async fn create_replica(&self, id: &str, source: &str, source_region: Option<&str>, tags: &BTreeMap<String, String>) -> PortResult<()>;
+    /// Deletes an instance, keeping its last state as a snapshot of that name if one is given.
+    async fn delete(&self, id: &str, final_snapshot: Option<&str>) -> PortResult<()>;
+    async fn stop(&self, id: &str) -> PortResult<()>;
+}
+
+// ---------------------------------------------------------------- PostgreSQL (data plane)
+
+/// A position in the write-ahead log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Lsn(pub u64);
+
+impl std::fmt::Display for Lsn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:X}/{:X}", self.0 >> 32, self.0 & 0xFFFF_FFFF)
+    }
+}
+
+impl std::str::FromStr for Lsn {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let fail = || format!("`{text}` is not a log position such as 0/16B3748");
+        let (high, low) = text.split_once('/').ok_or_else(fail)?;
+        let high = u32::from_str_radix(high, 16).map_err(|_| fail())?;
+        let low = u32::from_str_radix(low, 16).map_err(|_| fail())?;
+        Ok(Self((u64::from(high) << 32) | u64::from(low)))
+    }
+}
+
+impl Serialize for Lsn {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+impl<'de> Deserialize<'de> for Lsn {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// How a server stands, as it says itself, in one query.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServerState {
+    pub in_recovery: bool,
+    /// Of the log it writes or replays: the first eight hexadecimal digits of the segment's name.
+    pub timeline: u32,
+    /// Written (primary) or replayed (standby).
+    pub position: Lsn,
+    /// Received from upstream (standby).
+    pub received: Option<Lsn>,
+    pub replay_paused: bool,
+    /// Does a WAL receiver stream at this moment?
+    pub streaming: bool,
+    /// When the receiver last heard from upstream.
+    pub last_message: Option<jiff::Timestamp>,
+    /// Commit time of the last replayed transaction.
+    pub last_replayed: Option<jiff::Timestamp>,
+    /// New sessions start read-only (`default_transaction_read_only`).
+    pub read_only: bool,
+    /// The server's own clock.
+    pub now: jiff::Timestamp,
+    /// Identifies the cluster across copies.
+    pub system_identifier: String,
+}
+
+/// One connected standby, as the primary sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Standby {
+    pub name: String,
+    pub state: String,
+    pub sent: Option<Lsn>,
+    pub replayed: Option<Lsn>,
+}
+
+/// What a table holds, whatever the order of its rows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableSum {
+    pub table: String,
+    pub rows: u64,
+    /// Order-independent checksum of all rows, in hexadecimal.
+    pub sum: String,
+}
+
+#[async_trait]
+pub trait SqlRead: Send + Sync {
+    async fn state(&self) -> PortResult<ServerState>;
+    async fn standbys(&self) -> PortResult<Vec<Standby>>;
+    /// All tables' sums in one snapshot, and the position that this snapshot is at (a standby's replay
+    /// position before and after must agree, else it is taken again). Empty `tables` means all user tables.
+    async fn sums(&self, tables: &[String]) -> PortResult<(Lsn, Vec<TableSum>)>;
+    /// Those of `ids` (text) that are present in `table.column`.
+    async fn present(&self, table: &str, column: &str, ids: &[String]) -> PortResult<Vec<String>>;
+    /// How many sessions of clients there are, beside ours and replication.
+    async fn sessions(&self) -> PortResult<u64>;
+}
+
+#[async_trait]
+pub trait SqlWrite: SqlRead {
+    /// Sets `default_transaction_read_only` for the whole server, reloads, ends all client sessions.
+    async fn make_read_only(&self) -> PortResult<()>;
+    async fn make_writable(&self) -> PortResult<()>;
+    /// Writes a row to a canary table of Muster's own and reads it back.
+    async fn prove_writable(&self, mark: &str) -> PortResult<()>;
+}
+
+// ---------------------------------------------------------------- DNS
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordSet {
+    pub name: String,
+    /// `A`, `AAAA`.
+    pub kind: String,
+    pub ttl_s: u32,
+    pub values: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeId(pub String);
+
+#[async_trait]
+pub trait DnsRead: Send + Sync {
+    async fn record(&self, zone: &str, name: &str, kind: &str) -> PortResult<Option<RecordSet>>;
+    /// Is the change in sync on all authoritative servers?
+    async fn in_sync(&self, change: &ChangeId) -> PortResult<bool>;
+}
+
+#[async_trait]
+pub trait DnsWrite: DnsRead {
+    /// Atomic compare-and-swap: `Conflict` when what stands there is not `expect`.
+    async fn swap(&self, zone: &str, expect: Option<&RecordSet>, want: Option<&RecordSet>, comment: &str) -> PortResult<ChangeId>;
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsAnswer {
+    pub addresses: Vec<IpAddr>,
+    pub ttl_s: u32,
+}
+
+#[async_trait]
+pub trait Resolve: Send + Sync {
+    /// Asks one server directly, without a cache of our own; `None` for the system's resolvers.
+    async fn ask(&self, server: Option<SocketAddr>, name: &str) -> PortResult<DnsAnswer>;
+}
+
+// ---------------------------------------------------------------- HTTP
+
+#[derive(Clone, Debug, Default)]
+pub struct HttpRequest {
+    pub method: String,
+    pub url: String,
+    pub headers: BTreeMap<String, String>,
+    pub body: Option<Vec<u8>>,
+    /// Connect here instead of where the URL's name leads.
+    pub connect_to: Option<SocketAddr>,
+    pub timeout: Option<Duration>,
+}
+
+#[derive(Clone, Debug)]
+pub struct HttpResponse {
+    pub status: u16,
+    pub headers: BTreeMap<String, String>,
+    /// At most 1 MiB of it.
+    pub body: Vec<u8>,
+}
+
+#[async_trait]
+pub trait Http: Send + Sync {
+    async fn send(&self, request: HttpRequest) -> PortResult<HttpResponse>;
+}
+
+// ---------------------------------------------------------------- write leases
+
+/// What the lease authority says of one lease. Times are by the authority's clock alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseState {
+    pub name: String,
+    /// Grows with each change of holder or of standing.
+    pub epoch: u64,
+    /// The region that may hold it; no other is granted.
+    pub allowed: Option<String>,
+    pub holder: Option<String>,
+    /// How long a grant is good for.
+    pub ttl_ms: u64,
+    /// What is left of the last grant to anyone, 0 when it has run out.
+    pub remaining_ms: u64,
+    /// When the last grant ran out, if it has.
+    pub expired_at: Option<jiff::Timestamp>,
+    pub now: jiff::Timestamp,
+}
+
+#[async_trait]
+pub trait LeaseRead: Send + Sync {
+    async fn lease(&self) -> PortResult<LeaseState>;
+}
+
+#[async_trait]
+pub trait LeaseWrite: LeaseRead {
+    /// From now on only `region` is granted the lease (`None`: nobody). Compare-and-swap on the epoch:
+    /// `Conflict` when it is no longer `expect_epoch`. What was granted before runs out by itself.
+    async fn allow(&self, region: Option<&str>, expect_epoch: u64) -> PortResult<LeaseState>;
+}
+
+// ---------------------------------------------------------------- processes on this machine
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessSpec {
+    pub argv: Vec<String>,
+    pub env: BTreeMap<String, String>,
+    pub cwd: Option<String>,
+    /// Held locked (flock) by the child and its descendants for as long as any of them lives.
+    pub lock_file: Option<String>,
+    /// Where its output goes; kept when Muster dies.
+    pub output_file: Option<String>,
+    pub output_limit: u64,
+    #[serde(skip)]
+    pub stdin: Option<Vec<u8>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessEnd {
+    /// `None` when a signal ended it.
+    pub code: Option<i32>,
+    pub signal: Option<i32>,
+    /// The deadline passed, and the process group was killed.
+    pub timed_out: bool,
+    /// The last of its output, at most `output_limit` bytes, lossily as UTF-8.
+    pub output: String,
+}
+
+#[async_trait]
+pub trait Processes: Send + Sync {
+    /// Runs it in a process group of its own until it ends or the deadline passes.
+    async fn run(&self, spec: &ProcessSpec, deadline: Duration) -> PortResult<ProcessEnd>;
+    /// Waits until nobody holds the lock file; false when someone still does at the deadline.
+    async fn wait_released(&self, lock_file: &str, deadline: Duration) -> PortResult<bool>;
+}
+
+/// Everything that an action may look at. Lent by [`super::world::World`], or by a fake in tests.
+pub trait WorldRead: Send + Sync {
+    fn clock(&self) -> Arc<dyn super::clock::Clock>;
+    fn objects(&self, bucket: &str, region: &str) -> PortResult<Arc<dyn ObjectRead>>;
+    fn instances(&self, region: &str) -> PortResult<Arc<dyn InstanceRead>>;
+    fn sql(&self, database: &str, region: &str) -> PortResult<Arc<dyn SqlRead>>;
+    fn dns(&self, endpoint: &str) -> PortResult<Arc<dyn DnsRead>>;
+    fn resolver(&self) -> Arc<dyn Resolve>;
+    fn http(&self) -> Arc<dyn Http>;
+    fn lease(&self, database: &str) -> PortResult<Arc<dyn LeaseRead>>;
+    fn processes(&self) -> Arc<dyn Processes>;
+    /// The value behind a reference. Never printed, never journaled.
+    fn secret(&self, reference: &crate::model::estate::SecretRef) -> PortResult<secrecy::SecretString>;
+}
+
+/// Everything that an action may change.
+pub trait WorldWrite: WorldRead {
+    fn objects_mut(&self, bucket: &str, region: &str) -> PortResult<Arc<dyn ObjectWrite>>;
+    fn instances_mut(&self, region: &str) -> PortResult<Arc<dyn InstanceWrite>>;
+    fn sql_mut(&self, database: &str, region: &str) -> PortResult<Arc<dyn SqlWrite>>;
+    fn dns_mut(&self, endpoint: &str) -> PortResult<Arc<dyn DnsWrite>>;
+    fn lease_mut(&self, database: &str) -> PortResult<Arc<dyn LeaseWrite>>;
+}
