@@ -141,6 +141,10 @@ pub struct Probes {
 pub struct HttpProbe {
     pub endpoint: EndpointName,
     pub path: String,
+    /// Sent by POST as JSON, each time with `$ID` replaced by a new identifier; without it the probe
+    /// is a GET. A good answer is 2xx, and its JSON's `id` (if a body was sent) is the same one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<String>,
     #[serde(default = "hundred_ms")]
     pub every: Span,
     /// How many good answers in a row make a recovery.
@@ -172,6 +176,18 @@ fn three_seconds() -> Span {
 #[serde(deny_unknown_fields)]
 pub struct LedgerProbe {
     pub database: DatabaseName,
+    /// Where an acknowledged write's identifier must be found again.
+    #[serde(default = "predictions_word")]
+    pub table: String,
+    #[serde(default = "id_word")]
+    pub column: String,
+}
+
+fn predictions_word() -> String {
+    "predictions".to_owned()
+}
+fn id_word() -> String {
+    "id".to_owned()
 }
 
 /// What decides that the region is lost.

@@ -179,12 +179,30 @@ pub struct Endpoint {
     pub port: Option<u16>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<String>,
+    /// Recorded inputs and outputs that `model.golden` compares with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub golden: Option<Golden>,
     /// Caching resolvers that clients use, asked after a change: `127.0.0.1:53`. The system's when empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub resolvers: Vec<std::net::SocketAddr>,
     /// How to reach the provider.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub aws: Option<Aws>,
+}
+
+/// Where golden predictions are kept, and where they are asked for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Golden {
+    /// A bucket of the estate; read in the region that the endpoint points to.
+    pub bucket: BucketName,
+    pub key: String,
+    #[serde(default = "predict_word")]
+    pub path: String,
+}
+
+fn predict_word() -> String {
+    "/predict".to_owned()
 }
 
 fn http_word() -> String {

@@ -376,3 +376,11 @@ pub trait WorldWrite: WorldRead {
     fn dns_mut(&self, endpoint: &str) -> PortResult<Arc<dyn DnsWrite>>;
     fn lease_mut(&self, database: &str) -> PortResult<Arc<dyn LeaseWrite>>;
 }
+
+/// Faults, where there is a lab that can have them.
+#[async_trait]
+pub trait Faults: Send + Sync {
+    async fn inject(&self, fault: &crate::model::drill::Fault) -> PortResult<()>;
+    /// Takes every fault back: thaws and restarts what is down. Says what it did.
+    async fn heal(&self) -> PortResult<String>;
+}
