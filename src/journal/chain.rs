@@ -1,0 +1,243 @@
+//! The chain itself: how an event becomes bytes and a hash, and how a whole journal is verified.
+//!
+//! `hash = SHA-256(record)`, where `record` is the event in JSON exactly as stored and holds the hash
+//! of the record before it in `prev`. The chain of heads is made the same way; it has a record when a
+//! chain begins and one when it ends, so that removing a chain as a whole leaves a hole.
+
+use super::{ChainKind, ChainRow, Draft, JournalError, Stored, project};
+use crate::model::{event::Event, ids::RunId};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+
+/// SHA-256 in lower-case hexadecimal.
+#[must_use]
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    hex::encode(Sha256::digest(bytes))
+}
+
+/// One record of the chain of heads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    pub n: u64,
+    pub run: RunId,
+    pub kind: ChainKind,
+    pub name: String,
+    /// The last event and its hash when this was written.
+    pub seq: u64,
+    pub hash: String,
+    pub ended: bool,
+    pub prev: String,
+}
+
+/// An event as it goes into the store.
+pub struct Sealed {
+    pub stored: Stored,
+    pub record: Vec<u8>,
+    /// The `kind` in the record, for the column.
+    pub kind: String,
+}
+
+/// Gives drafts their places in a chain that ends with event `after`, whose hash is `prev`.
+pub fn seal(run: &RunId, epoch: u64, after: u64, prev: &str, drafts: Vec<Draft>) -> Result<Vec<Sealed>, JournalError> {
+    let mut prev = prev.to_owned();
+    let mut sealed = Vec::with_capacity(drafts.len());
+    for (n, draft) in (after + 1..).zip(drafts) {
+        let event = Event { run: run.clone(), seq: n, at: draft.at, actor: draft.actor, epoch, body: draft.body, prev };
+        let corrupt = |why: String| JournalError::Corrupt { run: run.clone(), seq: n, why };
+        let record = serde_json::to_vec(&event).map_err(|e| corrupt(e.to_string()))?;
+        let kind = serde_json::to_value(&event.body).ok().and_then(|v| v.get("kind").and_then(|k| k.as_str().map(str::to_owned)));
+        let hash = sha256_hex(&record);
+        prev = hash.clone();
+        sealed.push(Sealed { stored: Stored { event, hash }, record, kind: kind.unwrap_or_default() });
+    }
+    Ok(sealed)
+}
+
+/// A record for the chain of heads.
+#[must_use]
+pub fn seal_head(n: u64, prev: &str, row: &ChainRow, ended: bool) -> (Vec<u8>, String) {
+    let head = Head {
+        n,
+        run: row.id.clone(),
+        kind: row.kind,
+        name: row.name.clone(),
+        seq: row.seq,
+        hash: row.head.clone(),
+        ended,
+        prev: prev.to_owned(),
+    };
+    // A struct of strings and numbers always serialises.
+    let record = serde_json::to_vec(&head).unwrap_or_default();
+    let hash = sha256_hex(&record);
+    (record, hash)
+}
+
+/// Everything in the store, columns and all.
+#[derive(Clone, Debug, Default)]
+pub struct Dump {
+    pub rows: Vec<ChainRow>,
+    pub events: Vec<EventRow>,
+    pub heads: Vec<HeadRow>,
+}
+
+#[derive(Clone, Debug)]
+pub struct EventRow {
+    pub run: RunId,
+    pub seq: u64,
+    pub at: String,
+    pub actor: String,
+    pub epoch: u64,
+    pub kind: String,
+    pub prev: String,
+    pub hash: String,
+    pub record: Vec<u8>,
+}
+
+#[derive(Clone, Debug)]
+pub struct HeadRow {
+    pub n: u64,
+    pub run: RunId,
+    pub prev: String,
+    pub hash: String,
+    pub record: Vec<u8>,
+}
+
+/// What a verification found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Verification {
+    pub verified: bool,
+    pub chains: u64,
+    pub events: u64,
+    /// The last hash of the chain of heads: keep it elsewhere, and a later cut is found.
+    pub head: Option<String>,
+    pub problems: Vec<String>,
+}
+
+/// Verifies every chain of a journal, and the chain of heads over them.
+#[must_use]
+pub fn verify(dump: &Dump) -> Verification {
+    let mut problems = Vec::new();
+    let mut chains: BTreeMap<&RunId, Vec<&EventRow>> = BTreeMap::new();
+    for event in &dump.events {
+        chains.entry(&event.run).or_default().push(event);
+    }
+    let rows: BTreeMap<&RunId, &ChainRow> = dump.rows.iter().map(|row| (&row.id, row)).collect();
+    for (run, events) in &chains {
+        verify_chain(run, events, rows.get(run).copied(), &mut problems);
+    }
+    for row in dump.rows.iter().filter(|row| !chains.contains_key(&row.id)) {
+        problems.push(format!("{}: all its events are gone", row.id));
+    }
+    let head = verify_heads(&dump.heads, &chains, &mut problems);
+    Verification {
+        verified: problems.is_empty(),
+        chains: chains.len() as u64,
+        events: dump.events.len() as u64,
+        head: head.map(|hash| format!("sha256:{hash}")),
+        problems,
+    }
+}
+
+fn verify_chain(run: &RunId, events: &[&EventRow], row: Option<&ChainRow>, problems: &mut Vec<String>) {
+    let mut prev = String::new();
+    let mut status = None;
+    let mut ended = None;
+    let mut epoch = 0;
+    for (expected, stored) in (1..).zip(events) {
+        if stored.seq != expected {
+            problems.push(format!("{run}: event {expected} is missing (the next one is {})", stored.seq));
+            return;
+        }
+        let place = format!("{run} event {expected}");
+        if sha256_hex(&stored.record) != stored.hash {
+            problems.push(format!("{place}: its bytes do not have the hash on record"));
+        }
+        if stored.prev != prev {
+            problems.push(format!("{place}: it does not follow the event before it"));
+        }
+        prev.clone_from(&stored.hash);
+        match serde_json::from_slice::<Event>(&stored.record) {
+            Err(error) => problems.push(format!("{place}: it cannot be read: {error}")),
+            Ok(event) => {
+                compare_columns(&place, stored, &event, problems);
+                if event.epoch < epoch {
+                    problems.push(format!("{place}: written under epoch {}, after epoch {epoch}", event.epoch));
+                }
+                epoch = event.epoch;
+                if let Some(end) = ended {
+                    problems.push(format!("{place}: it comes after the end of the chain at event {end}"));
+                }
+                if let Some((word, end)) = project(&event.body) {
+                    status = Some(word);
+                    ended = end.then_some(expected);
+                }
+            }
+        }
+    }
+    match row {
+        None => problems.push(format!("{run}: its entry in the list is gone")),
+        Some(row) => {
+            if row.head != prev || row.seq != events.len() as u64 {
+                problems.push(format!("{run}: the list says that it ends with event {}, and its events end with {}", row.seq, events.len()));
+            }
+            if status.is_some_and(|status| status != row.status) {
+                problems.push(format!("{run}: the list says `{}`, its events say otherwise", row.status));
+            }
+        }
+    }
+}
+
+fn compare_columns(place: &str, stored: &EventRow, event: &Event, problems: &mut Vec<String>) {
+    let kind = serde_json::to_value(&event.body).ok().and_then(|v| v.get("kind").and_then(|k| k.as_str().map(str::to_owned)));
+    let same = event.run == stored.run
+        && event.seq == stored.seq
+        && event.at.to_string() == stored.at
+        && event.actor == stored.actor
+        && event.epoch == stored.epoch
+        && event.prev == stored.prev
+        && kind.as_deref() == Some(stored.kind.as_str());
+    if !same {
+        problems.push(format!("{place}: the columns beside it do not say what it says"));
+    }
+}
+
+fn verify_heads(heads: &[HeadRow], chains: &BTreeMap<&RunId, Vec<&EventRow>>, problems: &mut Vec<String>) -> Option<String> {
+    let mut prev = String::new();
+    let mut begun = std::collections::BTreeSet::new();
+    for (expected, stored) in (1..).zip(heads) {
+        let place = format!("head {expected}");
+        if stored.n != expected {
+            problems.push(format!("{place} is missing (the next one is {})", stored.n));
+            return Some(prev);
+        }
+        if sha256_hex(&stored.record) != stored.hash || stored.prev != prev {
+            problems.push(format!("{place}: it was changed, or does not follow the one before it"));
+        }
+        prev.clone_from(&stored.hash);
+        let Ok(head) = serde_json::from_slice::<Head>(&stored.record) else {
+            problems.push(format!("{place}: it cannot be read"));
+            continue;
+        };
+        if head.prev != stored.prev || head.run != stored.run || head.n != stored.n {
+            problems.push(format!("{place}: the columns beside it do not say what it says"));
+        }
+        begun.insert(head.run.clone());
+        match chains.get(&head.run) {
+            None => problems.push(format!("{place}: {} {} is gone", head.name, head.run)),
+            Some(events) => {
+                let at = events.iter().find(|event| event.seq == head.seq);
+                if at.is_none_or(|event| event.hash != head.hash) {
+                    problems.push(format!("{place}: {} no longer has event {} as it was", head.run, head.seq));
+                }
+                if head.ended && events.len() as u64 != head.seq {
+                    problems.push(format!("{place}: {} had ended with event {}", head.run, head.seq));
+                }
+            }
+        }
+    }
+    for run in chains.keys().filter(|run| !begun.contains(**run)) {
+        problems.push(format!("{run}: the chain of heads does not know of it"));
+    }
+    heads.last().map(|head| head.hash.clone())
+}

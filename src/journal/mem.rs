@@ -1,0 +1,226 @@
+//! The journal in memory, for tests of what stands on it: the same rules, no disk.
+
+use super::{chain::*, *};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+#[derive(Default)]
+struct Inner {
+    rows: BTreeMap<RunId, (ChainRow, u64)>,
+    events: BTreeMap<RunId, Vec<Sealed>>,
+    heads: Vec<HeadRow>,
+    locks: BTreeMap<Resource, RunId>,
+    inbox: Vec<(RunId, Letter, bool)>,
+    considered: BTreeMap<String, jiff::Timestamp>,
+    owned: std::collections::BTreeSet<RunId>,
+}
+
+#[derive(Clone, Default)]
+pub struct MemJournal {
+    inner: Arc<Mutex<Inner>>,
+}
+
+/// Releases the chain when the claim is dropped.
+struct Guard(Arc<Mutex<Inner>>, RunId);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).owned.remove(&self.1);
+    }
+}
+
+impl MemJournal {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    fn claim_on(&self, run: &RunId, epoch: u64, owner: &str) -> Claim {
+        Claim { run: run.clone(), epoch, owner: owner.to_owned(), _guard: Box::new(Guard(self.inner.clone(), run.clone())) }
+    }
+}
+
+impl Inner {
+    fn head(&mut self, row: &ChainRow, ended: bool) {
+        let prev = self.heads.last().map(|head| head.hash.clone()).unwrap_or_default();
+        let n = self.heads.len() as u64 + 1;
+        let (record, hash) = seal_head(n, &prev, row, ended);
+        self.heads.push(HeadRow { n, run: row.id.clone(), prev, hash, record });
+    }
+
+    fn advance(&mut self, run: &RunId, sealed: Vec<Sealed>) {
+        let Some((row, _)) = self.rows.get_mut(run) else { return };
+        let mut ended = false;
+        for one in &sealed {
+            row.seq = one.stored.event.seq;
+            row.head.clone_from(&one.stored.hash);
+            if let Some((status, end)) = project(&one.stored.event.body) {
+                row.status = status;
+                ended |= end;
+                if end {
+                    row.finished_at = Some(one.stored.event.at);
+                }
+            }
+        }
+        let row = row.clone();
+        self.events.entry(run.clone()).or_default().extend(sealed);
+        if ended {
+            self.locks.retain(|_, holder| holder != run);
+            self.head(&row, true);
+        }
+    }
+}
+
+#[async_trait]
+impl Journal for MemJournal {
+    async fn create(&self, chain: NewChain, owner: &str, first: Draft) -> Result<(Claim, Stored), JournalError> {
+        let run = chain.id.clone();
+        let mut inner = self.inner();
+        if inner.rows.contains_key(&run) {
+            return Err(JournalError::Exists { run });
+        }
+        if let Some((resource, holder)) = chain.locks.iter().find_map(|r| inner.locks.get_key_value(r)) {
+            return Err(JournalError::Locked { resource: resource.clone(), holder: holder.clone() });
+        }
+        for resource in &chain.locks {
+            inner.locks.insert(resource.clone(), run.clone());
+        }
+        let at = first.at;
+        let sealed = seal(&run, 1, 0, "", vec![first])?;
+        let Some(stored) = sealed.first().map(|one| one.stored.clone()) else { return Err(JournalError::NoSuchRun(run)) };
+        let row = ChainRow {
+            id: run.clone(),
+            kind: chain.kind,
+            name: chain.name,
+            parent: chain.parent,
+            status: "running".to_owned(),
+            started_at: at,
+            finished_at: None,
+            seq: 1,
+            head: stored.hash.clone(),
+            owner: Some(owner.to_owned()),
+        };
+        inner.rows.insert(run.clone(), (row.clone(), 1));
+        inner.owned.insert(run.clone());
+        inner.head(&row, false);
+        inner.advance(&run, sealed);
+        Ok((self.claim_on(&run, 1, owner), stored))
+    }
+
+    async fn claim(&self, run: &RunId, owner: &str) -> Result<Claim, JournalError> {
+        let mut inner = self.inner();
+        let owned = inner.owned.contains(run);
+        let (row, epoch) = inner.rows.get_mut(run).ok_or_else(|| JournalError::NoSuchRun(run.clone()))?;
+        if owned {
+            return Err(JournalError::Owned { run: run.clone(), owner: row.owner.clone().unwrap_or_default() });
+        }
+        *epoch += 1;
+        row.owner = Some(owner.to_owned());
+        let epoch = *epoch;
+        inner.owned.insert(run.clone());
+        Ok(self.claim_on(run, epoch, owner))
+    }
+
+    async fn append(&self, claim: &Claim, after: u64, drafts: Vec<Draft>) -> Result<Vec<Stored>, JournalError> {
+        let run = &claim.run;
+        let mut inner = self.inner();
+        let (row, epoch) = inner.rows.get(run).ok_or_else(|| JournalError::NoSuchRun(run.clone()))?;
+        if *epoch != claim.epoch {
+            return Err(JournalError::Fenced { run: run.clone(), ours: claim.epoch, now: *epoch });
+        }
+        if row.seq != after {
+            return Err(JournalError::Behind { run: run.clone(), ours: after, now: row.seq });
+        }
+        let sealed = seal(run, claim.epoch, after, &row.head, drafts)?;
+        let stored = sealed.iter().map(|one| one.stored.clone()).collect();
+        inner.advance(run, sealed);
+        Ok(stored)
+    }
+
+    async fn load(&self, run: &RunId, after: u64) -> Result<Vec<Stored>, JournalError> {
+        let inner = self.inner();
+        let events = inner.events.get(run).map(Vec::as_slice).unwrap_or_default();
+        Ok(events.iter().filter(|one| one.stored.event.seq > after).map(|one| one.stored.clone()).collect())
+    }
+
+    async fn row(&self, run: &RunId) -> Result<ChainRow, JournalError> {
+        self.inner().rows.get(run).map(|(row, _)| row.clone()).ok_or_else(|| JournalError::NoSuchRun(run.clone()))
+    }
+
+    async fn list(&self, kind: ChainKind, limit: u32) -> Result<Vec<ChainRow>, JournalError> {
+        let mut rows: Vec<_> = self.inner().rows.values().map(|(row, _)| row.clone()).filter(|row| row.kind == kind).collect();
+        rows.sort_by(|a, b| (b.started_at, &b.id).cmp(&(a.started_at, &a.id)));
+        rows.truncate(limit as usize);
+        Ok(rows)
+    }
+
+    async fn children(&self, parent: &RunId) -> Result<Vec<ChainRow>, JournalError> {
+        let mut rows: Vec<_> = self.inner().rows.values().map(|(row, _)| row.clone()).collect();
+        rows.retain(|row| row.parent.as_ref() == Some(parent));
+        rows.sort_by(|a, b| (a.started_at, &a.id).cmp(&(b.started_at, &b.id)));
+        Ok(rows)
+    }
+
+    async fn open(&self) -> Result<Vec<ChainRow>, JournalError> {
+        let mut rows: Vec<_> = self.inner().rows.values().map(|(row, _)| row.clone()).filter(|row| row.finished_at.is_none()).collect();
+        rows.sort_by(|a, b| (a.started_at, &a.id).cmp(&(b.started_at, &b.id)));
+        Ok(rows)
+    }
+
+    async fn find(&self, prefix: &str) -> Result<RunId, JournalError> {
+        let inner = self.inner();
+        let found: Vec<_> = inner.rows.keys().filter(|id| id.as_str().starts_with(prefix)).collect();
+        match found.as_slice() {
+            [] => Err(JournalError::NoSuchRun(RunId::from(prefix))),
+            [one] => Ok((*one).clone()),
+            several => Err(JournalError::Ambiguous(prefix.to_owned(), several.len())),
+        }
+    }
+
+    async fn post(&self, run: &RunId, _at: jiff::Timestamp, actor: &str, command: &Command) -> Result<i64, JournalError> {
+        let mut inner = self.inner();
+        let id = i64::try_from(inner.inbox.len()).unwrap_or(i64::MAX) + 1;
+        inner.inbox.push((run.clone(), Letter { id, actor: actor.to_owned(), command: command.clone() }, false));
+        Ok(id)
+    }
+
+    async fn letters(&self, run: &RunId) -> Result<Vec<Letter>, JournalError> {
+        Ok(self.inner().inbox.iter().filter(|(to, _, taken)| to == run && !taken).map(|(_, letter, _)| letter.clone()).collect())
+    }
+
+    async fn taken(&self, letter: i64) -> Result<(), JournalError> {
+        for (_, one, taken) in &mut self.inner().inbox {
+            *taken |= one.id == letter;
+        }
+        Ok(())
+    }
+
+    async fn considered(&self, drill: &str) -> Result<Option<jiff::Timestamp>, JournalError> {
+        Ok(self.inner().considered.get(drill).copied())
+    }
+
+    async fn consider(&self, drill: &str, until: jiff::Timestamp) -> Result<(), JournalError> {
+        self.inner().considered.insert(drill.to_owned(), until);
+        Ok(())
+    }
+
+    async fn dump(&self) -> Result<Dump, JournalError> {
+        let inner = self.inner();
+        let event = |one: &Sealed| EventRow {
+            run: one.stored.event.run.clone(),
+            seq: one.stored.event.seq,
+            at: one.stored.event.at.to_string(),
+            actor: one.stored.event.actor.clone(),
+            epoch: one.stored.event.epoch,
+            kind: one.kind.clone(),
+            prev: one.stored.event.prev.clone(),
+            hash: one.stored.hash.clone(),
+            record: one.record.clone(),
+        };
+        Ok(Dump {
+            rows: inner.rows.values().map(|(row, _)| row.clone()).collect(),
+            events: inner.events.values().flatten().map(event).collect(),
+            heads: inner.heads.clone(),
+        })
+    }
+}

@@ -1,0 +1,174 @@
+//! MEMORY. Append-only, hash-chained events, one chain a run or drill; who owns it; what operators ask.
+//!
+//! Every append is conditional on the chain's sequence *and* on the owner's epoch: a deposed owner's
+//! append is refused by the store, not by good manners. The stored bytes of an event are what its hash
+//! covers; nothing is re-serialised to verify it. [`mem`] and [`sqlite`] pass one conformance suite.
+
+pub mod chain;
+pub mod mem;
+pub mod sqlite;
+
+use crate::model::{effect::Resource, event::*, ids::RunId, status::RunStatus};
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use std::any::Any;
+
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    #[error("no run or drill `{0}` in this journal")]
+    NoSuchRun(RunId),
+    #[error("`{0}` is ambiguous: it begins {1} runs or drills")]
+    Ambiguous(String, usize),
+    #[error("another process owns {run} ({owner})")]
+    Owned { run: RunId, owner: String },
+    #[error("this process no longer owns {run}: the epoch is {now}, not {ours}")]
+    Fenced { run: RunId, ours: u64, now: u64 },
+    #[error("{run} has gone on meanwhile: its last event is {now}, not {ours}")]
+    Behind { run: RunId, ours: u64, now: u64 },
+    #[error("`{resource}` is held by run {holder}; resume or abort that run first", resource = resource.0)]
+    Locked { resource: Resource, holder: RunId },
+    #[error("{run} exists already")]
+    Exists { run: RunId },
+    #[error("event {seq} of {run} cannot be read: {why}; see `muster evidence verify`")]
+    Corrupt { run: RunId, seq: u64, why: String },
+    #[error("the journal in {place} cannot be used: {why}")]
+    Store { place: String, why: String },
+}
+
+/// The right to append to one chain. Dropping it releases it.
+pub struct Claim {
+    pub run: RunId,
+    pub epoch: u64,
+    pub owner: String,
+    /// What holds the lock while this lives.
+    pub(crate) _guard: Box<dyn Any + Send + Sync>,
+}
+
+impl std::fmt::Debug for Claim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Claim({} epoch {})", self.run, self.epoch)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChainKind {
+    Run,
+    Drill,
+}
+
+/// A chain that is about to begin.
+#[derive(Clone, Debug)]
+pub struct NewChain {
+    pub id: RunId,
+    pub kind: ChainKind,
+    pub name: String,
+    /// The drill that a run belongs to.
+    pub parent: Option<RunId>,
+    pub locks: Vec<Resource>,
+}
+
+/// What lists show of a chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainRow {
+    pub id: RunId,
+    pub kind: ChainKind,
+    pub name: String,
+    pub parent: Option<RunId>,
+    /// A `RunStatus` for runs; `running`, `finished`, `skipped` or `missed` and the verdict for drills.
+    pub status: String,
+    pub started_at: jiff::Timestamp,
+    pub finished_at: Option<jiff::Timestamp>,
+    pub seq: u64,
+    pub head: String,
+    pub owner: Option<String>,
+}
+
+/// What an operator asks of a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub enum Command {
+    Pause { reason: String },
+    Abort { reason: String },
+    Approve { step: crate::model::ids::StepId },
+    Reject { step: crate::model::ids::StepId, reason: String },
+    Retry { step: crate::model::ids::StepId },
+    Skip { step: crate::model::ids::StepId, reason: String },
+    Resolve { step: crate::model::ids::StepId, done: bool, reason: String },
+}
+
+#[derive(Clone, Debug)]
+pub struct Letter {
+    pub id: i64,
+    pub actor: String,
+    pub command: Command,
+}
+
+/// One event before it has its place in the chain.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    pub at: jiff::Timestamp,
+    pub actor: String,
+    pub body: Body,
+}
+
+/// An event and the bytes it is kept as.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    pub event: Event,
+    pub hash: String,
+}
+
+#[async_trait]
+pub trait Journal: Send + Sync {
+    /// Begins a chain with its first event, takes its locks and the claim on it, all or nothing.
+    async fn create(&self, chain: NewChain, owner: &str, first: Draft) -> Result<(Claim, Stored), JournalError>;
+    /// Takes a chain over if nobody owns it; the epoch grows by one.
+    async fn claim(&self, run: &RunId, owner: &str) -> Result<Claim, JournalError>;
+    /// Appends, if the epoch is still ours and the last event is `after`.
+    async fn append(&self, claim: &Claim, after: u64, drafts: Vec<Draft>) -> Result<Vec<Stored>, JournalError>;
+    /// Every event after `after`, in order.
+    async fn load(&self, run: &RunId, after: u64) -> Result<Vec<Stored>, JournalError>;
+    async fn row(&self, run: &RunId) -> Result<ChainRow, JournalError>;
+    /// Newest first.
+    async fn list(&self, kind: ChainKind, limit: u32) -> Result<Vec<ChainRow>, JournalError>;
+    async fn children(&self, parent: &RunId) -> Result<Vec<ChainRow>, JournalError>;
+    /// Chains that have not ended, oldest first.
+    async fn open(&self) -> Result<Vec<ChainRow>, JournalError>;
+    /// The whole identifier for a unique beginning of one.
+    async fn find(&self, prefix: &str) -> Result<RunId, JournalError>;
+
+    async fn post(&self, run: &RunId, at: jiff::Timestamp, actor: &str, command: &Command) -> Result<i64, JournalError>;
+    async fn letters(&self, run: &RunId) -> Result<Vec<Letter>, JournalError>;
+    async fn taken(&self, letter: i64) -> Result<(), JournalError>;
+
+    async fn considered(&self, drill: &str) -> Result<Option<jiff::Timestamp>, JournalError>;
+    async fn consider(&self, drill: &str, until: jiff::Timestamp) -> Result<(), JournalError>;
+
+    /// The whole journal, as it lies in the store, for verification.
+    async fn dump(&self) -> Result<chain::Dump, JournalError>;
+}
+
+/// How a chain's row follows from an event: the new status, and whether the chain has ended with it.
+#[must_use]
+pub fn project(body: &Body) -> Option<(String, bool)> {
+    match body {
+        Body::RunCreated { .. } => Some((RunStatus::Running.word().to_owned(), false)),
+        Body::Claimed { .. } | Body::DrillCreated { .. } => Some(("running".to_owned(), false)),
+        Body::Parked { status, .. } => Some((status.word().to_owned(), false)),
+        Body::Resumed => Some((RunStatus::Running.word().to_owned(), false)),
+        Body::RunFinished { status, .. } => Some((status.word().to_owned(), true)),
+        Body::DrillSkipped { .. } => Some(("skipped".to_owned(), true)),
+        Body::DrillMissed { .. } => Some(("missed".to_owned(), true)),
+        Body::DrillFinished { verdict, .. } => Some((
+            match verdict {
+                crate::model::objective::Verdict::Pass => "pass",
+                crate::model::objective::Verdict::Fail => "fail",
+                crate::model::objective::Verdict::Inconclusive => "inconclusive",
+            }
+            .to_owned(),
+            true,
+        )),
+        _ => None,
+    }
+}
