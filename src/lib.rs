@@ -1,5 +1,8 @@
 #![forbid(unsafe_code)]
 pub mod actions;
+pub mod engine;
 pub mod journal;
 pub mod model;
+pub mod plan;
 pub mod providers;
+pub mod runbook;

@@ -204,8 +204,9 @@ impl Journal for MemJournal {
         Ok(())
     }
 
-    async fn dump(&self) -> Result<Dump, JournalError> {
+    async fn dump(&self, only: Option<&[RunId]>) -> Result<Dump, JournalError> {
         let inner = self.inner();
+        let wanted = |run: &RunId| only.is_none_or(|only| only.contains(run));
         let event = |one: &Sealed| EventRow {
             run: one.stored.event.run.clone(),
             seq: one.stored.event.seq,
@@ -218,9 +219,9 @@ impl Journal for MemJournal {
             record: one.record.clone(),
         };
         Ok(Dump {
-            rows: inner.rows.values().map(|(row, _)| row.clone()).collect(),
-            events: inner.events.values().flatten().map(event).collect(),
-            heads: inner.heads.clone(),
+            rows: inner.rows.values().map(|(row, _)| row.clone()).filter(|row| wanted(&row.id)).collect(),
+            events: inner.events.iter().filter(|(run, _)| wanted(run)).flat_map(|(_, events)| events).map(event).collect(),
+            heads: only.is_none().then(|| inner.heads.clone()),
         })
     }
 }

@@ -5,6 +5,8 @@
 //! covers; nothing is re-serialised to verify it. [`mem`] and [`sqlite`] pass one conformance suite.
 
 pub mod chain;
+#[cfg(test)]
+mod conformance;
 pub mod mem;
 pub mod sqlite;
 
@@ -145,8 +147,8 @@ pub trait Journal: Send + Sync {
     async fn considered(&self, drill: &str) -> Result<Option<jiff::Timestamp>, JournalError>;
     async fn consider(&self, drill: &str, until: jiff::Timestamp) -> Result<(), JournalError>;
 
-    /// The whole journal, as it lies in the store, for verification.
-    async fn dump(&self) -> Result<chain::Dump, JournalError>;
+    /// The journal as it lies in the store, for verification: the whole, or these chains without the heads.
+    async fn dump(&self, only: Option<&[RunId]>) -> Result<chain::Dump, JournalError>;
 }
 
 /// How a chain's row follows from an event: the new status, and whether the chain has ended with it.

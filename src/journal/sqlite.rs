@@ -117,10 +117,8 @@ impl SqliteJournal {
     }
 
     async fn head(&self, tx: &mut Transaction<'_, Sqlite>, row: &ChainRow, ended: bool) -> Result<(), JournalError> {
-        let last = sqlx::query("SELECT n, hash FROM heads ORDER BY n DESC LIMIT 1")
-            .fetch_optional(&mut **tx)
-            .await
-            .map_err(|e| self.fail(&e))?;
+        let last =
+            sqlx::query("SELECT n, hash FROM heads ORDER BY n DESC LIMIT 1").fetch_optional(&mut **tx).await.map_err(|e| self.fail(&e))?;
         let (n, prev) = last.map_or((1, String::new()), |last| (last.get::<i64, _>(0) + 1, last.get::<String, _>(1)));
         let (record, hash) = seal_head(n.unsigned_abs(), &prev, row, ended);
         sqlx::query("INSERT INTO heads (n, run, prev, hash, record) VALUES (?, ?, ?, ?, ?)")
@@ -193,16 +191,18 @@ impl Journal for SqliteJournal {
         }
         self.take_locks(&mut tx, &chain).await?;
         let kind = if chain.kind == ChainKind::Drill { "drill" } else { "run" };
-        sqlx::query("INSERT INTO chains (id, kind, name, parent, status, started_at, epoch, owner) VALUES (?, ?, ?, ?, 'running', ?, 1, ?)")
-            .bind(chain.id.as_str())
-            .bind(kind)
-            .bind(&chain.name)
-            .bind(chain.parent.as_ref().map(RunId::as_str))
-            .bind(at.to_string())
-            .bind(owner)
-            .execute(&mut *tx)
-            .await
-            .map_err(|e| self.fail(&e))?;
+        sqlx::query(
+            "INSERT INTO chains (id, kind, name, parent, status, started_at, epoch, owner) VALUES (?, ?, ?, ?, 'running', ?, 1, ?)",
+        )
+        .bind(chain.id.as_str())
+        .bind(kind)
+        .bind(&chain.name)
+        .bind(chain.parent.as_ref().map(RunId::as_str))
+        .bind(at.to_string())
+        .bind(owner)
+        .execute(&mut *tx)
+        .await
+        .map_err(|e| self.fail(&e))?;
         let sealed = seal(&chain.id, 1, 0, "", vec![first])?;
         self.insert(&mut tx, &sealed).await?;
         let row = ChainRow {
@@ -309,7 +309,8 @@ impl Journal for SqliteJournal {
     }
 
     async fn find(&self, prefix: &str) -> Result<RunId, JournalError> {
-        let rows = sqlx::query("SELECT id FROM chains WHERE substr(id, 1, length(?1)) = ?1 LIMIT 3").bind(prefix).fetch_all(&self.read).await;
+        let rows =
+            sqlx::query("SELECT id FROM chains WHERE substr(id, 1, length(?1)) = ?1 LIMIT 3").bind(prefix).fetch_all(&self.read).await;
         match rows.map_err(|e| self.fail(&e))?.as_slice() {
             [] => Err(JournalError::NoSuchRun(RunId::from(prefix))),
             [one] => Ok(RunId(one.get(0))),
@@ -364,31 +365,41 @@ impl Journal for SqliteJournal {
         done.map(|_| ()).map_err(|e| self.fail(&e))
     }
 
-    async fn dump(&self) -> Result<Dump, JournalError> {
+    async fn dump(&self, only: Option<&[RunId]>) -> Result<Dump, JournalError> {
+        let only = only.map(|only| serde_json::to_string(only).unwrap_or_default());
         // One snapshot for all three, so that a run in progress does not look like damage.
         let mut tx = self.read.begin().await.map_err(|e| self.fail(&e))?;
-        let rows = sqlx::query("SELECT * FROM chains ORDER BY started_at, id").fetch_all(&mut *tx).await.map_err(|e| self.fail(&e))?;
-        let events = sqlx::query("SELECT * FROM events ORDER BY run, seq").fetch_all(&mut *tx).await.map_err(|e| self.fail(&e))?;
+        let rows = "SELECT * FROM chains WHERE ?1 IS NULL OR id IN (SELECT value FROM json_each(?1)) ORDER BY started_at, id";
+        let rows = sqlx::query(rows).bind(&only).fetch_all(&mut *tx).await.map_err(|e| self.fail(&e))?;
+        let events = "SELECT * FROM events WHERE ?1 IS NULL OR run IN (SELECT value FROM json_each(?1)) ORDER BY run, seq";
+        let events = sqlx::query(events).bind(&only).fetch_all(&mut *tx).await.map_err(|e| self.fail(&e))?;
         let heads = sqlx::query("SELECT * FROM heads ORDER BY n").fetch_all(&mut *tx).await.map_err(|e| self.fail(&e))?;
-        let event = |row: &SqliteRow| EventRow {
-            run: RunId(row.get("run")),
-            seq: row.get::<i64, _>("seq").unsigned_abs(),
-            at: row.get("at"),
-            actor: row.get("actor"),
-            epoch: row.get::<i64, _>("epoch").unsigned_abs(),
-            kind: row.get("kind"),
-            prev: row.get("prev"),
-            hash: row.get("hash"),
-            record: row.get("record"),
-        };
-        let head = |row: &SqliteRow| HeadRow {
-            n: row.get::<i64, _>("n").unsigned_abs(),
-            run: RunId(row.get("run")),
-            prev: row.get("prev"),
-            hash: row.get("hash"),
-            record: row.get("record"),
-        };
         let rows = rows.iter().map(chain_row).collect::<Result<_, _>>().map_err(|e| self.fail(&e))?;
-        Ok(Dump { rows, events: events.iter().map(event).collect(), heads: heads.iter().map(head).collect() })
+        let heads = only.is_none().then(|| heads.iter().map(head_row).collect());
+        Ok(Dump { rows, events: events.iter().map(event_row).collect(), heads })
+    }
+}
+
+fn event_row(row: &SqliteRow) -> EventRow {
+    EventRow {
+        run: RunId(row.get("run")),
+        seq: row.get::<i64, _>("seq").unsigned_abs(),
+        at: row.get("at"),
+        actor: row.get("actor"),
+        epoch: row.get::<i64, _>("epoch").unsigned_abs(),
+        kind: row.get("kind"),
+        prev: row.get("prev"),
+        hash: row.get("hash"),
+        record: row.get("record"),
+    }
+}
+
+fn head_row(row: &SqliteRow) -> HeadRow {
+    HeadRow {
+        n: row.get::<i64, _>("n").unsigned_abs(),
+        run: RunId(row.get("run")),
+        prev: row.get("prev"),
+        hash: row.get("hash"),
+        record: row.get("record"),
     }
 }

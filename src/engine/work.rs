@@ -1,0 +1,305 @@
+//! What is done for one step outside the loop: prepare, apply, observe, undo. No journal here: a task
+//! gets values and gives a report, and [`bodies`] says which events the report amounts to.
+
+use super::{Engine, Retry, failed};
+use crate::actions::contract::*;
+use crate::journal::{Claim, chain::sha256_hex};
+use crate::model::{effect::*, event::*, ids::*, node::Node, plan::*};
+use crate::plan::state::{Phase, RunState, StepState};
+use crate::providers::clock::Clock;
+use crate::runbook::expr;
+use serde_json::Value;
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::sync::watch;
+
+/// One look at the world may take so long; a step's own timeout bounds all its looks together.
+const LOOK: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Copy, Debug)]
+pub enum Work {
+    Prepare,
+    Apply {
+        attempt: u32,
+    },
+    /// `accepted`: the other side took it, and only its completion is awaited.
+    Observe {
+        accepted: bool,
+    },
+    Undo,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub enum Report {
+    Skip {
+        reason: String,
+    },
+    Prepared(Prepared<Value>),
+    Refused {
+        refusal: Refusal,
+        timed_out: bool,
+    },
+    Applied {
+        attempt: u32,
+        result: Result<Value, ApplyError>,
+        timed_out: bool,
+    },
+    Observed {
+        seen: Seen<Value>,
+        timed_out: bool,
+    },
+    /// Told to stop waiting; nothing new is known.
+    StoppedWaiting,
+    Undone(Result<(), ApplyError>),
+}
+
+/// The same for every attempt of a step, and for no other step: what the outside world may deduplicate by.
+#[must_use]
+pub fn key(run: &RunId, step: &StepId) -> String {
+    sha256_hex(format!("{run}/{step}").as_bytes())
+}
+
+/// What an approval is given over: plan and inputs.
+#[must_use]
+pub fn plan_digest(plan: &Plan) -> String {
+    sha256_hex(&serde_json::to_vec(plan).unwrap_or_default())
+}
+
+type Task = Pin<Box<dyn Future<Output = Report> + Send>>;
+
+/// The task for one piece of work; `None` when the step is not an action, or was never prepared.
+pub fn task(
+    engine: &Engine,
+    state: &RunState,
+    claim: &Claim,
+    step: &StepId,
+    work: Work,
+    owned: &Arc<AtomicBool>,
+    waiting: watch::Receiver<bool>,
+) -> Option<Task> {
+    let planned = state.plan.step(step)?;
+    let known = state.step(step)?;
+    let StepKind::Action { name, .. } = &planned.kind else { return None };
+    let Some(action) = crate::actions::find(name) else {
+        let refusal = Refusal::no("unknown_action", format!("this version of muster has no action `{name}`"));
+        return Some(Box::pin(async move { Report::Refused { refusal, timed_out: false } }));
+    };
+    let read = ReadCx {
+        world: engine.world.clone(),
+        estate: Arc::new(state.plan.estate.clone()),
+        run: claim.run.clone(),
+        step: step.clone(),
+        scope: state.plan.scope,
+        key: key(&claim.run, step),
+        deadline: planned.timeout.duration(),
+        scratch: engine.scratch.join(claim.run.as_str()),
+    };
+    let owned = owned.clone();
+    let write = WriteCx::new(read.clone(), engine.world.clone(), Arc::new(move || owned.load(Ordering::SeqCst)));
+    let limit = planned.timeout.duration();
+    let clock = engine.clock.clone();
+    let intent = known.intent.clone().unwrap_or(Value::Null);
+    let output = known.output.clone();
+    match work {
+        Work::Prepare => {
+            let rendered = render(state, claim, planned);
+            Some(Box::pin(async move { prepare(action, read, rendered, limit).await }))
+        }
+        Work::Apply { attempt } => Some(Box::pin(async move {
+            match tokio::time::timeout(limit, action.apply(&write, &intent)).await {
+                Ok(result) => Report::Applied { attempt, result, timed_out: false },
+                Err(_) => Report::Applied { attempt, result: Err(ApplyError::Unknown(late(limit))), timed_out: true },
+            }
+        })),
+        Work::Observe { accepted } => Some(Box::pin(async move { observe(action, read, intent, clock, limit, accepted, waiting).await })),
+        Work::Undo => Some(Box::pin(async move {
+            let undone = tokio::time::timeout(limit, action.undo(&write, &intent, output)).await;
+            Report::Undone(undone.unwrap_or_else(|_| Err(ApplyError::Unknown(late(limit)))))
+        })),
+    }
+}
+
+fn late(limit: Duration) -> Failure {
+    Failure::new(
+        "timed_out",
+        format!("no answer within {}", crate::model::time::Span::from_ms(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX))),
+    )
+}
+
+/// What `when` and `with` come to with what is known now; `None` when the step is not to run.
+fn render(state: &RunState, claim: &Claim, planned: &PlanStep) -> Result<Option<Node>, String> {
+    let context = context(state, &claim.run);
+    if let Some(when) = &planned.when
+        && !expr::truth(when, &context).map_err(|e| e.to_string())?
+    {
+        return Ok(None);
+    }
+    expr::render(&planned.with, &context).map(Some).map_err(|e| e.to_string())
+}
+
+fn context(state: &RunState, run: &RunId) -> expr::Context {
+    let inputs = state.plan.inputs.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+    let outputs = state.steps.iter().filter_map(|(id, known)| Some((id.to_string(), known.output.clone()?)));
+    expr::Context::new(inputs, outputs.collect(), run.as_str())
+}
+
+async fn prepare(action: Box<dyn DynAction>, cx: ReadCx, rendered: Result<Option<Node>, String>, limit: Duration) -> Report {
+    let with = match rendered {
+        Ok(Some(with)) => with,
+        Ok(None) => return Report::Skip { reason: "its `when` is false".to_owned() },
+        Err(why) => return Report::Refused { refusal: Refusal::no("expression", why), timed_out: false },
+    };
+    match tokio::time::timeout(limit, action.prepare(&cx, &with)).await {
+        Ok(Ok(prepared)) => Report::Prepared(prepared),
+        Ok(Err(refusal)) => Report::Refused { refusal, timed_out: false },
+        Err(_) => Report::Refused { refusal: Refusal { failure: late(limit), retry: true }, timed_out: true },
+    }
+}
+
+/// Looks until there is something to say. Once the other side has accepted, "absent" only means "not yet".
+async fn observe(
+    action: Box<dyn DynAction>,
+    cx: ReadCx,
+    intent: Value,
+    clock: Arc<dyn Clock>,
+    limit: Duration,
+    accepted: bool,
+    mut waiting: watch::Receiver<bool>,
+) -> Report {
+    let begun = clock.monotonic();
+    loop {
+        let seen = match tokio::time::timeout(LOOK, action.observe(&cx, &intent)).await {
+            Ok(seen) => seen,
+            Err(_) => Seen::CannotTell { why: late(LOOK).message },
+        };
+        let poll = match &seen {
+            Seen::Pending { poll_after_ms, .. } => *poll_after_ms,
+            Seen::Absent if accepted => 100,
+            // Right after a crash what is to be looked at may be down as well: look again, up to the limit.
+            Seen::CannotTell { .. } if accepted => 500,
+            _ => return Report::Observed { seen, timed_out: false },
+        };
+        if clock.monotonic() - begun >= limit {
+            return Report::Observed { seen, timed_out: true };
+        }
+        let told = async {
+            // The sender lives as long as the loop that waits for this task.
+            if waiting.wait_for(|stop| *stop).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = clock.sleep(Duration::from_millis(poll)) => {}
+            () = told => return Report::StoppedWaiting,
+        }
+    }
+}
+
+/// What is needed to tell what a report amounts to.
+pub struct Context<'a> {
+    pub planned: &'a PlanStep,
+    pub known: &'a StepState,
+    pub now: jiff::Timestamp,
+}
+
+/// The events that a report amounts to. `at` turns a wait into an instant (with jitter).
+pub fn bodies(cx: &Context<'_>, report: Report, at: impl Fn(u64) -> jiff::Timestamp) -> Vec<Body> {
+    let step = cx.planned.id.clone();
+    match report {
+        Report::Skip { reason } => vec![Body::Skipped { step, reason }],
+        Report::Prepared(prepared) => {
+            let hash = sha256_hex(&serde_json::to_vec(&prepared.intent).unwrap_or_default());
+            vec![Body::Prepared { step, intent: prepared.intent, hash, change: prepared.change, notes: prepared.notes }]
+        }
+        Report::Refused { refusal, timed_out } => {
+            let attempt = cx.known.attempts + 1;
+            let retry = Retry { allowed: refusal.retry, timed_out, hint_ms: None };
+            let next = failed(cx.planned, &step, attempt, &refusal.failure, retry, at);
+            vec![Body::Refused { step, attempt, failure: refusal.failure, retry: refusal.retry }, next]
+        }
+        Report::Applied { attempt, result, timed_out } => applied(cx, step, attempt, result, timed_out, at),
+        Report::Observed { seen, timed_out } => observed(cx, step, seen, timed_out, at),
+        Report::StoppedWaiting => Vec::new(),
+        Report::Undone(Ok(())) => vec![Body::Undone { step }],
+        Report::Undone(Err(ApplyError::Definite(failure) | ApplyError::Retry { failure, .. } | ApplyError::Unknown(failure))) => {
+            vec![Body::UndoFailed { step, failure }]
+        }
+    }
+}
+
+fn applied(
+    cx: &Context<'_>,
+    step: StepId,
+    attempt: u32,
+    result: Result<Value, ApplyError>,
+    timed_out: bool,
+    at: impl Fn(u64) -> jiff::Timestamp,
+) -> Vec<Body> {
+    let effect = match &cx.planned.kind {
+        StepKind::Action { effect, .. } => *effect,
+        StepKind::Approval(_) => Effect::Read,
+    };
+    match result {
+        Ok(output) => {
+            let mut bodies = vec![Body::Applied { step: step.clone(), attempt, output: output.clone() }];
+            // Nothing else can be seen of these: the answer is all there is.
+            if matches!(effect, Effect::Read | Effect::OneShot) {
+                bodies.push(Body::Verified { step, output, warnings: Vec::new() });
+            }
+            bodies
+        }
+        Err(ApplyError::Unknown(failure)) if effect != Effect::Read => vec![Body::ApplyUnknown { step, attempt, failure }],
+        Err(ApplyError::Unknown(failure)) => {
+            let retry = Retry { allowed: true, timed_out, hint_ms: None };
+            let next = failed(cx.planned, &step, attempt, &failure, retry, at);
+            vec![Body::ApplyFailed { step, attempt, failure, retry_after_ms: None }, next]
+        }
+        Err(ApplyError::Retry { after, failure }) => {
+            let hint = u64::try_from(after.as_millis()).ok();
+            let next = failed(cx.planned, &step, attempt, &failure, Retry { allowed: true, timed_out: false, hint_ms: hint }, at);
+            vec![Body::ApplyFailed { step, attempt, failure, retry_after_ms: hint }, next]
+        }
+        Err(ApplyError::Definite(failure)) => {
+            let retry = Retry { allowed: true, timed_out: false, hint_ms: None };
+            let next = failed(cx.planned, &step, attempt, &failure, retry, at);
+            vec![Body::ApplyFailed { step, attempt, failure, retry_after_ms: None }, next]
+        }
+    }
+}
+
+fn observed(cx: &Context<'_>, step: StepId, seen: Seen<Value>, timed_out: bool, at: impl Fn(u64) -> jiff::Timestamp) -> Vec<Body> {
+    let mut bodies = vec![Body::Observed { step: step.clone(), seen: seen.clone() }];
+    let accepted = cx.known.phase == Phase::Applied;
+    bodies.push(match seen {
+        Seen::Done(output) => Body::Verified { step, output, warnings: Vec::new() },
+        Seen::Absent if !accepted => match &cx.known.phase {
+            // The attempt is known to have failed after all: it counts, and may be made again.
+            Phase::Unknown(failure) => {
+                let retry = Retry { allowed: true, timed_out: false, hint_ms: None };
+                failed(cx.planned, &step, cx.known.attempts, failure, retry, at)
+            }
+            _ => return bodies,
+        },
+        Seen::Pending { note, .. } if accepted && timed_out => {
+            let why = Failure::new("timed_out", format!("accepted, but not complete within {}: {note}", cx.planned.timeout));
+            failed(cx.planned, &step, u32::MAX, &why, Retry { allowed: false, timed_out: true, hint_ms: None }, at)
+        }
+        Seen::Pending { note, .. } => question(step, format!("an earlier attempt is still under way: {note}")),
+        Seen::Absent => question(step, "it was accepted, but nothing of it can be seen".to_owned()),
+        Seen::Differs { found } => question(step, format!("something else is there: {found}")),
+        Seen::CannotTell { why } => question(step, why),
+    });
+    bodies
+}
+
+fn question(step: StepId, question: String) -> Body {
+    Body::Indeterminate { step, question }
+}

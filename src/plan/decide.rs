@@ -1,0 +1,220 @@
+//! What to do next: the engine's whole policy.
+//!
+//! [`decide`] looks at a run and at what is in flight in this process, and lists what may be begun now.
+//! After a crash nothing is in flight, and that is the only difference: an attempt that is open in the
+//! journal and not in flight here is observed, never repeated.
+
+use super::state::*;
+use crate::model::{effect::*, ids::*, plan::*, runbook::*, status::*};
+use std::collections::BTreeSet;
+
+/// How many steps are at work at once.
+pub const PARALLEL: usize = 16;
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Decision {
+    /// Evaluate `when`, render `with`, look at the world, choose.
+    Prepare(StepId),
+    /// A drill does not ask: the approval is journaled as skipped.
+    SkipApproval(StepId),
+    Ask(StepId),
+    Apply {
+        step: StepId,
+        attempt: u32,
+    },
+    /// See whether an attempt happened, or is complete.
+    Observe(StepId),
+    Undo(StepId),
+    /// Journal that undoing this step is left to a person, or that there is nothing to undo.
+    LeaveUndo {
+        step: StepId,
+        reason: String,
+    },
+    End {
+        step: StepId,
+        status: StepStatus,
+        failure: Option<Failure>,
+    },
+    /// Nothing can be done before this instant.
+    WakeAt(jiff::Timestamp),
+    /// A person must act; the process may go.
+    Park {
+        status: RunStatus,
+        reason: String,
+    },
+    Finish {
+        status: RunStatus,
+        reason: Option<String>,
+    },
+}
+
+/// What becomes of a step after an attempt that failed.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AfterFailure {
+    /// Again, not before so many milliseconds (jitter is the caller's).
+    Retry {
+        after_ms: u64,
+    },
+    End(StepStatus),
+}
+
+/// What may be begun now. Empty while only what is in flight can bring the run on.
+#[must_use]
+pub fn decide(state: &RunState, in_flight: &BTreeSet<StepId>, now: jiff::Timestamp) -> Vec<Decision> {
+    if state.finished_at.is_some() {
+        return Vec::new();
+    }
+    let mut decisions = Vec::new();
+    for step in &state.plan.steps {
+        if let Some(known) = state.steps.get(&step.id).filter(|_| !in_flight.contains(&step.id)) {
+            decisions.extend(for_step(state, step, known, now));
+        }
+    }
+    let acts = |d: &&Decision| !matches!(d, Decision::WakeAt(_));
+    if in_flight.is_empty() && decisions.iter().filter(acts).count() == 0 {
+        return at_rest(state, decisions);
+    }
+    let room = PARALLEL.saturating_sub(in_flight.len());
+    let mut begun = 0;
+    decisions.retain(|decision| {
+        let works = matches!(decision, Decision::Prepare(_) | Decision::Apply { .. } | Decision::Observe(_));
+        begun += usize::from(works);
+        !works || begun <= room
+    });
+    decisions
+}
+
+fn for_step(state: &RunState, step: &PlanStep, known: &StepState, now: jiff::Timestamp) -> Option<Decision> {
+    let halted = state.paused.is_some() || state.aborting.is_some() || state.stopping.is_some();
+    let id = || step.id.clone();
+    match &known.phase {
+        Phase::New if halted || !needs_met(state, step) => None,
+        Phase::New => match known.retry_at {
+            Some(at) if at > now => Some(Decision::WakeAt(at)),
+            _ => Some(match &step.kind {
+                StepKind::Approval(_) if state.plan.scope == Scope::Drill => Decision::SkipApproval(id()),
+                StepKind::Approval(_) => Decision::Ask(id()),
+                StepKind::Action { .. } => Decision::Prepare(id()),
+            }),
+        },
+        Phase::Prepared => (!halted).then(|| Decision::Apply { step: id(), attempt: known.attempts + 1 }),
+        Phase::Asked => asked(step, known, now),
+        // Reads are run again freely; everything else is looked at first.
+        Phase::Applying | Phase::Unknown(_) if is_read(step) => {
+            (!halted).then(|| Decision::Apply { step: id(), attempt: known.attempts + 1 })
+        }
+        // Pausing stops waiting, too: what was applied can be looked at when the run goes on.
+        Phase::Applying | Phase::Unknown(_) | Phase::Applied => (state.paused.is_none()).then(|| Decision::Observe(id())),
+        Phase::Held | Phase::Ended => None,
+    }
+}
+
+fn is_read(step: &PlanStep) -> bool {
+    matches!(step.kind, StepKind::Action { effect: Effect::Read, .. })
+}
+
+fn needs_met(state: &RunState, step: &PlanStep) -> bool {
+    step.needs.iter().all(|need| state.steps.get(need).is_some_and(|known| known.status.satisfies()))
+}
+
+fn asked(step: &PlanStep, known: &StepState, now: jiff::Timestamp) -> Option<Decision> {
+    let StepKind::Approval(approval) = &step.kind else { return None };
+    let end = |status, failure| Some(Decision::End { step: step.id.clone(), status, failure });
+    if let Some(reason) = &known.rejected {
+        return end(StepStatus::Failed, Some(Failure::new("rejected", reason.clone())));
+    }
+    if known.approvals.len() >= approval.approvers as usize {
+        return end(StepStatus::Succeeded, None);
+    }
+    match known.expires_at {
+        Some(at) if at <= now => {
+            let why = format!("{} of {} approvals came within {}", known.approvals.len(), approval.approvers, approval.expires);
+            end(StepStatus::Failed, Some(Failure::new("approval_expired", why)))
+        }
+        Some(at) => Some(Decision::WakeAt(at)),
+        None => None,
+    }
+}
+
+/// Nothing is in flight and no step can go on by itself: wait, ask, undo, or finish.
+fn at_rest(state: &RunState, waiting: Vec<Decision>) -> Vec<Decision> {
+    let mut held = state.steps.iter().filter(|(_, known)| known.phase == Phase::Held).map(|(id, _)| id.as_str());
+    if let Some(first) = held.next() {
+        let names = held.fold(format!("`{first}`"), |names, id| format!("{names}, `{id}`"));
+        return park(RunStatus::Indeterminate, format!("what happened in step {names} is not known"));
+    }
+    if let Some(reason) = &state.aborting {
+        return close(state, RunStatus::Aborted, Some(reason.clone()));
+    }
+    if let Some(stopping) = &state.stopping {
+        if stopping.undo
+            && let Some(undo) = next_undo(state)
+        {
+            return vec![undo];
+        }
+        let failed: Vec<_> = state.steps.values().filter(|known| known.undo == UndoState::Failed).collect();
+        let note = if failed.is_empty() { "" } else { "; not everything could be undone" };
+        return close(state, RunStatus::Failed, Some(format!("step `{}` failed{note}", stopping.because)));
+    }
+    if let Some(reason) = &state.paused {
+        return park(RunStatus::Paused, reason.clone());
+    }
+    if let Some((id, _)) = state.steps.iter().find(|(_, known)| known.phase == Phase::Asked) {
+        let mut decisions = park(RunStatus::WaitingApproval, format!("step `{id}` waits for approval"));
+        decisions.extend(waiting);
+        return decisions;
+    }
+    if !waiting.is_empty() {
+        return waiting;
+    }
+    // A run that was resumed past a failed step still has that step.
+    if let Some((id, _)) = state.steps.iter().find(|(_, known)| known.status.is_failure()) {
+        return park(RunStatus::Paused, format!("step `{id}` failed"));
+    }
+    close(state, RunStatus::Succeeded, None)
+}
+
+fn park(status: RunStatus, reason: String) -> Vec<Decision> {
+    vec![Decision::Park { status, reason }]
+}
+
+/// What never ran is cancelled, by name; then the run ends.
+fn close(state: &RunState, status: RunStatus, reason: Option<String>) -> Vec<Decision> {
+    let open = state.plan.steps.iter().filter(|step| state.steps.get(&step.id).is_some_and(|known| known.phase != Phase::Ended));
+    let mut decisions: Vec<_> =
+        open.map(|step| Decision::End { step: step.id.clone(), status: StepStatus::Cancelled, failure: None }).collect();
+    if decisions.is_empty() {
+        decisions.push(Decision::Finish { status, reason });
+    }
+    decisions
+}
+
+/// The next step to undo: every one that was begun, succeeded or not, the last begun first.
+fn next_undo(state: &RunState) -> Option<Decision> {
+    let begun = state.plan.steps.iter().filter_map(|step| {
+        let known = state.steps.get(&step.id)?;
+        let open = matches!(known.undo, UndoState::Not | UndoState::Undoing) && !is_read(step);
+        Some((known.first_applying?, step)).filter(|_| open)
+    });
+    let (_, step) = begun.max_by_key(|(seq, _)| *seq)?;
+    Some(match step.undo {
+        UndoPolicy::Automatic => Decision::Undo(step.id.clone()),
+        UndoPolicy::Manual => Decision::LeaveUndo { step: step.id.clone(), reason: "its undo is manual".to_owned() },
+        UndoPolicy::None => Decision::LeaveUndo { step: step.id.clone(), reason: "it has no undo".to_owned() },
+    })
+}
+
+/// What becomes of a step whose attempt number `attempt` failed for certain.
+#[must_use]
+pub fn after_failure(step: &PlanStep, attempt: u32, retryable: bool, timed_out: bool, hint_ms: Option<u64>) -> AfterFailure {
+    if retryable && attempt < step.retry.attempts {
+        let doublings = attempt.saturating_sub(1).min(20);
+        let backoff = step.retry.backoff.ms.saturating_mul(1 << doublings).min(step.retry.max_backoff.ms);
+        return AfterFailure::Retry { after_ms: backoff.max(hint_ms.unwrap_or(0)) };
+    }
+    AfterFailure::End(match step.on_failure {
+        OnFailure::Continue => StepStatus::FailedIgnored,
+        _ if timed_out => StepStatus::TimedOut,
+        _ => StepStatus::Failed,
+    })
+}
