@@ -1,7 +1,14 @@
-//! DECISIONS. Pure: time is an argument; no clock, no randomness, no async, no I/O. Imports `model` alone.
+//! DECISIONS. What is due, what comes next, what was measured: pure functions over the model.
 //!
-//! [`state`] folds a run's events into what is known of it; [`decide`] says what to do next. Together
-//! they are the whole policy of the engine, the same in normal running and after a crash.
+//! Time is an argument here. No clock, no randomness, no async, no I/O, so that every decision can be
+//! replayed from the journal and tested over years in milliseconds. Imports `model` alone.
+//!
+//! [`state`] folds a run's events into what is known of it, [`decide`] says what to do next: together they
+//! are the whole policy of the engine, the same in normal running and after a crash.
 
+pub mod crontab;
 pub mod decide;
+pub mod measure;
+pub mod schedule;
 pub mod state;
+pub mod verdict;

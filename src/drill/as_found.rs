@@ -1,0 +1,65 @@
+//! What the estate looks like, in the few facts that a drill changes: which region is writable, who
+//! replicates, who may write, where the names point. Taken before a drill and after it, and compared.
+
+use crate::model::{estate::Estate, ids::*};
+use crate::providers::port::{PortResult, WorldRead};
+use std::collections::BTreeMap;
+
+/// Fact and value: `database predictions in east` -> `writable`.
+pub type Facts = BTreeMap<String, String>;
+
+/// Looks at everything the estate names. What cannot be reached is on record as such.
+pub async fn capture(world: &dyn WorldRead, estate: &Estate) -> Facts {
+    let mut facts = Facts::new();
+    for (name, database) in &estate.databases {
+        for region in database.instances.keys() {
+            facts.insert(format!("database {name} in {region}"), or_unreachable(server(world, name, region).await));
+        }
+        if database.lease.is_some() {
+            facts.insert(format!("writers of {name}"), or_unreachable(writers(world, name).await));
+        }
+    }
+    for (name, endpoint) in &estate.endpoints {
+        let key = format!("endpoint {name}");
+        facts.insert(key, or_unreachable(target(world, name, &endpoint.zone, &endpoint.name).await));
+    }
+    facts
+}
+
+fn or_unreachable(value: PortResult<String>) -> String {
+    value.unwrap_or_else(|error| format!("unreachable: {error}"))
+}
+
+async fn server(world: &dyn WorldRead, name: &DatabaseName, region: &RegionName) -> PortResult<String> {
+    let state = world.sql(name.as_str(), region.as_str())?.state().await?;
+    Ok(match (state.in_recovery, state.streaming, state.read_only) {
+        (true, true, _) => "standby, streaming",
+        (true, false, _) => "standby, not streaming",
+        (false, _, true) => "primary, read-only",
+        (false, _, false) => "writable",
+    }
+    .to_owned())
+}
+
+async fn writers(world: &dyn WorldRead, name: &DatabaseName) -> PortResult<String> {
+    let lease = world.lease(name.as_str())?.lease().await?;
+    Ok(lease.allowed.map_or("allowed nowhere".to_owned(), |region| format!("allowed in {region}")))
+}
+
+async fn target(world: &dyn WorldRead, name: &EndpointName, zone: &str, host: &str) -> PortResult<String> {
+    let dns = world.dns(name.as_str())?;
+    let record = match dns.record(zone, host, "A").await? {
+        Some(record) => Some(record),
+        None => dns.record(zone, host, "AAAA").await?,
+    };
+    Ok(record.map_or("no record".to_owned(), |record| format!("{} {} ttl {}", record.kind, record.values.join(","), record.ttl_s)))
+}
+
+/// What is not as it was, one sentence each.
+#[must_use]
+pub fn differences(before: &Facts, after: &Facts) -> Vec<String> {
+    let keys: std::collections::BTreeSet<_> = before.keys().chain(after.keys()).collect();
+    let value = |facts: &Facts, key: &str| facts.get(key).cloned().unwrap_or_else(|| "nothing".to_owned());
+    let pairs = keys.into_iter().map(|key| (key, value(before, key), value(after, key)));
+    pairs.filter(|(_, was, is)| was != is).map(|(key, was, is)| format!("{key}: was {was}, is {is}")).collect()
+}
