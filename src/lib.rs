@@ -1,5 +1,7 @@
 #![forbid(unsafe_code)]
+
 pub mod actions;
+pub mod drill;
 pub mod engine;
 pub mod journal;
 pub mod model;
