@@ -8,7 +8,9 @@
 
 pub mod as_found;
 pub mod conduct;
+mod figures;
 pub mod probe;
 pub mod probe_ledger;
 pub mod probe_watch;
 pub mod state;
+pub mod summary;

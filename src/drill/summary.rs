@@ -1,0 +1,45 @@
+//! A drill as one JSON object: what `drill run --json` ends with, less the evidence over it.
+
+use super::state::DrillState;
+use crate::model::{event::RunRole, objective::Verdict, time::rfc3339_ms};
+use serde_json::{Value, json};
+
+/// The object of the command line's contract, without `steps` and `evidence`, which its reader adds.
+#[must_use]
+pub fn summary(state: &DrillState, verdict: Verdict) -> Value {
+    let main = state.measured.get(&RunRole::Main);
+    let calls = main.and_then(|m| m.notes.get("traffic_calls")).and_then(Value::as_u64);
+    let traffic =
+        calls.map(|calls| json!({ "path": if calls > 0 { json!("control-plane") } else { Value::Null }, "control_plane_calls": calls }));
+    json!({
+        "drill": state.drill.drill,
+        "id": state.id,
+        "run": state.runs.get(&RunRole::Main).map(|(run, _)| run),
+        "kind": state.drill.kind,
+        "verdict": verdict,
+        "scheduled_for": state.scheduled_for.map(rfc3339_ms),
+        "started_at": rfc3339_ms(state.started_at),
+        "finished_at": state.finished_at.map(rfc3339_ms),
+        "rto": main.map(|m| &m.rto),
+        "rpo": main.map(|m| &m.rpo),
+        "traffic": traffic,
+        "then": then(state),
+    })
+}
+
+fn then(state: &DrillState) -> Option<Value> {
+    state.context.then.as_ref()?;
+    let run = state.runs.get(&RunRole::Then);
+    let measured = state.measured.get(&RunRole::Then);
+    let note = |name: &str| measured.and_then(|m| m.notes.get(name)).cloned().unwrap_or_default();
+    Some(json!({
+        "run": run.map(|(id, _)| id),
+        "status": run.and_then(|(_, status)| *status),
+        "acknowledged_writes": measured.and_then(|m| m.rpo.acknowledged_writes),
+        "lost_writes": measured.and_then(|m| m.rpo.lost_writes),
+        "write_pause_ms": note("write_pause_ms"),
+        "stray_writes": note("stray_writes"),
+        "as_found": state.as_found.as_ref().map(|(same, _)| same),
+        "differences": state.as_found.as_ref().map(|(_, differences)| differences),
+    }))
+}
