@@ -60,6 +60,7 @@ impl Conductor {
     /// Puts the drill on record, with what the estate looks like before it.
     pub async fn begin(
         &self,
+        id: RunId,
         drill: Drill,
         file: (String, String),
         plans: (Plan, Option<Plan>),
@@ -72,7 +73,7 @@ impl Conductor {
         let estate = main.estate.clone();
         let as_found = serde_json::to_value(as_found::capture(&*self.engine.world, &estate).await).unwrap_or_default();
         let chain = NewChain {
-            id: RunId(self.engine.clock.new_id()),
+            id,
             kind: ChainKind::Drill,
             name: drill.drill.to_string(),
             parent: None,
@@ -249,7 +250,9 @@ impl Underway {
             return Ok(());
         }
         let engine = self.conductor.engine.clone();
-        let claim = match self.adopt(role).await? {
+        let adopted = self.adopt(role).await?;
+        let resume = adopted.is_some();
+        let claim = match adopted {
             Some(run) => engine.journal.claim(&run, &engine.actor).await?,
             None => {
                 let plan = if role == RunRole::Main { Some(&self.state.context.main) } else { self.state.context.then.as_ref() };
@@ -260,7 +263,7 @@ impl Underway {
             }
         };
         let run = claim.run.clone();
-        let status = engine.carry_on(claim).await?.state.status;
+        let status = engine.carry_on(claim, resume).await?.state.status;
         if needs_a_person(status) {
             self.interrupted()?;
             return Err(DrillError::NeedsAPerson { drill: self.state.id.clone(), run, status });

@@ -81,8 +81,8 @@ impl Engine {
         Ok((claim, stored))
     }
 
-    /// Carries a run on until it ends or a person must act.
-    pub async fn carry_on(&self, claim: Claim) -> Result<Outcome, EngineError> {
+    /// Carries a run on until it ends or a person must act. `resume` lifts a pause.
+    pub async fn carry_on(&self, claim: Claim, resume: bool) -> Result<Outcome, EngineError> {
         let events = self.journal.load(&claim.run, 0).await?;
         let head = events.last().map(|stored| stored.hash.clone()).unwrap_or_default();
         let state = RunState::of(events.iter().map(|stored| &stored.event)).ok_or_else(|| EngineError::NotARun(claim.run.clone()))?;
@@ -99,7 +99,9 @@ impl Engine {
             owned: Arc::new(AtomicBool::new(true)),
             waiting: watch::channel(false).0,
         };
-        owner.append(vec![Body::Claimed { owner: self.actor.clone() }]).await?;
+        let mut begin = vec![Body::Claimed { owner: self.actor.clone() }];
+        begin.extend(resume.then_some(Body::Resumed));
+        owner.append(begin).await?;
         let outcome = owner.work().await;
         owner.owned.store(false, Ordering::SeqCst);
         outcome?;

@@ -1,0 +1,164 @@
+//! Finding and reading what people wrote: the estate, runbooks, drills.
+//!
+//! A runbook or drill is named by a path, or by a name that is sought beside the file that names it, then
+//! in `runbooks/` or `drills/` beside the estate. A lab's estate without addresses takes them from the
+//! lab that is up.
+
+use super::{Muster, ServiceError};
+use crate::actions::Known;
+use crate::model::{estate::Estate, plan::*};
+use crate::runbook::{
+    compile::{compile, lint_reach},
+    diagnostic::{Diagnostic, suggest},
+    lint::{check_drill, check_estate},
+    load::{LoadedDrill, LoadedRunbook, load_drill, load_estate, load_runbook},
+    parse::check_size,
+};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+/// Which folder a name is sought in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Folder {
+    Runbooks,
+    Drills,
+}
+
+impl Folder {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Runbooks => "runbooks",
+            Self::Drills => "drills",
+        }
+    }
+    fn what(self) -> &'static str {
+        match self {
+            Self::Runbooks => "runbook",
+            Self::Drills => "drill",
+        }
+    }
+}
+
+/// The bytes of a file that is not too large to be one of ours.
+pub fn read(path: &Path) -> Result<Vec<u8>, ServiceError> {
+    let name = path.display().to_string();
+    let fail = |e: std::io::Error| ServiceError::Invalid(vec![Diagnostic::error(&name, "unreadable", format!("{name} cannot be read: {e}"))]);
+    let size = std::fs::metadata(path).map_err(fail)?.len();
+    check_size(&name, size).map_err(|e| ServiceError::Invalid(vec![e]))?;
+    std::fs::read(path).map_err(fail)
+}
+
+impl Muster {
+    fn home(&self) -> PathBuf {
+        self.estate_file.parent().map_or_else(PathBuf::new, Path::to_owned)
+    }
+
+    /// The file that a name stands for.
+    pub fn resolve(&self, name: &str, folder: Folder, beside: Option<&Path>) -> Result<PathBuf, ServiceError> {
+        let direct = PathBuf::from(name);
+        if direct.is_file() {
+            return Ok(direct);
+        }
+        let looks_like_path = name.contains('/') || Path::new(name).extension().is_some_and(|e| e == "yaml" || e == "yml");
+        let mut places = Vec::new();
+        places.extend(beside.and_then(Path::parent).map(Path::to_owned));
+        places.push(self.home().join(folder.name()));
+        for place in &places {
+            let names = if looks_like_path { vec![name.to_owned()] } else { vec![format!("{name}.yaml"), format!("{name}.yml")] };
+            if let Some(found) = names.iter().map(|name| place.join(name)).find(|path| path.is_file()) {
+                return Ok(found);
+            }
+        }
+        let known = self.names(folder);
+        let near = suggest(name, known.iter().map(String::as_str)).map(|help| format!("; {help}")).unwrap_or_default();
+        let sought: Vec<_> = places.iter().map(|p| if p.as_os_str().is_empty() { ".".to_owned() } else { p.display().to_string() }).collect();
+        Err(ServiceError::Usage(format!("there is no {} `{name}`, neither as a path nor in {}{near}", folder.what(), sought.join(", "))))
+    }
+
+    /// The names in a folder beside the estate.
+    #[must_use]
+    pub fn names(&self, folder: Folder) -> Vec<String> {
+        let stem = |path: &PathBuf| path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+        self.folder(folder).iter().filter_map(stem).collect()
+    }
+
+    /// The YAML files in a folder beside the estate, sorted.
+    #[must_use]
+    pub fn folder(&self, folder: Folder) -> Vec<PathBuf> {
+        yaml_files(&self.home().join(folder.name()))
+    }
+
+    /// The estate as written; an empty one when there is no file and none was asked for.
+    pub fn written_estate(&self) -> Result<Estate, ServiceError> {
+        if !self.estate_file.is_file() && self.estate_file == Path::new("muster.yaml") {
+            return Ok(Estate::default());
+        }
+        let name = self.estate_file.display().to_string();
+        let loaded = load_estate(&name, &read(&self.estate_file)?).map_err(ServiceError::Invalid)?;
+        let found = check_estate(&loaded);
+        if found.iter().any(Diagnostic::is_error) { Err(ServiceError::Invalid(found)) } else { Ok(loaded.estate) }
+    }
+
+    /// The estate to act on: a lab's takes its addresses from the lab that is up.
+    pub fn estate(&self) -> Result<Estate, ServiceError> {
+        let written = self.written_estate()?;
+        if !written.lab || written.regions.values().any(|region| region.aws.is_some()) {
+            return Ok(written);
+        }
+        let up = self.state.join("lab").join("muster.yaml");
+        if !up.is_file() {
+            let text = format!("{} is the lab's estate, and no lab is up here; start one with `muster lab up`", self.estate_file.display());
+            return Err(ServiceError::Usage(text));
+        }
+        let name = up.display().to_string();
+        let lab = load_estate(&name, &read(&up)?).map_err(ServiceError::Invalid)?.estate;
+        Ok(Estate { regions: lab.regions, databases: lab.databases, buckets: lab.buckets, endpoints: lab.endpoints, ..written })
+    }
+
+    pub fn runbook(&self, name: &str, beside: Option<&Path>) -> Result<LoadedRunbook, ServiceError> {
+        let path = self.resolve(name, Folder::Runbooks, beside)?;
+        load_runbook(&path.display().to_string(), &read(&path)?).map_err(ServiceError::Invalid)
+    }
+
+    pub fn drill(&self, name: &str) -> Result<(PathBuf, LoadedDrill), ServiceError> {
+        let path = self.resolve(name, Folder::Drills, None)?;
+        let loaded = load_drill(&path.display().to_string(), &read(&path)?).map_err(ServiceError::Invalid)?;
+        Ok((path, loaded))
+    }
+
+    /// A runbook compiled for one run; what rule 7 forbids is refused here.
+    pub fn plan(&self, book: &LoadedRunbook, estate: &Estate, inputs: &BTreeMap<String, String>, scope: Scope, live: bool) -> Result<Plan, ServiceError> {
+        let plan = compile(book, estate, inputs, scope, live, &Known).map_err(ServiceError::Invalid)?;
+        let found = lint_reach(&plan);
+        if found.iter().any(Diagnostic::is_error) { Err(ServiceError::Invalid(found)) } else { Ok(plan) }
+    }
+
+    /// A drill with both its runbooks compiled, checked against the estate.
+    pub fn drill_plans(&self, path: &Path, loaded: &LoadedDrill, estate: &Estate) -> Result<(Plan, Option<Plan>), ServiceError> {
+        let drill = &loaded.drill;
+        let main = self.runbook(&drill.runbook, Some(path))?;
+        let then = drill.then.as_ref().map(|then| self.runbook(&then.runbook, Some(path))).transpose()?;
+        let found = check_drill(loaded, estate, Some(&main), then.as_ref());
+        if found.iter().any(Diagnostic::is_error) {
+            return Err(ServiceError::Invalid(found));
+        }
+        let plan = self.plan(&main, estate, &drill.inputs, Scope::Drill, false)?;
+        let back = match (&drill.then, &then) {
+            (Some(then), Some(book)) => Some(self.plan(book, estate, &then.inputs, Scope::Drill, false)?),
+            _ => None,
+        };
+        Ok((plan, back))
+    }
+}
+
+/// The YAML files of a folder, sorted; none when there is no such folder.
+#[must_use]
+pub fn yaml_files(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).map(|entries| entries.filter_map(Result::ok).map(|entry| entry.path()).collect::<Vec<_>>());
+    let mut files = entries.unwrap_or_default();
+    files.retain(|path| path.is_file() && path.extension().is_some_and(|e| e == "yaml" || e == "yml"));
+    files.sort();
+    files
+}

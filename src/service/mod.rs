@@ -1,0 +1,131 @@
+//! THE DOOR. The use cases, and all that `cli` (and later `api`) may call.
+//!
+//! [`Muster`] holds what a command was pointed at: the state directory and the estate. [`files`] finds and
+//! reads what people wrote, [`runs`] begins and resumes runs and takes operators' commands, [`drills`] does
+//! the same for drills, [`serve`] fires them on schedule, [`view`] is the JSON that machines read,
+//! [`notices`] tells people.
+
+pub mod drills;
+pub mod files;
+pub mod notices;
+pub mod runs;
+pub mod serve;
+pub mod view;
+
+use crate::drill::conduct::DrillError;
+use crate::engine::EngineError;
+use crate::journal::{Journal, JournalError, Stored, sqlite::SqliteJournal};
+use crate::model::{ids::RunId, status::RunStatus};
+use crate::providers::{
+    clock::{Clock, SystemClock},
+    port::Faults,
+};
+use crate::runbook::diagnostic::Diagnostic;
+use std::{path::PathBuf, sync::Arc};
+use tokio::sync::watch;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Invalid(Vec<Diagnostic>),
+    #[error("{0}")]
+    Usage(String),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(transparent)]
+    Drill(#[from] DrillError),
+    #[error("{0}")]
+    Port(#[from] crate::providers::port::PortError),
+}
+
+impl ServiceError {
+    /// Could not run: 2. Stopped, and a person must act: 3.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Drill(DrillError::Interrupted(_) | DrillError::NeedsAPerson { .. }) => 3,
+            _ => 2,
+        }
+    }
+    /// A stable word for machines.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => "invalid",
+            Self::Usage(_) => "usage",
+            Self::Journal(_) => "journal",
+            Self::Engine(_) => "engine",
+            Self::Drill(_) => "drill",
+            Self::Port(_) => "port",
+        }
+    }
+}
+
+/// The exit code that a run's status amounts to.
+#[must_use]
+pub fn run_exit_code(status: RunStatus) -> u8 {
+    match status {
+        RunStatus::Succeeded => 0,
+        RunStatus::Failed | RunStatus::Aborted => 1,
+        _ => 3,
+    }
+}
+
+pub type Listener = Arc<dyn Fn(&Stored) + Send + Sync>;
+
+/// What a command was pointed at.
+#[derive(Clone)]
+pub struct Muster {
+    pub state: PathBuf,
+    pub estate_file: PathBuf,
+    pub clock: Arc<dyn Clock>,
+    /// Every event as it becomes durable.
+    pub listener: Listener,
+    /// Set by Ctrl-C.
+    pub interrupt: watch::Receiver<bool>,
+    /// Who can inject faults, when a lab is up.
+    pub faults: Option<Arc<dyn Faults>>,
+}
+
+impl Muster {
+    #[must_use]
+    pub fn new(state: PathBuf, estate_file: PathBuf) -> Self {
+        // A receiver whose sender is gone keeps its last value: never interrupted.
+        let interrupt = watch::channel(false).1;
+        Self { state, estate_file, clock: Arc::new(SystemClock::new()), listener: Arc::new(|_| {}), interrupt, faults: None }
+    }
+
+    pub async fn journal(&self) -> Result<Arc<dyn Journal>, ServiceError> {
+        Ok(Arc::new(SqliteJournal::open(&self.state).await?))
+    }
+
+    /// Opens the journal if there is one: reading commands make nothing.
+    pub async fn existing_journal(&self) -> Result<Arc<dyn Journal>, ServiceError> {
+        if !self.state.join("journal.db").is_file() {
+            let place = self.state.display();
+            return Err(ServiceError::Usage(format!("there is no journal in {place}; point --state at the directory that the run used")));
+        }
+        self.journal().await
+    }
+
+    /// Who acts when Muster does: the process.
+    #[must_use]
+    pub fn actor(&self) -> String {
+        let host = rustix::system::uname();
+        format!("muster@{}:{}", host.nodename().to_string_lossy(), std::process::id())
+    }
+
+    /// Who acts when a person does.
+    #[must_use]
+    pub fn person() -> String {
+        let user = ["MUSTER_USER", "SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok()).filter(|user| !user.is_empty());
+        user.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()))
+    }
+
+    /// The run or drill that a person named, by the beginning of its identifier.
+    pub async fn find(&self, journal: &dyn Journal, prefix: &str) -> Result<RunId, ServiceError> {
+        Ok(journal.find(prefix).await?)
+    }
+}
