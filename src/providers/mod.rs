@@ -5,4 +5,11 @@
 //! Only this room imports an SDK; only [`clock`] may ask for the time or for randomness.
 
 pub mod clock;
+pub mod http;
+pub mod lease;
 pub mod port;
+pub mod postgres;
+mod postgres_sql;
+pub mod process;
+pub mod resolver;
+pub mod secrets;
