@@ -4,5 +4,21 @@
 //! [`port`] is all that actions see. [`world::World`] builds the real thing from an estate.
 //! Only this room imports an SDK; only [`clock`] may ask for the time or for randomness.
 
+#[cfg(feature = "aws")]
+pub mod aws;
 pub mod clock;
+pub mod http;
+pub mod lease;
 pub mod port;
+pub mod postgres;
+mod postgres_sql;
+pub mod process;
+#[cfg(feature = "aws")]
+pub mod rds;
+pub mod resolver;
+#[cfg(feature = "aws")]
+pub mod route53;
+#[cfg(feature = "aws")]
+pub mod s3;
+pub mod secrets;
+pub mod world;

@@ -1,0 +1,284 @@
+//! AWS SDK configuration from the estate, and what the SDK's errors mean for the caller.
+//!
+//! Two configurations for each region: reading retries a little and gives up soon; writing never
+//! retries, so that the journal sees every attempt, and a lost answer is `Unknown`.
+
+use super::port::{PortError, PortResult};
+use super::secrets;
+use crate::model::estate::{Aws, AwsCredentials};
+use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
+use aws_credential_types::Credentials;
+use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+use secrecy::ExposeSecret;
+use std::{error::Error, io::ErrorKind, time::Duration};
+use tokio::sync::OnceCell;
+
+const CONNECT: Duration = Duration::from_secs(2);
+const READ: Duration = Duration::from_secs(5);
+const WRITE: Duration = Duration::from_secs(15);
+/// An object's whole body goes out within one operation.
+const UPLOAD: Duration = Duration::from_secs(120);
+const LOAD: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doing {
+    Reading,
+    Writing,
+}
+
+/// A client that reads and one that writes.
+#[derive(Clone)]
+pub struct Pair<C> {
+    pub read: C,
+    pub write: C,
+}
+
+/// All clients of one region, made when first asked for.
+pub struct AwsClients {
+    aws: Aws,
+    base: OnceCell<SdkConfig>,
+    s3: OnceCell<Pair<aws_sdk_s3::Client>>,
+    rds: OnceCell<Pair<aws_sdk_rds::Client>>,
+    route53: OnceCell<Pair<aws_sdk_route53::Client>>,
+}
+
+impl AwsClients {
+    #[must_use]
+    pub fn new(aws: Aws) -> Self {
+        Self { aws, base: OnceCell::new(), s3: OnceCell::new(), rds: OnceCell::new(), route53: OnceCell::new() }
+    }
+
+    async fn base(&self) -> PortResult<&SdkConfig> {
+        self.base.get_or_try_init(|| load(&self.aws)).await
+    }
+
+    pub async fn s3(&self) -> PortResult<&Pair<aws_sdk_s3::Client>> {
+        let make = || async {
+            let base = self.base().await?;
+            let make = |limit: Duration, retry: RetryConfig| {
+                let mut config = aws_sdk_s3::config::Builder::from(base).timeout_config(timeouts(limit)).retry_config(retry);
+                if let Some(url) = &self.aws.endpoints.s3 {
+                    // Another address is rarely one with a name for every bucket.
+                    config = config.endpoint_url(url.as_str()).force_path_style(true);
+                }
+                aws_sdk_s3::Client::from_conf(config.build())
+            };
+            Ok(Pair { read: make(READ, patient()), write: make(UPLOAD, RetryConfig::disabled()) })
+        };
+        self.s3.get_or_try_init(make).await
+    }
+
+    pub async fn rds(&self) -> PortResult<&Pair<aws_sdk_rds::Client>> {
+        let make = || async {
+            let base = self.base().await?;
+            let make = |limit: Duration, retry: RetryConfig| {
+                let mut config = aws_sdk_rds::config::Builder::from(base).timeout_config(timeouts(limit)).retry_config(retry);
+                if let Some(url) = &self.aws.endpoints.rds {
+                    config = config.endpoint_url(url.as_str());
+                }
+                aws_sdk_rds::Client::from_conf(config.build())
+            };
+            Ok(Pair { read: make(READ, patient()), write: make(WRITE, RetryConfig::disabled()) })
+        };
+        self.rds.get_or_try_init(make).await
+    }
+
+    pub async fn route53(&self) -> PortResult<&Pair<aws_sdk_route53::Client>> {
+        let make = || async {
+            let base = self.base().await?;
+            let make = |limit: Duration, retry: RetryConfig| {
+                let mut config = aws_sdk_route53::config::Builder::from(base).timeout_config(timeouts(limit)).retry_config(retry);
+                if let Some(url) = &self.aws.endpoints.route53 {
+                    config = config.endpoint_url(url.as_str());
+                }
+                aws_sdk_route53::Client::from_conf(config.build())
+            };
+            Ok(Pair { read: make(READ, patient()), write: make(WRITE, RetryConfig::disabled()) })
+        };
+        self.route53.get_or_try_init(make).await
+    }
+}
+
+/// Short: a region that is down is found out by failing, and quickly.
+fn patient() -> RetryConfig {
+    RetryConfig::standard().with_max_attempts(3).with_initial_backoff(Duration::from_millis(100)).with_max_backoff(Duration::from_millis(500))
+}
+
+fn timeouts(limit: Duration) -> TimeoutConfig {
+    TimeoutConfig::builder().connect_timeout(CONNECT).operation_timeout(limit).build()
+}
+
+async fn load(aws: &Aws) -> PortResult<SdkConfig> {
+    let mut loader = aws_config::defaults(BehaviorVersion::latest()).region(Region::new(aws.region.clone()));
+    if let Some(profile) = &aws.profile {
+        loader = loader.profile_name(profile);
+    }
+    if let Some(keys) = &aws.credentials {
+        loader = loader.credentials_provider(credentials(keys)?);
+    }
+    // The standard chain may ask the machine's metadata service.
+    tokio::time::timeout(LOAD, loader.load())
+        .await
+        .map_err(|_| PortError::Unreachable(format!("the AWS configuration for {} could not be loaded within {} s", aws.region, LOAD.as_secs())))
+}
+
+fn credentials(keys: &AwsCredentials) -> PortResult<Credentials> {
+    let id = secrets::read(&keys.access_key_id)?;
+    let key = secrets::read(&keys.secret_access_key)?;
+    Ok(Credentials::new(id.expose_secret(), key.expose_secret(), None, None, "estate"))
+}
+
+const THROTTLING: [&str; 12] = [
+    "Throttling",
+    "ThrottlingException",
+    "ThrottledException",
+    "RequestThrottled",
+    "RequestThrottledException",
+    "TooManyRequestsException",
+    "RequestLimitExceeded",
+    "BandwidthLimitExceeded",
+    "LimitExceededException",
+    "SlowDown",
+    "PriorRequestNotComplete",
+    "EC2ThrottledException",
+];
+
+const MISSING: [&str; 9] = [
+    "NoSuchKey",
+    "NoSuchBucket",
+    "NotFound",
+    "DBInstanceNotFound",
+    "DBInstanceNotFoundFault",
+    "DBSnapshotNotFound",
+    "DBSnapshotNotFoundFault",
+    "NoSuchHostedZone",
+    "NoSuchChange",
+];
+
+/// What a refused or lost call means. `what` names the call: `CreateDBSnapshot muster-1`.
+pub fn explain<E>(error: &SdkError<E, HttpResponse>, doing: Doing, what: &str) -> PortError
+where
+    E: ProvideErrorMetadata + Error + 'static,
+{
+    let lost = |text: String| if doing == Doing::Writing { PortError::Unknown(text) } else { PortError::Unreachable(text) };
+    match error {
+        SdkError::ServiceError(service) => {
+            let (status, meta) = (service.raw().status().as_u16(), service.err().meta());
+            answered(status, meta.code().unwrap_or_default(), meta.message().unwrap_or_default(), doing, what)
+        }
+        SdkError::ConstructionFailure(_) => not_sent(format!("{what}: {}", causes(error))),
+        SdkError::DispatchFailure(failure) => {
+            let text = format!("{what}: {}", causes(error));
+            if never_connected(error, &text) || text.contains("credentials") && failure.is_other() { not_sent(text) } else { lost(text) }
+        }
+        SdkError::TimeoutError(_) | SdkError::ResponseError(_) => lost(format!("{what}: {}", causes(error))),
+        _ => lost(format!("{what}: {}", causes(error))),
+    }
+}
+
+fn not_sent(text: String) -> PortError {
+    if text.contains("credentials") {
+        PortError::Config(format!("{text}; give the region `credentials` or a `profile` in the estate, or set up the AWS SDK's own"))
+    } else {
+        PortError::Unreachable(text)
+    }
+}
+
+/// By status and code alone, so that it can be tested without a server.
+fn answered(status: u16, code: &str, message: &str, doing: Doing, what: &str) -> PortError {
+    let name = if code.is_empty() { status.to_string() } else { code.to_owned() };
+    let text = if message.is_empty() { format!("{what}: {name}") } else { format!("{what}: {name}: {message}") };
+    if THROTTLING.contains(&code) || status == 429 {
+        return PortError::Throttled { after: Duration::from_secs(1), message: text };
+    }
+    if status >= 500 {
+        return if doing == Doing::Writing { PortError::Unknown(text) } else { PortError::Unreachable(text) };
+    }
+    if MISSING.contains(&code) || status == 404 {
+        return PortError::NotFound(text);
+    }
+    if code == "PreconditionFailed" || status == 412 {
+        return PortError::Conflict { found: text };
+    }
+    PortError::Refused(text)
+}
+
+/// True when no connection came about, so that nothing can have been sent.
+fn never_connected(error: &(dyn Error + 'static), text: &str) -> bool {
+    let mut next = Some(error);
+    while let Some(e) = next {
+        let kind = e.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        if matches!(
+            kind,
+            Some(ErrorKind::ConnectionRefused | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::AddrNotAvailable)
+        ) {
+            return true;
+        }
+        next = e.source();
+    }
+    // The time limit on connecting, and names that lead nowhere, have public types in no crate of ours.
+    text.contains("HTTP connect timeout") || text.contains("dns error") || text.contains("failed to lookup address")
+}
+
+fn causes(error: &(dyn Error + 'static)) -> String {
+    let mut parts = Vec::new();
+    let mut next = Some(error);
+    while let Some(e) = next {
+        parts.push(e.to_string());
+        next = e.source();
+    }
+    parts.dedup();
+    parts.join(": ")
+}
+
+/// An instant of the SDK's.
+#[must_use]
+pub fn instant(at: &aws_smithy_types::DateTime) -> Option<jiff::Timestamp> {
+    jiff::Timestamp::new(at.secs(), i32::try_from(at.subsec_nanos()).ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Doing::{Reading, Writing};
+
+    #[test]
+    fn an_answer_means_what_its_code_says() {
+        let kind = |status, code, doing| match answered(status, code, "m", doing, "Call x") {
+            PortError::Throttled { .. } => "throttled",
+            PortError::Unknown(_) => "unknown",
+            PortError::Unreachable(_) => "unreachable",
+            PortError::NotFound(_) => "not found",
+            PortError::Conflict { .. } => "conflict",
+            PortError::Refused(_) => "refused",
+            PortError::Config(_) => "config",
+        };
+        // A 503 that says SlowDown was certainly not carried out; any other 5xx may have been.
+        for (status, code, reading, writing) in [
+            (503, "SlowDown", "throttled", "throttled"),
+            (400, "Throttling", "throttled", "throttled"),
+            (500, "InternalFailure", "unreachable", "unknown"),
+            (503, "", "unreachable", "unknown"),
+            (404, "DBInstanceNotFound", "not found", "not found"),
+            (400, "NoSuchChange", "not found", "not found"),
+            (404, "", "not found", "not found"),
+            (412, "PreconditionFailed", "conflict", "conflict"),
+            (403, "AccessDenied", "refused", "refused"),
+            (400, "InvalidDBInstanceState", "refused", "refused"),
+        ] {
+            assert_eq!(kind(status, code, Reading), reading, "reading {status} {code}");
+            assert_eq!(kind(status, code, Writing), writing, "writing {status} {code}");
+        }
+        let text = answered(403, "AccessDenied", "not yours", Writing, "Call x").to_string();
+        assert_eq!(text, "refused: Call x: AccessDenied: not yours");
+    }
+
+    #[test]
+    fn a_refused_connection_was_never_used() {
+        let refused = std::io::Error::from(ErrorKind::ConnectionRefused);
+        assert!(never_connected(&refused, "connection refused"));
+        let reset = std::io::Error::from(ErrorKind::ConnectionReset);
+        assert!(!never_connected(&reset, "connection reset"), "a connection that broke may have carried the call");
+    }
+}

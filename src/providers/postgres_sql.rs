@@ -1,0 +1,127 @@
+//! The SQL that [`super::postgres`] speaks, and what is behind each clause. Kept apart so that it can
+//! be read, and tried by hand, as SQL.
+
+/// How the server stands, in one row.
+///
+/// The timeline: `pg_control_checkpoint()` still names the old one right after a promotion, until the
+/// next checkpoint, so a primary is asked for the name of the segment that it writes. A standby has no
+/// such name: the latest of what it receives, what it must replay to be consistent, and its last
+/// restart point is the one it replays.
+pub const STATE: &str = "
+SELECT f.in_recovery,
+       CASE WHEN f.in_recovery
+            THEN GREATEST(r.received_tli, (SELECT min_recovery_end_timeline FROM pg_control_recovery()),
+                          (SELECT timeline_id FROM pg_control_checkpoint()))::bigint
+            ELSE ('x' || lpad(left(pg_walfile_name(pg_current_wal_lsn()), 8), 16, '0'))::bit(64)::bigint END AS timeline,
+       CASE WHEN f.in_recovery THEN coalesce(pg_last_wal_replay_lsn(), '0/0') ELSE pg_current_wal_lsn() END::text AS position,
+       CASE WHEN f.in_recovery THEN pg_last_wal_receive_lsn() END::text AS received,
+       CASE WHEN f.in_recovery THEN pg_is_wal_replay_paused() ELSE false END AS replay_paused,
+       coalesce(f.in_recovery AND r.status = 'streaming', false) AS streaming,
+       (extract(epoch FROM r.last_msg_receipt_time) * 1000000)::bigint AS last_message,
+       (extract(epoch FROM CASE WHEN f.in_recovery THEN pg_last_xact_replay_timestamp() END) * 1000000)::bigint AS last_replayed,
+       current_setting('default_transaction_read_only')::boolean AS read_only,
+       (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now,
+       (SELECT system_identifier::text FROM pg_control_system()) AS system_identifier
+  FROM (SELECT pg_is_in_recovery() AS in_recovery) f LEFT JOIN pg_stat_wal_receiver r ON true";
+
+pub const STANDBYS: &str = "
+SELECT application_name AS name, state, sent_lsn::text AS sent, replay_lsn::text AS replayed
+  FROM pg_stat_replication ORDER BY application_name, pid";
+
+/// Where the content stands. In a transaction that takes its snapshot with this very statement, `busy`
+/// counts the transactions that write at this moment and may already be committing: their commit record
+/// may be in the log though the snapshot does not show them yet. One that sits idle is not committing.
+pub const POSITION: &str = "
+SELECT pg_is_in_recovery() AS in_recovery,
+       CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_wal_replay_lsn(), '0/0') ELSE pg_current_wal_insert_lsn() END::text AS position,
+       CASE WHEN pg_is_in_recovery() THEN 0 ELSE
+         (SELECT count(*) FROM pg_snapshot_xip(pg_current_snapshot()) x
+           WHERE NOT EXISTS (SELECT FROM pg_stat_activity a
+                              WHERE a.state = 'idle in transaction' AND a.backend_xid IS NOT NULL
+                                AND a.backend_xid = x::xid)) END AS busy,
+       current_setting('wal_block_size')::bigint AS block,
+       (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size') AS segment";
+
+/// The same row is the same text on every server.
+pub const SAME_TEXT: [&str; 9] = [
+    "SET LOCAL datestyle = 'ISO, YMD'",
+    "SET LOCAL intervalstyle = 'postgres'",
+    "SET LOCAL extra_float_digits = 3",
+    "SET LOCAL timezone = 'UTC'",
+    "SET LOCAL bytea_output = 'hex'",
+    "SET LOCAL lc_monetary = 'C'",
+    "SET LOCAL xmlbinary = 'base64'",
+    "SET LOCAL search_path = pg_catalog",
+    // A policy would hide rows from the sum: an error is better.
+    "SET LOCAL row_security = off",
+];
+
+/// The user's own permanent tables: unlogged ones are empty on a standby, partitions count by themselves.
+pub const USER_TABLES: &str = "
+SELECT format('%I.%I', n.nspname, c.relname) AS name, format('%I.%I', n.nspname, c.relname) AS quoted, c.relkind = 'r' AS only
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind = 'r' AND c.relpersistence = 'p'
+   AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'muster') AND n.nspname !~ '^pg_(toast|temp)'
+ ORDER BY 1";
+
+/// Tables by the names that the estate gives them.
+pub const NAMED_TABLES: &str = "
+SELECT w.name, format('%I.%I', n.nspname, c.relname) AS quoted, coalesce(c.relkind = 'r', false) AS only
+  FROM unnest($1::text[]) WITH ORDINALITY AS w(name, at)
+  LEFT JOIN pg_class c ON c.oid = to_regclass(w.name)::oid AND c.relkind IN ('r', 'p')
+  LEFT JOIN pg_namespace n ON n.oid = c.relnamespace
+ ORDER BY w.at";
+
+/// Count, and the sums of both halves of each row's MD5: the order of rows does not matter, and a row
+/// that is there twice counts twice.
+#[must_use]
+pub fn sum(quoted: &str, only: bool) -> String {
+    let only = if only { "ONLY " } else { "" };
+    format!(
+        "SELECT count(*)::bigint AS rows,
+                coalesce(sum(('x' || substr(h, 1, 16))::bit(64)::bigint::numeric), 0)::text AS high,
+                coalesce(sum(('x' || substr(h, 17, 16))::bit(64)::bigint::numeric), 0)::text AS low
+           FROM (SELECT md5(t::text) AS h FROM {only}{quoted} AS t) AS s"
+    )
+}
+
+/// A column as SQL names it, its type, and whether text compares with it as it is.
+pub const COLUMN: &str = "
+SELECT format('%I.%I', n.nspname, c.relname) AS quoted, quote_ident(a.attname) AS column, format_type(a.atttypid, NULL) AS type
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+  JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = $2 AND a.attnum > 0 AND NOT a.attisdropped
+ WHERE c.oid = to_regclass($1)::oid";
+
+/// The identifiers are cast to the column's type, not the column to text, so that an index serves.
+#[must_use]
+pub fn present(quoted: &str, column: &str, kind: &str) -> String {
+    format!("SELECT DISTINCT {column}::text AS id FROM {quoted} WHERE {column} = ANY(($1::text[])::{kind}[])")
+}
+
+pub const SESSIONS: &str = "
+SELECT count(*)::bigint AS n FROM pg_stat_activity
+ WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND application_name <> 'muster'";
+
+/// What would let a session write in spite of the server's default.
+pub const EXCEPTIONS: &str = "
+SELECT coalesce('role ' || r.rolname, 'every role') || ' in ' || coalesce('database ' || d.datname, 'every database') AS whom
+  FROM pg_db_role_setting s LEFT JOIN pg_roles r ON r.oid = s.setrole LEFT JOIN pg_database d ON d.oid = s.setdatabase
+ WHERE EXISTS (SELECT FROM unnest(s.setconfig) c WHERE c ~* '^default_transaction_read_only=(off|false|no|0)$')";
+
+/// A session's start is compared with the server's clock, read after the new default was seen in force.
+pub const END_SESSIONS: &str = "
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+ WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND backend_start <= to_timestamp($1::bigint / 1000000.0)";
+
+pub const OLD_SESSIONS: &str = "
+SELECT count(*)::bigint AS n FROM pg_stat_activity
+ WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND backend_start <= to_timestamp($1::bigint / 1000000.0)";
+
+pub const IN_FORCE: &str = "
+SELECT current_setting('default_transaction_read_only')::boolean AS read_only,
+       ceil(extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now";
+
+pub const CANARY: [&str; 2] = [
+    "CREATE SCHEMA IF NOT EXISTS muster",
+    "CREATE TABLE IF NOT EXISTS muster.canary (mark text PRIMARY KEY, at timestamptz NOT NULL DEFAULT clock_timestamp())",
+];

@@ -1,0 +1,183 @@
+//! Objects in one S3 bucket. Keys are seen without the prefix that the estate gives the bucket, so that
+//! two regions' buckets compare whatever their prefixes are.
+
+use super::aws::{AwsClients, Doing, explain, instant};
+use super::port::{ObjectBody, ObjectMeta, ObjectPage, ObjectRead, ObjectWrite, PortError, PortResult};
+use async_trait::async_trait;
+use aws_sdk_s3::{
+    primitives::{ByteStream, DateTime},
+    types::{ChecksumAlgorithm, ChecksumMode},
+};
+use futures::{StreamExt, stream};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+/// The largest body that one PutObject takes here.
+const LARGEST: usize = 64 * 1024 * 1024;
+/// The longest pause within a body.
+const STALL: Duration = Duration::from_secs(30);
+
+pub struct S3Bucket {
+    clients: Arc<AwsClients>,
+    bucket: String,
+    prefix: String,
+}
+
+impl S3Bucket {
+    #[must_use]
+    pub fn new(clients: Arc<AwsClients>, bucket: String, prefix: String) -> Self {
+        Self { clients, bucket, prefix }
+    }
+    fn full(&self, key: &str) -> String {
+        format!("{}{key}", self.prefix)
+    }
+    fn name(&self, call: &str, key: &str) -> String {
+        format!("{call} s3://{}/{}{key}", self.bucket, self.prefix)
+    }
+    fn listed(&self, object: &aws_sdk_s3::types::Object) -> Option<ObjectMeta> {
+        let key = object.key()?.strip_prefix(&self.prefix)?.to_owned();
+        let size = object.size().and_then(|s| u64::try_from(s).ok())?;
+        let modified = object.last_modified().and_then(instant);
+        Some(ObjectMeta { key, size, etag: tag(object.e_tag()), version: None, modified, metadata: BTreeMap::new() })
+    }
+}
+
+/// Without the quotes, which not every server sends.
+fn tag(etag: Option<&str>) -> Option<String> {
+    etag.map(|t| t.trim_matches('"').to_owned())
+}
+
+fn known(version: Option<&str>) -> Option<String> {
+    version.filter(|v| *v != "null").map(str::to_owned)
+}
+
+fn sorted(metadata: Option<&std::collections::HashMap<String, String>>) -> BTreeMap<String, String> {
+    metadata.into_iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect()
+}
+
+fn size(length: Option<i64>) -> u64 {
+    length.and_then(|n| u64::try_from(n).ok()).unwrap_or(0)
+}
+
+fn when(at: Option<&DateTime>) -> Option<jiff::Timestamp> {
+    at.and_then(instant)
+}
+
+#[async_trait]
+impl ObjectRead for S3Bucket {
+    async fn list(&self, prefix: &str, after: Option<&str>) -> PortResult<ObjectPage> {
+        let call = self.clients.s3().await?.read.list_objects_v2();
+        let call = call.bucket(&self.bucket).prefix(self.full(prefix)).set_continuation_token(after.map(str::to_owned));
+        let page = call.send().await.map_err(|e| explain(&e, Doing::Reading, &self.name("ListObjectsV2", prefix)))?;
+        let objects = page.contents().iter().filter_map(|o| self.listed(o)).collect();
+        let next = page.next_continuation_token().map(str::to_owned).filter(|_| page.is_truncated() == Some(true));
+        if next.is_none() && page.is_truncated() == Some(true) {
+            let what = self.name("ListObjectsV2", prefix);
+            return Err(PortError::Refused(format!("{what}: the server says that there is more, but not how to go on")));
+        }
+        Ok(ObjectPage { objects, next })
+    }
+
+    async fn head(&self, key: &str) -> PortResult<Option<ObjectMeta>> {
+        let call = self.clients.s3().await?.read.head_object().bucket(&self.bucket).key(self.full(key));
+        match call.send().await.map_err(|e| explain(&e, Doing::Reading, &self.name("HeadObject", key))) {
+            Ok(head) => Ok(Some(ObjectMeta {
+                key: key.to_owned(),
+                size: size(head.content_length()),
+                etag: tag(head.e_tag()),
+                version: known(head.version_id()),
+                modified: when(head.last_modified()),
+                metadata: sorted(head.metadata()),
+            })),
+            Err(PortError::NotFound(_)) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    async fn get(&self, key: &str) -> PortResult<ObjectBody> {
+        let what = self.name("GetObject", key);
+        let call = self.clients.s3().await?.read.get_object().bucket(&self.bucket).key(self.full(key));
+        let got = call.checksum_mode(ChecksumMode::Enabled).send().await.map_err(|e| explain(&e, Doing::Reading, &what))?;
+        let meta = ObjectMeta {
+            key: key.to_owned(),
+            size: size(got.content_length()),
+            etag: tag(got.e_tag()),
+            version: known(got.version_id()),
+            modified: when(got.last_modified()),
+            metadata: sorted(got.metadata()),
+        };
+        let expected = meta.size;
+        let chunks = stream::unfold(Some((got.body, 0u64, what)), move |state| next_chunk(state, expected));
+        Ok(ObjectBody { meta, chunks: chunks.boxed() })
+    }
+}
+
+type Reading = Option<(ByteStream, u64, String)>;
+
+/// One chunk of a body, or the reason why it is not whole; nothing comes after an error.
+async fn next_chunk(state: Reading, expected: u64) -> Option<(PortResult<Vec<u8>>, Reading)> {
+    let (mut body, seen, what) = state?;
+    match tokio::time::timeout(STALL, body.try_next()).await {
+        Ok(Ok(Some(chunk))) => {
+            let seen = seen + chunk.len() as u64;
+            Some((Ok(chunk.to_vec()), Some((body, seen, what))))
+        }
+        Ok(Ok(None)) if seen == expected => None,
+        Ok(Ok(None)) => Some((Err(PortError::Unreachable(format!("{what}: the body ended after {seen} of {expected} bytes"))), None)),
+        Ok(Err(e)) => {
+            let cause = std::error::Error::source(&e).map(|s| format!(": {s}")).unwrap_or_default();
+            Some((Err(PortError::Unreachable(format!("{what}: the body broke off after {seen} bytes: {e}{cause}"))), None))
+        }
+        Err(_) => Some((Err(PortError::Unreachable(format!("{what}: no more of the body within {} s", STALL.as_secs()))), None)),
+    }
+}
+
+#[async_trait]
+impl ObjectWrite for S3Bucket {
+    async fn put(&self, key: &str, body: Vec<u8>, metadata: &BTreeMap<String, String>, only_if_absent: bool) -> PortResult<ObjectMeta> {
+        let what = self.name("PutObject", key);
+        if body.len() > LARGEST {
+            return Err(PortError::Refused(format!("{what}: {} bytes are more than one upload takes here ({LARGEST})", body.len())));
+        }
+        let length = body.len() as u64;
+        let mut call = self.clients.s3().await?.write.put_object().bucket(&self.bucket).key(self.full(key));
+        call = call.checksum_algorithm(ChecksumAlgorithm::Sha256).body(ByteStream::from(body));
+        if !metadata.is_empty() {
+            call = call.set_metadata(Some(metadata.iter().map(|(k, v)| (k.clone(), v.clone())).collect()));
+        }
+        if only_if_absent {
+            call = call.if_none_match("*");
+        }
+        match call.send().await.map_err(|e| explain(&e, Doing::Writing, &what)) {
+            Ok(done) => Ok(ObjectMeta {
+                key: key.to_owned(),
+                size: length,
+                etag: tag(done.e_tag()),
+                version: known(done.version_id()),
+                modified: None,
+                metadata: metadata.clone(),
+            }),
+            // Two conditional writes at once: neither is told which came first, and this one did not happen.
+            Err(PortError::Refused(text)) if text.contains("ConditionalRequestConflict") => {
+                Err(PortError::Throttled { after: Duration::from_millis(200), message: text })
+            }
+            Err(PortError::Conflict { .. }) => Err(PortError::Conflict { found: self.describe(key).await }),
+            Err(e) => Err(e),
+        }
+    }
+
+    async fn delete(&self, key: &str) -> PortResult<()> {
+        let call = self.clients.s3().await?.write.delete_object().bucket(&self.bucket).key(self.full(key));
+        call.send().await.map(|_| ()).map_err(|e| explain(&e, Doing::Writing, &self.name("DeleteObject", key)))
+    }
+}
+
+impl S3Bucket {
+    /// What stands in the way of a conditional write, as far as it can be told.
+    async fn describe(&self, key: &str) -> String {
+        let place = format!("s3://{}/{}{key}", self.bucket, self.prefix);
+        match self.head(key).await {
+            Ok(Some(meta)) => format!("{place}, {} bytes, etag {}", meta.size, meta.etag.unwrap_or_else(|| "unknown".to_owned())),
+            Ok(None) | Err(_) => place,
+        }
+    }
+}

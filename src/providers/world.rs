@@ -1,0 +1,253 @@
+//! The real world of one estate: makes each provider when it is first asked for and keeps it.
+//!
+//! Nothing is contacted here. A provider that the estate does not describe, or that this build was made
+//! without, is a `Config` error that says what to write.
+
+use super::{
+    clock::Clock, http::HttpClient, lease::HttpLease, port::*, postgres, postgres::Postgres, process::LocalProcesses, resolver::DnsResolver,
+    secrets,
+};
+use crate::model::estate::{Aws, Database, DnsProvider, Endpoint, Engine, Estate, Region, SecretRef};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+pub struct World {
+    estate: Arc<Estate>,
+    clock: Arc<dyn Clock>,
+    http: Arc<HttpClient>,
+    cloud: cloud::Cloud,
+    sql: Mutex<HashMap<(String, String), Arc<Postgres>>>,
+}
+
+impl World {
+    #[must_use]
+    pub fn new(estate: Arc<Estate>, clock: Arc<dyn Clock>) -> Self {
+        Self { estate, clock, http: Arc::new(HttpClient::new()), cloud: cloud::Cloud::default(), sql: Mutex::default() }
+    }
+
+    fn region(&self, name: &str) -> PortResult<&Region> {
+        self.estate.regions.get(name).ok_or_else(|| absent("region", name, self.estate.regions.keys()))
+    }
+
+    fn aws(&self, region: &str) -> PortResult<&Aws> {
+        self.region(region)?.aws.as_ref().ok_or_else(|| {
+            PortError::Config(format!("the estate's region `{region}` has no `aws`: write there how its API is reached, at least `aws: {{ region: NAME }}`"))
+        })
+    }
+
+    fn database(&self, name: &str) -> PortResult<&Database> {
+        self.estate.databases.get(name).ok_or_else(|| absent("database", name, self.estate.databases.keys()))
+    }
+
+    fn endpoint(&self, name: &str) -> PortResult<&Endpoint> {
+        self.estate.endpoints.get(name).ok_or_else(|| absent("endpoint", name, self.estate.endpoints.keys()))
+    }
+
+    fn postgres(&self, database: &str, region: &str) -> PortResult<Arc<Postgres>> {
+        let key = (database.to_owned(), region.to_owned());
+        let mut made = self.sql.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sql) = made.get(&key) {
+            return Ok(Arc::clone(sql));
+        }
+        let sql = Arc::new(self.make_postgres(database, region)?);
+        made.insert(key, Arc::clone(&sql));
+        Ok(sql)
+    }
+
+    fn make_postgres(&self, name: &str, region: &str) -> PortResult<Postgres> {
+        let database = self.database(name)?;
+        let Engine::RdsPostgres = database.engine;
+        let instance = database
+            .instances
+            .get(region)
+            .ok_or_else(|| absent(&format!("instance of database `{name}` in region"), region, database.instances.keys()))?;
+        // An address in the estate needs no control plane: it may be the very thing that is down.
+        let instances = match &instance.host {
+            Some(_) => None,
+            None => Some(self.instances(region)?),
+        };
+        let settings = postgres::Settings {
+            label: format!("{name} in {region}"),
+            database: database.name.clone(),
+            user: database.user.clone(),
+            password: database.password.as_ref().map(secrets::read).transpose()?,
+            host: instance.host.clone(),
+            port: instance.port,
+            instance: instance.id.clone(),
+        };
+        Ok(Postgres::new(settings, instances, Arc::clone(&self.clock)))
+    }
+
+    fn http_lease(&self, database: &str) -> PortResult<Arc<HttpLease>> {
+        let source = self.database(database)?.lease.as_ref().ok_or_else(|| {
+            PortError::Config(format!(
+                "database `{database}` has no `lease` in the estate: without a lease its writers cannot be known to have stopped; write `lease: {{ url: … }}` (see docs/lease.md)"
+            ))
+        })?;
+        let name = source.name.clone().unwrap_or_else(|| database.to_owned());
+        Ok(Arc::new(HttpLease::new(self.http(), source.url.clone(), name)))
+    }
+}
+
+fn absent<N: std::fmt::Display>(what: &str, name: &str, known: impl Iterator<Item = N>) -> PortError {
+    let known: Vec<String> = known.map(|n| n.to_string()).collect();
+    let list = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+    PortError::Config(format!("the estate has no {what} `{name}`; it has: {list}"))
+}
+
+impl WorldRead for World {
+    fn clock(&self) -> Arc<dyn Clock> {
+        Arc::clone(&self.clock)
+    }
+    fn objects(&self, bucket: &str, region: &str) -> PortResult<Arc<dyn ObjectRead>> {
+        Ok(self.objects_mut(bucket, region)?)
+    }
+    fn instances(&self, region: &str) -> PortResult<Arc<dyn InstanceRead>> {
+        Ok(self.instances_mut(region)?)
+    }
+    fn sql(&self, database: &str, region: &str) -> PortResult<Arc<dyn SqlRead>> {
+        Ok(self.postgres(database, region)?)
+    }
+    fn dns(&self, endpoint: &str) -> PortResult<Arc<dyn DnsRead>> {
+        Ok(self.dns_mut(endpoint)?)
+    }
+    fn resolver(&self) -> Arc<dyn Resolve> {
+        Arc::new(DnsResolver)
+    }
+    fn http(&self) -> Arc<dyn Http> {
+        Arc::<HttpClient>::clone(&self.http)
+    }
+    fn lease(&self, database: &str) -> PortResult<Arc<dyn LeaseRead>> {
+        Ok(self.http_lease(database)?)
+    }
+    fn processes(&self) -> Arc<dyn Processes> {
+        Arc::new(LocalProcesses::new(Arc::clone(&self.clock)))
+    }
+    fn secret(&self, reference: &SecretRef) -> PortResult<secrecy::SecretString> {
+        secrets::read(reference)
+    }
+}
+
+impl WorldWrite for World {
+    fn objects_mut(&self, bucket: &str, region: &str) -> PortResult<Arc<dyn ObjectWrite>> {
+        let regions = self.estate.buckets.get(bucket).ok_or_else(|| absent("bucket", bucket, self.estate.buckets.keys()))?;
+        let place = regions.get(region).ok_or_else(|| absent(&format!("bucket `{bucket}` in region"), region, regions.keys()))?;
+        self.cloud.bucket(self.aws(region)?, place)
+    }
+    fn instances_mut(&self, region: &str) -> PortResult<Arc<dyn InstanceWrite>> {
+        self.cloud.instances(self.aws(region)?)
+    }
+    fn sql_mut(&self, database: &str, region: &str) -> PortResult<Arc<dyn SqlWrite>> {
+        Ok(self.postgres(database, region)?)
+    }
+    fn dns_mut(&self, endpoint: &str) -> PortResult<Arc<dyn DnsWrite>> {
+        let endpoint = self.endpoint(endpoint)?;
+        let DnsProvider::Route53 = endpoint.provider;
+        // Route 53 has one API for all regions, which answers for us-east-1.
+        let aws = endpoint.aws.clone().unwrap_or_else(|| Aws { region: "us-east-1".to_owned(), ..Aws::default() });
+        self.cloud.dns(&aws)
+    }
+    fn lease_mut(&self, database: &str) -> PortResult<Arc<dyn LeaseWrite>> {
+        Ok(self.http_lease(database)?)
+    }
+}
+
+#[cfg(feature = "aws")]
+mod cloud {
+    //! AWS clients, one set for each way of reaching it that the estate writes down.
+    use super::*;
+    use crate::model::estate::Bucket;
+    use crate::providers::{aws::AwsClients, rds::Rds, route53::Route53, s3::S3Bucket};
+
+    #[derive(Default)]
+    pub struct Cloud {
+        clients: Mutex<Vec<(Aws, Arc<AwsClients>, Arc<Route53>)>>,
+    }
+
+    impl Cloud {
+        fn get(&self, aws: &Aws) -> (Arc<AwsClients>, Arc<Route53>) {
+            let mut made = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((_, clients, dns)) = made.iter().find(|(a, ..)| a == aws) {
+                return (Arc::clone(clients), Arc::clone(dns));
+            }
+            let clients = Arc::new(AwsClients::new(aws.clone()));
+            let dns = Arc::new(Route53::new(Arc::clone(&clients)));
+            made.push((aws.clone(), Arc::clone(&clients), Arc::clone(&dns)));
+            (clients, dns)
+        }
+        pub fn bucket(&self, aws: &Aws, place: &Bucket) -> PortResult<Arc<dyn ObjectWrite>> {
+            Ok(Arc::new(S3Bucket::new(self.get(aws).0, place.bucket.clone(), place.prefix.clone())))
+        }
+        pub fn instances(&self, aws: &Aws) -> PortResult<Arc<dyn InstanceWrite>> {
+            Ok(Arc::new(Rds::new(self.get(aws).0)))
+        }
+        pub fn dns(&self, aws: &Aws) -> PortResult<Arc<dyn DnsWrite>> {
+            Ok(self.get(aws).1)
+        }
+    }
+}
+
+#[cfg(not(feature = "aws"))]
+mod cloud {
+    //! What stands for AWS in a build without it.
+    use super::*;
+    use crate::model::estate::Bucket;
+
+    #[derive(Default)]
+    pub struct Cloud;
+
+    fn without<T>(what: &str) -> PortResult<T> {
+        Err(PortError::Config(format!("this Muster was built without AWS, so it cannot reach {what}: build it with `--features aws`")))
+    }
+
+    impl Cloud {
+        pub fn bucket(&self, _: &Aws, _: &Bucket) -> PortResult<Arc<dyn ObjectWrite>> {
+            without("S3")
+        }
+        pub fn instances(&self, _: &Aws) -> PortResult<Arc<dyn InstanceWrite>> {
+            without("RDS")
+        }
+        pub fn dns(&self, _: &Aws) -> PortResult<Arc<dyn DnsWrite>> {
+            without("Route 53")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::providers::clock::SystemClock;
+
+    fn world(yaml: &str) -> World {
+        let estate: Estate = serde_saphyr::from_str(yaml).unwrap();
+        World::new(Arc::new(estate), Arc::new(SystemClock::new()))
+    }
+    fn says<T>(result: PortResult<T>, want: &[&str]) {
+        match result {
+            Err(PortError::Config(text)) => want.iter().for_each(|w| assert!(text.contains(w), "{text} lacks {w}")),
+            Err(other) => panic!("{other:?}"),
+            Ok(_) => panic!("must be refused"),
+        }
+    }
+
+    #[test]
+    fn what_the_estate_lacks_is_named_with_what_it_has() {
+        let w = world("regions: { east: {}, west: {} }\nbuckets: { models: { east: { bucket: m } } }\ndatabases: { p: { engine: rds-postgres, instances: { east: {} } } }");
+        says(w.objects("model", "east").map(|_| ()), &["no bucket `model`", "models"]);
+        says(w.objects("models", "west").map(|_| ()), &["bucket `models` in region `west`", "east"]);
+        says(w.objects("models", "east").map(|_| ()), &["region `east` has no `aws`"]);
+        says(w.instances("north").map(|_| ()), &["no region `north`", "east, west"]);
+        says(w.sql("p", "west").map(|_| ()), &["instance of database `p` in region `west`"]);
+        says(w.sql("p", "east").map(|_| ()), &["region `east` has no `aws`"]);
+        says(w.lease("p").map(|_| ()), &["no `lease`", "docs/lease.md"]);
+        says(w.dns("api").map(|_| ()), &["no endpoint `api`", "none"]);
+    }
+
+    #[test]
+    fn a_database_with_an_address_needs_no_control_plane() {
+        let w = world("databases: { p: { engine: rds-postgres, instances: { east: { host: 127.0.0.1, port: 1 } } } }");
+        assert!(w.sql("p", "east").is_ok() && w.sql_mut("p", "east").is_ok());
+    }
+}

@@ -1,0 +1,5 @@
+//! Tests against real components, each with ports and directories of its own.
+
+mod pg;
+mod providers;
+mod providers_postgres;

@@ -1,0 +1,122 @@
+//! A PostgreSQL primary and its standby, made for one test and gone with it.
+
+use std::{
+    net::TcpListener,
+    os::unix::fs::{MetadataExt, chown},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+pub struct Cluster {
+    bin: PathBuf,
+    data: PathBuf,
+    pub port: u16,
+}
+
+/// Removed with everything in it, whoever owns that.
+pub struct Home(pub tempfile::TempDir);
+
+impl Home {
+    pub fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("muster-pg-").tempdir().unwrap();
+        if let Some((uid, gid)) = other_user() {
+            chown(dir.path(), Some(uid), Some(gid)).unwrap();
+        }
+        Self(dir)
+    }
+}
+
+/// PostgreSQL refuses to run as root: then it is run as `postgres`, or as nobody.
+fn other_user() -> Option<(u32, u32)> {
+    if std::fs::metadata("/proc/self").unwrap().uid() != 0 {
+        return None;
+    }
+    let users = std::fs::read_to_string("/etc/passwd").unwrap();
+    let line = users.lines().find(|l| l.starts_with("postgres:"));
+    let ids = line.map(|l| l.split(':').skip(2).take(2).map(|n| n.parse().unwrap()).collect::<Vec<u32>>());
+    Some(ids.map_or((65534, 65534), |i| (i[0], i[1])))
+}
+
+fn bin() -> PathBuf {
+    let mut all: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
+        .expect("PostgreSQL's server programs are not installed: make deps")
+        .map(|e| e.unwrap().path().join("bin"))
+        .filter(|p| p.join("initdb").exists())
+        .collect();
+    all.sort();
+    all.pop().expect("no initdb under /usr/lib/postgresql: make deps")
+}
+
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn run(dir: &Path, program: PathBuf, args: &[&str]) {
+    use std::os::unix::process::CommandExt;
+    let mut command = Command::new(&program);
+    command.args(args).current_dir(dir).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    if let Some((uid, gid)) = other_user() {
+        command.uid(uid).gid(gid);
+    }
+    let log = dir.join("run.log");
+    command.stderr(std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap());
+    let status = command.status().unwrap();
+    assert!(status.success(), "{} failed: {}", program.display(), std::fs::read_to_string(&log).unwrap());
+}
+
+impl Cluster {
+    pub fn primary(home: &Home) -> Self {
+        let dir = home.0.path();
+        let (bin, data, port) = (bin(), dir.join("east"), free_port());
+        run(dir, bin.join("initdb"), &["-D", data.to_str().unwrap(), "-U", "postgres", "-A", "trust", "-N", "--no-instructions"]);
+        let conf = format!(
+            "\nlisten_addresses='127.0.0.1'\nport={port}\nunix_socket_directories=''\nwal_level=replica\nhot_standby=on\nwal_keep_size=64MB\n\
+             shared_buffers=16MB\nmax_connections=20\ncluster_name='east'\nwal_retrieve_retry_interval=50ms\nfsync=off\n"
+        );
+        let file = data.join("postgresql.conf");
+        let old = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, old + &conf).unwrap();
+        let made = Self { bin, data, port };
+        made.start(dir);
+        made
+    }
+
+    pub fn standby(&self, home: &Home) -> Self {
+        let dir = home.0.path();
+        let (data, port) = (dir.join("west"), free_port());
+        let from = self.port.to_string();
+        let args = ["-h", "127.0.0.1", "-p", &from, "-U", "postgres", "-D", data.to_str().unwrap(), "-R", "-X", "stream", "-c", "fast"];
+        run(dir, self.bin.join("pg_basebackup"), &args);
+        let file = data.join("postgresql.conf");
+        let conf = std::fs::read_to_string(&file).unwrap() + &format!("\nport={port}\ncluster_name='west'\n");
+        std::fs::write(&file, conf).unwrap();
+        let made = Self { bin: self.bin.clone(), data, port };
+        made.start(dir);
+        made
+    }
+
+    fn start(&self, dir: &Path) {
+        let log = self.data.with_extension("log");
+        run(dir, self.bin.join("pg_ctl"), &["-D", self.data.to_str().unwrap(), "-l", log.to_str().unwrap(), "-w", "start"]);
+    }
+
+    pub fn promote(&self) {
+        run(self.data.parent().unwrap(), self.bin.join("pg_ctl"), &["-D", self.data.to_str().unwrap(), "-w", "promote"]);
+    }
+
+    pub fn stop(&self) {
+        if self.data.join("postmaster.pid").exists() {
+            run(self.data.parent().unwrap(), self.bin.join("pg_ctl"), &["-D", self.data.to_str().unwrap(), "-m", "immediate", "-w", "stop"]);
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // A test that fails must leave no server behind; a second panic would hide the first.
+        let stopped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.stop()));
+        if stopped.is_err() {
+            eprintln!("PostgreSQL in {} could not be stopped", self.data.display());
+        }
+    }
+}
