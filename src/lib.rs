@@ -7,4 +7,3 @@ pub mod journal;
 pub mod model;
 pub mod plan;
 pub mod providers;
-pub mod runbook;

@@ -1,4 +1,6 @@
 //! Parses, dispatches; nothing else.
 #![forbid(unsafe_code)]
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    muster::cli::main()
+}

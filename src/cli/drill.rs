@@ -1,0 +1,195 @@
+//! `muster drill`: run, list, next, history, report.
+
+use super::{Done, output::{Output, ms, table}};
+use crate::model::time::rfc3339_ms;
+use crate::service::{Muster, ServiceError, drills::Drilled};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Run a drill here, from its steady state to its verdict
+    Run {
+        /// A path, or a name in drills/
+        drill: String,
+    },
+    /// The drills beside the estate
+    List,
+    /// When drills are due
+    Next {
+        /// A path, or a name in drills/; all that have a schedule if left out
+        drill: Option<String>,
+        /// After this instant (RFC 3339), not at it; now if left out
+        #[arg(long)]
+        from: Option<String>,
+        #[arg(long, default_value_t = 5)]
+        count: usize,
+    },
+    /// The drills on record, newest first
+    History {
+        #[arg(long, default_value_t = 50)]
+        limit: u32,
+    },
+    /// One drill as a page of HTML that needs nothing else
+    Report {
+        /// A drill, by the beginning of its identifier; the last one if left out
+        id: Option<String>,
+        /// Where to write it; a file in the state directory if left out, `-` for stdout
+        #[arg(long, short)]
+        output: Option<PathBuf>,
+    },
+}
+
+pub async fn main(args: Args, muster: &Muster, output: &Output) -> Done {
+    match args.command {
+        Command::Run { drill } => {
+            let drilled = muster.drill_run(&drill, None).await?;
+            Ok(told(&drilled, output))
+        }
+        Command::List => list(muster, output),
+        Command::Next { drill, from, count } => next(muster, drill.as_deref(), from.as_deref(), count, output),
+        Command::History { limit } => history(muster, limit, output).await,
+        Command::Report { id, output: file } => report(muster, id.as_deref(), file, output).await,
+    }
+}
+
+/// Prints how a drill was left.
+pub fn told(drilled: &Drilled, output: &Output) -> u8 {
+    if output.json {
+        output.object(&drilled.view);
+    } else {
+        figures(&drilled.view, output);
+    }
+    drilled.exit_code()
+}
+
+/// The figures of a drill as people read them.
+pub fn figures(view: &Value, output: &Output) {
+    let number = |value: &Value| value.as_i64().map(i128::from);
+    let met = |value: &Value| match value.as_bool() {
+        Some(true) => "met",
+        Some(false) => "MISSED",
+        None => "",
+    };
+    let mut table = table(&["", "MEASURED", "OBJECTIVE", ""]);
+    let (rto, rpo) = (&view["rto"], &view["rpo"]);
+    let shown = |value: &Value| number(value).map_or("not measured".to_owned(), |n| ms(Some(n)));
+    table.add_row(vec!["recovery time".to_owned(), shown(&rto["actual_ms"]), ms(number(&rto["objective_ms"])), met(&rto["met"]).to_owned()]);
+    for part in ["detect", "decide", "act", "propagate", "verify"] {
+        table.add_row(vec![format!("  {part}"), shown(&rto["parts_ms"][part]), String::new(), String::new()]);
+    }
+    table.add_row(vec!["data loss".to_owned(), shown(&rpo["actual_ms"]), ms(number(&rpo["objective_ms"])), met(&rpo["met"]).to_owned()]);
+    let count = |value: &Value| value.as_u64().map_or("not measured".to_owned(), |n| n.to_string());
+    table.add_row(vec!["  writes acknowledged".to_owned(), count(&rpo["acknowledged_writes"]), String::new(), String::new()]);
+    table.add_row(vec!["  of them lost".to_owned(), count(&rpo["lost_writes"]), String::new(), String::new()]);
+    output.line(table.to_string());
+    steps(&view["steps"], output);
+    let then = &view["then"];
+    if then.is_object() {
+        output.line(format!(
+            "way back {}: {} writes acknowledged, {} lost, pause {}, as found: {}",
+            then["status"].as_str().unwrap_or("not run"),
+            count(&then["acknowledged_writes"]),
+            count(&then["lost_writes"]),
+            shown(&then["write_pause_ms"]),
+            then["as_found"].as_bool().map_or("not known", |same| if same { "yes" } else { "no" }),
+        ));
+    }
+    for reason in view["reasons"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        output.line(format!("- {reason}"));
+    }
+    let evidence = &view["evidence"];
+    let verified = if evidence["verified"] == json!(true) { "verified" } else { "NOT verified" };
+    output.line(format!("evidence: {} events, {verified}, head {}", evidence["events"], evidence["head"].as_str().unwrap_or_default()));
+    let verdict = view["verdict"].as_str().unwrap_or("none (skipped)");
+    output.line(format!("drill {} {}: {verdict}", view["drill"].as_str().unwrap_or_default(), view["id"].as_str().unwrap_or_default()));
+}
+
+fn steps(steps: &Value, output: &Output) {
+    let mut table = table(&["STEP", "USES", "STATUS", "ATTEMPTS", "TOOK"]);
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    for step in steps.as_array().into_iter().flatten() {
+        let took = step["duration_ms"].as_i64().map(i128::from);
+        table.add_row(vec![text(&step["id"]), text(&step["uses"]), text(&step["status"]), step["attempts"].to_string(), ms(took)]);
+    }
+    output.line(format!("\n{table}\n"));
+}
+
+fn list(muster: &Muster, output: &Output) -> Done {
+    let drills = muster.drill_list()?;
+    if output.json {
+        let one = |(path, drill): &(PathBuf, crate::model::drill::Drill)| {
+            json!({ "drill": drill.drill, "kind": drill.kind, "runbook": drill.runbook, "schedule": drill.schedule, "file": path })
+        };
+        output.object(&json!({ "drills": drills.iter().map(one).collect::<Vec<_>>() }));
+        return Ok(0);
+    }
+    let mut table = table(&["DRILL", "KIND", "RUNBOOK", "SCHEDULE", "FILE"]);
+    for (path, drill) in &drills {
+        let schedule = drill.schedule.as_ref().map_or("-".to_owned(), |schedule| format!("{} ({})", schedule.cron, schedule.timezone));
+        let kind = json!(drill.kind).as_str().unwrap_or_default().to_owned();
+        table.add_row(vec![drill.drill.to_string(), kind, drill.runbook.clone(), schedule, path.display().to_string()]);
+    }
+    output.line(table.to_string());
+    Ok(0)
+}
+
+fn next(muster: &Muster, drill: Option<&str>, from: Option<&str>, count: usize, output: &Output) -> Done {
+    let wrong = |text: &str| ServiceError::Usage(format!("`--from {text}` is not an instant such as 2026-11-23T03:00:00Z"));
+    let from = from.map_or(Ok(muster.clock.now()), |text| text.parse().map_err(|_| wrong(text)))?;
+    let next = muster.drill_next(drill, from, count)?;
+    if output.json {
+        let one = |(drill, at): &(_, jiff::Timestamp)| json!({ "drill": drill, "at": rfc3339_ms(*at) });
+        output.object(&json!({ "next": next.iter().map(one).collect::<Vec<_>>() }));
+        return Ok(0);
+    }
+    for (drill, at) in &next {
+        output.line(format!("{}  {drill}", rfc3339_ms(*at)));
+    }
+    if next.is_empty() {
+        output.say("nothing is due, ever");
+    }
+    Ok(0)
+}
+
+async fn history(muster: &Muster, limit: u32, output: &Output) -> Done {
+    let history = muster.drill_history(limit).await?;
+    if output.json {
+        output.object(&json!({ "drills": history }));
+        return Ok(0);
+    }
+    let mut table = table(&["DRILL", "STATUS", "STARTED", "RECOVERY", "LOST", "ID"]);
+    for entry in &history {
+        let text = |name: &str| entry[name].as_str().unwrap_or_default().to_owned();
+        let rto = entry["rto"]["actual_ms"].as_i64().map(i128::from);
+        let lost = entry["rpo"]["lost_writes"].as_u64().map_or("-".to_owned(), |n| n.to_string());
+        table.add_row(vec![text("drill"), text("status"), text("started_at"), ms(rto), lost, text("id")]);
+    }
+    output.line(table.to_string());
+    Ok(0)
+}
+
+async fn report(muster: &Muster, id: Option<&str>, file: Option<PathBuf>, output: &Output) -> Done {
+    let (id, html) = muster.drill_report(id).await?;
+    if file.as_ref().is_some_and(|file| file.as_os_str() == "-") {
+        output.line(html);
+        return Ok(0);
+    }
+    let path = file.unwrap_or_else(|| muster.state.join("drills").join(id.as_str()).join("report.html"));
+    let fail = |e: std::io::Error| ServiceError::Usage(format!("{} cannot be written: {e}", path.display()));
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(fail)?;
+    }
+    std::fs::write(&path, html).map_err(fail)?;
+    output.object(&json!({ "id": id, "report": path }));
+    if !output.json {
+        output.line(path.display().to_string());
+    }
+    Ok(0)
+}

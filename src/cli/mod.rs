@@ -1,0 +1,188 @@
+//! The command line: one file a command. Data goes to stdout, everything else to stderr; with `--json`
+//! stdout holds JSON alone, one object a line, the last one the result.
+//!
+//! Exit codes: 0 done and good; 1 ran, and the answer is no; 2 could not run; 3 stopped and needs a person.
+
+mod actions;
+mod drill;
+mod evidence;
+mod operate;
+mod output;
+mod plan;
+mod run;
+mod runs;
+mod schema;
+mod serve;
+mod status;
+mod validate;
+
+#[cfg(feature = "lab")]
+mod demo;
+#[cfg(feature = "lab")]
+mod lab;
+
+use crate::service::{Muster, ServiceError};
+use clap::{CommandFactory, Parser, Subcommand};
+use output::Output;
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
+
+/// What a command comes to: an exit code, or why it could not run.
+type Done = Result<u8, ServiceError>;
+
+#[derive(Parser)]
+#[command(name = "muster", version, about = "Disaster recovery: runbooks as code, drills that measure, evidence that holds", long_about = None)]
+#[command(after_help = "Begin with `muster demo`: it loses a region on this machine, recovers, and measures it.\nExit codes: 0 done and good, 1 ran and the answer is no, 2 could not run, 3 stopped and needs a person.")]
+struct Cli {
+    /// The estate: what is protected
+    #[arg(long, global = true, value_name = "FILE", default_value = "muster.yaml", env = "MUSTER_ESTATE")]
+    estate: PathBuf,
+    /// Where the journal and its files are kept
+    #[arg(long, global = true, value_name = "DIR", default_value = ".muster", env = "MUSTER_STATE")]
+    state: PathBuf,
+    /// JSON on stdout, one object a line, the result last
+    #[arg(long, global = true)]
+    json: bool,
+    /// Say more (twice: still more)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Lose a region on this machine, recover, measure, lead back, verify the evidence
+    #[cfg(feature = "lab")]
+    Demo(demo::Args),
+    /// Two regions in a box: up, down, status, kill, heal
+    #[cfg(feature = "lab")]
+    Lab(lab::Args),
+    /// Check estate, runbook and drill files
+    Validate(validate::Args),
+    /// What a runbook would do, without doing it
+    Plan(plan::Args),
+    /// Run a runbook here
+    Run(run::Args),
+    /// The estate and what is open, on one screen
+    Status,
+    /// The runs on record, newest first
+    Runs(runs::ListArgs),
+    /// One run with its steps and timeline
+    Show(runs::ShowArgs),
+    /// Follow a run
+    Watch(runs::WatchArgs),
+    /// Go on with a run or drill that was paused or whose process ended
+    Resume(operate::ResumeArgs),
+    /// Pause a run: what is under way is settled, nothing new begins
+    Pause(operate::ReasonArgs),
+    /// End a run: what is under way is settled, nothing new begins, nothing is undone
+    Abort(operate::ReasonArgs),
+    /// Approve a step that waits for it
+    Approve(operate::StepArgs),
+    /// Refuse approval
+    Reject(operate::StepReasonArgs),
+    /// Try a failed step again
+    Retry(operate::StepArgs),
+    /// Go on without a step
+    Skip(operate::StepReasonArgs),
+    /// Say what happened in a step whose outcome is not known
+    Resolve(operate::ResolveArgs),
+    /// Drills: run, list, next, history, report
+    Drill(drill::Args),
+    /// Fire drills on schedule
+    Serve,
+    /// Verify the journal
+    Evidence(evidence::Args),
+    /// The actions, and what each takes and gives
+    Actions(actions::Args),
+    /// The JSON Schema of a file
+    Schema(schema::Args),
+    /// Completions for a shell
+    Completions { shell: clap_complete::Shell },
+    #[cfg(feature = "lab")]
+    #[command(hide = true)]
+    LabProcess(lab::ProcessArgs),
+}
+
+/// The whole program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if error.use_stderr() { 2 } else { 0 };
+            // Nothing is left to tell if even this cannot be printed.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    output::logging(cli.verbose);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: the runtime could not be started: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let output = Output::new(cli.json);
+    let code = runtime.block_on(dispatch(cli, &output));
+    let code = code.unwrap_or_else(|error| output.error(&error));
+    runtime.shutdown_timeout(std::time::Duration::from_millis(200));
+    ExitCode::from(code)
+}
+
+async fn dispatch(cli: Cli, output: &Output) -> Done {
+    let mut muster = Muster::new(cli.state, cli.estate);
+    match cli.command {
+        #[cfg(feature = "lab")]
+        Command::Demo(args) => return demo::main(args, output).await,
+        #[cfg(feature = "lab")]
+        Command::Lab(args) => return lab::main(args, &muster, output).await,
+        #[cfg(feature = "lab")]
+        Command::LabProcess(args) => return lab::process(args).await,
+        Command::Validate(args) => return validate::main(&args, &muster, output),
+        Command::Actions(args) => return actions::main(&args, output),
+        Command::Schema(args) => return schema::main(args, output),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "muster", &mut std::io::stdout());
+            return Ok(0);
+        }
+        Command::Plan(args) => return plan::main(&args, &muster, output).await,
+        Command::Status => return status::main(&muster, output).await,
+        Command::Runs(args) => return runs::list(&args, &muster, output).await,
+        Command::Show(args) => return runs::show(&args, &muster, output).await,
+        Command::Watch(args) => return runs::watch(&args, &muster, output).await,
+        Command::Evidence(args) => return evidence::main(&args, &muster, output).await,
+        Command::Pause(args) => return operate::pause(args, &muster, output).await,
+        Command::Abort(args) => return operate::abort(args, &muster, output).await,
+        Command::Approve(args) => return operate::approve(args, &muster, output).await,
+        Command::Reject(args) => return operate::reject(args, &muster, output).await,
+        Command::Retry(args) => return operate::retry(args, &muster, output).await,
+        Command::Skip(args) => return operate::skip(args, &muster, output).await,
+        Command::Resolve(args) => return operate::resolve(args, &muster, output).await,
+        _ => {}
+    }
+    // What follows acts, and may be interrupted.
+    muster.interrupt = output::interrupts();
+    muster.listener = output.listener();
+    muster.faults = faults(&muster);
+    match cli.command {
+        Command::Run(args) => run::main(&args, &muster, output).await,
+        Command::Resume(args) => operate::resume(&args, &muster, output).await,
+        Command::Drill(args) => drill::main(args, &muster, output).await,
+        Command::Serve => serve::main(&muster, output).await,
+        _ => Ok(2),
+    }
+}
+
+/// The lab of this state directory, if one is up.
+#[cfg(feature = "lab")]
+fn faults(muster: &Muster) -> Option<Arc<dyn crate::providers::port::Faults>> {
+    lab::attach(muster).map(|lab| Arc::new(lab) as Arc<dyn crate::providers::port::Faults>)
+}
+
+#[cfg(not(feature = "lab"))]
+fn faults(_: &Muster) -> Option<Arc<dyn crate::providers::port::Faults>> {
+    None
+}

@@ -1,0 +1,154 @@
+//! What an operator may do to a run: resume, pause, abort, approve, reject, retry, skip, resolve.
+
+use super::{Done, output::Output};
+use crate::journal::{ChainKind, Command, Journal};
+use crate::model::{ids::*, status::RunStatus};
+use crate::service::{Muster, ServiceError, runs::Told};
+use serde_json::json;
+
+#[derive(clap::Args)]
+pub struct ResumeArgs {
+    /// A run or drill, by the beginning of its identifier; everything that is open if left out
+    run: Option<String>,
+}
+
+#[derive(clap::Args)]
+pub struct ReasonArgs {
+    /// A run, by the beginning of its identifier
+    run: String,
+    /// Why; it stands on the record
+    #[arg(long, default_value = "asked for by an operator")]
+    reason: String,
+}
+
+#[derive(clap::Args)]
+pub struct StepArgs {
+    /// A run, by the beginning of its identifier
+    run: String,
+    step: String,
+    /// In whose name; the user of this machine if left out
+    #[arg(long = "by", value_name = "PERSON")]
+    by: Option<String>,
+}
+
+#[derive(clap::Args)]
+pub struct StepReasonArgs {
+    /// A run, by the beginning of its identifier
+    run: String,
+    step: String,
+    /// Why; it stands on the record
+    #[arg(long)]
+    reason: String,
+    /// In whose name; the user of this machine if left out
+    #[arg(long = "by", value_name = "PERSON")]
+    by: Option<String>,
+}
+
+#[derive(clap::Args)]
+pub struct ResolveArgs {
+    /// A run, by the beginning of its identifier
+    run: String,
+    step: String,
+    /// What happened
+    #[arg(long = "as", value_name = "WHAT")]
+    outcome: Happened,
+    /// How you know; it stands on the record
+    #[arg(long)]
+    reason: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Happened {
+    Done,
+    NotDone,
+}
+
+pub async fn pause(args: ReasonArgs, muster: &Muster, output: &Output) -> Done {
+    tell(&args.run, None, Command::Pause { reason: args.reason }, muster, output).await
+}
+
+/// With no owner left, an aborted run is also brought to its end here.
+pub async fn abort(args: ReasonArgs, muster: &Muster, output: &Output) -> Done {
+    let code = tell(&args.run, None, Command::Abort { reason: args.reason }, muster, output).await?;
+    let journal = muster.existing_journal().await?;
+    let run = muster.find(&*journal, &args.run).await?;
+    match muster.resume_run(&run).await {
+        Ok(ran) if ran.state.status == RunStatus::Aborted => Ok(code),
+        Ok(ran) => Ok(super::run::told(&ran, output)),
+        // Its owner ends it.
+        Err(ServiceError::Journal(crate::journal::JournalError::Owned { .. })) => Ok(code),
+        Err(error) => Err(error),
+    }
+}
+
+pub async fn approve(args: StepArgs, muster: &Muster, output: &Output) -> Done {
+    tell(&args.run, args.by, Command::Approve { step: StepId(args.step) }, muster, output).await
+}
+
+pub async fn reject(args: StepReasonArgs, muster: &Muster, output: &Output) -> Done {
+    tell(&args.run, args.by, Command::Reject { step: StepId(args.step), reason: args.reason }, muster, output).await
+}
+
+pub async fn retry(args: StepArgs, muster: &Muster, output: &Output) -> Done {
+    tell(&args.run, args.by, Command::Retry { step: StepId(args.step) }, muster, output).await
+}
+
+pub async fn skip(args: StepReasonArgs, muster: &Muster, output: &Output) -> Done {
+    tell(&args.run, args.by, Command::Skip { step: StepId(args.step), reason: args.reason }, muster, output).await
+}
+
+pub async fn resolve(args: ResolveArgs, muster: &Muster, output: &Output) -> Done {
+    let done = args.outcome == Happened::Done;
+    tell(&args.run, None, Command::Resolve { step: StepId(args.step), done, reason: args.reason }, muster, output).await
+}
+
+async fn tell(run: &str, by: Option<String>, command: Command, muster: &Muster, output: &Output) -> Done {
+    let journal = muster.existing_journal().await?;
+    let run = muster.find(&*journal, run).await?;
+    let by = by.unwrap_or_else(Muster::person);
+    let told = muster.command(&run, &by, &command).await?;
+    let text = match &told {
+        Told::OnRecord => format!("on record; go on with: muster resume {run}"),
+        Told::Owner(owner) => format!("left for {owner}, which owns the run"),
+    };
+    output.object(&json!({ "run": run, "by": by, "command": command, "owner": matches!(told, Told::Owner(_)) }));
+    if !output.json {
+        output.line(text);
+    }
+    Ok(0)
+}
+
+/// Goes on with one, or with all that is open; the worst exit code counts.
+pub async fn resume(args: &ResumeArgs, muster: &Muster, output: &Output) -> Done {
+    let journal = muster.existing_journal().await?;
+    let rows = match &args.run {
+        Some(prefix) => {
+            let id = muster.find(&*journal, prefix).await?;
+            let row = journal.row(&id).await?;
+            if row.finished_at.is_some() {
+                return Err(ServiceError::Usage(format!("{id} has ended: {}", row.status)));
+            }
+            vec![row]
+        }
+        None => journal.open().await?,
+    };
+    // A drill goes on with its own runs.
+    let drills: Vec<_> = rows.iter().filter(|row| row.kind == ChainKind::Drill).map(|row| row.id.clone()).collect();
+    let mut worst = 0;
+    for row in rows.iter().filter(|row| row.parent.as_ref().is_none_or(|parent| !drills.contains(parent))) {
+        let code = match (row.kind, &row.parent) {
+            (ChainKind::Drill, _) => super::drill::told(&muster.drill_resume(&row.id).await?, output),
+            // A drill's run is resumed with its drill, so that the drill is healed and led back.
+            (ChainKind::Run, Some(drill)) if journal.row(drill).await?.finished_at.is_none() => {
+                super::drill::told(&muster.drill_resume(drill).await?, output)
+            }
+            (ChainKind::Run, _) => super::run::told(&muster.resume_run(&row.id).await?, output),
+        };
+        worst = worst.max(code);
+    }
+    if rows.is_empty() {
+        output.say("nothing is open");
+        output.object(&json!({ "resumed": [] }));
+    }
+    Ok(worst)
+}
