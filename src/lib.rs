@@ -2,3 +2,4 @@
 pub mod actions;
 pub mod model;
 pub mod providers;
+pub mod runbook;
