@@ -7,3 +7,4 @@ pub mod journal;
 pub mod model;
 pub mod plan;
 pub mod providers;
+pub mod runbook;

@@ -5,6 +5,7 @@
 //! executed) and [`event`] (what happened, and the evidence of it).
 
 pub mod catalogue;
+pub mod decode;
 pub mod drill;
 pub mod effect;
 pub mod estate;

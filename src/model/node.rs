@@ -60,38 +60,4 @@ impl Node {
     }
 }
 
-/// A value that could not be read as the type that was wanted, and where it stood.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("{path}: {message}")]
-pub struct DecodeError {
-    pub pos: Pos,
-    /// `steps[2].with.region`, as far as it is known.
-    pub path: String,
-    pub message: String,
-    /// The names that would have been valid here, when an unknown one was found.
-    pub expected: Vec<String>,
-    /// The unknown name.
-    pub found: Option<String>,
-}
-
-/// Reads a typed value. Text becomes a number or a truth value only where the type asks for one.
-pub fn decode<T: serde::de::DeserializeOwned>(node: &Node) -> Result<T, DecodeError> {
-    let json = to_json(node);
-    serde_json::from_value(json).map_err(|e| DecodeError {
-        pos: node.pos,
-        path: String::new(),
-        message: e.to_string(),
-        expected: Vec::new(),
-        found: None,
-    })
-}
-
-fn to_json(node: &Node) -> serde_json::Value {
-    match &node.value {
-        NodeValue::Null => serde_json::Value::Null,
-        NodeValue::Text { text, .. } => serde_json::Value::String(text.clone()),
-        NodeValue::List(items) => items.iter().map(to_json).collect(),
-        NodeValue::Map(entries) => entries.iter().map(|(key, node)| (key.name.clone(), to_json(node))).collect(),
-        NodeValue::Typed(value) => value.clone(),
-    }
-}
+pub use super::decode::{DecodeError, decode};

@@ -1,0 +1,176 @@
+//! A runbook, an estate and inputs to a [`Plan`]: everything checked, every default filled in, so that
+//! the run depends on no file any more.
+
+use super::{
+    diagnostic::Diagnostic,
+    expr::{Context, render_partial},
+    lint::{APPROVAL, check_runbook, typed_inputs},
+    lint_schema::SchemaCheck,
+    load::{LoadedRunbook, decode_diagnostic},
+};
+use crate::model::{
+    catalogue::Catalogue,
+    effect::{Place, Plane, Resource},
+    estate::Estate,
+    node::{Node, Pos, decode},
+    plan::{Approval, Plan, PlanStep, Scope, StepKind},
+    runbook::{Mode, OnFailure, Rule, Step, UndoPolicy},
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+type Found = Vec<Diagnostic>;
+
+/// Compiles a runbook for one run. Warnings alone do not stop it.
+pub fn compile(
+    loaded: &LoadedRunbook,
+    estate: &Estate,
+    inputs: &BTreeMap<String, String>,
+    scope: Scope,
+    live: bool,
+    catalogue: &dyn Catalogue,
+) -> Result<Plan, Found> {
+    let mut found: Found = check_runbook(loaded, Some(estate), catalogue);
+    let (typed, faults) = typed_inputs(loaded, inputs, Some(estate));
+    for fault in faults {
+        // A wrong default has been told of, with its place.
+        if fault.code != "wrong-input" || inputs.contains_key(&fault.name) {
+            found.push(Diagnostic::error(&loaded.source.file, fault.code, fault.message).maybe_help(fault.help));
+        }
+    }
+    if found.iter().any(Diagnostic::is_error) {
+        return Err(found);
+    }
+    let context = Context::new(&typed);
+    let mut compiler = Compiler { loaded, estate, scope, catalogue, context, found, locks: BTreeSet::new() };
+    let steps: Vec<PlanStep> = loaded.runbook.steps.iter().filter_map(|step| compiler.step(step)).collect();
+    let Compiler { found, locks, .. } = compiler;
+    if found.iter().any(Diagnostic::is_error) {
+        return Err(found);
+    }
+    Ok(Plan {
+        runbook: loaded.runbook.runbook.clone(),
+        file: loaded.source.file.clone(),
+        digest: loaded.source.digest.clone(),
+        mode: loaded.runbook.mode,
+        scope,
+        live,
+        inputs: typed,
+        waive: loaded.runbook.waive.clone(),
+        estate: estate.clone(),
+        locks: locks.into_iter().collect(),
+        steps,
+    })
+}
+
+struct Compiler<'a> {
+    loaded: &'a LoadedRunbook,
+    estate: &'a Estate,
+    scope: Scope,
+    catalogue: &'a dyn Catalogue,
+    context: Context,
+    found: Found,
+    locks: BTreeSet<Resource>,
+}
+
+impl Compiler<'_> {
+    fn step(&mut self, step: &Step) -> Option<PlanStep> {
+        let with = match render_partial(&step.with, &self.context) {
+            Ok(with) => with,
+            Err(e) => {
+                self.found.push(self.loaded.source.error(e.pos, "bad-expression", e.to_string()));
+                return None;
+            }
+        };
+        if step.uses == APPROVAL { self.approval(step, with) } else { self.action(step, with) }
+    }
+
+    fn approval(&mut self, step: &Step, with: Node) -> Option<PlanStep> {
+        match decode::<Approval>(&with) {
+            Ok(approval) => {
+                let timeout = step.timeout.unwrap_or(approval.expires);
+                Some(self.made(step, StepKind::Approval(approval), with, timeout, UndoPolicy::None))
+            }
+            Err(e) => {
+                self.found.push(decode_diagnostic(&self.loaded.source, &e));
+                None
+            }
+        }
+    }
+
+    fn action(&mut self, step: &Step, with: Node) -> Option<PlanStep> {
+        let info = self.catalogue.info(&step.uses)?;
+        // Once more, now that the inputs' values stand where their expressions stood.
+        let check = SchemaCheck { source: &self.loaded.source, root: &info.input, estate: Some(self.estate) };
+        self.found.extend(check.check(&with));
+        self.locks.extend(self.catalogue.locks(&step.uses, &with));
+        let effect = self.catalogue.effect(&step.uses, &with);
+        let reach = self.catalogue.reach(&step.uses, &with, self.estate);
+        let kind = StepKind::Action { name: step.uses.clone(), version: info.version, effect };
+        let made = self.made(step, kind, with, step.timeout.unwrap_or(info.timeout), step.undo.unwrap_or(info.undo));
+        Some(PlanStep { reach, ..made })
+    }
+
+    fn made(&self, step: &Step, kind: StepKind, with: Node, timeout: crate::model::time::Span, undo: UndoPolicy) -> PlanStep {
+        let default = match self.scope {
+            Scope::Live => OnFailure::Pause,
+            Scope::Drill => OnFailure::Stop,
+        };
+        PlanStep {
+            id: step.id.clone(),
+            kind,
+            needs: step.needs.clone(),
+            with,
+            when: step.when.clone(),
+            retry: step.retry.clone(),
+            timeout,
+            on_failure: step.on_failure.unwrap_or(default),
+            undo,
+            reach: Vec::new(),
+            pos: step.pos,
+        }
+    }
+}
+
+/// Rule 7: an unplanned failover needs nothing in the failed region (the input `from`) and no global
+/// control plane, unless a waiver says so. A step whose failure is let pass only earns a warning.
+#[must_use]
+pub fn lint_reach(plan: &Plan) -> Found {
+    let mut found = Vec::new();
+    if plan.mode != Some(Mode::Failover) {
+        return found;
+    }
+    let lost = plan.inputs.get("from").and_then(serde_json::Value::as_str);
+    let waived = |rule: Rule| plan.waive.iter().any(|waiver| waiver.rule == rule);
+    for step in &plan.steps {
+        let mut told = BTreeSet::new();
+        for reach in &step.reach {
+            let plane = match reach.plane {
+                Plane::Control => "control plane",
+                Plane::Data => "data plane",
+            };
+            let made = match &reach.place {
+                Place::Region(region) if Some(region.as_str()) == lost && !waived(Rule::FailedRegion) => {
+                    let message =
+                        format!("step `{}` (`{}`) needs the {plane} of `{region}`, the region that is lost", step.id, step.kind.uses());
+                    let help = "take the step out of the failover, or waive it: `waive: [{ rule: failed-region, reason: ... }]`";
+                    reach_error(plan, step.pos, "needs-failed-region", message, help)
+                }
+                Place::Global if reach.plane == Plane::Control && !waived(Rule::GlobalControlPlane) => {
+                    let message =
+                        format!("step `{}` (`{}`) needs a global control plane, which may be down too", step.id, step.kind.uses());
+                    let help = "use a path through the data plane, or waive it: `waive: [{ rule: global-control-plane, reason: ... }]`";
+                    reach_error(plan, step.pos, "needs-global-control-plane", message, help)
+                }
+                _ => continue,
+            };
+            if told.insert(made.message.clone()) {
+                found.push(if step.on_failure == OnFailure::Continue { made.warning() } else { made });
+            }
+        }
+    }
+    found
+}
+
+fn reach_error(plan: &Plan, pos: Pos, code: &'static str, message: String, help: &str) -> Diagnostic {
+    Diagnostic { pos, ..Diagnostic::error(&plan.file, code, message) }.help(help)
+}

@@ -1,0 +1,203 @@
+//! What is wrong with an estate that could be read: names that lead nowhere, and a lab that is none.
+
+use super::{
+    diagnostic::{Diagnostic, suggest},
+    parse::Source,
+};
+use crate::model::{
+    estate::Estate,
+    ids::RegionName,
+    node::{Node, NodeValue, Pos},
+};
+use url::Host;
+
+pub(super) fn check(source: &Source, root: &Node, estate: &Estate, found: &mut Vec<Diagnostic>) {
+    let mut lint = Lint { source, root, estate, found };
+    lint.services();
+    lint.databases();
+    lint.buckets();
+    lint.endpoints();
+    lint.repositories();
+    lint.notices();
+    if estate.lab {
+        lint.loopback();
+    }
+}
+
+struct Lint<'a> {
+    source: &'a Source,
+    root: &'a Node,
+    estate: &'a Estate,
+    found: &'a mut Vec<Diagnostic>,
+}
+
+/// The place of a value along a path of keys, or of the innermost map on the way that exists.
+fn at(root: &Node, path: &[&str]) -> Pos {
+    let mut node = root;
+    for name in path {
+        match node.get(name) {
+            Some(inner) => node = inner,
+            None => return node.pos,
+        }
+    }
+    node.pos
+}
+
+impl Lint<'_> {
+    fn dangling(&mut self, pos: Pos, what: &str, name: &str, valid: Vec<&str>) {
+        let made = self.source.error(pos, "dangling-reference", format!("the estate has no {what} `{name}`"));
+        self.found.push(made.maybe_help(suggest(name, valid)));
+    }
+
+    fn region(&mut self, pos: Pos, region: &RegionName) {
+        let estate = self.estate;
+        if !estate.regions.contains_key(region) {
+            self.dangling(pos, "region", region.as_str(), estate.regions.keys().map(RegionName::as_str).collect());
+        }
+    }
+
+    /// The regions that are keys of the map at a path.
+    fn region_keys<'r>(&mut self, path: &[&str], regions: impl IntoIterator<Item = &'r RegionName>) {
+        let mut node = self.root;
+        for name in path {
+            match node.get(name) {
+                Some(inner) => node = inner,
+                None => return,
+            }
+        }
+        for region in regions {
+            let pos = super::load::key(node, region.as_str()).map_or(node.pos, |key| key.pos);
+            self.region(pos, region);
+        }
+    }
+
+    fn services(&mut self) {
+        let estate = self.estate;
+        let mut valid: Vec<&str> = estate.databases.keys().map(|n| n.as_str()).collect();
+        valid.extend(estate.buckets.keys().map(|n| n.as_str()));
+        valid.extend(estate.endpoints.keys().map(|n| n.as_str()));
+        for (name, service) in &estate.services {
+            let uses = self.root.get("services").and_then(|all| all.get(name.as_str())).and_then(|one| one.get("uses"));
+            for (index, used) in service.uses.iter().enumerate() {
+                if !valid.contains(&used.as_str()) {
+                    let pos = item_place(uses, index).unwrap_or(self.root.pos);
+                    self.dangling(pos, "database, bucket or endpoint", used, valid.clone());
+                }
+            }
+        }
+    }
+
+    fn databases(&mut self) {
+        let estate = self.estate;
+        for (name, database) in &estate.databases {
+            self.region_keys(&["databases", name.as_str(), "instances"], database.instances.keys());
+        }
+    }
+
+    fn buckets(&mut self) {
+        let estate = self.estate;
+        for (name, regions) in &estate.buckets {
+            self.region_keys(&["buckets", name.as_str()], regions.keys());
+        }
+    }
+
+    fn endpoints(&mut self) {
+        let estate = self.estate;
+        for (name, endpoint) in &estate.endpoints {
+            self.region_keys(&["endpoints", name.as_str(), "targets"], endpoint.targets.keys());
+            if let Some(golden) = &endpoint.golden
+                && !estate.buckets.contains_key(&golden.bucket)
+            {
+                let pos = at(self.root, &["endpoints", name.as_str(), "golden", "bucket"]);
+                self.dangling(pos, "bucket", golden.bucket.as_str(), estate.buckets.keys().map(|n| n.as_str()).collect());
+            }
+        }
+    }
+
+    fn repositories(&mut self) {
+        let estate = self.estate;
+        for (name, repository) in &estate.repositories {
+            if let Some(region) = &repository.region {
+                self.region(at(self.root, &["repositories", name.as_str(), "region"]), region);
+            }
+        }
+    }
+
+    fn notices(&mut self) {
+        let estate = self.estate;
+        for (index, notify) in estate.notify.iter().enumerate() {
+            if notify.webhook.is_none() == notify.exec.is_empty() {
+                let pos = item_place(self.root.get("notify"), index).unwrap_or(self.root.pos);
+                let message = "a notice goes by exactly one of `webhook` and `exec`";
+                self.found.push(self.source.error(pos, "wrong-type", message));
+            }
+        }
+    }
+
+    /// A lab may be lost without harm, so nothing in it may lie elsewhere than on this machine.
+    fn loopback(&mut self) {
+        for (pos, address) in self.addresses() {
+            let message = format!("the estate says `lab: true`, but `{address}` is not an address of this machine's loopback");
+            let help = "use an address such as 127.0.0.1, or drop `lab: true`: then every run needs `--live`";
+            self.found.push(self.source.error(pos, "lab-not-loopback", message).help(help));
+        }
+    }
+
+    /// Every address in the estate that is not on loopback, with its place.
+    fn addresses(&self) -> Vec<(Pos, String)> {
+        let (root, mut out) = (self.root, Vec::new());
+        for (name, region) in &self.estate.regions {
+            let Some(aws) = &region.aws else { continue };
+            let e = &aws.endpoints;
+            for (word, url) in [("s3", &e.s3), ("rds", &e.rds), ("route53", &e.route53)] {
+                if let Some(url) = url.as_ref().filter(|url| !is_local(url)) {
+                    out.push((at(root, &["regions", name.as_str(), "aws", "endpoints", word]), url.to_string()));
+                }
+            }
+        }
+        for (name, endpoint) in &self.estate.endpoints {
+            for (region, target) in endpoint.targets.iter().filter(|(_, target)| !target.is_loopback()) {
+                out.push((at(root, &["endpoints", name.as_str(), "targets", region.as_str()]), target.to_string()));
+            }
+            for resolver in endpoint.resolvers.iter().filter(|resolver| !resolver.ip().is_loopback()) {
+                out.push((at(root, &["endpoints", name.as_str(), "resolvers"]), resolver.to_string()));
+            }
+            let urls = endpoint.aws.as_ref().map(|aws| [&aws.endpoints.s3, &aws.endpoints.rds, &aws.endpoints.route53]);
+            for url in urls.into_iter().flatten().flatten().filter(|url| !is_local(url)) {
+                out.push((at(root, &["endpoints", name.as_str(), "aws", "endpoints"]), url.to_string()));
+            }
+        }
+        for (name, database) in &self.estate.databases {
+            for (region, instance) in &database.instances {
+                if let Some(host) = instance.host.as_ref().filter(|host| !is_local_host(host)) {
+                    out.push((at(root, &["databases", name.as_str(), "instances", region.as_str(), "host"]), host.clone()));
+                }
+            }
+            if let Some(lease) = database.lease.as_ref().filter(|lease| !is_local(&lease.url)) {
+                out.push((at(root, &["databases", name.as_str(), "lease", "url"]), lease.url.to_string()));
+            }
+        }
+        out
+    }
+}
+
+fn is_local(url: &url::Url) -> bool {
+    match url.host() {
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        Some(Host::Domain(name)) => name == "localhost",
+        None => url.scheme() == "file",
+    }
+}
+
+fn is_local_host(host: &str) -> bool {
+    host == "localhost" || host.starts_with('/') || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// The place of a list's item.
+pub(super) fn item_place(list: Option<&Node>, index: usize) -> Option<Pos> {
+    match list.map(|list| &list.value) {
+        Some(NodeValue::List(items)) => items.get(index).map(|item| item.pos),
+        _ => list.map(|list| list.pos),
+    }
+}
