@@ -32,7 +32,8 @@ impl VirtualClock {
                 return;
             }
             let (at, wake) = sleepers.remove(0);
-            *lock(&self.now) = at;
+            let mut now = lock(&self.now);
+            *now = at.max(*now);
             let _ = wake.send(());
         }
     }
