@@ -119,6 +119,7 @@ pub(super) fn millis(ms: Option<i64>) -> String {
         // Cut, not rounded: a figure never looks larger or smaller than the next one down.
         1_000..60_000 if abs.is_multiple_of(1_000) => format!("{sign}{} s", abs / 1_000),
         1_000..60_000 => format!("{sign}{}.{:02} s", abs / 1_000, abs % 1_000 / 10),
+        _ if abs.is_multiple_of(60_000) => format!("{sign}{} min", abs / 60_000),
         _ => format!("{sign}{} min {:02} s", abs / 60_000, abs % 60_000 / 1_000),
     }
 }
@@ -308,7 +309,7 @@ fn recovery(data: &ReportData) -> Markup {
                 } } }
             } }
             @if let Some(traffic) = &data.traffic {
-                p.quiet { "Traffic was moved by the " (traffic.path) ", with " (traffic.control_plane_calls) " control-plane calls." }
+                p.quiet { "Traffic path: " (traffic.path) "; calls to a control plane: " (traffic.control_plane_calls) "." }
             }
         }
     }

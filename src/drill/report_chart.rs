@@ -4,7 +4,7 @@
 //! their status in words, parts their names.
 
 use super::report::{ReportData, ReportStep, millis};
-use crate::model::status::StepStatus;
+use crate::model::{event::RunRole, status::StepStatus};
 use jiff::Timestamp;
 use maud::{Markup, html};
 
@@ -154,6 +154,10 @@ pub(super) fn timeline(data: &ReportData) -> Markup {
             }
             @if !data.samples.is_empty() { (probe_strip(data, &axis, top)) }
             @for (n, step) in data.steps.iter().enumerate() {
+                @if n > 0 && step.role == RunRole::Then && data.steps.get(n - 1).is_some_and(|s| s.role == RunRole::Main) {
+                    @let y = px(top + strip + ROW * n as f64);
+                    line x1="0" x2=(WIDTH) y1=(y) y2=(y) class="divide" {}
+                }
                 (gantt_row(step, &axis, top + strip + ROW * n as f64))
             }
         }
@@ -224,7 +228,7 @@ fn gantt_row(step: &ReportStep, axis: &Axis, y: f64) -> Markup {
     let bar = step.started_at.zip(step.ended_at()).map(|(a, b)| (axis.x(a), axis.x(b).max(axis.x(a) + 2.0)));
     // The words stand after the bar where there is room, else before it.
     let (x, anchor) = match bar {
-        Some((from, until)) if until > WIDTH - 230.0 => (from - 6.0, "end"),
+        Some((from, until)) if until + 12.0 + 6.2 * label.chars().count() as f64 > WIDTH => (from - 6.0, "end"),
         Some((_, until)) => (until + 6.0, "start"),
         None => (axis.left + 6.0, "start"),
     };
