@@ -290,7 +290,7 @@ fn recovery(data: &ReportData) -> Markup {
         section {
             h2 { "Where the recovery time went" }
             @match chart::stacked(data) {
-                Some(drawing) => (drawing),
+                Some(drawing) => { div.scroll { (drawing) } }
                 None => { p.callout.warn { "The recovery time was not measured: an instant is missing, or the measurement has a hole in it." } }
             }
             div.scroll { table {

@@ -30,7 +30,7 @@ impl Axis {
     fn x(&self, at: Timestamp) -> f64 {
         self.left + self.width * (ms_between(self.from, at) / self.span_ms).clamp(0.0, 1.0)
     }
-    fn from_ms(&self, ms: f64) -> f64 {
+    fn x_ms(&self, ms: f64) -> f64 {
         self.left + self.width * (ms / self.span_ms)
     }
     /// A round distance between ticks, about eight of them.
@@ -145,8 +145,8 @@ pub(super) fn timeline(data: &ReportData) -> Markup {
     html! {
         svg viewBox={ "0 0 " (WIDTH) " " (px(bottom + 26.0)) } role="img" aria-label="probes and steps on a common axis of time" {
             @for tick in axis.ticks() {
-                line x1=(px(axis.from_ms(tick))) x2=(px(axis.from_ms(tick))) y1=(px(top)) y2=(px(bottom)) class="grid" {}
-                text x=(px(axis.from_ms(tick))) y=(px(bottom + 16.0)) class="axis middle" { "+" (millis(Some(tick as i64))) }
+                line x1=(px(axis.x_ms(tick))) x2=(px(axis.x_ms(tick))) y1=(px(top)) y2=(px(bottom)) class="grid" {}
+                text x=(px(axis.x_ms(tick))) y=(px(bottom + 16.0)) class="axis middle" { "+" (millis(Some(tick as i64))) }
             }
             @for ((name, x), label) in marks.iter().zip(&at) {
                 polyline points={ (px(*label)) ",16 " (px(*label)) ",20 " (px(*x)) ",30 " (px(*x)) "," (px(bottom)) } class={ "leader" @if *name == "fault" { " fault" } } {}

@@ -38,7 +38,7 @@ fn samples() -> Vec<ProbeSample> {
     (0..140).map(one).collect()
 }
 
-fn passed() -> ReportData {
+fn some_steps() -> Vec<ReportStep> {
     use RunRole::{Main, Then};
     use StepStatus::{Skipped, Succeeded, SucceededWithWarning};
     let mut steps = vec![
@@ -53,6 +53,10 @@ fn passed() -> ReportData {
         step("traffic-back", "dns.shift", Then, Succeeded, 11_950, 400),
     ];
     steps[0].note = Some("replica lag is judged as of the last contact with the primary: 0 B".to_owned());
+    steps
+}
+
+fn passed() -> ReportData {
     ReportData {
         drill: "region-loss".to_owned(),
         description: Some("Lose the primary region for real, recover in the other, measure it.".to_owned()),
@@ -82,7 +86,7 @@ fn passed() -> ReportData {
             parts_ms: RtoParts { detect: Some(300), decide: Some(73), act: Some(2_185), propagate: Some(20), verify: Some(712) },
         },
         rpo: Rpo { objective_ms: Some(5_000), actual_ms: Some(0), met: Some(true), acknowledged_writes: Some(412), lost_writes: Some(0) },
-        steps,
+        steps: some_steps(),
         samples: samples(),
         findings: vec!["Waived: global-control-plane, because the data-plane path is not prepared yet.".to_owned()],
         skipped: vec![ReportSkip {
