@@ -235,6 +235,15 @@ async fn a_silent_resolver_leaves_time_for_the_next() {
 }
 
 #[tokio::test]
+async fn the_deadline_holds_for_name_and_answer_together() {
+    let rig = Rig::new(|dns| dns.ttl_s = 60, |_, request| (3_600_000 * MS, echo(request)));
+    let resolvers = vec!["127.0.0.1:9".parse().unwrap(), "127.0.0.1:53".parse().unwrap()];
+    let log = rig.run(rig.start(None, None, |spec| spec.resolvers = resolvers), 50).await;
+    assert_eq!((log.samples[0].good, log.samples[0].done.as_millisecond()), (false, 1_000));
+    assert_eq!(log.samples[0].address, EAST.parse().ok());
+}
+
+#[tokio::test]
 async fn more_than_can_be_outstanding_is_not_sent_and_counted() {
     let rig = Rig::new(|_| {}, |_, request| (3_000 * MS, echo(request)));
     let log = rig
