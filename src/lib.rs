@@ -1,6 +1,7 @@
 #![forbid(unsafe_code)]
 
 pub mod actions;
+pub mod cli;
 pub mod drill;
 pub mod engine;
 pub mod journal;
@@ -8,3 +9,4 @@ pub mod model;
 pub mod plan;
 pub mod providers;
 pub mod runbook;
+pub mod service;

@@ -2,9 +2,12 @@
 
 use super::super::{probe_ledger, probe_watch::ResolverWatch};
 use super::*;
+use crate::model::time::Span;
+use crate::plan::measure::{Detector, Recovery, instants, rpo, rto};
 use crate::providers::port::{DnsAnswer, PortError, PortResult};
 use async_trait::async_trait;
 use jiff::Timestamp;
+use std::collections::BTreeSet;
 use tokio::sync::oneshot;
 
 const EAST: &str = "10.0.0.1";
@@ -32,7 +35,8 @@ impl VirtualClock {
                 return;
             }
             let (at, wake) = sleepers.remove(0);
-            *lock(&self.now) = at;
+            let mut now = lock(&self.now);
+            *now = at.max(*now);
             let _ = wake.send(());
         }
     }
@@ -61,11 +65,12 @@ impl Clock for VirtualClock {
 }
 
 type Answer = (Duration, PortResult<HttpResponse>);
+type Behaviour = Box<dyn Fn(u64, &HttpRequest) -> Answer + Send + Sync>;
 
 /// A service whose answer depends on when it is asked.
 struct FakeHttp {
     clock: Arc<VirtualClock>,
-    answer: Box<dyn Fn(u64, &HttpRequest) -> Answer + Send + Sync>,
+    answer: Behaviour,
     requests: Mutex<Vec<(u64, HttpRequest)>>,
 }
 
@@ -230,6 +235,15 @@ async fn a_silent_resolver_leaves_time_for_the_next() {
 }
 
 #[tokio::test]
+async fn the_deadline_holds_for_name_and_answer_together() {
+    let rig = Rig::new(|dns| dns.ttl_s = 60, |_, request| (3_600_000 * MS, echo(request)));
+    let resolvers = vec!["127.0.0.1:9".parse().unwrap(), "127.0.0.1:53".parse().unwrap()];
+    let log = rig.run(rig.start(None, None, |spec| spec.resolvers = resolvers), 50).await;
+    assert_eq!((log.samples[0].good, log.samples[0].done.as_millisecond()), (false, 1_000));
+    assert_eq!(log.samples[0].address, EAST.parse().ok());
+}
+
+#[tokio::test]
 async fn more_than_can_be_outstanding_is_not_sent_and_counted() {
     let rig = Rig::new(|_| {}, |_, request| (3_000 * MS, echo(request)));
     let log = rig
@@ -283,4 +297,53 @@ async fn the_watch_notes_each_change_and_a_failing_resolver_is_none() {
     let seen: Vec<String> =
         watch.stop().await.iter().map(|s| format!("{} {} {:?}", s.at.as_millisecond(), s.resolver, s.addresses)).collect();
     assert_eq!(seen, ["0 127.0.0.1:53 [10.0.0.1]", "520 127.0.0.1:53 [10.0.0.2]"]);
+}
+
+#[tokio::test]
+async fn an_outage_is_detected_measured_and_its_writes_counted() {
+    let answer = |now: u64, request: &HttpRequest| {
+        let east = request.connect_to.is_some_and(|to| to.ip().to_string() == EAST);
+        match (east, now) {
+            (true, 1_000..) => (MS, Err(PortError::Unreachable("connection refused".to_owned()))),
+            (false, ..2_500) => (MS, Ok(HttpResponse { status: 503, headers: BTreeMap::new(), body: vec![] })),
+            _ => (5 * MS, echo(request)),
+        }
+    };
+    let rig = Rig::new(|dns| (dns.ttl_s, dns.moves_at) = (0, 2_030), answer);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("ledger.jsonl");
+    let prober = rig.start(Some(r#"{"id":"$ID"}"#), Some(&file), |_| {});
+    let mut feed = prober.subscribe();
+    let (resolve, clock): (Arc<dyn Resolve>, Arc<dyn Clock>) = (rig.dns.clone(), rig.clock.clone());
+    let watch = ResolverWatch::start(&resolve, &clock, "api.scoring.test", &[]);
+    let log = rig.run(prober, 3_050).await;
+    let resolvers = watch.stop().await;
+    let mut detector = Detector::new(3);
+    while let Some(sample) = feed.recv().await {
+        detector.feed(&sample);
+    }
+    let lost = detector.verdict().unwrap();
+    let at = |ms: i64| Timestamp::from_millisecond(ms).ok();
+    assert_eq!((Some(lost.at), lost.last_good, lost.missed), (at(1_201), at(905), 3));
+    let found = instants(&Recovery {
+        samples: &log.samples,
+        resolvers: &resolvers,
+        fault: at(950),
+        detected: Some(lost.at),
+        first_applying: at(1_301),
+        traffic_sent: at(1_901),
+        traffic_applied: at(2_001),
+        target: WEST.parse().ok(),
+        good: 3,
+    });
+    let rto = rto(&found, Some(Span::from_secs(2)), false);
+    let p = &rto.parts_ms;
+    assert_eq!([p.detect, p.decide, p.act, p.propagate, p.verify], [296, 100, 700, 39, 465].map(Some));
+    assert_eq!((rto.actual_ms, rto.met), (Some(1_600), Some(true)));
+    // East took the last of its writes along.
+    let entries = probe_ledger::read(&file).unwrap();
+    let mut present: BTreeSet<String> = entries.iter().map(|e| e.id.clone()).collect();
+    present.remove("id-9");
+    let rpo = rpo(None, Some(&entries), Some(&present), at(950));
+    assert_eq!((rpo.acknowledged_writes, rpo.lost_writes, rpo.actual_ms), (Some(16), Some(1), Some(45)));
 }

@@ -52,6 +52,8 @@ fn story(parts: [i64; 5], steady: i64, good: u32, missed: i64) -> Story {
         push(t5 - 5 + n, if n == 0 { 5 } else { 2 }, true, NEW);
     }
     let resolvers = vec![
+        // From before the change was sent, so not its effect.
+        ResolverSample { at: ms(t2 - 1), resolver: "c".to_owned(), addresses: vec![NEW.parse().unwrap()] },
         ResolverSample { at: ms(0), resolver: "a".to_owned(), addresses: vec![OLD.parse().unwrap()] },
         ResolverSample { at: ms(t4 + 7), resolver: "b".to_owned(), addresses: vec![NEW.parse().unwrap()] },
         ResolverSample { at: ms(t4), resolver: "a".to_owned(), addresses: vec![NEW.parse().unwrap()] },

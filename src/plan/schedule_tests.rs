@@ -86,14 +86,14 @@ fn a_field(min: u32, max: u32) -> impl Strategy<Value = Written> {
     let range = (min..=max, min..=max, 1u32..6).prop_map(|(a, b, step)| {
         let (low, high) = (a.min(b), a.max(b));
         let text = if step == 1 { format!("{low}-{high}") } else { format!("{low}-{high}/{step}") };
-        (text, (low..=high).filter(|v| (v - low) % step == 0).collect())
+        (text, (low..=high).filter(|v| (v - low).is_multiple_of(step)).collect())
     });
     let list = prop::collection::vec(prop_oneof![one, range], 1..3).prop_map(|items: Vec<Written>| {
         (items.iter().map(|i| i.0.clone()).collect::<Vec<_>>().join(","), items.into_iter().flat_map(|i| i.1).collect())
     });
     let star = (1u32..20).prop_map(move |step| {
         let text = if step == 1 { "*".to_owned() } else { format!("*/{step}") };
-        (text, (min..=max).filter(|v| (v - min) % step == 0).collect())
+        (text, (min..=max).filter(|v| (v - min).is_multiple_of(step)).collect())
     });
     prop_oneof![3 => list, 2 => star, 2 => Just(("*".to_owned(), (min..=max).collect()))]
 }
