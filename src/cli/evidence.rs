@@ -1,7 +1,7 @@
 //! `muster evidence verify`: is the record whole?
 
 use super::{Done, output::Output};
-use crate::journal::{Journal, chain};
+use crate::journal::chain;
 use crate::service::Muster;
 use serde_json::json;
 

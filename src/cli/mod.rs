@@ -16,9 +16,9 @@ mod serve;
 mod status;
 mod validate;
 
-#[cfg(feature = "lab")]
+#[cfg(any())]
 mod demo;
-#[cfg(feature = "lab")]
+#[cfg(any())]
 mod lab;
 
 use crate::service::{Muster, ServiceError};
@@ -52,10 +52,10 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Lose a region on this machine, recover, measure, lead back, verify the evidence
-    #[cfg(feature = "lab")]
+    #[cfg(any())]
     Demo(demo::Args),
     /// Two regions in a box: up, down, status, kill, heal
-    #[cfg(feature = "lab")]
+    #[cfg(any())]
     Lab(lab::Args),
     /// Check estate, runbook and drill files
     Validate(validate::Args),
@@ -99,7 +99,7 @@ enum Command {
     Schema(schema::Args),
     /// Completions for a shell
     Completions { shell: clap_complete::Shell },
-    #[cfg(feature = "lab")]
+    #[cfg(any())]
     #[command(hide = true)]
     LabProcess(lab::ProcessArgs),
 }
@@ -135,11 +135,11 @@ pub fn main() -> ExitCode {
 async fn dispatch(cli: Cli, output: &Output) -> Done {
     let mut muster = Muster::new(cli.state, cli.estate);
     match cli.command {
-        #[cfg(feature = "lab")]
+        #[cfg(any())]
         Command::Demo(args) => return demo::main(args, output).await,
-        #[cfg(feature = "lab")]
+        #[cfg(any())]
         Command::Lab(args) => return lab::main(args, &muster, output).await,
-        #[cfg(feature = "lab")]
+        #[cfg(any())]
         Command::LabProcess(args) => return lab::process(args).await,
         Command::Validate(args) => return validate::main(&args, &muster, output),
         Command::Actions(args) => return actions::main(&args, output),
@@ -177,12 +177,12 @@ async fn dispatch(cli: Cli, output: &Output) -> Done {
 }
 
 /// The lab of this state directory, if one is up.
-#[cfg(feature = "lab")]
+#[cfg(any())]
 fn faults(muster: &Muster) -> Option<Arc<dyn crate::providers::port::Faults>> {
     lab::attach(muster).map(|lab| Arc::new(lab) as Arc<dyn crate::providers::port::Faults>)
 }
 
-#[cfg(not(feature = "lab"))]
+#[cfg(all())]
 fn faults(_: &Muster) -> Option<Arc<dyn crate::providers::port::Faults>> {
     None
 }

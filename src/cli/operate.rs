@@ -1,7 +1,7 @@
 //! What an operator may do to a run: resume, pause, abort, approve, reject, retry, skip, resolve.
 
 use super::{Done, output::Output};
-use crate::journal::{ChainKind, Command, Journal};
+use crate::journal::{ChainKind, Command};
 use crate::model::{ids::*, status::RunStatus};
 use crate::service::{Muster, ServiceError, runs::Told};
 use serde_json::json;

@@ -183,7 +183,7 @@ fn drill_sentence(body: &Body) -> Option<(char, String)> {
 #[must_use]
 pub fn table(head: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(head.to_vec());
+    table.load_style(presets::NOTHING).set_header(head.to_vec());
     table
 }
 

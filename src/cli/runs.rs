@@ -1,7 +1,7 @@
 //! `muster runs`, `show`, `watch`: what is on record.
 
 use super::{Done, output::{self, Output, ms, table}};
-use crate::journal::{ChainKind, Journal};
+use crate::journal::ChainKind;
 use crate::model::{ids::RunId, time::rfc3339_ms};
 use crate::plan::state::RunState;
 use crate::service::{Muster, run_exit_code, runs::state_of, view};

@@ -2,7 +2,6 @@
 
 use super::{Done, output::Output};
 use crate::drill::as_found;
-use crate::journal::Journal;
 use crate::model::time::rfc3339_ms;
 use crate::service::{Muster, view};
 use serde_json::json;

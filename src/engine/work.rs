@@ -146,9 +146,9 @@ fn render(state: &RunState, claim: &Claim, planned: &PlanStep) -> Result<Option<
 }
 
 fn context(state: &RunState, run: &RunId) -> expr::Context {
-    let inputs = state.plan.inputs.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
-    let outputs = state.steps.iter().filter_map(|(id, known)| Some((id.to_string(), known.output.clone()?)));
-    expr::Context::new(inputs, outputs.collect(), run.as_str())
+    let context = expr::Context::new(&state.plan.inputs).with_run(run.as_str());
+    let outputs = state.steps.iter().filter_map(|(id, known)| Some((id, known.output.clone()?)));
+    outputs.fold(context, |context, (id, output)| context.with_step(id.as_str(), output))
 }
 
 async fn prepare(action: Box<dyn DynAction>, cx: ReadCx, rendered: Result<Option<Node>, String>, limit: Duration) -> Report {

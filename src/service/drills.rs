@@ -13,7 +13,6 @@ use crate::model::{
     time::rfc3339_ms,
 };
 use crate::plan::schedule::{Cron, zone};
-use crate::providers::port::WorldRead;
 use serde_json::{Value, json};
 
 /// A drill as it was left.

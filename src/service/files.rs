@@ -10,7 +10,7 @@ use crate::model::{estate::Estate, plan::*};
 use crate::runbook::{
     compile::{compile, lint_reach},
     diagnostic::{Diagnostic, suggest},
-    lint::{check_drill, check_estate},
+    lint::{check_drill},
     load::{LoadedDrill, LoadedRunbook, load_drill, load_estate, load_runbook},
     parse::check_size,
 };
@@ -96,9 +96,7 @@ impl Muster {
             return Ok(Estate::default());
         }
         let name = self.estate_file.display().to_string();
-        let loaded = load_estate(&name, &read(&self.estate_file)?).map_err(ServiceError::Invalid)?;
-        let found = check_estate(&loaded);
-        if found.iter().any(Diagnostic::is_error) { Err(ServiceError::Invalid(found)) } else { Ok(loaded.estate) }
+        Ok(load_estate(&name, &read(&self.estate_file)?).map_err(ServiceError::Invalid)?.estate)
     }
 
     /// The estate to act on: a lab's takes its addresses from the lab that is up.

@@ -8,6 +8,7 @@
 pub mod drills;
 pub mod files;
 pub mod notices;
+pub mod report;
 pub mod runs;
 pub mod serve;
 pub mod view;
