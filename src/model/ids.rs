@@ -50,10 +50,15 @@ names! {
     RegionName,
     /// What recovers as one.
     ServiceName,
+    /// A database of the estate.
     DatabaseName,
+    /// A bucket of the estate, by the estate's name for it, whatever it is called in each region.
     BucketName,
+    /// An endpoint of the estate: a DNS name with a target in each region.
     EndpointName,
+    /// A repository of backups.
     RepositoryName,
+    /// Somebody who approves and accepts.
     PersonName,
     /// The name in a runbook's `runbook:` key.
     RunbookName,

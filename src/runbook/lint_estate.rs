@@ -43,16 +43,25 @@ fn at(root: &Node, path: &[&str]) -> Pos {
     node.pos
 }
 
-impl Lint<'_> {
+impl<'a> Lint<'a> {
+    /// The names in a section of the file, also of entries that could not be read: those have errors of
+    /// their own, and who refers to them has none.
+    fn names(&self, section: &str) -> Vec<&'a str> {
+        match self.root.get(section).map(|node| &node.value) {
+            Some(NodeValue::Map(entries)) => entries.iter().map(|(key, _)| key.name.as_str()).collect(),
+            _ => Vec::new(),
+        }
+    }
+
     fn dangling(&mut self, pos: Pos, what: &str, name: &str, valid: Vec<&str>) {
         let made = self.source.error(pos, "dangling-reference", format!("the estate has no {what} `{name}`"));
         self.found.push(made.maybe_help(suggest(name, valid)));
     }
 
     fn region(&mut self, pos: Pos, region: &RegionName) {
-        let estate = self.estate;
-        if !estate.regions.contains_key(region) {
-            self.dangling(pos, "region", region.as_str(), estate.regions.keys().map(RegionName::as_str).collect());
+        let valid = self.names("regions");
+        if !valid.contains(&region.as_str()) {
+            self.dangling(pos, "region", region.as_str(), valid);
         }
     }
 
@@ -73,9 +82,7 @@ impl Lint<'_> {
 
     fn services(&mut self) {
         let estate = self.estate;
-        let mut valid: Vec<&str> = estate.databases.keys().map(|n| n.as_str()).collect();
-        valid.extend(estate.buckets.keys().map(|n| n.as_str()));
-        valid.extend(estate.endpoints.keys().map(|n| n.as_str()));
+        let valid: Vec<&str> = ["databases", "buckets", "endpoints"].into_iter().flat_map(|section| self.names(section)).collect();
         for (name, service) in &estate.services {
             let uses = self.root.get("services").and_then(|all| all.get(name.as_str())).and_then(|one| one.get("uses"));
             for (index, used) in service.uses.iter().enumerate() {
@@ -105,11 +112,11 @@ impl Lint<'_> {
         let estate = self.estate;
         for (name, endpoint) in &estate.endpoints {
             self.region_keys(&["endpoints", name.as_str(), "targets"], endpoint.targets.keys());
-            if let Some(golden) = &endpoint.golden
-                && !estate.buckets.contains_key(&golden.bucket)
-            {
+            let Some(golden) = &endpoint.golden else { continue };
+            let valid = self.names("buckets");
+            if !valid.contains(&golden.bucket.as_str()) {
                 let pos = at(self.root, &["endpoints", name.as_str(), "golden", "bucket"]);
-                self.dangling(pos, "bucket", golden.bucket.as_str(), estate.buckets.keys().map(|n| n.as_str()).collect());
+                self.dangling(pos, "bucket", golden.bucket.as_str(), valid);
             }
         }
     }

@@ -159,38 +159,45 @@ pub(super) fn decode_all<T: DeserializeOwned>(source: &Source, node: &Node, foun
             Ok(value) => return Some(value),
             Err(error) => error,
         };
-        let gone = |key: &String| removed.iter().any(|(parent, name)| *parent == error.pos && name == key);
-        // A key that is missing because its wrong value was just taken out is no second error.
-        if !(error.code == "missing-key" && error.expected.iter().any(gone)) {
-            found.push(decode_diagnostic(source, &error));
+        // What is wrong only because something was just taken out is no second error.
+        let robbed = removed.iter().any(|(parent, name)| {
+            *parent == error.pos && (error.code == "wrong-type" || (error.code == "missing-key" && error.expected.contains(name)))
+        });
+        let made = decode_diagnostic(source, &error);
+        if !robbed && !found.contains(&made) {
+            found.push(made);
         }
-        removed.push(remove(&mut tree, error.pos)?);
+        removed.push(remove(&mut tree, error.pos, error.code == "missing-key")?);
     }
     None
 }
 
-/// Takes the innermost entry or item that stands at a place out of its parent; gives the parent's place
-/// and the entry's name.
-fn remove(node: &mut Node, at: Pos) -> Option<(Pos, String)> {
+/// Takes what stands at a place out of its parent: the innermost entry or item, or the `whole` map that
+/// begins there (a map in block form begins where its first key does). Gives the parent's place and the
+/// entry's name.
+fn remove(node: &mut Node, at: Pos, whole: bool) -> Option<(Pos, String)> {
     let parent = node.pos;
+    let is_map = |child: &Node| child.pos == at && matches!(child.value, NodeValue::Map(_) | NodeValue::Null);
     match &mut node.value {
         NodeValue::Map(entries) => {
-            for (_, child) in entries.iter_mut() {
-                if let Some(done) = remove(child, at) {
-                    return Some(done);
-                }
+            let outer = entries.iter().position(|(_, child)| whole && is_map(child));
+            if outer.is_none()
+                && let Some(done) = entries.iter_mut().find_map(|(_, child)| remove(child, at, whole))
+            {
+                return Some(done);
             }
-            let index = entries.iter().position(|(key, child)| key.pos == at || child.pos == at)?;
+            let index = outer.or_else(|| entries.iter().position(|(key, child)| !whole && (key.pos == at || child.pos == at)))?;
             let (key, _) = entries.remove(index);
             Some((parent, key.name))
         }
         NodeValue::List(items) => {
-            for item in items.iter_mut() {
-                if let Some(done) = remove(item, at) {
-                    return Some(done);
-                }
+            let outer = items.iter().position(|item| whole && is_map(item));
+            if outer.is_none()
+                && let Some(done) = items.iter_mut().find_map(|item| remove(item, at, whole))
+            {
+                return Some(done);
             }
-            let index = items.iter().position(|item| item.pos == at)?;
+            let index = outer.or_else(|| items.iter().position(|item| item.pos == at))?;
             items.remove(index);
             Some((parent, String::new()))
         }
@@ -203,6 +210,7 @@ fn estate(source: Source, root: &Node, mut found: Found) -> Result<LoadedEstate,
     if let Some(estate) = &estate {
         super::lint_estate::check(&source, root, estate, &mut found);
     }
+    found.sort_by_key(|one| (one.pos.line, one.pos.column));
     match estate {
         Some(estate) if !found.iter().any(Diagnostic::is_error) => Ok(LoadedEstate { source, estate }),
         _ => Err(found),
@@ -211,6 +219,7 @@ fn estate(source: Source, root: &Node, mut found: Found) -> Result<LoadedEstate,
 
 fn drill(source: Source, root: Node, mut found: Found) -> Result<LoadedDrill, Found> {
     let drill: Option<Drill> = decode_all(&source, &root, &mut found);
+    found.sort_by_key(|one| (one.pos.line, one.pos.column));
     match drill {
         Some(drill) if found.is_empty() => Ok(LoadedDrill { source, drill, root }),
         _ => Err(found),

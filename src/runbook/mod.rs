@@ -15,3 +15,5 @@ mod lint_schema;
 pub mod load;
 pub mod parse;
 pub mod schema;
+#[cfg(test)]
+mod tests;
