@@ -4,8 +4,8 @@
 //! without, is a `Config` error that says what to write.
 
 use super::{
-    clock::Clock, http::HttpClient, lease::HttpLease, port::*, postgres, postgres::Postgres, process::LocalProcesses, resolver::DnsResolver,
-    secrets,
+    clock::Clock, http::HttpClient, lease::HttpLease, port::*, postgres, postgres::Postgres, process::LocalProcesses,
+    resolver::DnsResolver, secrets,
 };
 use crate::model::estate::{Aws, Database, DnsProvider, Endpoint, Engine, Estate, Region, SecretRef};
 use std::{
@@ -33,7 +33,9 @@ impl World {
 
     fn aws(&self, region: &str) -> PortResult<&Aws> {
         self.region(region)?.aws.as_ref().ok_or_else(|| {
-            PortError::Config(format!("the estate's region `{region}` has no `aws`: write there how its API is reached, at least `aws: {{ region: NAME }}`"))
+            PortError::Config(format!(
+                "the estate's region `{region}` has no `aws`: write there how its API is reached, at least `aws: {{ region: NAME }}`"
+            ))
         })
     }
 
@@ -234,7 +236,9 @@ mod tests {
 
     #[test]
     fn what_the_estate_lacks_is_named_with_what_it_has() {
-        let w = world("regions: { east: {}, west: {} }\nbuckets: { models: { east: { bucket: m } } }\ndatabases: { p: { engine: rds-postgres, instances: { east: {} } } }");
+        let w = world(
+            "regions: { east: {}, west: {} }\nbuckets: { models: { east: { bucket: m } } }\ndatabases: { p: { engine: rds-postgres, instances: { east: {} } } }",
+        );
         says(w.objects("model", "east").map(|_| ()), &["no bucket `model`", "models"]);
         says(w.objects("models", "west").map(|_| ()), &["bucket `models` in region `west`", "east"]);
         says(w.objects("models", "east").map(|_| ()), &["region `east` has no `aws`"]);

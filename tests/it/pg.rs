@@ -106,7 +106,11 @@ impl Cluster {
 
     pub fn stop(&self) {
         if self.data.join("postmaster.pid").exists() {
-            run(self.data.parent().unwrap(), self.bin.join("pg_ctl"), &["-D", self.data.to_str().unwrap(), "-m", "immediate", "-w", "stop"]);
+            run(
+                self.data.parent().unwrap(),
+                self.bin.join("pg_ctl"),
+                &["-D", self.data.to_str().unwrap(), "-m", "immediate", "-w", "stop"],
+            );
         }
     }
 }

@@ -78,7 +78,10 @@ async fn a_primary_and_its_standby_tell_what_they_are_and_hold() {
 
     let (_, left, right) = paired(&primary, &standby, &[]).await;
     assert_eq!(left, right);
-    assert_eq!(left.iter().map(|t| (t.table.as_str(), t.rows)).collect::<Vec<_>>(), [("public.\"Odd Name\"", 10), ("public.predictions", 5000)]);
+    assert_eq!(
+        left.iter().map(|t| (t.table.as_str(), t.rows)).collect::<Vec<_>>(),
+        [("public.\"Odd Name\"", 10), ("public.predictions", 5000)]
+    );
 
     // One row less is another sum; so is one value, with the same number of rows.
     let named = ["predictions".to_owned()];
