@@ -165,18 +165,25 @@ mod cloud {
 
     #[derive(Default)]
     pub struct Cloud {
-        clients: Mutex<Vec<(Aws, Arc<AwsClients>, Arc<Route53>)>>,
+        made: Mutex<Vec<Made>>,
+    }
+
+    /// What was made for one way of reaching AWS.
+    struct Made {
+        aws: Aws,
+        clients: Arc<AwsClients>,
+        dns: Arc<Route53>,
     }
 
     impl Cloud {
         fn get(&self, aws: &Aws) -> (Arc<AwsClients>, Arc<Route53>) {
-            let mut made = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some((_, clients, dns)) = made.iter().find(|(a, ..)| a == aws) {
-                return (Arc::clone(clients), Arc::clone(dns));
+            let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(found) = made.iter().find(|m| m.aws == *aws) {
+                return (Arc::clone(&found.clients), Arc::clone(&found.dns));
             }
             let clients = Arc::new(AwsClients::new(aws.clone()));
             let dns = Arc::new(Route53::new(Arc::clone(&clients)));
-            made.push((aws.clone(), Arc::clone(&clients), Arc::clone(&dns)));
+            made.push(Made { aws: aws.clone(), clients: Arc::clone(&clients), dns: Arc::clone(&dns) });
             (clients, dns)
         }
         pub fn bucket(&self, aws: &Aws, place: &Bucket) -> PortResult<Arc<dyn ObjectWrite>> {
