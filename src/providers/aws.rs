@@ -102,7 +102,10 @@ impl AwsClients {
 
 /// Short: a region that is down is found out by failing, and quickly.
 fn patient() -> RetryConfig {
-    RetryConfig::standard().with_max_attempts(3).with_initial_backoff(Duration::from_millis(100)).with_max_backoff(Duration::from_millis(500))
+    RetryConfig::standard()
+        .with_max_attempts(3)
+        .with_initial_backoff(Duration::from_millis(100))
+        .with_max_backoff(Duration::from_millis(500))
 }
 
 fn timeouts(limit: Duration) -> TimeoutConfig {
@@ -118,9 +121,9 @@ async fn load(aws: &Aws) -> PortResult<SdkConfig> {
         loader = loader.credentials_provider(credentials(keys)?);
     }
     // The standard chain may ask the machine's metadata service.
-    tokio::time::timeout(LOAD, loader.load())
-        .await
-        .map_err(|_| PortError::Unreachable(format!("the AWS configuration for {} could not be loaded within {} s", aws.region, LOAD.as_secs())))
+    tokio::time::timeout(LOAD, loader.load()).await.map_err(|_| {
+        PortError::Unreachable(format!("the AWS configuration for {} could not be loaded within {} s", aws.region, LOAD.as_secs()))
+    })
 }
 
 fn credentials(keys: &AwsCredentials) -> PortResult<Credentials> {

@@ -159,6 +159,7 @@ impl Postgres {
             tx.rollback().await.map_err(trouble)?;
             return Ok(None);
         }
+        let lsn = if at.in_recovery { at.lsn } else { self.reachable(&mut tx, at.lsn).await? };
         if at.in_recovery {
             // Replay shows a transaction to readers an instant before it moves its position: look again.
             self.clock.sleep(Duration::from_millis(25)).await;
@@ -178,7 +179,27 @@ impl Postgres {
             sums.push(table_sum(target.name, &row).map_err(trouble)?);
         }
         tx.rollback().await.map_err(trouble)?;
-        Ok(Some((at.lsn, sums)))
+        Ok(Some((lsn, sums)))
+    }
+
+    /// The position of the same content that a standby can come to. Reading alone may add to the log
+    /// (pages are tidied up) without anything being flushed for it, so that no standby ever gets there
+    /// while nobody writes. Once the log writer had its time, what is not flushed holds no commit.
+    async fn reachable(&self, c: &mut PgConnection, at: Lsn) -> PortResult<Lsn> {
+        let trouble = self.reading();
+        let began = self.clock.monotonic();
+        loop {
+            let row = sqlx::query(sql::FLUSHED).fetch_one(&mut *c).await.map_err(trouble)?;
+            let flushed = lsn(&row, "position").map_err(trouble)?.unwrap_or_default();
+            let settle: i64 = row.try_get("settle_ms").map_err(trouble)?;
+            if flushed >= at {
+                return Ok(at);
+            }
+            if self.clock.monotonic() - began > Duration::from_millis(settle.unsigned_abs() + 100) {
+                return Ok(flushed);
+            }
+            self.clock.sleep(Duration::from_millis(25)).await;
+        }
     }
 
     async fn tables(&self, c: &mut PgConnection, names: &[String]) -> PortResult<Vec<Target>> {
@@ -235,7 +256,8 @@ impl Postgres {
     }
 
     async fn set_read_only(&self, c: &mut PgConnection, on: bool) -> PortResult<()> {
-        let set = if on { "ALTER SYSTEM SET default_transaction_read_only = on" } else { "ALTER SYSTEM RESET default_transaction_read_only" };
+        let set =
+            if on { "ALTER SYSTEM SET default_transaction_read_only = on" } else { "ALTER SYSTEM RESET default_transaction_read_only" };
         sqlx::query(set).execute(&mut *c).await.map_err(self.writing())?;
         sqlx::query("SELECT pg_reload_conf()").execute(&mut *c).await.map_err(self.writing())?;
         Ok(())
@@ -350,7 +372,9 @@ fn connect_error(error: &sqlx::Error, at: &str, user: &str) -> PortError {
         "3D000" => PortError::NotFound(format!("{at}: {error}")),
         // Starting up, shutting down.
         c if c.starts_with("57P") => PortError::Unreachable(format!("{at}: {error}")),
-        c if c.starts_with("28") => PortError::Refused(format!("{at} does not let user `{user}` in: {error}; check the database's `user` and `password` in the estate")),
+        c if c.starts_with("28") => PortError::Refused(format!(
+            "{at} does not let user `{user}` in: {error}; check the database's `user` and `password` in the estate"
+        )),
         _ => PortError::Unreachable(format!("{at}: {error}")),
     }
 }
@@ -394,7 +418,10 @@ impl SqlRead for Postgres {
             close(c).await;
             let all: Result<Option<Vec<_>>, _> = rows.iter().map(standby).collect();
             all.map_err(trouble)?.ok_or_else(|| {
-                PortError::Refused(format!("{0}: user `{1}` may not see the state of replication; GRANT pg_monitor TO \"{1}\"", self.settings.label, self.settings.user))
+                PortError::Refused(format!(
+                    "{0}: user `{1}` may not see the state of replication; GRANT pg_monitor TO \"{1}\"",
+                    self.settings.label, self.settings.user
+                ))
             })
         })
         .await
@@ -410,7 +437,8 @@ impl SqlRead for Postgres {
                 // Uneven pauses, so as not to fall into step with a writer.
                 self.clock.sleep(Duration::from_millis(u64::from(3 + attempt * 7 % 23))).await;
             }
-            let message = format!("{}: its log never stood still long enough to tell at which position the rows were counted", self.settings.label);
+            let message =
+                format!("{}: its log never stood still long enough to tell at which position the rows were counted", self.settings.label);
             Err(PortError::Throttled { after: Duration::from_secs(1), message })
         })
         .await
@@ -421,7 +449,8 @@ impl SqlRead for Postgres {
         self.with(Doing::Reading, SUMS, |mut c| async move {
             let mut tx = c.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.map_err(trouble)?;
             let found = sqlx::query(sql::COLUMN).bind(table).bind(column).fetch_optional(&mut *tx).await.map_err(trouble)?;
-            let row = found.ok_or_else(|| PortError::NotFound(format!("{} has no column `{column}` in a table `{table}`", self.settings.label)))?;
+            let row = found
+                .ok_or_else(|| PortError::NotFound(format!("{} has no column `{column}` in a table `{table}`", self.settings.label)))?;
             let get = |name| row.try_get::<String, _>(name).map_err(trouble);
             let query = sql::present(&get("quoted")?, &get("column")?, &get("type")?);
             let mut present = Vec::new();
@@ -493,11 +522,15 @@ impl SqlWrite for Postgres {
             close(c).await;
             // Read back by another session: committed, not merely said.
             let mut fresh = self.connect().await.map_err(half_done)?;
-            let found = sqlx::query("SELECT at FROM muster.canary WHERE mark = $1").bind(mark).fetch_optional(&mut fresh).await.map_err(trouble)?;
+            let found =
+                sqlx::query("SELECT at FROM muster.canary WHERE mark = $1").bind(mark).fetch_optional(&mut fresh).await.map_err(trouble)?;
             close(fresh).await;
             match found {
                 Some(_) => Ok(()),
-                None => Err(PortError::Refused(format!("{}: a row that was written and acknowledged could not be read back", self.settings.label))),
+                None => Err(PortError::Refused(format!(
+                    "{}: a row that was written and acknowledged could not be read back",
+                    self.settings.label
+                ))),
             }
         })
         .await

@@ -42,6 +42,11 @@ SELECT pg_is_in_recovery() AS in_recovery,
        current_setting('wal_block_size')::bigint AS block,
        (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size') AS segment";
 
+/// How far the log is safe on disk, which is as far as standbys may have it; and how long the log writer
+/// takes at most to bring a commit that did not wait for it there (three of its rounds).
+pub const FLUSHED: &str = "
+SELECT pg_current_wal_flush_lsn()::text AS position, 3 * setting::bigint AS settle_ms FROM pg_settings WHERE name = 'wal_writer_delay'";
+
 /// The same row is the same text on every server.
 pub const SAME_TEXT: [&str; 9] = [
     "SET LOCAL datestyle = 'ISO, YMD'",
@@ -66,7 +71,7 @@ SELECT format('%I.%I', n.nspname, c.relname) AS name, format('%I.%I', n.nspname,
 
 /// Tables by the names that the estate gives them.
 pub const NAMED_TABLES: &str = "
-SELECT w.name, format('%I.%I', n.nspname, c.relname) AS quoted, coalesce(c.relkind = 'r', false) AS only
+SELECT w.name, CASE WHEN c.oid IS NOT NULL THEN format('%I.%I', n.nspname, c.relname) END AS quoted, coalesce(c.relkind = 'r', false) AS only
   FROM unnest($1::text[]) WITH ORDINALITY AS w(name, at)
   LEFT JOIN pg_class c ON c.oid = to_regclass(w.name)::oid AND c.relkind IN ('r', 'p')
   LEFT JOIN pg_namespace n ON n.oid = c.relnamespace

@@ -115,7 +115,10 @@ impl InstanceWrite for Rds {
         let from = source_region.map(|r| format!(" from {r}")).unwrap_or_default();
         let call = self.clients.rds().await?.write.create_db_instance_read_replica();
         let call = call.db_instance_identifier(id).source_db_instance_identifier(source).set_tags(tag_list(tags));
-        call.send().await.map(|_| ()).map_err(|e| explain(&e, Doing::Writing, &format!("CreateDBInstanceReadReplica {id} of {source}{from}")))
+        call.send()
+            .await
+            .map(|_| ())
+            .map_err(|e| explain(&e, Doing::Writing, &format!("CreateDBInstanceReadReplica {id} of {source}{from}")))
     }
 
     async fn delete(&self, id: &str, final_snapshot: Option<&str>) -> PortResult<()> {

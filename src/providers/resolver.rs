@@ -27,7 +27,8 @@ fn options(options: &mut ResolverOpts) {
 }
 
 fn resolver(server: Option<SocketAddr>) -> PortResult<TokioResolver> {
-    let fail = |e: &dyn std::fmt::Display| PortError::Config(format!("the system's resolvers cannot be used: {e}; name resolvers in the estate"));
+    let fail =
+        |e: &dyn std::fmt::Display| PortError::Config(format!("the system's resolvers cannot be used: {e}; name resolvers in the estate"));
     let mut builder = match server {
         None => TokioResolver::builder_tokio().map_err(|e| fail(&e))?,
         Some(server) => {

@@ -48,10 +48,14 @@ impl Route53 {
         // The list goes on with the names that follow.
         let mut found = answer.hosted_zones().iter().filter(|z| full(z.name()) == full(name));
         let Some(zone) = found.next() else {
-            return Err(PortError::NotFound(format!("there is no hosted zone for {name}: write its name or its id as the endpoint's `zone`")));
+            return Err(PortError::NotFound(format!(
+                "there is no hosted zone for {name}: write its name or its id as the endpoint's `zone`"
+            )));
         };
         if found.next().is_some() {
-            return Err(PortError::Config(format!("more than one hosted zone is called {name}: write the id of the right one as the endpoint's `zone`")));
+            return Err(PortError::Config(format!(
+                "more than one hosted zone is called {name}: write the id of the right one as the endpoint's `zone`"
+            )));
         }
         Ok(zone.id().trim_start_matches("/hostedzone/").to_owned())
     }
@@ -93,7 +97,8 @@ fn full(name: &str) -> String {
 }
 
 fn change(action: ChangeAction, record: &RecordSet) -> Result<Change, BuildError> {
-    let mut set = ResourceRecordSet::builder().name(full(&record.name)).r#type(RrType::from(record.kind.as_str())).ttl(i64::from(record.ttl_s));
+    let mut set =
+        ResourceRecordSet::builder().name(full(&record.name)).r#type(RrType::from(record.kind.as_str())).ttl(i64::from(record.ttl_s));
     for value in &record.values {
         set = set.resource_records(ResourceRecord::builder().value(value).build()?);
     }

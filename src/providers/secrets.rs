@@ -28,9 +28,9 @@ pub fn read(reference: &SecretRef) -> PortResult<SecretString> {
 
 fn from_environment(name: &str) -> PortResult<String> {
     std::env::var(name).map_err(|e| match e {
-        std::env::VarError::NotPresent => {
-            PortError::Config(format!("the environment variable `{name}`, which the estate names for a secret, is not set: set it, or name another"))
-        }
+        std::env::VarError::NotPresent => PortError::Config(format!(
+            "the environment variable `{name}`, which the estate names for a secret, is not set: set it, or name another"
+        )),
         std::env::VarError::NotUnicode(_) => {
             PortError::Config(format!("the environment variable `{name}` is not UTF-8: a secret must be text"))
         }
@@ -39,7 +39,10 @@ fn from_environment(name: &str) -> PortResult<String> {
 
 fn from_file(path: &std::path::Path) -> PortResult<String> {
     let fail = |why: &dyn std::fmt::Display| {
-        PortError::Config(format!("the secret file `{}` cannot be read: {why}; the estate names it, and Muster's user must be able to read it", path.display()))
+        PortError::Config(format!(
+            "the secret file `{}` cannot be read: {why}; the estate names it, and Muster's user must be able to read it",
+            path.display()
+        ))
     };
     let size = std::fs::metadata(path).map_err(|e| fail(&e))?.len();
     if size > LARGEST {
@@ -64,7 +67,13 @@ mod tests {
 
     #[test]
     fn exactly_one_trailing_newline_is_dropped() {
-        for (content, want) in [(&b"s3cret"[..], "s3cret"), (b"s3cret\n", "s3cret"), (b"s3cret\n\n", "s3cret\n"), (b"s3cret\r\n", "s3cret"), (b" a b ", " a b ")] {
+        for (content, want) in [
+            (&b"s3cret"[..], "s3cret"),
+            (b"s3cret\n", "s3cret"),
+            (b"s3cret\n\n", "s3cret\n"),
+            (b"s3cret\r\n", "s3cret"),
+            (b" a b ", " a b "),
+        ] {
             let (_dir, reference) = file(content);
             assert_eq!(read(&reference).unwrap().expose_secret(), want);
         }

@@ -4,8 +4,8 @@
 //! without, is a `Config` error that says what to write.
 
 use super::{
-    clock::Clock, http::HttpClient, lease::HttpLease, port::*, postgres, postgres::Postgres, process::LocalProcesses, resolver::DnsResolver,
-    secrets,
+    clock::Clock, http::HttpClient, lease::HttpLease, port::*, postgres, postgres::Postgres, process::LocalProcesses,
+    resolver::DnsResolver, secrets,
 };
 use crate::model::estate::{Aws, Database, DnsProvider, Endpoint, Engine, Estate, Region, SecretRef};
 use std::{
@@ -33,7 +33,9 @@ impl World {
 
     fn aws(&self, region: &str) -> PortResult<&Aws> {
         self.region(region)?.aws.as_ref().ok_or_else(|| {
-            PortError::Config(format!("the estate's region `{region}` has no `aws`: write there how its API is reached, at least `aws: {{ region: NAME }}`"))
+            PortError::Config(format!(
+                "the estate's region `{region}` has no `aws`: write there how its API is reached, at least `aws: {{ region: NAME }}`"
+            ))
         })
     }
 
@@ -163,18 +165,25 @@ mod cloud {
 
     #[derive(Default)]
     pub struct Cloud {
-        clients: Mutex<Vec<(Aws, Arc<AwsClients>, Arc<Route53>)>>,
+        made: Mutex<Vec<Made>>,
+    }
+
+    /// What was made for one way of reaching AWS.
+    struct Made {
+        aws: Aws,
+        clients: Arc<AwsClients>,
+        dns: Arc<Route53>,
     }
 
     impl Cloud {
         fn get(&self, aws: &Aws) -> (Arc<AwsClients>, Arc<Route53>) {
-            let mut made = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some((_, clients, dns)) = made.iter().find(|(a, ..)| a == aws) {
-                return (Arc::clone(clients), Arc::clone(dns));
+            let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(found) = made.iter().find(|m| m.aws == *aws) {
+                return (Arc::clone(&found.clients), Arc::clone(&found.dns));
             }
             let clients = Arc::new(AwsClients::new(aws.clone()));
             let dns = Arc::new(Route53::new(Arc::clone(&clients)));
-            made.push((aws.clone(), Arc::clone(&clients), Arc::clone(&dns)));
+            made.push(Made { aws: aws.clone(), clients: Arc::clone(&clients), dns: Arc::clone(&dns) });
             (clients, dns)
         }
         pub fn bucket(&self, aws: &Aws, place: &Bucket) -> PortResult<Arc<dyn ObjectWrite>> {
@@ -234,7 +243,9 @@ mod tests {
 
     #[test]
     fn what_the_estate_lacks_is_named_with_what_it_has() {
-        let w = world("regions: { east: {}, west: {} }\nbuckets: { models: { east: { bucket: m } } }\ndatabases: { p: { engine: rds-postgres, instances: { east: {} } } }");
+        let w = world(
+            "regions: { east: {}, west: {} }\nbuckets: { models: { east: { bucket: m } } }\ndatabases: { p: { engine: rds-postgres, instances: { east: {} } } }",
+        );
         says(w.objects("model", "east").map(|_| ()), &["no bucket `model`", "models"]);
         says(w.objects("models", "west").map(|_| ()), &["bucket `models` in region `west`", "east"]);
         says(w.objects("models", "east").map(|_| ()), &["region `east` has no `aws`"]);

@@ -100,7 +100,7 @@ async fn objects_are_written_once_read_whole_and_listed_in_order() {
     std::fs::create_dir(dir.path().join("models")).unwrap();
     let world = s3_world(s3(dir.path()).await, secrets.path());
     let bucket = world.objects_mut("models", "east").unwrap();
-    let body: Vec<u8> = (0..3_000_000u32).map(|n| (n * n >> 7) as u8).collect();
+    let body: Vec<u8> = (0..3_000_000u32).map(|n| (n.wrapping_mul(n) >> 7) as u8).collect();
     let metadata = BTreeMap::from([("muster-sha256".to_owned(), "abc".to_owned())]);
     let put = bucket.put("in/model.onnx", body.clone(), &metadata, true).await.unwrap();
     assert_eq!(put.size, 3_000_000);
@@ -155,9 +155,12 @@ async fn errors_of_s3_say_whether_anything_may_have_happened() {
     let put = async |bucket: &str, region: &str| {
         world.objects_mut(bucket, region).unwrap().put("k", b"v".to_vec(), &BTreeMap::new(), false).await.unwrap_err()
     };
-    assert!(matches!(put("models", "wrong").await, PortError::Refused(m) if m.contains("SignatureDoesNotMatch")));
-    assert!(matches!(put("models", "down").await, PortError::Unreachable(_)), "nothing listens: certainly not written");
-    assert!(matches!(put("gone", "east").await, PortError::NotFound(m) if m.contains("NoSuchBucket")));
+    let error = put("models", "wrong").await;
+    assert!(matches!(&error, PortError::Refused(m) if m.contains("SignatureDoesNotMatch")), "{error:?}");
+    let error = put("models", "down").await;
+    assert!(matches!(&error, PortError::Unreachable(_)), "nothing listens, so certainly not written: {error:?}");
+    let error = world.objects("gone", "east").unwrap().list("", None).await.map(|_| ()).unwrap_err();
+    assert!(matches!(&error, PortError::NotFound(m) if m.contains("NoSuchBucket")), "{error:?}");
     assert!(matches!(world.objects("models", "down").unwrap().list("", None).await, Err(PortError::Unreachable(_))));
 
     // A server that takes the call and never answers, or breaks off.
