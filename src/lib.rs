@@ -1,4 +1,6 @@
 #![forbid(unsafe_code)]
 pub mod actions;
+#[cfg(feature = "lab")]
+pub mod lab;
 pub mod model;
 pub mod providers;
