@@ -5,6 +5,8 @@ pub mod cli;
 pub mod drill;
 pub mod engine;
 pub mod journal;
+#[cfg(feature = "lab")]
+pub mod lab;
 pub mod model;
 pub mod plan;
 pub mod providers;

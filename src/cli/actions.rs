@@ -1,6 +1,9 @@
 //! `muster actions`: the catalogue, documented from its own types.
 
-use super::{Done, output::{Output, table}};
+use super::{
+    Done,
+    output::{Output, table},
+};
 use crate::actions::Known;
 use crate::model::catalogue::{ActionInfo, Catalogue};
 use crate::service::ServiceError;

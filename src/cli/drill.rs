@@ -1,6 +1,9 @@
 //! `muster drill`: run, list, next, history, report.
 
-use super::{Done, output::{Output, ms, table}};
+use super::{
+    Done,
+    output::{Output, ms, table},
+};
 use crate::model::time::rfc3339_ms;
 use crate::service::{Muster, ServiceError, drills::Drilled};
 use serde_json::{Value, json};
@@ -80,7 +83,12 @@ pub fn figures(view: &Value, output: &Output) {
     let mut table = table(&["", "MEASURED", "OBJECTIVE", ""]);
     let (rto, rpo) = (&view["rto"], &view["rpo"]);
     let shown = |value: &Value| number(value).map_or("not measured".to_owned(), |n| ms(Some(n)));
-    table.add_row(vec!["recovery time".to_owned(), shown(&rto["actual_ms"]), ms(number(&rto["objective_ms"])), met(&rto["met"]).to_owned()]);
+    table.add_row(vec![
+        "recovery time".to_owned(),
+        shown(&rto["actual_ms"]),
+        ms(number(&rto["objective_ms"])),
+        met(&rto["met"]).to_owned(),
+    ]);
     for part in ["detect", "decide", "act", "propagate", "verify"] {
         table.add_row(vec![format!("  {part}"), shown(&rto["parts_ms"][part]), String::new(), String::new()]);
     }
@@ -124,9 +132,7 @@ fn steps(steps: &Value, output: &Output) {
 fn list(muster: &Muster, output: &Output) -> Done {
     let drills = muster.drill_list()?;
     if output.json {
-        let one = |(path, drill): &(PathBuf, crate::model::drill::Drill)| {
-            json!({ "drill": drill.drill, "kind": drill.kind, "runbook": drill.runbook, "schedule": drill.schedule, "file": path })
-        };
+        let one = |(path, drill): &(PathBuf, crate::model::drill::Drill)| json!({ "drill": drill.drill, "kind": drill.kind, "runbook": drill.runbook, "schedule": drill.schedule, "file": path });
         output.object(&json!({ "drills": drills.iter().map(one).collect::<Vec<_>>() }));
         return Ok(0);
     }

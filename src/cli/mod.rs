@@ -16,9 +16,9 @@ mod serve;
 mod status;
 mod validate;
 
-#[cfg(any())]
+#[cfg(feature = "lab")]
 mod demo;
-#[cfg(any())]
+#[cfg(feature = "lab")]
 mod lab;
 
 use crate::service::{Muster, ServiceError};
@@ -31,7 +31,9 @@ type Done = Result<u8, ServiceError>;
 
 #[derive(Parser)]
 #[command(name = "muster", version, about = "Disaster recovery: runbooks as code, drills that measure, evidence that holds", long_about = None)]
-#[command(after_help = "Begin with `muster demo`: it loses a region on this machine, recovers, and measures it.\nExit codes: 0 done and good, 1 ran and the answer is no, 2 could not run, 3 stopped and needs a person.")]
+#[command(
+    after_help = "Begin with `muster demo`: it loses a region on this machine, recovers, and measures it.\nExit codes: 0 done and good, 1 ran and the answer is no, 2 could not run, 3 stopped and needs a person."
+)]
 struct Cli {
     /// The estate: what is protected
     #[arg(long, global = true, value_name = "FILE", default_value = "muster.yaml", env = "MUSTER_ESTATE")]
@@ -52,10 +54,10 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Lose a region on this machine, recover, measure, lead back, verify the evidence
-    #[cfg(any())]
+    #[cfg(feature = "lab")]
     Demo(demo::Args),
     /// Two regions in a box: up, down, status, kill, heal
-    #[cfg(any())]
+    #[cfg(feature = "lab")]
     Lab(lab::Args),
     /// Check estate, runbook and drill files
     Validate(validate::Args),
@@ -99,7 +101,7 @@ enum Command {
     Schema(schema::Args),
     /// Completions for a shell
     Completions { shell: clap_complete::Shell },
-    #[cfg(any())]
+    #[cfg(feature = "lab")]
     #[command(hide = true)]
     LabProcess(lab::ProcessArgs),
 }
@@ -135,11 +137,11 @@ pub fn main() -> ExitCode {
 async fn dispatch(cli: Cli, output: &Output) -> Done {
     let mut muster = Muster::new(cli.state, cli.estate);
     match cli.command {
-        #[cfg(any())]
+        #[cfg(feature = "lab")]
         Command::Demo(args) => return demo::main(args, output).await,
-        #[cfg(any())]
+        #[cfg(feature = "lab")]
         Command::Lab(args) => return lab::main(args, &muster, output).await,
-        #[cfg(any())]
+        #[cfg(feature = "lab")]
         Command::LabProcess(args) => return lab::process(args).await,
         Command::Validate(args) => return validate::main(&args, &muster, output),
         Command::Actions(args) => return actions::main(&args, output),
@@ -177,12 +179,12 @@ async fn dispatch(cli: Cli, output: &Output) -> Done {
 }
 
 /// The lab of this state directory, if one is up.
-#[cfg(any())]
+#[cfg(feature = "lab")]
 fn faults(muster: &Muster) -> Option<Arc<dyn crate::providers::port::Faults>> {
     lab::attach(muster).map(|lab| Arc::new(lab) as Arc<dyn crate::providers::port::Faults>)
 }
 
-#[cfg(all())]
+#[cfg(not(feature = "lab"))]
 fn faults(_: &Muster) -> Option<Arc<dyn crate::providers::port::Faults>> {
     None
 }

@@ -149,7 +149,9 @@ fn step_sentence(body: &Body) -> Option<(char, String)> {
             (mark, format!("{} {}", named(step), status.word()))
         }
         Body::Indeterminate { step, question } => ('?', format!("{} indeterminate: {question}", named(step))),
-        Body::Resolved { step, done, by, .. } => ('?', format!("{} resolved as {} by {by}", named(step), if *done { "done" } else { "not done" })),
+        Body::Resolved { step, done, by, .. } => {
+            ('?', format!("{} resolved as {} by {by}", named(step), if *done { "done" } else { "not done" }))
+        }
         Body::Undoing { step } => ('.', format!("{} being undone", named(step))),
         Body::Undone { step } => ('+', format!("{} undone", named(step))),
         Body::UndoFailed { step, failure } => ('!', format!("{} could not be undone: {failure}", named(step))),

@@ -1,6 +1,10 @@
 //! `muster plan`: what a runbook would do. Nothing is changed: the actions' `prepare` cannot write, by type.
 
-use super::{Done, output::{Output, table}, run::Inputs};
+use super::{
+    Done,
+    output::{Output, table},
+    run::Inputs,
+};
 use crate::actions::contract::ReadCx;
 use crate::engine::work::key;
 use crate::model::{effect::Change, ids::RunId, plan::*};
@@ -115,7 +119,13 @@ fn print(plan: &Plan, steps: &[(&PlanStep, Seen)], slowest: &[&PlanStep], output
     for (step, seen) in steps {
         let needs = step.needs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let would = match seen {
-            Seen::Changes(changes, notes) if changes.is_empty() => if notes.is_empty() { "change nothing".to_owned() } else { notes.join("; ") },
+            Seen::Changes(changes, notes) if changes.is_empty() => {
+                if notes.is_empty() {
+                    "change nothing".to_owned()
+                } else {
+                    notes.join("; ")
+                }
+            }
             Seen::Changes(changes, _) => changes.iter().map(change).collect::<Vec<_>>().join("\n"),
             Seen::Refused(why) => format!("be refused as things are: {why}"),
             Seen::Later => "depend on what earlier steps give".to_owned(),

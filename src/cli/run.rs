@@ -7,7 +7,9 @@ use crate::service::{Muster, ServiceError, run_exit_code, runs::Ran, view};
 use std::collections::BTreeMap;
 
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  muster run regional-failover -i from=east -i to=west --live\n  muster run runbooks/protect.yaml --json")]
+#[command(
+    after_help = "Examples:\n  muster run regional-failover -i from=east -i to=west --live\n  muster run runbooks/protect.yaml --json"
+)]
 pub struct Args {
     /// A path, or a name in runbooks/
     runbook: String,

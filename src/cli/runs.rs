@@ -1,6 +1,9 @@
 //! `muster runs`, `show`, `watch`: what is on record.
 
-use super::{Done, output::{self, Output, ms, table}};
+use super::{
+    Done,
+    output::{self, Output, ms, table},
+};
 use crate::journal::ChainKind;
 use crate::model::{ids::RunId, time::rfc3339_ms};
 use crate::plan::state::RunState;

@@ -12,7 +12,9 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  muster validate\n  muster validate runbooks drills\n  muster validate runbooks/regional-failover.yaml --json")]
+#[command(
+    after_help = "Examples:\n  muster validate\n  muster validate runbooks drills\n  muster validate runbooks/regional-failover.yaml --json"
+)]
 pub struct Args {
     /// Files and folders; the estate and the runbooks/ and drills/ beside it if left out
     paths: Vec<PathBuf>,

@@ -72,13 +72,7 @@ impl Conductor {
         let (main, then) = plans;
         let estate = main.estate.clone();
         let as_found = serde_json::to_value(as_found::capture(&*self.engine.world, &estate).await).unwrap_or_default();
-        let chain = NewChain {
-            id,
-            kind: ChainKind::Drill,
-            name: drill.drill.to_string(),
-            parent: None,
-            locks: Vec::new(),
-        };
+        let chain = NewChain { id, kind: ChainKind::Drill, name: drill.drill.to_string(), parent: None, locks: Vec::new() };
         let context = Box::new(DrillContext { estate, main, then, as_found });
         let body = Body::DrillCreated { drill: Box::new(drill), file: file.0, digest: file.1, scheduled_for, context };
         let first = Draft { at: self.engine.clock.now(), actor: self.engine.actor.clone(), body };

@@ -230,7 +230,7 @@ mod tests {
     use crate::providers::clock::SystemClock;
 
     fn world(yaml: &str) -> World {
-        let estate: Estate = serde_saphyr::from_str(yaml).unwrap();
+        let estate = crate::runbook::load::load_estate("test.yaml", yaml.as_bytes()).unwrap().estate;
         World::new(Arc::new(estate), Arc::new(SystemClock::new()))
     }
     fn says<T>(result: PortResult<T>, want: &[&str]) {

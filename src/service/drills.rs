@@ -87,7 +87,9 @@ impl Muster {
         let name = &state.drill.drill;
         let about = json!({ "drill": name, "id": state.id, "verdict": state.verdict.as_ref().map(|(verdict, _)| verdict) });
         match &state.verdict {
-            Some((Verdict::Pass, _)) => notices::tell(&*engine.world, estate, Notice::Succeeded, &format!("drill {name} passed"), about).await,
+            Some((Verdict::Pass, _)) => {
+                notices::tell(&*engine.world, estate, Notice::Succeeded, &format!("drill {name} passed"), about).await
+            }
             Some((_, reasons)) => {
                 let text = format!("drill {name} did not pass: {}", reasons.join("; "));
                 notices::tell(&*engine.world, estate, Notice::Failed, &text, about).await;
@@ -120,7 +122,12 @@ impl Muster {
     }
 
     /// The next fires, soonest first.
-    pub fn drill_next(&self, only: Option<&str>, from: jiff::Timestamp, count: usize) -> Result<Vec<(DrillName, jiff::Timestamp)>, ServiceError> {
+    pub fn drill_next(
+        &self,
+        only: Option<&str>,
+        from: jiff::Timestamp,
+        count: usize,
+    ) -> Result<Vec<(DrillName, jiff::Timestamp)>, ServiceError> {
         let mut next = Vec::new();
         for one in self.scheduled(only)? {
             let (cron, zone) = calendar(&one.schedule)?;

@@ -10,7 +10,7 @@ use crate::model::{estate::Estate, plan::*};
 use crate::runbook::{
     compile::{compile, lint_reach},
     diagnostic::{Diagnostic, suggest},
-    lint::{check_drill},
+    lint::check_drill,
     load::{LoadedDrill, LoadedRunbook, load_drill, load_estate, load_runbook},
     parse::check_size,
 };
@@ -44,7 +44,8 @@ impl Folder {
 /// The bytes of a file that is not too large to be one of ours.
 pub fn read(path: &Path) -> Result<Vec<u8>, ServiceError> {
     let name = path.display().to_string();
-    let fail = |e: std::io::Error| ServiceError::Invalid(vec![Diagnostic::error(&name, "unreadable", format!("{name} cannot be read: {e}"))]);
+    let fail =
+        |e: std::io::Error| ServiceError::Invalid(vec![Diagnostic::error(&name, "unreadable", format!("{name} cannot be read: {e}"))]);
     let size = std::fs::metadata(path).map_err(fail)?.len();
     check_size(&name, size).map_err(|e| ServiceError::Invalid(vec![e]))?;
     std::fs::read(path).map_err(fail)
@@ -73,7 +74,8 @@ impl Muster {
         }
         let known = self.names(folder);
         let near = suggest(name, known.iter().map(String::as_str)).map(|help| format!("; {help}")).unwrap_or_default();
-        let sought: Vec<_> = places.iter().map(|p| if p.as_os_str().is_empty() { ".".to_owned() } else { p.display().to_string() }).collect();
+        let sought: Vec<_> =
+            places.iter().map(|p| if p.as_os_str().is_empty() { ".".to_owned() } else { p.display().to_string() }).collect();
         Err(ServiceError::Usage(format!("there is no {} `{name}`, neither as a path nor in {}{near}", folder.what(), sought.join(", "))))
     }
 
@@ -127,7 +129,14 @@ impl Muster {
     }
 
     /// A runbook compiled for one run; what rule 7 forbids is refused here.
-    pub fn plan(&self, book: &LoadedRunbook, estate: &Estate, inputs: &BTreeMap<String, String>, scope: Scope, live: bool) -> Result<Plan, ServiceError> {
+    pub fn plan(
+        &self,
+        book: &LoadedRunbook,
+        estate: &Estate,
+        inputs: &BTreeMap<String, String>,
+        scope: Scope,
+        live: bool,
+    ) -> Result<Plan, ServiceError> {
         let plan = compile(book, estate, inputs, scope, live, &Known).map_err(ServiceError::Invalid)?;
         let found = lint_reach(&plan);
         if found.iter().any(Diagnostic::is_error) { Err(ServiceError::Invalid(found)) } else { Ok(plan) }

@@ -121,7 +121,10 @@ impl Muster {
     /// Who acts when a person does.
     #[must_use]
     pub fn person() -> String {
-        let user = ["MUSTER_USER", "SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok()).filter(|user| !user.is_empty());
+        let user = ["MUSTER_USER", "SUDO_USER", "USER", "LOGNAME"]
+            .iter()
+            .find_map(|name| std::env::var(name).ok())
+            .filter(|user| !user.is_empty());
         user.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()))
     }
 

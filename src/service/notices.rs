@@ -31,8 +31,14 @@ async fn send(world: &dyn WorldRead, channel: &Notify, message: &Value) -> Resul
     let body = serde_json::to_vec(message).unwrap_or_default();
     if let Some(url) = &channel.webhook {
         let headers = BTreeMap::from([("content-type".to_owned(), "application/json".to_owned())]);
-        let request =
-            HttpRequest { method: "POST".to_owned(), url: url.to_string(), headers, body: Some(body.clone()), timeout: Some(PATIENCE), connect_to: None };
+        let request = HttpRequest {
+            method: "POST".to_owned(),
+            url: url.to_string(),
+            headers,
+            body: Some(body.clone()),
+            timeout: Some(PATIENCE),
+            connect_to: None,
+        };
         let answer = world.http().send(request).await.map_err(|e| e.to_string())?;
         if !(200..300).contains(&answer.status) {
             // Not the address: its path may be the secret.

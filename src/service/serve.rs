@@ -105,7 +105,8 @@ fn start(muster: Muster, file: String, name: DrillName, at: jiff::Timestamp, tas
         log(&format!("drill {name}, due at {at}, starts"));
         match muster.drill_run(&file, Some(at)).await {
             Ok(drilled) => {
-                let verdict = drilled.state.verdict.as_ref().map_or("skipped".to_owned(), |(verdict, _)| format!("{verdict:?}").to_lowercase());
+                let verdict =
+                    drilled.state.verdict.as_ref().map_or("skipped".to_owned(), |(verdict, _)| format!("{verdict:?}").to_lowercase());
                 log(&format!("drill {name}: {verdict} ({})", drilled.state.id));
             }
             Err(ServiceError::Drill(crate::drill::conduct::DrillError::Journal(JournalError::Exists { .. }))) => {}
@@ -123,7 +124,8 @@ fn start(muster: Muster, file: String, name: DrillName, at: jiff::Timestamp, tas
 /// What an earlier process left open and nobody has to decide about is carried on.
 async fn resume_open(muster: &Muster, journal: &dyn Journal, tasks: &mut JoinSet<()>, log: &Log) -> Result<(), ServiceError> {
     for row in journal.open().await? {
-        let parked = [RunStatus::Paused, RunStatus::WaitingApproval, RunStatus::Indeterminate].iter().any(|status| row.status == status.word());
+        let parked =
+            [RunStatus::Paused, RunStatus::WaitingApproval, RunStatus::Indeterminate].iter().any(|status| row.status == status.word());
         let (muster, log) = (muster.clone(), log.clone());
         match row.kind {
             ChainKind::Drill => {

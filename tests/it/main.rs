@@ -1,5 +1,7 @@
-//! Tests against real components, each with ports and directories of its own.
+//! Tests against real components, each with its own directories, addresses and ports.
 
+#[cfg(feature = "lab")]
+mod lab;
 mod pg;
 #[cfg(feature = "lab")]
 mod providers;

@@ -1,0 +1,137 @@
+//! `muster demo`: the main job on one machine, from nothing to a verdict, and nothing left behind.
+//!
+//! It goes through the same commands as anyone would: the lab's estate, the shipped runbooks and drill,
+//! in a directory of its own.
+
+use super::{Done, lab, output::Output};
+use crate::lab::Lab;
+use crate::service::{Muster, ServiceError};
+use serde_json::{Value, json};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  muster demo\n  muster demo --scenario freeze-region --json\n  muster demo --keep   (leaves the lab up and the journal where it is)"
+)]
+pub struct Args {
+    /// What is lost
+    #[arg(long, default_value = "kill-region")]
+    scenario: Scenario,
+    /// Hold replication up for so long before the loss, so that writes are lost
+    #[arg(long, value_name = "DURATION")]
+    delay_replication: Option<crate::model::time::Span>,
+    /// Leave the lab up and the files where they are
+    #[arg(long)]
+    keep: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Scenario {
+    /// SIGKILL to every process of the region
+    KillRegion,
+    /// SIGSTOP to every process of the region: nothing answers, nothing resets
+    FreezeRegion,
+    /// SIGKILL to the region's database server
+    LoseDatabase,
+}
+
+impl Scenario {
+    fn fault(self) -> &'static str {
+        match self {
+            Self::KillRegion => "kill",
+            Self::FreezeRegion => "freeze",
+            Self::LoseDatabase => "lose-database",
+        }
+    }
+}
+
+const SHIPPED: [(&str, &str); 5] = [
+    ("muster.yaml", include_str!("../../muster.yaml")),
+    ("runbooks/regional-failover.yaml", include_str!("../../runbooks/regional-failover.yaml")),
+    ("runbooks/failback.yaml", include_str!("../../runbooks/failback.yaml")),
+    ("runbooks/protect.yaml", include_str!("../../runbooks/protect.yaml")),
+    ("drills/region-loss.yaml", include_str!("../../drills/region-loss.yaml")),
+];
+
+pub async fn main(args: Args, output: &Output) -> Done {
+    let id = crate::providers::clock::Clock::new_id(&crate::providers::clock::SystemClock::new());
+    let home = std::env::temp_dir().join(format!("muster-demo-{}", id.rsplit('-').next().unwrap_or_default()));
+    let fail = |e: std::io::Error| ServiceError::Usage(format!("{} cannot be written: {e}", home.display()));
+    for (name, text) in SHIPPED {
+        let path = home.join(name);
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(fail)?;
+        }
+        let text = if name.starts_with("drills/") { scenario(text, &args) } else { text.to_owned() };
+        std::fs::write(&path, text).map_err(fail)?;
+    }
+    let mut muster = Muster::new(home.join("state"), home.join("muster.yaml"));
+    muster.listener = output.listener();
+    let done = whole(&mut muster, &args, output).await;
+    if args.keep {
+        output.say(format!(
+            "kept: {} (use --estate {} --state {}; `muster lab down` with the same ends it)",
+            home.display(),
+            muster.estate_file.display(),
+            muster.state.display()
+        ));
+    } else {
+        output.say("taking the lab down");
+        Lab::down(&muster.state).await?;
+        std::fs::remove_dir_all(&home).map_err(fail)?;
+    }
+    done
+}
+
+/// The shipped drill with another fault in its scenario.
+fn scenario(drill: &str, args: &Args) -> String {
+    let delay = args.delay_replication.map(|hold| format!("\n  - delay-replication: {{ region: east, hold: {hold} }}")).unwrap_or_default();
+    drill.replace("\n  - kill: { region: east }", &format!("{delay}\n  - {}: {{ region: east }}", args.scenario.fault()))
+}
+
+async fn whole(muster: &mut Muster, args: &Args, output: &Output) -> Done {
+    output.say("starting two regions on this machine");
+    let lab = lab::start(&muster.state, output).await?;
+    muster.faults = Some(Arc::new(lab));
+    muster.interrupt = super::output::interrupts();
+    output.say("backing up and verifying what would be failed over to");
+    let protected = muster.run("protect", &BTreeMap::new(), false).await?;
+    if protected.state.status != crate::model::status::RunStatus::Succeeded {
+        return Ok(super::run::told(&protected, output));
+    }
+    output.say("the drill: load, loss, recovery, and the way back");
+    let drilled = muster.drill_run("region-loss", None).await?;
+    let (id, html) = muster.drill_report(Some(drilled.state.id.as_str())).await?;
+    let report = report_path(muster, args, id.as_str());
+    std::fs::write(&report, html).map_err(|e| ServiceError::Usage(format!("{} cannot be written: {e}", report.display())))?;
+    let journal = muster.journal().await?;
+    let verified = crate::journal::chain::verify(&journal.dump(None).await?);
+    let mut view = drilled.view.clone();
+    if let Some(map) = view.as_object_mut() {
+        map.insert("report".to_owned(), json!(report));
+        map.insert("evidence_problems".to_owned(), json!(verified.problems));
+    }
+    if output.json {
+        output.object(&view);
+    } else {
+        told(&view, &report, output);
+    }
+    Ok(if verified.verified { drilled.exit_code() } else { 1 })
+}
+
+fn report_path(muster: &Muster, args: &Args, id: &str) -> PathBuf {
+    if args.keep {
+        return muster.state.join("drills").join(id).join("report.html");
+    }
+    // What is looked at afterwards must outlive the demo's own directory.
+    std::env::temp_dir().join(format!("muster-demo-report-{id}.html"))
+}
+
+fn told(view: &Value, report: &Path, output: &Output) {
+    super::drill::figures(view, output);
+    output.line(format!("report: {}", report.display()));
+}

@@ -1,0 +1,36 @@
+//! The object store of one region: the `s3s` server over a directory, with signatures checked.
+
+use super::{
+    error::{LabError, What},
+    plan::LabPlan,
+    web,
+};
+use axum::{Router, extract::Request, response::IntoResponse};
+use s3s::{auth::SimpleAuth, service::S3ServiceBuilder};
+use secrecy::ExposeSecret;
+
+/// Serves until the process is killed.
+/// # Errors
+/// When its directory or its port is not to be had.
+pub async fn serve(plan: &LabPlan, region: &str) -> Result<(), LabError> {
+    let at = plan.region(region)?;
+    let root = plan.dir(region).join("s3");
+    let files = s3s_fs::FileSystem::new(&root).map_err(|e| std::io::Error::other(format!("{e:?}"))).what(root.display().to_string())?;
+    let mut builder = S3ServiceBuilder::new(files);
+    let (key, secret) = (plan.secret("access_key_id")?, plan.secret("secret_access_key")?);
+    builder.set_auth(SimpleAuth::from_single(key.expose_secret(), secret.expose_secret()));
+    let service = builder.build();
+    let answer = move |request: Request| {
+        let service = service.clone();
+        async move {
+            match service.call(request.map(s3s::Body::http_body_unsync)).await {
+                Ok(response) => response.into_response(),
+                Err(error) => {
+                    tracing::error!(?error, "the object store failed");
+                    axum::http::StatusCode::INTERNAL_SERVER_ERROR.into_response()
+                }
+            }
+        }
+    };
+    web::serve(at.at(at.s3), Router::new().fallback(answer)).await
+}
