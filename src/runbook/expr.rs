@@ -215,8 +215,20 @@ pub fn condition_variables(expr: &str) -> Result<BTreeSet<String>, ExprError> {
 fn used(env: &Environment<'_>, expr: &str) -> Result<BTreeSet<String>, ExprError> {
     let fail = |e: minijinja::Error| ExprError { pos: Pos::default(), expr: expr.to_owned(), message: words(&e) };
     let compiled = env.compile_expression(expr).map_err(fail)?;
+    unknown_words(expr).map_err(fail)?;
     let known: BTreeSet<&str> = env.globals().map(|(name, _)| name).collect();
     Ok(compiled.undeclared_variables(true).into_iter().filter(|path| !known.contains(path.as_str())).collect())
+}
+
+/// The engine looks filters and tests up only when it comes to them, so an expression is tried once
+/// over nothing at all: what fails for any other reason may well hold later.
+fn unknown_words(expr: &str) -> Result<(), minijinja::Error> {
+    let mut env = environment();
+    env.set_undefined_behavior(UndefinedBehavior::Chainable);
+    match env.compile_expression(expr)?.eval(Value::UNDEFINED) {
+        Err(e) if matches!(e.kind(), minijinja::ErrorKind::UnknownFilter | minijinja::ErrorKind::UnknownTest) => Err(e),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -286,6 +298,8 @@ mod tests {
         let found = variables("{{ inputs.to }} {{ steps.fence.proof.epoch | default(range(3)) }}").expect("parses");
         assert_eq!(found.into_iter().collect::<Vec<_>>(), ["inputs.to", "steps.fence.proof.epoch"]);
         assert!(condition_variables("steps.a.ok and (").is_err());
+        assert!(variables("{{ inputs.to | uppper }}").is_err(), "an unknown filter is told before anything runs");
+        assert!(condition_variables("inputs.to is defind").is_err());
     }
 
     proptest! {

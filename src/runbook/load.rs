@@ -62,7 +62,7 @@ pub struct LoadedDrill {
 pub enum Loaded {
     Estate(LoadedEstate),
     Runbook(LoadedRunbook),
-    Drill(LoadedDrill),
+    Drill(Box<LoadedDrill>),
 }
 
 type Found = Vec<Diagnostic>;
@@ -73,7 +73,7 @@ pub fn load(file: &str, bytes: &[u8]) -> Result<Loaded, Found> {
     match kind_of(&root) {
         Kind::Estate => estate(source, &root, found).map(Loaded::Estate),
         Kind::Runbook => runbook(source, root, found).map(Loaded::Runbook),
-        Kind::Drill => drill(source, root, found).map(Loaded::Drill),
+        Kind::Drill => drill(source, root, found).map(|drill| Loaded::Drill(Box::new(drill))),
     }
 }
 
@@ -96,7 +96,7 @@ pub fn load_drill(file: &str, bytes: &[u8]) -> Result<LoadedDrill, Found> {
 }
 
 fn tree(file: &str, bytes: &[u8]) -> Result<(Source, Node, Found), Found> {
-    let source = Source::new(file, bytes).map_err(|e| vec![e])?;
+    let source = Source::new(file, bytes).map_err(|e| vec![*e])?;
     let (root, found) = parse(&source);
     match root {
         Some(root) if matches!(root.value, NodeValue::Map(_) | NodeValue::Null) => Ok((source, root, found)),

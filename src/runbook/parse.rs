@@ -15,6 +15,9 @@ use std::{collections::HashMap, sync::Arc};
 pub const MAX_BYTES: usize = 1 << 20;
 const MAX_DEPTH: usize = 64;
 
+/// An error after which nothing more can be read.
+pub type Fatal = Box<Diagnostic>;
+
 /// A file's name and text: what diagnostics quote.
 #[derive(Clone, Debug)]
 pub struct Source {
@@ -26,9 +29,9 @@ pub struct Source {
 
 impl Source {
     /// Refuses what is too large or not UTF-8.
-    pub fn new(file: &str, bytes: &[u8]) -> Result<Self, Diagnostic> {
+    pub fn new(file: &str, bytes: &[u8]) -> Result<Self, Fatal> {
         check_size(file, u64::try_from(bytes.len()).unwrap_or(u64::MAX))?;
-        let text = std::str::from_utf8(bytes).map_err(|e| not_utf8(file, bytes, e.valid_up_to()))?;
+        let text = std::str::from_utf8(bytes).map_err(|e| Box::new(not_utf8(file, bytes, e.valid_up_to())))?;
         Ok(Self { file: file.to_owned(), text: text.into(), digest: hex::encode(Sha256::digest(bytes)) })
     }
     /// An error at a place in this file.
@@ -39,12 +42,12 @@ impl Source {
 }
 
 /// Refuses a file by its size alone, so that a reader need not load it first.
-pub fn check_size(file: &str, bytes: u64) -> Result<(), Diagnostic> {
+pub fn check_size(file: &str, bytes: u64) -> Result<(), Fatal> {
     if bytes <= MAX_BYTES as u64 {
         return Ok(());
     }
-    Err(Diagnostic::error(file, "too-large", format!("the file has {bytes} bytes; at most {MAX_BYTES} (1 MiB) are read"))
-        .help("an estate, a runbook or a drill is a few kilobytes; is this the right file?"))
+    let made = Diagnostic::error(file, "too-large", format!("the file has {bytes} bytes; at most {MAX_BYTES} (1 MiB) are read"));
+    Err(Box::new(made.help("an estate, a runbook or a drill is a few kilobytes; is this the right file?")))
 }
 
 fn not_utf8(file: &str, bytes: &[u8], valid: usize) -> Diagnostic {
@@ -76,8 +79,6 @@ pub fn parse(source: &Source) -> (Option<Node>, Vec<Diagnostic>) {
         }
     }
 }
-
-type Fatal = Box<Diagnostic>;
 
 struct Builder<'a> {
     parser: Parser<'a, StrInput<'a>>,
@@ -262,6 +263,24 @@ mod tests {
     fn a_large_file_is_refused_from_its_size() {
         let bytes = vec![b'a'; 10 << 20];
         assert_eq!(Source::new("big.yaml", &bytes).expect_err("too large").code, "too-large");
+    }
+
+    #[test]
+    fn an_expression_without_quotes_is_told_as_such_wherever_it_stands() {
+        for text in ["a: {{ x }}\n", "a: {{ x.y }}-z\n", "- {{ x }}\n", "a: [{{ x }}]\n", "a: {{x}}\n"] {
+            let source = Source::new("test.yaml", text.as_bytes()).expect("it is UTF-8");
+            let (node, found) = parse(&source);
+            assert!(node.is_none());
+            assert_eq!(found.iter().map(|one| one.code).collect::<Vec<_>>(), ["unquoted-expression"], "{text}");
+        }
+        assert_eq!(read("a: at {{ x }}\n").get("a").map(|n| n.pos.column), Some(4), "inside plain text it needs no quotes");
+    }
+
+    #[test]
+    fn lines_may_end_as_on_windows() {
+        let node = read("a: 1\r\nb: x\r\n");
+        assert_eq!(node.get("b").map(|n| (n.pos.line, n.pos.column)), Some((2, 4)));
+        assert_eq!(node.get("b").map(|n| n.value.clone()), Some(NodeValue::Text { text: "x".into(), quoted: false }));
     }
 
     proptest! {

@@ -10,7 +10,7 @@ use crate::model::{
     runbook::{InputSpec, Mode, OnFailure, Retry, UndoPolicy, Waiver},
     time::Span,
 };
-use schemars::generate::SchemaSettings;
+use schemars::{SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
 /// The schema of `muster.yaml`.
@@ -44,23 +44,7 @@ pub fn runbook(catalogue: &dyn Catalogue) -> Value {
     let waiver = generator.subschema_for::<Waiver>();
     let input = generator.subschema_for::<InputSpec>();
     let mode = generator.subschema_for::<Mode>();
-    let mut step = json!({
-        "id": { "type": "string", "pattern": "^[a-z][a-z0-9_]*$", "description": "Unique within the runbook; expressions say `steps.ID`." },
-        "uses": { "enum": names(catalogue), "description": "The action." },
-        "description": { "type": "string" },
-        "needs": ids("Steps that come before; the item above when left out, nothing when empty."),
-        "with": { "type": "object", "description": "The action's input." },
-        "when": { "type": ["string", "boolean"], "description": "An expression; the step is skipped when it does not hold." },
-    });
-    let policies = [
-        ("retry", generator.subschema_for::<Retry>()),
-        ("timeout", generator.subschema_for::<Span>()),
-        ("on_failure", generator.subschema_for::<OnFailure>()),
-        ("undo", generator.subschema_for::<UndoPolicy>()),
-    ];
-    for (name, schema) in policies {
-        insert(&mut step, name, schema.to_value());
-    }
+    let step = step_properties(&mut generator, catalogue);
     let mut defs: Map<String, Value> = generator.take_definitions(true);
     let inputs_of = with_schemas(catalogue, &mut defs);
     defs.insert("Step".to_owned(), step_schema(&step, &inputs_of));
@@ -85,6 +69,28 @@ pub fn runbook(catalogue: &dyn Catalogue) -> Value {
         "additionalProperties": false,
         "$defs": defs,
     })
+}
+
+/// The keys of a step, but for what `with` may hold.
+fn step_properties(generator: &mut SchemaGenerator, catalogue: &dyn Catalogue) -> Value {
+    let mut step = json!({
+        "id": { "type": "string", "pattern": "^[a-z][a-z0-9_]*$", "description": "Unique within the runbook; expressions say `steps.ID`." },
+        "uses": { "enum": names(catalogue), "description": "The action." },
+        "description": { "type": "string" },
+        "needs": ids("Steps that come before; the item above when left out, nothing when empty."),
+        "with": { "type": "object", "description": "The action's input." },
+        "when": { "type": ["string", "boolean"], "description": "An expression; the step is skipped when it does not hold." },
+    });
+    let policies = [
+        ("retry", generator.subschema_for::<Retry>()),
+        ("timeout", generator.subschema_for::<Span>()),
+        ("on_failure", generator.subschema_for::<OnFailure>()),
+        ("undo", generator.subschema_for::<UndoPolicy>()),
+    ];
+    for (name, schema) in policies {
+        insert(&mut step, name, schema.to_value());
+    }
+    step
 }
 
 fn insert(map: &mut Value, name: &str, value: Value) {

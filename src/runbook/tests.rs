@@ -72,6 +72,7 @@ fn forms() -> Vec<ActionInfo> {
         form::<Replica, Nothing>("database.verify_replica", Effect::Read),
         form::<Fence, Fenced>("database.fence", Effect::Repeatable),
         form::<Promote, Nothing>("database.promote", Effect::Observable),
+        form::<Promote, Nothing>("database.admit", Effect::Repeatable),
         form::<Rejoin, Nothing>("database.rejoin", Effect::Observable),
         form::<Shift, Nothing>("dns.shift", Effect::Repeatable),
         form::<Golden, Nothing>("model.golden", Effect::Read),
