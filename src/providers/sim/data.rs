@@ -116,7 +116,12 @@ impl InstanceRead for Data {
     async fn snapshots_of(&self, instance: &str) -> PortResult<Vec<SnapshotInfo>> {
         self.world.up(&self.region)?;
         let state = self.world.lock();
-        Ok(state.snapshots.iter().filter(|((r, _), (s, _))| *r == self.region && s.instance == instance).map(|(_, (s, _))| s.clone()).collect())
+        Ok(state
+            .snapshots
+            .iter()
+            .filter(|((r, _), (s, _))| *r == self.region && s.instance == instance)
+            .map(|(_, (s, _))| s.clone())
+            .collect())
     }
 }
 
