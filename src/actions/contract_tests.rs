@@ -374,7 +374,8 @@ async fn every_write_may_be_lost_before_or_after_it_happened() {
         let name = action.spec().name;
         let intent = action.prepare(&bench.read, &bench.with).await.map_err(|r| r.failure).expect(name).intent;
         carry_out(&bench, &*action, &intent, fixture.observable, name).await;
-        let (good, writes) = (bench.world.lock().essence(), bench.world.writes());
+        let good = bench.world.lock().essence();
+        let writes = bench.world.writes();
         assert!(writes > 0, "{name} changes nothing");
         for n in 0..writes {
             for fault in [WriteFault::AppliedButLost, WriteFault::LostOnTheWay, WriteFault::Unreachable] {

@@ -48,6 +48,10 @@ actions! {
     database_snapshot::Snapshot,
     dns_shift::Shift,
     exec_command::Command,
+    http_check::Check,
+    model_golden::Golden,
+    notify_exec::Exec,
+    notify_webhook::Webhook,
 }
 
 /// The action of that name.

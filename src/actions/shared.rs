@@ -150,3 +150,26 @@ pub(crate) fn rds_name(parts: &[&str]) -> String {
     let words: Vec<&str> = joined.split(|c: char| !c.is_ascii_alphanumeric()).filter(|w| !w.is_empty()).collect();
     words.join("-").chars().take(63).collect()
 }
+
+/// The one address on which all resolvers of an endpoint agree.
+pub(crate) async fn resolved(cx: &ReadCx, endpoint: &Endpoint) -> Result<IpAddr, ApplyError> {
+    let mut found: Option<IpAddr> = None;
+    for (who, answer) in resolve(cx, endpoint).await {
+        let addresses = answer?;
+        let [address] = addresses.as_slice() else {
+            return Err(fail("resolvers_differ", format!("{who} answers {} with {} addresses", endpoint.name, addresses.len())));
+        };
+        if found.is_some_and(|other| other != *address) {
+            return Err(fail("resolvers_differ", format!("the resolvers of {} do not agree: {who} answers {address}", endpoint.name)));
+        }
+        found = Some(*address);
+    }
+    found.ok_or_else(|| fail("unresolved", format!("no resolver answers {}", endpoint.name)))
+}
+
+/// A path at an endpoint, asked of one address.
+pub(crate) fn at(endpoint: &Endpoint, ip: IpAddr, path: &str) -> (String, Option<std::net::SocketAddr>) {
+    let port = endpoint.port.unwrap_or(if endpoint.scheme == "https" { 443 } else { 80 });
+    let slash = if path.starts_with('/') { "" } else { "/" };
+    (format!("{}://{}:{port}{slash}{path}", endpoint.scheme, endpoint.name), Some((ip, port).into()))
+}
