@@ -4,6 +4,11 @@
 //! nor the journal, nor an SDK. Adding one touches its own file and one line here.
 
 pub mod contract;
+pub mod proof;
+mod shared;
+
+#[cfg(test)]
+pub mod contract_tests;
 
 use crate::model::{
     catalogue::{ActionInfo, Catalogue},
@@ -11,12 +16,42 @@ use crate::model::{
     estate::Estate,
     node::Node,
 };
-use contract::DynAction;
+use contract::{DynAction, Erased};
 
-/// Every action there is, by name.
-#[must_use]
-pub fn catalogue() -> Vec<Box<dyn DynAction>> {
-    vec![]
+/// The list of actions: each line is a file and the type in it, in the order of their names.
+macro_rules! actions {
+    ($($module:ident::$name:ident),+ $(,)?) => {
+        $(pub mod $module;)+
+
+        /// Every action there is, by name.
+        #[must_use]
+        pub fn catalogue() -> Vec<Box<dyn DynAction>> {
+            vec![$(Erased::<$module::$name>::boxed()),+]
+        }
+
+        /// The world and the input that an action's contract is tested with.
+        #[cfg(test)]
+        fn fixture(name: &str) -> Option<contract_tests::Fixture> {
+            $(if <$module::$name as contract::Action>::spec().name == name {
+                return Some($module::fixture());
+            })+
+            None
+        }
+    };
+}
+
+actions! {
+    database_admit::Admit,
+    database_fence::Fence,
+    database_promote::Promote,
+    database_rejoin::Rejoin,
+    database_snapshot::Snapshot,
+    dns_shift::Shift,
+    exec_command::Command,
+    http_check::Check,
+    model_golden::Golden,
+    notify_exec::Exec,
+    notify_webhook::Webhook,
 }
 
 /// The action of that name.

@@ -21,4 +21,5 @@ pub mod route53;
 #[cfg(feature = "aws")]
 pub mod s3;
 pub mod secrets;
+pub mod sim;
 pub mod world;

@@ -1,0 +1,458 @@
+//! The contract that every action in the catalogue keeps, put to each of them by itself: an action that
+//! is added is tested here without a line of its own, but for the fixture that stands beside it.
+//!
+//! The heart is the sweep: every write that an action makes is lost once on the way, and once after it
+//! was carried out; then the engine's rule is followed (look, and only what is absent is done again), and
+//! the world must end as if nothing had gone wrong.
+
+use super::{catalogue, contract::*, proof::*};
+use crate::model::{effect::*, estate::*, node::Node, plan::Scope, runbook::UndoPolicy};
+use crate::providers::{clock::Clock, port::*, sim::*};
+use serde_json::{Value, json};
+use std::{sync::Arc, time::Duration};
+
+/// A world and an input that an action succeeds with.
+pub struct Fixture {
+    pub with: Value,
+    setup: Vec<fn(&SimWorld)>,
+    /// False for what nobody can look at afterwards, such as a message.
+    pub observable: bool,
+}
+
+impl Fixture {
+    pub fn new(with: Value) -> Self {
+        Self { with, setup: Vec::new(), observable: true }
+    }
+    pub fn set(mut self, setup: fn(&SimWorld)) -> Self {
+        self.setup.push(setup);
+        self
+    }
+    pub fn blind(mut self) -> Self {
+        self.observable = false;
+        self
+    }
+}
+
+fn move_lease(world: &SimWorld, epoch: u64, allowed: Option<&str>) {
+    let now = world.time().now();
+    world.lock().leases.insert("predictions".into(), SimLease { epoch, allowed: allowed.map(str::to_owned), ttl_ms: 1_000, ends: now });
+}
+
+/// East is fenced; west is still a replica.
+pub fn fenced(with: Value) -> Fixture {
+    Fixture::new(with).set(|world| move_lease(world, 4, None))
+}
+
+fn promote_west(world: &SimWorld) {
+    let mut state = world.lock();
+    state.instances.get_mut(&("west".into(), "predictions-west".into())).expect("west").info.replicates_from = None;
+    let server = state.servers.get_mut(&("predictions".into(), "west".into())).expect("west");
+    server.state.in_recovery = false;
+    server.state.streaming = false;
+    server.state.timeline = 2;
+}
+
+/// East is fenced, west is promoted, nobody may write yet.
+pub fn promoted(with: Value) -> Fixture {
+    fenced(with).set(promote_west)
+}
+
+/// West serves; east is as it was left.
+pub fn failed_over(with: Value) -> Fixture {
+    promoted(with).set(|world| move_lease(world, 5, Some("west")))
+}
+
+/// What fencing east gives in the [`fenced`] world.
+pub fn proof() -> FenceProof {
+    FenceProof {
+        kind: ProofKind::LeaseExpired,
+        database: "predictions".into(),
+        region: "east".into(),
+        epoch: 4,
+        at: SimClock::default().now(),
+        expires: None,
+        lsn: None,
+        detail: "lease allowed to nobody".into(),
+    }
+}
+
+pub fn estate() -> Estate {
+    serde_json::from_value(json!({
+        "lab": true,
+        "regions": { "east": { "aws": { "region": "us-east-1" } }, "west": { "aws": { "region": "us-west-2" } } },
+        "services": { "scoring": { "uses": ["predictions", "models", "inference"] } },
+        "databases": { "predictions": {
+            "engine": "rds-postgres",
+            "instances": { "east": { "id": "predictions-east" }, "west": { "id": "predictions-west" } },
+            "lease": { "url": "http://127.0.0.1:1/" },
+        } },
+        "buckets": { "models": { "east": { "bucket": "models-east" }, "west": { "bucket": "models-west" } } },
+        "endpoints": { "inference": {
+            "name": "api.scoring.test", "provider": "route53", "zone": "scoring.test", "ttl": "5s",
+            "targets": { "east": "127.0.0.2", "west": "127.0.0.3" }, "port": 8080,
+            "resolvers": ["127.0.0.1:53"],
+            "golden": { "bucket": "models", "key": "golden.json" },
+        } },
+    }))
+    .expect("an estate")
+}
+
+/// Both regions in order, replication running, the name at east.
+fn healthy() -> SimWorld {
+    let world = SimWorld::new(Arc::new(estate()));
+    let now = world.time().now();
+    let mut state = world.lock();
+    state.instance("predictions-east", "east", "predictions", None, now);
+    state.instance("predictions-west", "west", "predictions", Some("predictions-east"), now);
+    state.object("models", "east", "model.onnx", b"weights", now);
+    state.object("models", "east", "golden.json", br#"{"cases":[{"features":[1.0],"scores":[0.25,0.75],"label":1}]}"#, now);
+    state.object("models", "east", "empty", b"", now);
+    let ends = now + jiff::SignedDuration::from_secs(1);
+    state.leases.insert("predictions".into(), SimLease { epoch: 3, allowed: Some("east".into()), ttl_ms: 1_000, ends });
+    let record = RecordSet { name: "api.scoring.test".into(), kind: "A".into(), ttl_s: 5, values: vec!["127.0.0.2".into()] };
+    state.visible.insert(record.name.clone(), vec![(now, Some(record.clone()))]);
+    state.records.insert(("scoring.test".into(), record.name.clone(), "A".into()), record);
+    drop(state);
+    world
+}
+
+/// One step of one run in a world of its own.
+pub struct Bench {
+    pub world: SimWorld,
+    pub read: ReadCx,
+    pub write: WriteCx,
+    pub with: Node,
+    _scratch: tempfile::TempDir,
+}
+
+impl Bench {
+    pub fn new(fixture: &Fixture) -> Self {
+        let world = healthy();
+        for setup in &fixture.setup {
+            setup(&world);
+        }
+        let scratch = tempfile::tempdir().expect("a directory");
+        let read = ReadCx {
+            world: Arc::new(world.clone()),
+            estate: world.estate(),
+            run: "0190".into(),
+            step: "step".into(),
+            scope: Scope::Drill,
+            key: "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef".into(),
+            deadline: Duration::from_secs(30),
+            scratch: scratch.path().to_owned(),
+        };
+        let write = WriteCx::new(read.clone(), Arc::new(world.clone()), Arc::new(|| true));
+        Self { world, read, write, with: Node::typed(fixture.with.clone()), _scratch: scratch }
+    }
+    pub fn down(self, region: &str) -> Self {
+        self.world.lock().down.insert(region.to_owned());
+        self
+    }
+    pub fn elapsed_ms(&self) -> u128 {
+        self.world.time().monotonic().as_millis()
+    }
+    fn input<A: Action>(&self) -> A::Input {
+        crate::model::node::decode(&self.with).expect("a valid input")
+    }
+    pub async fn intent<A: Action>(&self) -> A::Intent {
+        A::prepare(&self.read, self.input::<A>()).await.map_err(|r| r.failure).expect("prepared").intent
+    }
+    /// The code with which `prepare` refuses.
+    pub async fn refused<A: Action>(&self) -> String {
+        match A::prepare(&self.read, self.input::<A>()).await {
+            Ok(_) => panic!("it was not refused"),
+            Err(refusal) => refusal.failure.code,
+        }
+    }
+    /// The failure of `apply`.
+    pub async fn failed<A: Action>(&self) -> Failure {
+        match self.run::<A>().await {
+            Ok(_) => panic!("it did not fail"),
+            Err(failure) => failure,
+        }
+    }
+    /// Prepare, apply, and for what is not a check: observe until done.
+    pub async fn run<A: Action>(&self) -> Result<A::Output, Failure> {
+        let intent = A::prepare(&self.read, self.input::<A>()).await.map_err(|r| r.failure)?.intent;
+        let applied = A::apply(&self.write, &intent).await;
+        let output = applied.map_err(|error| match error {
+            ApplyError::Definite(f) | ApplyError::Retry { failure: f, .. } | ApplyError::Unknown(f) => f,
+        })?;
+        if A::effect(&self.with) == Effect::Read {
+            return Ok(output);
+        }
+        for _ in 0..1_000 {
+            match A::observe(&self.read, &intent).await {
+                Seen::Done(output) => return Ok(output),
+                Seen::Pending { poll_after_ms, .. } => self.read.world.clock().sleep(Duration::from_millis(poll_after_ms)).await,
+                Seen::Absent => return Err(Failure::new("absent", "")),
+                Seen::Differs { found } => return Err(Failure::new("differs", found)),
+                Seen::CannotTell { why } => return Err(Failure::new("cannot_tell", why)),
+            }
+        }
+        Err(Failure::new("pending", "for ever"))
+    }
+
+    async fn settled(&self, action: &dyn DynAction, intent: &Value) -> Seen<Value> {
+        for _ in 0..1_000 {
+            match action.observe(&self.read, intent).await {
+                Seen::Pending { poll_after_ms, .. } => self.read.world.clock().sleep(Duration::from_millis(poll_after_ms)).await,
+                seen => return seen,
+            }
+        }
+        panic!("{} is pending for ever", action.spec().name);
+    }
+}
+
+fn all() -> Vec<(Box<dyn DynAction>, Fixture)> {
+    catalogue()
+        .into_iter()
+        .map(|action| {
+            let fixture = super::fixture(action.spec().name);
+            let fixture = fixture.unwrap_or_else(|| panic!("{} has no fixture: give it one beside the action", action.spec().name));
+            (action, fixture)
+        })
+        .collect()
+}
+
+fn effect(action: &dyn DynAction, bench: &Bench) -> Effect {
+    action.effect(&bench.with)
+}
+
+#[test]
+fn the_catalogue_is_in_order_and_each_name_stands_once() {
+    let names: Vec<&str> = catalogue().iter().map(|a| a.spec().name).collect();
+    let mut sorted = names.clone();
+    sorted.sort_unstable();
+    sorted.dedup();
+    assert_eq!(names, sorted);
+    assert_eq!(names.len(), all().len());
+}
+
+#[test]
+fn every_action_says_all_that_it_is() {
+    for (action, fixture) in all() {
+        let spec = action.spec();
+        let (noun, verb) = spec.name.split_once('.').expect("noun.verb");
+        for word in [noun, verb] {
+            assert!(!word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{}", spec.name);
+        }
+        assert!(spec.version >= 1 && spec.timeout.ms > 0, "{}", spec.name);
+        assert!(spec.summary.len() > 15 && !spec.summary.ends_with('.'), "{}", spec.name);
+        let example: Value = serde_saphyr::from_str(spec.example).unwrap_or_else(|e| panic!("{}: {e}", spec.name));
+        assert_eq!(example["uses"], spec.name);
+        assert!(example["id"].is_string(), "{}", spec.name);
+        let schema = action.input_schema().to_value();
+        let known = schema["properties"].as_object().expect("an object of inputs");
+        assert_eq!(schema["additionalProperties"], false, "{}: unknown keys must be refused", spec.name);
+        for with in [&example["with"], &fixture.with] {
+            for key in with.as_object().expect("a map").keys() {
+                assert!(known.contains_key(key), "{}: `{key}` is no input", spec.name);
+            }
+        }
+        let outputs = action.output_schema().to_value();
+        assert!(outputs["properties"].is_object(), "{}: outputs are fields", spec.name);
+    }
+}
+
+#[test]
+fn every_action_that_changes_a_resource_locks_it() {
+    for (action, fixture) in all() {
+        let with = Node::typed(fixture.with.clone());
+        let node = map_of(&fixture.with);
+        let noun = action.spec().name.split('.').next().expect("a noun");
+        let owns = matches!(noun, "database" | "bucket" | "dns") && action.effect(&with) != Effect::Read;
+        assert_eq!(!action.locks(&node).is_empty(), owns, "{}", action.spec().name);
+        assert!(!action.reach(&node, &estate()).is_empty(), "{}: it depends on something", action.spec().name);
+    }
+}
+
+/// As the language gives it: a map whose values keep their places.
+fn map_of(with: &Value) -> Node {
+    use crate::model::node::{Key, NodeValue, Pos};
+    let entries = with.as_object().expect("a map").iter();
+    let entries = entries.map(|(name, value)| (Key { name: name.clone(), pos: Pos::default() }, Node::typed(value.clone()))).collect();
+    Node { pos: Pos::default(), value: NodeValue::Map(entries) }
+}
+
+#[tokio::test]
+async fn a_dry_run_changes_nothing() {
+    for (action, fixture) in all() {
+        let bench = Bench::new(&fixture);
+        let before = bench.world.lock().clone();
+        let prepared = action.prepare(&bench.read, &bench.with).await.map_err(|r| r.failure);
+        let prepared = prepared.unwrap_or_else(|f| panic!("{}: {f}", action.spec().name));
+        assert!(*bench.world.lock() == before, "{}: prepare changed the world", action.spec().name);
+        let changes = effect(&*action, &bench) != Effect::Read && fixture.observable;
+        assert!(!changes || !prepared.change.is_empty(), "{}: it does not say what it changes", action.spec().name);
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_input_is_refused() {
+    for (action, fixture) in all() {
+        let bench = Bench::new(&fixture);
+        let mut with = fixture.with.clone();
+        with["no_such_input"] = json!("x");
+        let refusal = action.prepare(&bench.read, &Node::typed(with)).await.err();
+        assert_eq!(refusal.map(|r| r.failure.code).as_deref(), Some("input"), "{}", action.spec().name);
+    }
+}
+
+#[tokio::test]
+async fn what_was_applied_is_seen_and_a_check_changes_nothing() {
+    for (action, fixture) in all() {
+        let name = action.spec().name;
+        let bench = Bench::new(&fixture);
+        let intent = action.prepare(&bench.read, &bench.with).await.map_err(|r| r.failure).expect(name).intent;
+        let before = bench.world.lock().clone();
+        if effect(&*action, &bench) != Effect::Read && fixture.observable {
+            assert_eq!(bench.settled(&*action, &intent).await, Seen::Absent, "{name}: seen before it happened");
+        }
+        let applied = action.apply(&bench.write, &intent).await;
+        assert!(applied.is_ok(), "{name}: {applied:?}");
+        match effect(&*action, &bench) {
+            Effect::Read => assert!(*bench.world.lock() == before, "{name}: a check changed the world"),
+            _ if fixture.observable => {
+                let seen = bench.settled(&*action, &intent).await;
+                assert!(matches!(seen, Seen::Done(_)), "{name}: {seen:?}");
+            }
+            _ => assert!(matches!(bench.settled(&*action, &intent).await, Seen::CannotTell { .. }), "{name}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_same_intent_twice_is_once() {
+    for (action, fixture) in all() {
+        let name = action.spec().name;
+        let bench = Bench::new(&fixture);
+        if effect(&*action, &bench) != Effect::Repeatable {
+            continue;
+        }
+        let intent = action.prepare(&bench.read, &bench.with).await.map_err(|r| r.failure).expect(name).intent;
+        action.apply(&bench.write, &intent).await.unwrap_or_else(|e| panic!("{name}: {e:?}"));
+        bench.settled(&*action, &intent).await;
+        let once = bench.world.lock().essence();
+        action.apply(&bench.write, &intent).await.unwrap_or_else(|e| panic!("{name}, again: {e:?}"));
+        bench.settled(&*action, &intent).await;
+        assert_eq!(bench.world.lock().essence(), once, "{name}");
+    }
+}
+
+/// Follows the engine's rule until the step is through: look after every unknown outcome, and do again
+/// only what is absent (or what may be repeated and cannot be seen).
+async fn carry_out(bench: &Bench, action: &dyn DynAction, intent: &Value, observable: bool, about: &str) {
+    let repeatable = effect(action, bench) == Effect::Repeatable;
+    for _ in 0..6 {
+        let applied = action.apply(&bench.write, intent).await;
+        let known = match &applied {
+            Ok(_) => true,
+            Err(ApplyError::Unknown(_)) => false,
+            Err(ApplyError::Retry { .. }) => continue,
+            Err(ApplyError::Definite(f)) => panic!("{about}: {f}"),
+        };
+        match bench.settled(action, intent).await {
+            Seen::Done(_) => return,
+            Seen::Absent => {}
+            Seen::CannotTell { .. } if !observable && known => return,
+            Seen::CannotTell { .. } if !observable && repeatable => {}
+            seen => panic!("{about}: {seen:?}"),
+        }
+    }
+    panic!("{about}: it never came through");
+}
+
+#[tokio::test]
+async fn every_write_may_be_lost_before_or_after_it_happened() {
+    for (action, fixture) in all() {
+        let bench = Bench::new(&fixture);
+        if effect(&*action, &bench) == Effect::Read {
+            continue;
+        }
+        let name = action.spec().name;
+        let intent = action.prepare(&bench.read, &bench.with).await.map_err(|r| r.failure).expect(name).intent;
+        carry_out(&bench, &*action, &intent, fixture.observable, name).await;
+        let good = bench.world.lock().essence();
+        let writes = bench.world.writes();
+        assert!(writes > 0, "{name} changes nothing");
+        for n in 0..writes {
+            for fault in [WriteFault::AppliedButLost, WriteFault::LostOnTheWay, WriteFault::Unreachable] {
+                let about = format!("{name}, write {n}, {fault:?}");
+                let bench = Bench::new(&fixture);
+                let intent = action.prepare(&bench.read, &bench.with).await.map_err(|r| r.failure).expect(name).intent;
+                bench.world.fault(n, fault);
+                carry_out(&bench, &*action, &intent, fixture.observable, &about).await;
+                assert_eq!(bench.world.lock().essence(), good, "{about}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_unknown_and_then_seen() {
+    for (action, fixture) in all() {
+        let name = action.spec().name;
+        let bench = Bench::new(&fixture);
+        if effect(&*action, &bench) == Effect::Read || !fixture.observable {
+            continue;
+        }
+        let intent = action.prepare(&bench.read, &bench.with).await.map_err(|r| r.failure).expect(name).intent;
+        action.apply(&bench.write, &intent).await.unwrap_or_else(|e| panic!("{name}: {e:?}"));
+        let last = bench.world.writes() - 1;
+        for (fault, done) in [(WriteFault::AppliedButLost, true), (WriteFault::LostOnTheWay, false)] {
+            let bench = Bench::new(&fixture);
+            let intent = action.prepare(&bench.read, &bench.with).await.map_err(|r| r.failure).expect(name).intent;
+            bench.world.fault(last, fault);
+            let applied = action.apply(&bench.write, &intent).await;
+            assert!(matches!(applied, Err(ApplyError::Unknown(_))), "{name}, {fault:?}: {applied:?}");
+            let seen = bench.settled(&*action, &intent).await;
+            assert_eq!(matches!(seen, Seen::Done(_)), done, "{name}, {fault:?}: {seen:?}");
+            assert!(done || seen == Seen::Absent, "{name}, {fault:?}: {seen:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_the_permit_nothing_is_changed() {
+    for (action, fixture) in all() {
+        let name = action.spec().name;
+        let bench = Bench::new(&fixture);
+        if effect(&*action, &bench) == Effect::Read {
+            continue;
+        }
+        let intent = action.prepare(&bench.read, &bench.with).await.map_err(|r| r.failure).expect(name).intent;
+        let before = bench.world.lock().clone();
+        let deposed = WriteCx::new(bench.read.clone(), Arc::new(bench.world.clone()), Arc::new(|| false));
+        let applied = action.apply(&deposed, &intent).await;
+        assert!(matches!(&applied, Err(ApplyError::Definite(f)) if f.code == "deposed"), "{name}: {applied:?}");
+        assert!(*bench.world.lock() == before, "{name} changed the world without a permit");
+    }
+}
+
+#[tokio::test]
+async fn undo_accepts_what_never_happened_and_takes_back_what_did() {
+    for (action, fixture) in all() {
+        let name = action.spec().name;
+        let bench = Bench::new(&fixture);
+        if effect(&*action, &bench) == Effect::Read {
+            continue;
+        }
+        let intent = action.prepare(&bench.read, &bench.with).await.map_err(|r| r.failure).expect(name).intent;
+        let before = bench.world.lock().essence();
+        let never = action.undo(&bench.write, &intent, None).await;
+        assert!(never.is_ok(), "{name}, never happened: {never:?}");
+        assert_eq!(bench.world.lock().essence(), before, "{name}");
+        if action.spec().undo != UndoPolicy::Automatic {
+            continue;
+        }
+        let output = action.apply(&bench.write, &intent).await.unwrap_or_else(|e| panic!("{name}: {e:?}"));
+        bench.settled(&*action, &intent).await;
+        for again in 0..2 {
+            let undone = action.undo(&bench.write, &intent, Some(output.clone())).await;
+            assert!(undone.is_ok(), "{name}, {again}: {undone:?}");
+            assert_eq!(bench.world.lock().essence(), before, "{name}");
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! `database.rejoin`: make the old primary a replica of the new one.
+//!
+//! **What it does.** What the old primary wrote and nobody acknowledged (or what was stranded there) cannot
+//! be merged, so the instance is deleted, keeping its last state as a final snapshot, and a read replica of
+//! the new primary is created under the same identifier. It refuses unless the write lease is allowed to
+//! the new primary's region, and the instance that would be deleted is not the one that serves.
+//!
+//! **Half-done** it is in three places: still deleting, deleted but not yet created, still creating. The
+//! intent holds the old instance's resource id, which is never reused: that id there and not leaving means
+//! that nothing happened; leaving, or another id that is not yet streaming, means wait; no instance at all
+//! means that the second half is missing, and `apply`, which looks before each half, goes on with just that.
+//!
+//! **Undone** it cannot be; the final snapshot keeps what was there.
+
+use super::{contract::*, shared::*};
+use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoPolicy, time::Span};
+use crate::providers::port::*;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, time::Duration};
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    pub database: DatabaseName,
+    /// Where the old primary is (or was).
+    pub region: RegionName,
+    /// Where the new primary is.
+    pub primary: RegionName,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Intent {
+    database: DatabaseName,
+    region: RegionName,
+    instance: String,
+    /// `None`: there was no instance.
+    old_resource: Option<String>,
+    primary_id: String,
+    primary_arn: String,
+    /// The provider's name of the primary's region.
+    source_region: Option<String>,
+    final_snapshot: String,
+    tags: BTreeMap<String, String>,
+    /// It is a healthy replica of that primary already.
+    nothing: bool,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Output {
+    pub instance: String,
+    /// Where the old instance's last state is kept; `null` when there was nothing to keep.
+    pub final_snapshot: Option<String>,
+    /// How far the new replica has replayed; `null` until it streams.
+    #[schemars(with = "Option<String>")]
+    pub position: Option<Lsn>,
+}
+
+pub struct Rejoin;
+
+impl Action for Rejoin {
+    type Input = Input;
+    type Intent = Intent;
+    type Output = Output;
+
+    fn spec() -> Spec {
+        Spec {
+            name: "database.rejoin",
+            version: 1,
+            summary: "Make the old primary a replica of the new one, keeping its last state as a snapshot",
+            effect: Effect::Observable,
+            danger: Danger::Irreversible,
+            undo: UndoPolicy::None,
+            timeout: Span::from_secs(3600),
+            example: "id: rejoin\nuses: database.rejoin\nwith: { database: predictions, region: east, primary: west }\n",
+        }
+    }
+    fn reach(with: &Node, _estate: &Estate) -> Vec<Reach> {
+        let region = [Plane::Control, Plane::Data].map(|plane| reach(with, "region", plane));
+        let primary = [Plane::Control, Plane::Data].map(|plane| reach(with, "primary", plane));
+        region.into_iter().chain(primary).flatten().chain([reach_here()]).collect()
+    }
+    fn locks(with: &Node) -> Vec<Resource> {
+        locks(with, "database", "database")
+    }
+
+    async fn prepare(cx: &ReadCx, input: Input) -> Result<Prepared<Intent>, Refusal> {
+        let Input { database: name, region, primary } = input;
+        if region == primary {
+            return Err(Refusal::no("same_region", format!("`{region}` cannot be a replica of itself")));
+        }
+        let (instance, primary_id) = (instance_id(cx, &name, &region)?, instance_id(cx, &name, &primary)?);
+        may_be_replaced(cx, &name, &region, &primary).await?;
+        let source = cx.world.instances(primary.as_str())?.instance(&primary_id).await?;
+        let source = source.ok_or_else(|| Refusal::no("no_instance", format!("there is no instance `{primary_id}` in region `{primary}`")))?;
+        let old = cx.world.instances(region.as_str())?.instance(&instance).await?;
+        let mut intent = Intent {
+            final_snapshot: rds_name(&["muster", name.as_str(), "final", &short_key(cx)]),
+            tags: [("muster-key".to_owned(), cx.key.clone()), ("muster-run".to_owned(), cx.run.0.clone())].into(),
+            source_region: cx.estate.regions.get(&primary).and_then(|r| r.aws.as_ref()).map(|a| a.region.clone()),
+            old_resource: old.as_ref().map(|o| o.resource_id.clone()),
+            primary_arn: source.arn,
+            primary_id,
+            database: name,
+            region,
+            instance,
+            nothing: false,
+        };
+        intent.nothing = match &old {
+            Some(old) => replica_of(old, &intent) && old.status == "available" && streams(cx, &intent).await.is_ok_and(|s| s.is_some()),
+            None => false,
+        };
+        let mut changes = Vec::new();
+        if !intent.nothing {
+            let from = old.map(|_| format!("deleted, its last state kept as snapshot {}", intent.final_snapshot));
+            changes.push(change(format!("{} in {}", intent.instance, intent.region), from, Some(format!("replica of {}", intent.primary_id))));
+        }
+        let notes = if intent.nothing { vec!["it is a healthy replica of that primary already".to_owned()] } else { Vec::new() };
+        Ok(Prepared { intent, change: changes, notes })
+    }
+
+    async fn apply(cx: &WriteCx, intent: &Intent) -> Result<Output, ApplyError> {
+        if !intent.nothing {
+            let instances = cx.world()?.instances_mut(intent.region.as_str())?;
+            remove_old(cx, intent, &*instances).await?;
+            if instances.instance(&intent.instance).await?.is_none() {
+                // The permit is asked again: deleting may have taken minutes.
+                let instances = cx.world()?.instances_mut(intent.region.as_str())?;
+                let source = intent.source_region.as_deref();
+                instances.create_replica(&intent.instance, &intent.primary_arn, source, &intent.tags).await?;
+            }
+        }
+        Ok(output(intent, None))
+    }
+
+    async fn observe(cx: &ReadCx, intent: &Intent) -> Seen<Output> {
+        let info = match cx.world.instances(intent.region.as_str()) {
+            Ok(instances) => instances.instance(&intent.instance).await,
+            Err(e) => Err(e),
+        };
+        match info {
+            Err(e) => cannot_tell(&e),
+            Ok(None) => Seen::Absent,
+            Ok(Some(info)) if info.status == "deleting" => pending(500, "the old instance is being deleted"),
+            Ok(Some(info)) if !intent.nothing && Some(&info.resource_id) == intent.old_resource.as_ref() => Seen::Absent,
+            Ok(Some(info)) if !replica_of(&info, intent) => {
+                Seen::Differs { found: format!("`{}` replicates from {:?}", info.id, info.replicates_from) }
+            }
+            Ok(Some(info)) if info.status != "available" => pending(500, format!("the replica is `{}`", info.status)),
+            Ok(Some(_)) => match streams(cx, intent).await {
+                Ok(Some(position)) => Seen::Done(output(intent, Some(position))),
+                Ok(None) => pending(200, "the replica does not stream yet"),
+                Err(PortError::Unreachable(why)) => pending(500, format!("the replica does not answer yet: {why}")),
+                Err(e) => cannot_tell(&e),
+            },
+        }
+    }
+
+    async fn undo(cx: &WriteCx, intent: &Intent, _output: Option<Output>) -> Result<(), ApplyError> {
+        let seen = Self::observe(cx, intent).await;
+        let untouched = intent.nothing || (seen == Seen::Absent && intent.old_resource == current(cx, intent).await?);
+        if untouched {
+            return Ok(());
+        }
+        Err(ApplyError::Definite(
+            Failure::new("irreversible", format!("the old instance `{}` was deleted", intent.instance))
+                .remedy(format!("its last state is in snapshot {}", intent.final_snapshot)),
+        ))
+    }
+}
+
+impl PartialEq for Output {
+    fn eq(&self, other: &Self) -> bool {
+        self.instance == other.instance && self.final_snapshot == other.final_snapshot && self.position == other.position
+    }
+}
+
+fn output(intent: &Intent, position: Option<Lsn>) -> Output {
+    let kept = !intent.nothing && intent.old_resource.is_some();
+    Output { instance: intent.instance.clone(), final_snapshot: kept.then(|| intent.final_snapshot.clone()), position }
+}
+
+fn replica_of(info: &InstanceInfo, intent: &Intent) -> bool {
+    info.replicates_from.as_ref().is_some_and(|source| *source == intent.primary_id || *source == intent.primary_arn)
+}
+
+async fn current(cx: &WriteCx, intent: &Intent) -> Result<Option<String>, ApplyError> {
+    let instances = cx.read.world.instances(intent.region.as_str())?;
+    Ok(instances.instance(&intent.instance).await?.map(|i| i.resource_id))
+}
+
+/// How far the replica has replayed, if it streams.
+async fn streams(cx: &ReadCx, intent: &Intent) -> PortResult<Option<Lsn>> {
+    let state = cx.world.sql(intent.database.as_str(), intent.region.as_str())?.state().await?;
+    Ok((state.in_recovery && state.streaming).then_some(state.position))
+}
+
+/// The new primary serves, and the old one is fenced: the lease is allowed to the new one's region alone.
+async fn may_be_replaced(cx: &ReadCx, name: &DatabaseName, region: &RegionName, primary: &RegionName) -> Result<(), Refusal> {
+    let state = cx.world.sql(name.as_str(), primary.as_str())?.state().await?;
+    if state.in_recovery {
+        return Err(Refusal::no("not_primary", format!("the server of `{name}` in `{primary}` is a standby, not the primary")));
+    }
+    let lease = cx.world.lease(name.as_str())?.lease().await?;
+    if lease.allowed.as_deref() == Some(primary.as_str()) {
+        return Ok(());
+    }
+    let allowed = lease.allowed.as_deref().unwrap_or("nobody");
+    Err(Refusal::no("not_fenced", format!("the write lease of `{name}` is allowed to {allowed}, not to `{primary}`; the instance in `{region}` is not deleted"))
+        .remedy("fence the old primary, promote the new one and admit its writers first"))
+}
+
+/// Deletes the instance that the intent is about, if it is still there, and waits until it is gone.
+async fn remove_old(cx: &WriteCx, intent: &Intent, instances: &dyn InstanceWrite) -> Result<(), ApplyError> {
+    let clock = cx.read.world.clock();
+    let until = clock.monotonic() + cx.deadline.saturating_sub(Duration::from_secs(1));
+    let mut asked = false;
+    while let Some(info) = instances.instance(&intent.instance).await.map_err(|e| unsure(asked, e))? {
+        if Some(&info.resource_id) != intent.old_resource.as_ref() {
+            return if replica_of(&info, intent) { Ok(()) } else { Err(fail("differs", format!("`{}` is another instance now", info.id))) };
+        }
+        if info.status != "deleting" {
+            if asked {
+                // Accepted, and not yet visible: never asked for twice.
+                clock.sleep(Duration::from_millis(200)).await;
+            } else {
+                instances.delete(&intent.instance, Some(&intent.final_snapshot)).await?;
+            }
+        }
+        asked = true;
+        if clock.monotonic() >= until {
+            return Err(ApplyError::Unknown(Failure::new("still_deleting", format!("`{}` is still being deleted", intent.instance))));
+        }
+        clock.sleep(Duration::from_millis(200)).await;
+    }
+    Ok(())
+}
+
+/// A question that fails after the deletion was accepted leaves something half-done.
+fn unsure(asked: bool, error: PortError) -> ApplyError {
+    if asked { ApplyError::Unknown(failure(&error)) } else { error.into() }
+}
+
+#[cfg(test)]
+pub fn fixture() -> super::contract_tests::Fixture {
+    super::contract_tests::failed_over(serde_json::json!({ "database": "predictions", "region": "east", "primary": "west" }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actions::contract_tests::{Bench, Fixture, promoted};
+    use serde_json::json;
+
+    #[tokio::test]
+    async fn the_serving_primary_is_never_deleted() {
+        let with = json!({ "database": "predictions", "region": "west", "primary": "east" });
+        let bench = Bench::new(&promoted(with));
+        assert_eq!(bench.refused::<Rejoin>().await, "not_fenced");
+    }
+
+    #[tokio::test]
+    async fn a_healthy_replica_is_left_alone() {
+        let bench = Bench::new(&Fixture::new(json!({ "database": "predictions", "region": "west", "primary": "east" })));
+        let out = bench.run::<Rejoin>().await.expect("nothing to do");
+        assert_eq!(out.final_snapshot, None);
+        assert_eq!(bench.world.writes(), 0);
+    }
+
+    #[tokio::test]
+    async fn stranded_writes_are_kept() {
+        let bench = Bench::new(&fixture());
+        let out = bench.run::<Rejoin>().await.expect("rejoined");
+        let kept = out.final_snapshot.expect("a snapshot");
+        assert!(bench.world.lock().snapshots.contains_key(&("east".into(), kept)));
+        assert!(out.position.is_some());
+    }
+}

@@ -1,0 +1,175 @@
+//! What several actions need and none owns: finding things in the estate, reading `with` before it is
+//! typed, and saying how long to wait. It changes nothing and knows no single action.
+
+use super::contract::{ApplyError, ReadCx, Refusal, failure};
+use crate::model::{
+    effect::*,
+    estate::{Database, Endpoint},
+    ids::*,
+    node::{Node, NodeValue},
+};
+use crate::providers::port::*;
+use futures::StreamExt;
+use std::{net::IpAddr, time::Duration};
+
+/// A text that stands in `with` already: not one that an expression will give later.
+pub(crate) fn text<'a>(with: &'a Node, field: &str) -> Option<&'a str> {
+    let text = match &with.get(field)?.value {
+        NodeValue::Text { text, .. } => text.as_str(),
+        NodeValue::Typed(value) => value.as_str()?,
+        _ => return None,
+    };
+    (!text.contains("{{")).then_some(text)
+}
+
+/// `database/predictions`, from the field that names it.
+pub(crate) fn locks(with: &Node, kind: &str, field: &str) -> Vec<Resource> {
+    text(with, field).map(|name| Resource(format!("{kind}/{name}"))).into_iter().collect()
+}
+
+/// One plane of the region that a field names.
+pub(crate) fn reach(with: &Node, field: &str, plane: Plane) -> Option<Reach> {
+    text(with, field).map(|region| Reach { place: Place::Region(region.into()), plane })
+}
+
+/// The machine that Muster runs on and what it was pointed to.
+pub(crate) fn reach_here() -> Reach {
+    Reach { place: Place::Here, plane: Plane::Data }
+}
+
+pub(crate) fn database<'a>(cx: &'a ReadCx, name: &DatabaseName) -> Result<&'a Database, Refusal> {
+    cx.estate.databases.get(name).ok_or_else(|| Refusal::no("unknown_database", format!("the estate has no database `{name}`")))
+}
+
+/// The provider's identifier of a database's instance in a region.
+pub(crate) fn instance_id(cx: &ReadCx, name: &DatabaseName, region: &RegionName) -> Result<String, Refusal> {
+    let instance = database(cx, name)?.instances.get(region);
+    let instance = instance.ok_or_else(|| Refusal::no("no_instance", format!("database `{name}` has no instance in region `{region}`")))?;
+    instance.id.clone().ok_or_else(|| {
+        Refusal::no("no_instance_id", format!("the estate gives no `id` for database `{name}` in region `{region}`"))
+            .remedy(format!("write databases.{name}.instances.{region}.id"))
+    })
+}
+
+pub(crate) fn endpoint<'a>(cx: &'a ReadCx, name: &EndpointName) -> Result<&'a Endpoint, Refusal> {
+    cx.estate.endpoints.get(name).ok_or_else(|| Refusal::no("unknown_endpoint", format!("the estate has no endpoint `{name}`")))
+}
+
+pub(crate) fn target(endpoint: &Endpoint, region: &RegionName) -> Result<IpAddr, Refusal> {
+    endpoint
+        .targets
+        .get(region)
+        .copied()
+        .ok_or_else(|| Refusal::no("no_target", format!("endpoint `{}` has no target in region `{region}`", endpoint.name)))
+}
+
+/// What every resolver of an endpoint answers; an error names the resolver.
+pub(crate) async fn resolve(cx: &ReadCx, endpoint: &Endpoint) -> Vec<(String, PortResult<Vec<IpAddr>>)> {
+    let resolver = cx.world.resolver();
+    let servers: Vec<_> = if endpoint.resolvers.is_empty() { vec![None] } else { endpoint.resolvers.iter().copied().map(Some).collect() };
+    let asked = servers.into_iter().map(|server| {
+        let resolver = resolver.clone();
+        async move {
+            let who = server.map_or_else(|| "the system's resolver".to_owned(), |s| s.to_string());
+            (who, resolver.ask(server, &endpoint.name).await.map(|answer| answer.addresses))
+        }
+    });
+    futures::future::join_all(asked).await
+}
+
+/// Gives up on an answer that does not come in time: for questions whose answer may stay away.
+pub(crate) async fn within<T>(cx: &ReadCx, limit: Duration, question: impl Future<Output = PortResult<T>> + Send) -> PortResult<T> {
+    let clock = cx.world.clock();
+    let limit = limit.min(cx.deadline);
+    match futures::future::select(Box::pin(question), Box::pin(clock.sleep(limit))).await {
+        futures::future::Either::Left((answer, _)) => answer,
+        futures::future::Either::Right(_) => Err(PortError::Unreachable(format!("no answer within {} ms", limit.as_millis()))),
+    }
+}
+
+/// All objects under a prefix, without Muster's own.
+pub(crate) async fn list_all(objects: &dyn ObjectRead, prefix: &str) -> PortResult<Vec<ObjectMeta>> {
+    let mut all = Vec::new();
+    let mut after: Option<String> = None;
+    loop {
+        let page = objects.list(prefix, after.as_deref()).await?;
+        all.extend(page.objects.into_iter().filter(|o| prefix.starts_with(OWN) || !o.key.starts_with(OWN)));
+        match page.next {
+            Some(next) => after = Some(next),
+            None => return Ok(all),
+        }
+    }
+}
+
+/// Keys that are Muster's own.
+pub(crate) const OWN: &str = ".muster/";
+
+pub(crate) async fn read_all(objects: &dyn ObjectRead, key: &str) -> PortResult<(ObjectMeta, Vec<u8>)> {
+    let body = objects.get(key).await?;
+    let mut chunks = body.chunks;
+    let mut bytes = Vec::new();
+    while let Some(chunk) = chunks.next().await {
+        bytes.extend_from_slice(&chunk?);
+    }
+    Ok((body.meta, bytes))
+}
+
+/// A refusal of a check that is carried out in `apply`: nothing was changed, and it will not be repeated.
+pub(crate) fn definite(refusal: Refusal) -> ApplyError {
+    if refusal.retry {
+        ApplyError::Retry { after: Duration::from_secs(1), failure: refusal.failure }
+    } else {
+        ApplyError::Definite(refusal.failure)
+    }
+}
+
+pub(crate) fn fail(code: &str, message: impl Into<String>) -> ApplyError {
+    ApplyError::Definite(Failure::new(code, message))
+}
+
+pub(crate) fn cannot_tell<O>(error: &PortError) -> Seen<O> {
+    Seen::CannotTell { why: failure(error).message }
+}
+
+pub(crate) fn pending<O>(poll_after_ms: u64, note: impl Into<String>) -> Seen<O> {
+    Seen::Pending { poll_after_ms, note: note.into() }
+}
+
+pub(crate) fn change(what: impl Into<String>, from: Option<String>, to: Option<String>) -> Change {
+    Change { what: what.into(), from, to }
+}
+
+/// The first 16 characters of a step's key: enough to tell runs apart, short enough for identifiers.
+pub(crate) fn short_key(cx: &ReadCx) -> String {
+    cx.key.chars().take(16).collect()
+}
+
+/// A name as RDS allows it: letters, digits and single hyphens, beginning with a letter.
+pub(crate) fn rds_name(parts: &[&str]) -> String {
+    let joined = parts.join("-");
+    let words: Vec<&str> = joined.split(|c: char| !c.is_ascii_alphanumeric()).filter(|w| !w.is_empty()).collect();
+    words.join("-").chars().take(63).collect()
+}
+
+/// The one address on which all resolvers of an endpoint agree.
+pub(crate) async fn resolved(cx: &ReadCx, endpoint: &Endpoint) -> Result<IpAddr, ApplyError> {
+    let mut found: Option<IpAddr> = None;
+    for (who, answer) in resolve(cx, endpoint).await {
+        let addresses = answer?;
+        let [address] = addresses.as_slice() else {
+            return Err(fail("resolvers_differ", format!("{who} answers {} with {} addresses", endpoint.name, addresses.len())));
+        };
+        if found.is_some_and(|other| other != *address) {
+            return Err(fail("resolvers_differ", format!("the resolvers of {} do not agree: {who} answers {address}", endpoint.name)));
+        }
+        found = Some(*address);
+    }
+    found.ok_or_else(|| fail("unresolved", format!("no resolver answers {}", endpoint.name)))
+}
+
+/// A path at an endpoint, asked of one address.
+pub(crate) fn at(endpoint: &Endpoint, ip: IpAddr, path: &str) -> (String, Option<std::net::SocketAddr>) {
+    let port = endpoint.port.unwrap_or(if endpoint.scheme == "https" { 443 } else { 80 });
+    let slash = if path.starts_with('/') { "" } else { "/" };
+    (format!("{}://{}:{port}{slash}{path}", endpoint.scheme, endpoint.name), Some((ip, port).into()))
+}

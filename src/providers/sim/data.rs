@@ -1,0 +1,269 @@
+//! What lives in a region: buckets, database instances, and the servers behind them.
+
+use super::{
+    SimWorld,
+    state::{CREATION, PROMOTION, SimInstance, SimObject, State},
+};
+use crate::providers::{clock::Clock, port::*};
+use async_trait::async_trait;
+use futures::StreamExt;
+use jiff::Timestamp;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+
+/// One bucket, control plane or server, in one region.
+pub(super) struct Data {
+    pub world: SimWorld,
+    /// Of the bucket or the database.
+    pub name: String,
+    pub region: String,
+}
+
+impl Data {
+    fn key(&self, key: &str) -> (String, String, String) {
+        (self.name.clone(), self.region.clone(), key.to_owned())
+    }
+    fn here(&self, id: &str) -> (String, String) {
+        (self.region.clone(), id.to_owned())
+    }
+    fn server(&self) -> (String, String) {
+        (self.name.clone(), self.region.clone())
+    }
+    fn write<T>(&self, change: impl FnOnce(&mut State, Timestamp) -> PortResult<T>) -> PortResult<T> {
+        self.world.up(&self.region)?;
+        self.world.write(change)
+    }
+}
+
+fn meta(key: &str, object: &SimObject, metadata: bool) -> ObjectMeta {
+    ObjectMeta {
+        key: key.to_owned(),
+        size: object.body.len() as u64,
+        etag: Some(object.etag.clone()),
+        version: Some(object.version.clone()),
+        modified: Some(object.modified),
+        metadata: if metadata { object.metadata.clone() } else { BTreeMap::new() },
+    }
+}
+
+/// Small, so that every reader must turn the page.
+const PAGE: usize = 2;
+
+#[async_trait]
+impl ObjectRead for Data {
+    async fn list(&self, prefix: &str, after: Option<&str>) -> PortResult<ObjectPage> {
+        self.world.up(&self.region)?;
+        let state = self.world.lock();
+        let mut objects: Vec<ObjectMeta> = state
+            .objects
+            .iter()
+            .filter(|((b, r, k), _)| *b == self.name && *r == self.region && k.starts_with(prefix) && after.is_none_or(|a| k.as_str() > a))
+            .map(|((_, _, k), o)| meta(k, o, false))
+            .take(PAGE + 1)
+            .collect();
+        let more = objects.len() > PAGE;
+        objects.truncate(PAGE);
+        let next = objects.last().filter(|_| more).map(|o| o.key.clone());
+        Ok(ObjectPage { objects, next })
+    }
+    async fn head(&self, key: &str) -> PortResult<Option<ObjectMeta>> {
+        self.world.up(&self.region)?;
+        Ok(self.world.lock().objects.get(&self.key(key)).map(|o| meta(key, o, true)))
+    }
+    async fn get(&self, key: &str) -> PortResult<ObjectBody> {
+        self.world.up(&self.region)?;
+        let state = self.world.lock();
+        let object = state.objects.get(&self.key(key)).ok_or_else(|| PortError::NotFound(format!("object {key}")))?;
+        let chunks: Vec<PortResult<Vec<u8>>> = object.body.chunks(4).map(|c| Ok(c.to_vec())).collect();
+        Ok(ObjectBody { meta: meta(key, object, true), chunks: futures::stream::iter(chunks).boxed() })
+    }
+}
+
+#[async_trait]
+impl ObjectWrite for Data {
+    async fn put(&self, key: &str, body: Vec<u8>, metadata: &BTreeMap<String, String>, only_if_absent: bool) -> PortResult<ObjectMeta> {
+        self.write(|state, now| {
+            let at = self.key(key);
+            if only_if_absent && state.objects.contains_key(&at) {
+                return Err(PortError::Conflict { found: format!("object {key}") });
+            }
+            let version = state.next().to_string();
+            let etag = hex::encode(Sha256::digest(&body));
+            let object = SimObject { body, etag, version, modified: now, metadata: metadata.clone() };
+            let answer = meta(key, &object, true);
+            state.objects.insert(at, object);
+            Ok(answer)
+        })
+    }
+    async fn delete(&self, key: &str) -> PortResult<()> {
+        self.write(|state, _| {
+            state.objects.remove(&self.key(key));
+            Ok(())
+        })
+    }
+}
+
+#[async_trait]
+impl InstanceRead for Data {
+    async fn instance(&self, id: &str) -> PortResult<Option<InstanceInfo>> {
+        self.world.up(&self.region)?;
+        Ok(self.world.lock().instances.get(&self.here(id)).map(|i| i.info.clone()))
+    }
+    async fn snapshot(&self, id: &str) -> PortResult<Option<SnapshotInfo>> {
+        self.world.up(&self.region)?;
+        Ok(self.world.lock().snapshots.get(&self.here(id)).map(|(s, _)| s.clone()))
+    }
+    async fn snapshots_of(&self, instance: &str) -> PortResult<Vec<SnapshotInfo>> {
+        self.world.up(&self.region)?;
+        let state = self.world.lock();
+        Ok(state
+            .snapshots
+            .iter()
+            .filter(|((r, _), (s, _))| *r == self.region && s.instance == instance)
+            .map(|(_, (s, _))| s.clone())
+            .collect())
+    }
+}
+
+fn find<'a>(state: &'a mut State, at: &(String, String)) -> PortResult<&'a mut SimInstance> {
+    state.instances.get_mut(at).ok_or_else(|| PortError::NotFound(format!("instance {}", at.1)))
+}
+
+fn snapshot(id: &str, instance: &str, now: Timestamp, tags: &BTreeMap<String, String>) -> SnapshotInfo {
+    SnapshotInfo {
+        id: id.to_owned(),
+        instance: instance.to_owned(),
+        status: "creating".into(),
+        percent: Some(0),
+        created: Some(now),
+        size_gib: Some(1),
+        tags: tags.clone(),
+    }
+}
+
+#[async_trait]
+impl InstanceWrite for Data {
+    async fn create_snapshot(&self, instance: &str, id: &str, tags: &BTreeMap<String, String>) -> PortResult<()> {
+        self.write(|state, now| {
+            find(state, &self.here(instance))?;
+            if state.snapshots.contains_key(&self.here(id)) {
+                return Err(PortError::Conflict { found: format!("snapshot {id}") });
+            }
+            state.snapshots.insert(self.here(id), (snapshot(id, instance, now, tags), now + CREATION));
+            Ok(())
+        })
+    }
+    async fn promote(&self, id: &str) -> PortResult<()> {
+        self.write(|state, now| {
+            let instance = find(state, &self.here(id))?;
+            if instance.info.replicates_from.is_none() || instance.info.status != "available" {
+                return Err(PortError::Refused(format!("{id} is not an available replica")));
+            }
+            instance.info.status = "modifying".into();
+            instance.due = Some(now + PROMOTION);
+            Ok(())
+        })
+    }
+    async fn create_replica(
+        &self,
+        id: &str,
+        source: &str,
+        _source_region: Option<&str>,
+        tags: &BTreeMap<String, String>,
+    ) -> PortResult<()> {
+        self.write(|state, now| {
+            if state.instances.contains_key(&self.here(id)) {
+                return Err(PortError::Conflict { found: format!("instance {id}") });
+            }
+            let of = state.instances.values().find(|i| i.info.arn == source || i.info.id == source);
+            let database = of.map(|i| i.database.clone()).ok_or_else(|| PortError::NotFound(format!("source {source}")))?;
+            state.instance(id, &self.region, &database, Some(source), now);
+            let instance = find(state, &self.here(id))?;
+            instance.info.status = "creating".into();
+            instance.info.tags.clone_from(tags);
+            instance.due = Some(now + CREATION);
+            Ok(())
+        })
+    }
+    async fn delete(&self, id: &str, final_snapshot: Option<&str>) -> PortResult<()> {
+        self.write(|state, now| {
+            let instance = find(state, &self.here(id))?;
+            if instance.info.status == "deleting" {
+                return Err(PortError::Refused(format!("{id} is being deleted")));
+            }
+            instance.info.status = "deleting".into();
+            instance.due = Some(now + PROMOTION);
+            if let Some(name) = final_snapshot {
+                state.snapshots.insert(self.here(name), (snapshot(name, id, now, &BTreeMap::new()), now));
+            }
+            Ok(())
+        })
+    }
+    async fn stop(&self, id: &str) -> PortResult<()> {
+        self.write(|state, _| {
+            find(state, &self.here(id))?.info.status = "stopped".into();
+            Ok(())
+        })
+    }
+}
+
+#[async_trait]
+impl SqlRead for Data {
+    async fn state(&self) -> PortResult<ServerState> {
+        self.with(|server| server.state.clone()).map(|state| ServerState { now: self.world.clock.now(), ..state })
+    }
+    async fn standbys(&self) -> PortResult<Vec<Standby>> {
+        self.world.up(&self.region)?;
+        Ok(Vec::new())
+    }
+    async fn sums(&self, tables: &[String]) -> PortResult<(Lsn, Vec<TableSum>)> {
+        let wanted = |s: &&TableSum| tables.is_empty() || tables.contains(&s.table);
+        self.with(|server| (server.state.position, server.sums.iter().filter(wanted).cloned().collect()))
+    }
+    async fn present(&self, _table: &str, _column: &str, _ids: &[String]) -> PortResult<Vec<String>> {
+        Err(PortError::Refused("this world keeps no rows".into()))
+    }
+    async fn sessions(&self) -> PortResult<u64> {
+        self.with(|server| server.sessions)
+    }
+}
+
+impl Data {
+    fn with<T>(&self, look: impl FnOnce(&super::Server) -> T) -> PortResult<T> {
+        self.world.up(&self.region)?;
+        let state = self.world.lock();
+        state.servers.get(&self.server()).map(look).ok_or_else(|| PortError::Unreachable("no server listens".into()))
+    }
+    fn change<T>(&self, change: impl FnOnce(&mut super::Server) -> PortResult<T>) -> PortResult<T> {
+        self.write(|state, _| {
+            let server = state.servers.get_mut(&self.server()).ok_or_else(|| PortError::Unreachable("no server listens".into()))?;
+            change(server)
+        })
+    }
+}
+
+#[async_trait]
+impl SqlWrite for Data {
+    async fn make_read_only(&self) -> PortResult<()> {
+        self.change(|server| {
+            server.state.read_only = true;
+            server.sessions = 0;
+            Ok(())
+        })
+    }
+    async fn make_writable(&self) -> PortResult<()> {
+        self.change(|server| {
+            server.state.read_only = false;
+            Ok(())
+        })
+    }
+    async fn prove_writable(&self, mark: &str) -> PortResult<()> {
+        self.change(|server| {
+            if server.state.in_recovery || server.state.read_only {
+                return Err(PortError::Refused("cannot execute INSERT in a read-only transaction".into()));
+            }
+            server.canaries.insert(mark.to_owned());
+            Ok(())
+        })
+    }
+}

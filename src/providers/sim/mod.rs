@@ -1,0 +1,163 @@
+//! A world in memory that behaves as the real one does where it matters to an action: changes take time,
+//! answers get lost after the change was made, regions stop answering, resolvers cache.
+//!
+//! It stands behind the same ports as the real providers, under a clock whose sleep costs nothing, so
+//! that the contract tests can put every action through every fault in milliseconds. Whatever takes time
+//! is kept as the instant at which it will be true: reading never changes the world, so that a dry run can
+//! be shown to change nothing by comparing before and after.
+
+mod clock;
+mod data;
+mod net;
+mod state;
+
+pub use clock::SimClock;
+pub use net::Handler;
+pub use state::{Server, SimInstance, SimLease, SimObject, State};
+
+use crate::model::estate::{Estate, SecretRef};
+use crate::providers::{clock::Clock, port::*};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What becomes of one write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteFault {
+    /// It is carried out, and the answer is lost.
+    AppliedButLost,
+    /// It is lost on the way, and nobody says so.
+    LostOnTheWay,
+    /// Nothing listens.
+    Unreachable,
+}
+
+/// The world; clones share it.
+#[derive(Clone)]
+pub struct SimWorld {
+    pub(super) clock: Arc<SimClock>,
+    pub(super) state: Arc<Mutex<State>>,
+    pub(super) handler: Arc<Mutex<Option<Handler>>>,
+    estate: Arc<Estate>,
+}
+
+impl SimWorld {
+    #[must_use]
+    pub fn new(estate: Arc<Estate>) -> Self {
+        let clock = Arc::new(SimClock::default());
+        Self { clock, state: Arc::new(Mutex::new(State::default())), handler: Arc::new(Mutex::new(None)), estate }
+    }
+    #[must_use]
+    pub fn estate(&self) -> Arc<Estate> {
+        Arc::clone(&self.estate)
+    }
+    #[must_use]
+    pub fn time(&self) -> Arc<SimClock> {
+        Arc::clone(&self.clock)
+    }
+    /// Everything, as it is at this moment.
+    pub fn lock(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.settle(self.clock.now());
+        state
+    }
+    /// Answers HTTP requests from now on.
+    pub fn answer(&self, handler: impl Fn(&HttpRequest) -> PortResult<HttpResponse> + Send + Sync + 'static) {
+        *self.handler.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(handler));
+    }
+    /// The `n`th write from now on (0 is the next) meets this fault.
+    pub fn fault(&self, n: u64, fault: WriteFault) {
+        let mut state = self.lock();
+        state.fault = Some((state.writes + n, fault));
+    }
+    /// How many writes were tried so far.
+    #[must_use]
+    pub fn writes(&self) -> u64 {
+        self.lock().writes
+    }
+
+    /// Every change to the world comes through here, and may meet its fault.
+    pub(super) fn write<T>(&self, change: impl FnOnce(&mut State, jiff::Timestamp) -> PortResult<T>) -> PortResult<T> {
+        let now = self.clock.now();
+        let mut state = self.lock();
+        let number = state.writes;
+        state.writes += 1;
+        let fault = state.fault.filter(|(at, _)| *at == number).map(|(_, fault)| fault);
+        match fault {
+            None => change(&mut state, now),
+            Some(WriteFault::Unreachable) => Err(PortError::Unreachable("connection refused".into())),
+            Some(WriteFault::LostOnTheWay) => Err(PortError::Unknown("no answer in time".into())),
+            Some(WriteFault::AppliedButLost) => {
+                change(&mut state, now)?;
+                Err(PortError::Unknown("the answer was lost".into()))
+            }
+        }
+    }
+    pub(super) fn up(&self, region: &str) -> PortResult<()> {
+        if self.lock().down.contains(region) {
+            return Err(PortError::Unreachable(format!("region {region} does not answer")));
+        }
+        Ok(())
+    }
+    fn data(&self, name: &str, region: &str) -> Arc<data::Data> {
+        Arc::new(data::Data { world: self.clone(), name: name.to_owned(), region: region.to_owned() })
+    }
+}
+
+impl WorldRead for SimWorld {
+    fn clock(&self) -> Arc<dyn Clock> {
+        Arc::clone(&self.clock) as Arc<dyn Clock>
+    }
+    fn objects(&self, bucket: &str, region: &str) -> PortResult<Arc<dyn ObjectRead>> {
+        Ok(self.data(bucket, region))
+    }
+    fn instances(&self, region: &str) -> PortResult<Arc<dyn InstanceRead>> {
+        Ok(self.data("", region))
+    }
+    fn sql(&self, database: &str, region: &str) -> PortResult<Arc<dyn SqlRead>> {
+        Ok(self.data(database, region))
+    }
+    fn dns(&self, _endpoint: &str) -> PortResult<Arc<dyn DnsRead>> {
+        Ok(Arc::new(net::Net { world: self.clone() }))
+    }
+    fn resolver(&self) -> Arc<dyn Resolve> {
+        Arc::new(net::Net { world: self.clone() })
+    }
+    fn http(&self) -> Arc<dyn Http> {
+        Arc::new(net::Net { world: self.clone() })
+    }
+    fn lease(&self, database: &str) -> PortResult<Arc<dyn LeaseRead>> {
+        Ok(self.lease_of(database)?)
+    }
+    fn processes(&self) -> Arc<dyn Processes> {
+        Arc::new(net::Net { world: self.clone() })
+    }
+    fn secret(&self, reference: &SecretRef) -> PortResult<secrecy::SecretString> {
+        Err(PortError::Config(format!("there is no secret {reference:?} in this world")))
+    }
+}
+
+impl WorldWrite for SimWorld {
+    fn objects_mut(&self, bucket: &str, region: &str) -> PortResult<Arc<dyn ObjectWrite>> {
+        Ok(self.data(bucket, region))
+    }
+    fn instances_mut(&self, region: &str) -> PortResult<Arc<dyn InstanceWrite>> {
+        Ok(self.data("", region))
+    }
+    fn sql_mut(&self, database: &str, region: &str) -> PortResult<Arc<dyn SqlWrite>> {
+        Ok(self.data(database, region))
+    }
+    fn dns_mut(&self, _endpoint: &str) -> PortResult<Arc<dyn DnsWrite>> {
+        Ok(Arc::new(net::Net { world: self.clone() }))
+    }
+    fn lease_mut(&self, database: &str) -> PortResult<Arc<dyn LeaseWrite>> {
+        Ok(self.lease_of(database)?)
+    }
+}
+
+impl SimWorld {
+    fn lease_of(&self, database: &str) -> PortResult<Arc<net::Lease>> {
+        if !self.lock().leases.contains_key(database) {
+            return Err(PortError::Config(format!("database {database} has no lease in the estate")));
+        }
+        Ok(Arc::new(net::Lease { world: self.clone(), database: database.to_owned() }))
+    }
+}

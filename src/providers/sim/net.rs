@@ -1,0 +1,173 @@
+//! What lies between the regions: names, resolvers that cache, HTTP, the lease authority; and processes.
+//!
+//! Processes are three words: `mark NAME` does something that lasts, `unmark NAME` takes it back, and
+//! `marked NAME` looks (0 yes, 1 no). `exit N` ends with N, `hang` never ends, `say TEXT` prints; with
+//! standard input, `mark` keeps it as its name.
+
+use super::{SimWorld, state::SYNC};
+use crate::providers::{clock::Clock, port::*};
+use async_trait::async_trait;
+use jiff::SignedDuration;
+use std::{
+    net::SocketAddr,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+pub type Handler = Arc<dyn Fn(&HttpRequest) -> PortResult<HttpResponse> + Send + Sync>;
+
+pub(super) struct Net {
+    pub world: SimWorld,
+}
+
+#[async_trait]
+impl DnsRead for Net {
+    async fn record(&self, zone: &str, name: &str, kind: &str) -> PortResult<Option<RecordSet>> {
+        Ok(self.world.lock().records.get(&(zone.into(), name.into(), kind.into())).cloned())
+    }
+    async fn in_sync(&self, change: &ChangeId) -> PortResult<bool> {
+        let now = self.world.clock.now();
+        self.world.lock().changes.get(&change.0).map(|at| *at <= now).ok_or_else(|| PortError::NotFound(format!("change {}", change.0)))
+    }
+}
+
+#[async_trait]
+impl DnsWrite for Net {
+    async fn swap(&self, zone: &str, expect: Option<&RecordSet>, want: Option<&RecordSet>, _comment: &str) -> PortResult<ChangeId> {
+        let any = expect.or(want).ok_or_else(|| PortError::Refused("an empty change".into()))?;
+        self.world.write(|state, now| {
+            let key = (zone.to_owned(), any.name.clone(), any.kind.clone());
+            let found = state.records.get(&key);
+            if found != expect {
+                return Err(PortError::Conflict { found: format!("{found:?}") });
+            }
+            match want {
+                Some(record) => state.records.insert(key, record.clone()),
+                None => state.records.remove(&key),
+            };
+            let id = format!("C{}", state.next());
+            state.changes.insert(id.clone(), now + SYNC);
+            let cached = SignedDuration::from_secs(i64::from(expect.map_or(0, |r| r.ttl_s)));
+            state.visible.entry(any.name.clone()).or_default().push((now + SYNC + cached, want.cloned()));
+            Ok(ChangeId(id))
+        })
+    }
+}
+
+#[async_trait]
+impl Resolve for Net {
+    async fn ask(&self, _server: Option<SocketAddr>, name: &str) -> PortResult<DnsAnswer> {
+        let now = self.world.clock.now();
+        let state = self.world.lock();
+        let seen = state.visible.get(name).and_then(|all| all.iter().rev().find(|(from, _)| *from <= now));
+        let record = seen.and_then(|(_, r)| r.clone()).ok_or_else(|| PortError::NotFound(format!("{name}: NXDOMAIN")))?;
+        Ok(DnsAnswer { addresses: record.values.iter().filter_map(|v| v.parse().ok()).collect(), ttl_s: record.ttl_s })
+    }
+}
+
+#[async_trait]
+impl Http for Net {
+    async fn send(&self, request: HttpRequest) -> PortResult<HttpResponse> {
+        let handler = self.world.handler.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(handler) = handler else {
+            return Err(PortError::Unreachable(format!("{}: connection refused", request.url)));
+        };
+        // A request that carries a key changes its receiver, once for each key.
+        let Some(key) = request.headers.get("Idempotency-Key").cloned() else { return handler(&request) };
+        self.world.write(|state, _| {
+            let answer = handler(&request)?;
+            state.received.insert(key, request.url.clone());
+            Ok(answer)
+        })
+    }
+}
+
+pub(super) struct Lease {
+    pub world: SimWorld,
+    pub database: String,
+}
+
+impl Lease {
+    fn look(&self, state: &super::State) -> PortResult<LeaseState> {
+        let now = self.world.clock.now();
+        let lease = state.leases.get(&self.database).ok_or_else(|| PortError::NotFound(self.database.clone()))?;
+        let left = lease.ends.duration_since(now).as_millis();
+        Ok(LeaseState {
+            name: self.database.clone(),
+            epoch: lease.epoch,
+            allowed: lease.allowed.clone(),
+            holder: None,
+            ttl_ms: lease.ttl_ms,
+            remaining_ms: u64::try_from(left).unwrap_or(0),
+            expired_at: (left <= 0).then_some(lease.ends),
+            now,
+        })
+    }
+}
+
+#[async_trait]
+impl LeaseRead for Lease {
+    async fn lease(&self) -> PortResult<LeaseState> {
+        self.look(&self.world.lock())
+    }
+}
+
+#[async_trait]
+impl LeaseWrite for Lease {
+    async fn allow(&self, region: Option<&str>, expect_epoch: u64) -> PortResult<LeaseState> {
+        self.world.write(|state, _| {
+            let lease = state.leases.get_mut(&self.database).ok_or_else(|| PortError::NotFound(self.database.clone()))?;
+            if lease.epoch != expect_epoch {
+                return Err(PortError::Conflict { found: format!("epoch {}, allowed {:?}", lease.epoch, lease.allowed) });
+            }
+            lease.epoch += 1;
+            lease.allowed = region.map(str::to_owned);
+            self.look(state)
+        })
+    }
+}
+
+fn ended(code: i32, output: &str) -> ProcessEnd {
+    ProcessEnd { code: Some(code), signal: None, timed_out: false, output: output.to_owned() }
+}
+
+#[async_trait]
+impl Processes for Net {
+    async fn run(&self, spec: &ProcessSpec, deadline: Duration) -> PortResult<ProcessEnd> {
+        let words: Vec<&str> = spec.argv.iter().map(String::as_str).collect();
+        let stdin = spec.stdin.as_deref().map(|b| String::from_utf8_lossy(b).into_owned());
+        match words.as_slice() {
+            ["mark", name] => self.world.write(|state, _| {
+                state.marks.insert(stdin.unwrap_or_else(|| (*name).to_owned()));
+                Ok(ended(0, "marked"))
+            }),
+            ["unmark", name] => self.world.write(|state, _| {
+                state.marks.remove(*name);
+                Ok(ended(0, ""))
+            }),
+            ["marked", name] => Ok(ended(i32::from(!self.world.lock().marks.contains(*name)), "")),
+            ["say", text] => Ok(ended(0, text)),
+            ["exit", code] => Ok(ended(code.parse().unwrap_or(2), "said no")),
+            ["hang"] => {
+                let clock = Arc::clone(&self.world.clock);
+                clock.sleep(deadline).await;
+                if let Some(lock) = &spec.lock_file {
+                    let until = clock.now() + SignedDuration::from_secs(5);
+                    self.world.lock().held.insert(lock.clone(), until);
+                }
+                Ok(ProcessEnd { code: None, signal: Some(9), timed_out: true, output: String::new() })
+            }
+            _ => Err(PortError::NotFound(format!("no program {:?}", spec.argv))),
+        }
+    }
+    async fn wait_released(&self, lock_file: &str, deadline: Duration) -> PortResult<bool> {
+        let until = self.world.clock.now() + SignedDuration::try_from(deadline).unwrap_or(SignedDuration::ZERO);
+        while self.world.lock().held.contains_key(lock_file) {
+            if self.world.clock.now() >= until {
+                return Ok(false);
+            }
+            self.world.clock.sleep(Duration::from_millis(100)).await;
+        }
+        Ok(true)
+    }
+}

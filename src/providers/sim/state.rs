@@ -1,0 +1,178 @@
+//! What there is in the world, as one value that can be compared; and what time alone does to it.
+
+use super::WriteFault;
+use crate::providers::port::*;
+use jiff::{SignedDuration, Timestamp};
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SimObject {
+    pub body: Vec<u8>,
+    pub etag: String,
+    pub version: String,
+    pub modified: Timestamp,
+    pub metadata: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SimInstance {
+    pub info: InstanceInfo,
+    /// The database that it serves.
+    pub database: String,
+    /// When what is under way will be through.
+    pub due: Option<Timestamp>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Server {
+    pub state: ServerState,
+    pub sums: Vec<TableSum>,
+    pub sessions: u64,
+    pub canaries: BTreeSet<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SimLease {
+    pub epoch: u64,
+    pub allowed: Option<String>,
+    pub ttl_ms: u64,
+    /// When the latest grant to anyone runs out.
+    pub ends: Timestamp,
+}
+
+type Key2 = (String, String);
+
+/// Keyed by name and region where a thing has both.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct State {
+    pub objects: BTreeMap<(String, String, String), SimObject>,
+    pub instances: BTreeMap<Key2, SimInstance>,
+    pub snapshots: BTreeMap<Key2, (SnapshotInfo, Timestamp)>,
+    pub servers: BTreeMap<Key2, Server>,
+    pub leases: BTreeMap<String, SimLease>,
+    pub records: BTreeMap<(String, String, String), RecordSet>,
+    /// When each change is in sync.
+    pub changes: BTreeMap<String, Timestamp>,
+    /// What resolvers answer for a name from an instant on, oldest first.
+    pub visible: BTreeMap<String, Vec<(Timestamp, Option<RecordSet>)>>,
+    /// Regions that do not answer.
+    pub down: BTreeSet<String>,
+    /// Requests that a receiver accepted, by their idempotency key.
+    pub received: BTreeMap<String, String>,
+    /// Marks that processes left: what `mark`, `unmark` and `marked` are about.
+    pub marks: BTreeSet<String>,
+    /// Lock files that a child still holds, and until when.
+    pub held: BTreeMap<String, Timestamp>,
+    pub writes: u64,
+    pub fault: Option<(u64, WriteFault)>,
+    pub(super) serial: u64,
+}
+
+/// How long the fake's slow things take.
+pub(super) const PROMOTION: SignedDuration = SignedDuration::from_millis(1_500);
+pub(super) const CREATION: SignedDuration = SignedDuration::from_millis(4_000);
+pub(super) const SYNC: SignedDuration = SignedDuration::from_millis(300);
+
+impl State {
+    pub(super) fn next(&mut self) -> u64 {
+        self.serial += 1;
+        self.serial
+    }
+    /// Puts an object there, as somebody else would.
+    pub fn object(&mut self, bucket: &str, region: &str, key: &str, body: &[u8], at: Timestamp) {
+        let version = self.next().to_string();
+        let object =
+            SimObject { body: body.to_vec(), etag: hex::encode(Sha256::digest(body)), version, modified: at, metadata: BTreeMap::new() };
+        self.objects.insert((bucket.to_owned(), region.to_owned(), key.to_owned()), object);
+    }
+    /// An instance that is available, and its server: a replica when it replicates from something.
+    pub fn instance(&mut self, id: &str, region: &str, database: &str, replicates_from: Option<&str>, at: Timestamp) {
+        let info = InstanceInfo {
+            id: id.to_owned(),
+            resource_id: format!("db-{}", self.next()),
+            status: "available".into(),
+            arn: format!("arn:aws:rds:{region}:000000000000:db:{id}"),
+            host: Some("127.0.0.1".into()),
+            port: Some(5432),
+            replicates_from: replicates_from.map(str::to_owned),
+            tags: BTreeMap::new(),
+        };
+        let instance = SimInstance { info, database: database.to_owned(), due: None };
+        self.instances.insert((region.to_owned(), id.to_owned()), instance);
+        self.servers.insert((database.to_owned(), region.to_owned()), fresh_server(replicates_from.is_some(), at));
+    }
+
+    /// Lets everything happen whose time has come.
+    pub(super) fn settle(&mut self, now: Timestamp) {
+        let due: Vec<Key2> = self.instances.iter().filter(|(_, i)| i.due.is_some_and(|due| due <= now)).map(|(k, _)| k.clone()).collect();
+        for key in due {
+            self.finish(&key, now);
+        }
+        for (snapshot, ready) in self.snapshots.values_mut() {
+            if *ready <= now && snapshot.status == "creating" {
+                snapshot.status = "available".into();
+            }
+        }
+        self.held.retain(|_, until| *until > now);
+    }
+
+    fn finish(&mut self, key: &Key2, now: Timestamp) {
+        let Some(instance) = self.instances.get_mut(key) else { return };
+        instance.due = None;
+        let server_key = (instance.database.clone(), key.0.clone());
+        match instance.info.status.as_str() {
+            "deleting" => {
+                self.instances.remove(key);
+                self.servers.remove(&server_key);
+            }
+            "modifying" => {
+                instance.info.status = "available".into();
+                instance.info.replicates_from = None;
+                if let Some(server) = self.servers.get_mut(&server_key) {
+                    server.state.in_recovery = false;
+                    server.state.streaming = false;
+                    server.state.timeline += 1;
+                }
+            }
+            _ => {
+                instance.info.status = "available".into();
+                self.servers.insert(server_key, fresh_server(true, now));
+            }
+        }
+    }
+
+    /// What there is, without what differs between two runs of the same thing: times, versions, counters.
+    #[must_use]
+    pub fn essence(&self) -> Vec<String> {
+        let mut out = Vec::new();
+        out.extend(self.objects.iter().filter(|((_, _, key), _)| !key.starts_with(".muster/")).map(|(k, o)| format!("{k:?} {}", o.etag)));
+        out.extend(self.objects.keys().filter(|(_, _, key)| key.starts_with(".muster/")).map(|k| format!("{k:?}")));
+        out.extend(self.instances.iter().map(|(k, i)| format!("{k:?} {} {:?}", i.info.status, i.info.replicates_from)));
+        out.extend(self.snapshots.iter().map(|(k, (s, _))| format!("{k:?} {} {}", s.instance, s.status)));
+        out.extend(self.servers.iter().map(|(k, s)| format!("{k:?} {} {} {}", s.state.in_recovery, s.state.timeline, s.state.read_only)));
+        out.extend(self.leases.iter().map(|(k, l)| format!("{k} {:?}", l.allowed)));
+        out.extend(self.records.iter().map(|(k, r)| format!("{k:?} {:?}", r.values)));
+        out.extend(self.received.iter().map(|r| format!("{r:?}")));
+        out.extend(self.marks.iter().cloned());
+        out
+    }
+}
+
+fn fresh_server(replica: bool, at: Timestamp) -> Server {
+    let state = ServerState {
+        in_recovery: replica,
+        timeline: 1,
+        position: Lsn(0x0300_0000),
+        received: replica.then_some(Lsn(0x0300_0000)),
+        replay_paused: false,
+        streaming: replica,
+        last_message: replica.then_some(at),
+        last_replayed: replica.then_some(at),
+        read_only: false,
+        now: at,
+        system_identifier: "7000000000000000001".into(),
+    };
+    let sums = vec![TableSum { table: "public.predictions".into(), rows: 3, sum: "abc".into() }];
+    Server { state, sums, sessions: 0, canaries: BTreeSet::new() }
+}
