@@ -65,7 +65,8 @@ mod tests {
     #[test]
     fn what_is_written_is_an_estate() {
         let plan = crate::lab::plan::draw("/tmp/a \"b\"".into(), "/x".into(), "/y".into(), None).unwrap();
-        let estate: crate::model::estate::Estate = crate::runbook::load::load_estate("muster.yaml", estate_yaml(&plan).as_bytes()).unwrap().estate;
+        let estate: crate::model::estate::Estate =
+            crate::runbook::load::load_estate("muster.yaml", estate_yaml(&plan).as_bytes()).unwrap().estate;
         assert!(estate.lab);
         assert_eq!(estate.regions.len(), 2);
         let endpoint = &estate.endpoints["inference"];

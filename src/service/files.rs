@@ -47,7 +47,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>, ServiceError> {
     let fail =
         |e: std::io::Error| ServiceError::Invalid(vec![Diagnostic::error(&name, "unreadable", format!("{name} cannot be read: {e}"))]);
     let size = std::fs::metadata(path).map_err(fail)?.len();
-    check_size(&name, size).map_err(|e| ServiceError::Invalid(vec![e]))?;
+    check_size(&name, size).map_err(|e| ServiceError::Invalid(vec![*e]))?;
     std::fs::read(path).map_err(fail)
 }
 
