@@ -38,6 +38,8 @@ pub enum EngineError {
     Journal(#[from] JournalError),
     #[error("the first event of {0} is not the creation of a run")]
     NotARun(RunId),
+    #[error("the run's folder {folder} cannot be made: {why}")]
+    Scratch { folder: String, why: String },
 }
 
 /// What an engine needs besides the run.
@@ -99,6 +101,8 @@ impl Engine {
             owned: Arc::new(AtomicBool::new(true)),
             waiting: watch::channel(false).0,
         };
+        let folder = self.scratch.join(owner.claim.run.as_str());
+        std::fs::create_dir_all(&folder).map_err(|e| EngineError::Scratch { folder: folder.display().to_string(), why: e.to_string() })?;
         let mut begin = vec![Body::Claimed { owner: self.actor.clone() }];
         begin.extend(resume.then_some(Body::Resumed));
         owner.append(begin).await?;

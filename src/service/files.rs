@@ -104,7 +104,8 @@ impl Muster {
     /// The estate to act on: a lab's takes its addresses from the lab that is up.
     pub fn estate(&self) -> Result<Estate, ServiceError> {
         let written = self.written_estate()?;
-        if !written.lab || written.regions.values().any(|region| region.aws.is_some()) {
+        let addressed = |aws: &Option<crate::model::estate::Aws>| aws.as_ref().is_some_and(|aws| !aws.endpoints.is_empty());
+        if !written.lab || written.regions.values().any(|region| addressed(&region.aws)) {
             return Ok(written);
         }
         let up = self.state.join("lab").join("muster.yaml");

@@ -20,12 +20,15 @@ impl Muster {
     /// An engine over an estate's world.
     pub async fn engine(&self, estate: &Estate) -> Result<Engine, ServiceError> {
         let world = World::new(Arc::new(estate.clone()), self.clock.clone());
+        let journal = self.journal().await?;
+        // Absolute: a run may be gone on with from another directory.
+        let state = std::path::absolute(&self.state).unwrap_or_else(|_| self.state.clone());
         Ok(Engine {
-            journal: self.journal().await?,
+            journal,
             world: Arc::new(world),
             clock: self.clock.clone(),
             actor: self.actor(),
-            scratch: self.state.join("runs"),
+            scratch: state.join("runs"),
             listener: self.listener.clone(),
             interrupt: self.interrupt.clone(),
         })
