@@ -4,7 +4,9 @@
 //! nor the journal, nor an SDK. Adding one touches its own file and one line here.
 
 pub mod contract;
+mod manifest;
 pub mod proof;
+pub mod replica;
 mod shared;
 
 #[cfg(test)]
@@ -41,11 +43,14 @@ macro_rules! actions {
 }
 
 actions! {
+    bucket_backup::Backup,
+    bucket_verify::Verify,
     database_admit::Admit,
     database_fence::Fence,
     database_promote::Promote,
     database_rejoin::Rejoin,
     database_snapshot::Snapshot,
+    database_verify_replica::VerifyReplica,
     dns_shift::Shift,
     exec_command::Command,
     http_check::Check,
