@@ -57,6 +57,7 @@ actions! {
     model_golden::Golden,
     notify_exec::Exec,
     notify_webhook::Webhook,
+    readiness_check::Readiness,
 }
 
 /// The action of that name.
