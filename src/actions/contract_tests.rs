@@ -149,6 +149,11 @@ impl Bench {
         self.world.lock().down.insert(region.to_owned());
         self
     }
+    /// The same step in another run.
+    pub fn again(&mut self, key: &str) {
+        self.read.key = key.repeat(64);
+        self.write = WriteCx::new(self.read.clone(), Arc::new(self.world.clone()), Arc::new(|| true));
+    }
     pub fn elapsed_ms(&self) -> u128 {
         self.world.time().monotonic().as_millis()
     }

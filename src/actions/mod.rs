@@ -4,7 +4,9 @@
 //! nor the journal, nor an SDK. Adding one touches its own file and one line here.
 
 pub mod contract;
+mod manifest;
 pub mod proof;
+pub mod replica;
 mod shared;
 
 #[cfg(test)]
@@ -41,17 +43,21 @@ macro_rules! actions {
 }
 
 actions! {
+    bucket_backup::Backup,
+    bucket_verify::Verify,
     database_admit::Admit,
     database_fence::Fence,
     database_promote::Promote,
     database_rejoin::Rejoin,
     database_snapshot::Snapshot,
+    database_verify_replica::VerifyReplica,
     dns_shift::Shift,
     exec_command::Command,
     http_check::Check,
     model_golden::Golden,
     notify_exec::Exec,
     notify_webhook::Webhook,
+    readiness_check::Readiness,
 }
 
 /// The action of that name.

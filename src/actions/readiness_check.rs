@@ -1,0 +1,254 @@
+//! `readiness.check`: is what a failover to a region would need really there?
+//!
+//! It asks the region itself, and the DNS provider; the other regions only for a moment, because they may be
+//! what is lost: a replica's lag counts up to its last contact with the primary, and is `null` if it is not
+//! known. Everything that was looked at becomes a finding, good or bad. It changes nothing; if anything that
+//! is needed is not there, it fails and names it.
+
+use super::{contract::*, manifest, replica::judge, shared::*};
+use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoPolicy, time::Span};
+use crate::providers::port::*;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    /// The region that a failover would go to.
+    pub region: RegionName,
+    /// Only what these services use; everything in the region when left out.
+    #[serde(default)]
+    pub services: Vec<ServiceName>,
+    /// The largest lag of a replica that is still good.
+    #[serde(default)]
+    pub max_replica_lag: Option<Span>,
+    /// The largest age of the latest snapshot and backup in the region that is still good.
+    #[serde(default)]
+    pub max_backup_age: Option<Span>,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Finding {
+    /// `database/predictions replica`.
+    pub what: String,
+    pub state: String,
+    pub ok: bool,
+    pub detail: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Output {
+    pub ready: bool,
+    pub findings: Vec<Finding>,
+}
+
+pub struct Readiness;
+
+impl Action for Readiness {
+    type Input = Input;
+    type Intent = Input;
+    type Output = Output;
+
+    fn spec() -> Spec {
+        Spec {
+            name: "readiness.check",
+            version: 1,
+            summary: "Check that what a failover to a region needs is there",
+            effect: Effect::Read,
+            danger: Danger::None,
+            undo: UndoPolicy::None,
+            timeout: Span::from_secs(60),
+            example: "id: readiness\nuses: readiness.check\nwith: { region: west, max_replica_lag: 30s, max_backup_age: 24h }\n",
+        }
+    }
+    fn reach(with: &Node, _estate: &Estate) -> Vec<Reach> {
+        [reach(with, "region", Plane::Control), reach(with, "region", Plane::Data)].into_iter().flatten().collect()
+    }
+    fn locks(_with: &Node) -> Vec<Resource> {
+        Vec::new()
+    }
+    async fn prepare(cx: &ReadCx, input: Input) -> Result<Prepared<Input>, Refusal> {
+        if !cx.estate.regions.contains_key(&input.region) {
+            return Err(Refusal::no("unknown_region", format!("the estate has no region `{}`", input.region)));
+        }
+        if let Some(service) = input.services.iter().find(|s| !cx.estate.services.contains_key(*s)) {
+            return Err(Refusal::no("unknown_service", format!("the estate has no service `{service}`")));
+        }
+        Ok(Prepared { intent: input, change: Vec::new(), notes: Vec::new() })
+    }
+    async fn apply(cx: &WriteCx, intent: &Input) -> Result<Output, ApplyError> {
+        let findings = look(&cx.read, intent).await;
+        if findings.is_empty() {
+            return Err(fail("nothing_there", format!("the estate has nothing in region `{}` that could be checked", intent.region)));
+        }
+        let bad: Vec<String> = findings.iter().filter(|f| !f.ok).map(|f| format!("{}: {} ({})", f.what, f.state, f.detail)).collect();
+        if bad.is_empty() {
+            return Ok(Output { ready: true, findings });
+        }
+        Err(fail("not_ready", format!("region `{}` is not ready: {}", intent.region, bad.join("; "))))
+    }
+    async fn observe(_cx: &ReadCx, _intent: &Input) -> Seen<Output> {
+        Seen::Absent
+    }
+    async fn undo(_cx: &WriteCx, _intent: &Input, _output: Option<Output>) -> Result<(), ApplyError> {
+        Ok(())
+    }
+}
+
+fn finding(what: impl Into<String>, state: impl Into<String>, ok: bool, detail: impl Into<String>) -> Finding {
+    Finding { what: what.into(), state: state.into(), ok, detail: detail.into() }
+}
+
+fn wanted(cx: &ReadCx, input: &Input, name: &str) -> bool {
+    let used = |s: &ServiceName| cx.estate.services.get(s).is_some_and(|s| s.uses.iter().any(|u| u == name));
+    input.services.is_empty() || input.services.iter().any(used)
+}
+
+async fn look(cx: &ReadCx, input: &Input) -> Vec<Finding> {
+    let mut all = Vec::new();
+    for (name, database) in cx.estate.databases.iter().filter(|(n, _)| wanted(cx, input, n.as_str())) {
+        if database.instances.contains_key(&input.region) {
+            all.extend(instance(cx, input, name).await);
+            all.push(replica(cx, input, name).await);
+        }
+    }
+    for (name, regions) in cx.estate.buckets.iter().filter(|(n, _)| wanted(cx, input, n.as_str())) {
+        if regions.contains_key(&input.region) {
+            for from in regions.keys().filter(|r| **r != input.region) {
+                all.push(bucket(cx, input, name, from).await);
+            }
+        }
+    }
+    for (name, ep) in cx.estate.endpoints.iter().filter(|(n, _)| wanted(cx, input, n.as_str())) {
+        if let Some(target) = ep.targets.get(&input.region) {
+            all.push(record(cx, name, ep, if target.is_ipv4() { "A" } else { "AAAA" }).await);
+        }
+    }
+    all
+}
+
+/// The instance as its control plane sees it, and the age of its latest snapshot.
+async fn instance(cx: &ReadCx, input: &Input, name: &DatabaseName) -> Vec<Finding> {
+    let what = format!("database/{name} instance");
+    let id = match instance_id(cx, name, &input.region) {
+        Ok(id) => id,
+        Err(refusal) => return vec![finding(what, "unknown", false, refusal.failure.message)],
+    };
+    let asked = async {
+        let instances = cx.world.instances(input.region.as_str())?;
+        Ok::<_, PortError>((instances.instance(&id).await?, instances.snapshots_of(&id).await?))
+    };
+    match asked.await {
+        Err(e) => vec![finding(what, "unknown", false, e.to_string())],
+        Ok((None, _)) => vec![finding(what, "missing", false, format!("there is no instance `{id}`"))],
+        Ok((Some(info), snapshots)) => {
+            let latest = snapshots.iter().filter(|s| s.status == "available").filter_map(|s| s.created).max();
+            let good = info.status == "available";
+            vec![finding(what, info.status, good, id), age(cx, input, format!("database/{name} snapshot"), latest)]
+        }
+    }
+}
+
+/// A missing or old backup is bad only where an age was asked for.
+fn age(cx: &ReadCx, input: &Input, what: String, latest: Option<jiff::Timestamp>) -> Finding {
+    let age = latest.map(|at| cx.world.clock().now().duration_since(at));
+    let ok = input.max_backup_age.is_none_or(|max| age.is_some_and(|age| age <= max.signed()));
+    match age {
+        None => finding(what, "missing", ok, "there is none in this region"),
+        Some(age) => finding(what, if ok { "fresh" } else { "old" }, ok, format!("{} s old", age.as_secs())),
+    }
+}
+
+async fn replica(cx: &ReadCx, input: &Input, name: &DatabaseName) -> Finding {
+    let what = format!("database/{name} replica");
+    let state = match cx.world.sql(name.as_str(), input.region.as_str()) {
+        Ok(sql) => sql.state().await,
+        Err(e) => Err(e),
+    };
+    let state = match state {
+        Ok(state) => state,
+        Err(e) => return finding(what, "unknown", false, e.to_string()),
+    };
+    if !state.in_recovery {
+        return finding(what, "primary", true, "this region has the primary already");
+    }
+    let primary = primary(cx, input, name).await;
+    let judged = judge(&state, &state, primary);
+    let lag = judged.lag_ms();
+    let slow = input.max_replica_lag.is_some_and(|max| lag.is_none_or(|lag| lag > max.ms));
+    // Of a lost primary nothing can be streamed; then what counts is how far the replica had come.
+    let ok = !slow && (judged.word() == "streaming" || primary.is_none());
+    let lag = lag.map_or_else(|| "not known".to_owned(), |ms| format!("{ms} ms"));
+    let since = if primary.is_some() { "now" } else { "as of the last contact with the primary, which does not answer" };
+    finding(what, judged.word(), ok, format!("lag {lag} {since}"))
+}
+
+async fn primary(cx: &ReadCx, input: &Input, name: &DatabaseName) -> Option<Lsn> {
+    for region in cx.estate.databases.get(name)?.instances.keys().filter(|r| **r != input.region) {
+        let Ok(sql) = cx.world.sql(name.as_str(), region.as_str()) else { continue };
+        if let Ok(state) = within(cx, Duration::from_millis(500), sql.state()).await
+            && !state.in_recovery
+        {
+            return Some(state.position);
+        }
+    }
+    None
+}
+
+async fn bucket(cx: &ReadCx, input: &Input, name: &BucketName, from: &RegionName) -> Finding {
+    let what = format!("bucket/{name} backup of {from}");
+    let objects = match cx.world.objects(name.as_str(), input.region.as_str()) {
+        Ok(objects) => objects,
+        Err(e) => return finding(what, "unknown", false, e.to_string()),
+    };
+    match manifest::latest(&*objects, name, from, None).await {
+        Err(e) => finding(what, "unknown", false, e.message),
+        Ok(latest) => age(cx, input, what, latest.map(|(_, m)| m.at)),
+    }
+}
+
+async fn record(cx: &ReadCx, name: &EndpointName, ep: &crate::model::estate::Endpoint, kind: &str) -> Finding {
+    let what = format!("endpoint/{name} record");
+    let found = match cx.world.dns(name.as_str()) {
+        Ok(dns) => dns.record(&ep.zone, &ep.name, kind).await,
+        Err(e) => Err(e),
+    };
+    match found {
+        Err(e) => finding(what, "unknown", false, e.to_string()),
+        Ok(None) => finding(what, "missing", false, format!("{} has no {kind} record", ep.name)),
+        Ok(Some(record)) => {
+            let known = record.values.iter().all(|v| ep.targets.values().any(|t| t.to_string() == *v));
+            finding(what, if known { "expected" } else { "strange" }, known, format!("{} -> {}", ep.name, record.values.join(", ")))
+        }
+    }
+}
+
+#[cfg(test)]
+pub fn fixture() -> super::contract_tests::Fixture {
+    super::contract_tests::Fixture::new(serde_json::json!({ "region": "west", "max_replica_lag": "30s" }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actions::contract_tests::{Bench, Fixture};
+    use serde_json::json;
+
+    #[tokio::test]
+    async fn a_lost_primary_does_not_make_its_replica_unready() {
+        let bench = Bench::new(&fixture()).down("east");
+        let out = bench.run::<Readiness>().await.expect("ready");
+        assert!(out.ready && out.findings.iter().any(|f| f.detail.contains("last contact")), "{out:?}");
+    }
+
+    #[tokio::test]
+    async fn what_is_missing_is_named() {
+        let bench = Bench::new(&Fixture::new(json!({ "region": "west", "max_backup_age": "24h" })));
+        let failure = bench.failed::<Readiness>().await;
+        assert_eq!(failure.code, "not_ready");
+        assert!(failure.message.contains("database/predictions snapshot: missing"), "{failure}");
+        assert!(failure.message.contains("bucket/models backup of east: missing"), "{failure}");
+    }
+}
