@@ -33,6 +33,8 @@ pub struct Kept {
 
 struct Lease {
     kept: Kept,
+    /// The region of the outstanding grants; unknown after a start.
+    to: Option<String>,
     /// On our monotonic clock, when the latest-ending grant runs out, and the wall clock's reading then.
     ends: Duration,
     ends_at: jiff::Timestamp,
@@ -62,7 +64,7 @@ impl Authority {
     /// When the file cannot be read.
     pub fn open(file: PathBuf, clock: Arc<dyn Clock>) -> LabResult<Self> {
         let kept: BTreeMap<String, Kept> = read_json(&file)?;
-        let leases = kept.into_iter().map(|(name, kept)| (name, granted(kept, &*clock))).collect();
+        let leases = kept.into_iter().map(|(name, kept)| (name, granted(kept, None, &*clock))).collect();
         Ok(Self { file, clock, leases: Mutex::new(leases) })
     }
 
@@ -93,9 +95,13 @@ impl Authority {
         if lease.kept.allowed.as_deref() != Some(ask.region.as_str()) {
             return Some(Err((lease.kept.epoch, lease.kept.allowed.clone())));
         }
+        // Moved, but the old region may still hold it: never two at once.
+        if lease.to.as_deref() != Some(ask.region.as_str()) && self.clock.monotonic() < lease.ends {
+            return Some(Err((lease.kept.epoch, lease.kept.allowed.clone())));
+        }
         let mut kept = lease.kept.clone();
         kept.holder = Some(format!("{}/{}", ask.region, ask.holder));
-        *lease = granted(kept, &*self.clock);
+        *lease = granted(kept, Some(ask.region.clone()), &*self.clock);
         Some(Ok((lease.kept.epoch, lease.kept.ttl_ms)))
     }
 
@@ -116,10 +122,10 @@ impl Authority {
     }
 }
 
-fn granted(kept: Kept, clock: &dyn Clock) -> Lease {
+fn granted(kept: Kept, to: Option<String>, clock: &dyn Clock) -> Lease {
     let ttl = Duration::from_millis(kept.ttl_ms);
     let ends_at = clock.now().checked_add(ttl).unwrap_or_else(|_| clock.now());
-    Lease { kept, ends: clock.monotonic() + ttl, ends_at }
+    Lease { kept, to, ends: clock.monotonic() + ttl, ends_at }
 }
 
 fn unknown(name: &str) -> Response {
@@ -179,11 +185,14 @@ mod tests {
         write_json(&file, &BTreeMap::from([("p".to_owned(), kept)])).unwrap();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let one = Authority::open(file.clone(), clock.clone()).unwrap();
+        assert!(one.acquire("p", &ask("east")).unwrap().is_err(), "a grant from before the start may be outstanding");
+        clock.sleep(Duration::from_millis(90)).await;
         assert_eq!(one.acquire("p", &ask("east")), Some(Ok((1, 80))));
         assert_eq!(one.acquire("p", &ask("west")), Some(Err((1, Some("east".into())))));
         assert_eq!(one.acquire("q", &ask("west")), None);
         let (moved, state) = one.allow("p", Allow { region: Some("west".into()), expect_epoch: 1 }).unwrap().unwrap();
         assert!(moved && state.epoch == 2 && state.remaining_ms > 0, "moving it does not end what was granted: {state:?}");
+        assert!(one.acquire("p", &ask("west")).unwrap().is_err(), "never two regions at once");
         let (moved, state) = one.allow("p", Allow { region: None, expect_epoch: 1 }).unwrap().unwrap();
         assert!(!moved && state.epoch == 2);
         assert!(one.acquire("p", &ask("east")).unwrap().is_err());
