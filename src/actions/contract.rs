@@ -161,6 +161,10 @@ pub trait Action: Send + Sync + 'static {
     fn effect(_with: &Node) -> Effect {
         Self::spec().effect
     }
+    /// Can `observe` see anything of it? Where not, the answer of `apply` is all there is.
+    fn observes(_with: &Node) -> bool {
+        !matches!(Self::spec().effect, Effect::Read | Effect::OneShot)
+    }
     /// What it depends on, and where, as far as the input says. `with` may still hold expressions
     /// over other steps' outputs.
     fn reach(with: &Node, estate: &Estate) -> Vec<Reach>;
@@ -186,6 +190,7 @@ pub trait DynAction: Send + Sync {
     fn input_schema(&self) -> schemars::Schema;
     fn output_schema(&self) -> schemars::Schema;
     fn effect(&self, with: &Node) -> Effect;
+    fn observes(&self, with: &Node) -> bool;
     fn reach(&self, with: &Node, estate: &Estate) -> Vec<Reach>;
     fn locks(&self, with: &Node) -> Vec<Resource>;
     fn prepare<'a>(&'a self, cx: &'a ReadCx, with: &'a Node) -> BoxFuture<'a, Result<Prepared<serde_json::Value>, Refusal>>;
@@ -225,6 +230,9 @@ impl<A: Action> DynAction for Erased<A> {
     }
     fn effect(&self, with: &Node) -> Effect {
         A::effect(with)
+    }
+    fn observes(&self, with: &Node) -> bool {
+        A::observes(with)
     }
     fn reach(&self, with: &Node, estate: &Estate) -> Vec<Reach> {
         A::reach(with, estate)

@@ -88,6 +88,10 @@ impl Action for Command {
         };
         if given { Effect::Observable } else { Effect::OneShot }
     }
+    fn observes(with: &Node) -> bool {
+        with.get("observe").is_some()
+    }
+
     fn reach(_with: &Node, _estate: &Estate) -> Vec<Reach> {
         vec![reach_here()]
     }

@@ -55,6 +55,11 @@ impl Action for Exec {
             example: "id: tell\nuses: notify.exec\nwith: { argv: [/usr/local/bin/page], message: traffic is in west }\n",
         }
     }
+    fn observes(_with: &Node) -> bool {
+        // Whether the other side got it shows in its answer alone.
+        false
+    }
+
     fn reach(_with: &Node, _estate: &Estate) -> Vec<Reach> {
         vec![reach_here()]
     }

@@ -52,6 +52,11 @@ impl Action for Webhook {
             example: "id: tell\nuses: notify.webhook\nwith: { url: \"https://hooks.example.org/dr\", message: traffic is in west }\n",
         }
     }
+    fn observes(_with: &Node) -> bool {
+        // Whether the other side got it shows in its answer alone.
+        false
+    }
+
     fn reach(_with: &Node, _estate: &Estate) -> Vec<Reach> {
         vec![reach_here()]
     }

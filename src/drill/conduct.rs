@@ -37,6 +37,8 @@ pub enum DrillError {
     NoLab,
     #[error(transparent)]
     Ledger(#[from] super::probe_ledger::LedgerError),
+    #[error("the drill's folder {0} cannot be made: {1}")]
+    Folder(String, String),
     #[error("the estate has no endpoint `{0}`")]
     NoEndpoint(EndpointName),
     #[error("interrupted; go on with `muster resume {0}`")]
@@ -143,6 +145,9 @@ impl Underway {
         let endpoint =
             self.state.context.estate.endpoints.get(&http.endpoint).ok_or_else(|| DrillError::NoEndpoint(http.endpoint.clone()))?;
         let ledger = self.state.drill.probes.ledger.as_ref().map(|_| self.ledger_file(role));
+        if let Some(folder) = ledger.as_deref().and_then(std::path::Path::parent) {
+            std::fs::create_dir_all(folder).map_err(|e| DrillError::Folder(folder.display().to_string(), e.to_string()))?;
+        }
         let spec = ProbeSpec::new(endpoint, http);
         Ok(Some(Prober::start(self.conductor.ports.clone(), spec, ledger.as_deref())?))
     }

@@ -47,10 +47,12 @@ pub enum Report {
         refusal: Refusal,
         timed_out: bool,
     },
+    /// `observes`: can more be seen of it than this answer?
     Applied {
         attempt: u32,
         result: Result<Value, ApplyError>,
         timed_out: bool,
+        observes: bool,
     },
     Observed {
         seen: Seen<Value>,
@@ -113,12 +115,15 @@ pub fn task(
             let rendered = render(state, claim, planned);
             Some(Box::pin(async move { prepare(action, read, rendered, limit).await }))
         }
-        Work::Apply { attempt } => Some(Box::pin(async move {
-            match tokio::time::timeout(limit, action.apply(&write, &intent)).await {
-                Ok(result) => Report::Applied { attempt, result, timed_out: false },
-                Err(_) => Report::Applied { attempt, result: Err(ApplyError::Unknown(late(limit))), timed_out: true },
-            }
-        })),
+        Work::Apply { attempt } => {
+            let observes = action.observes(&planned.with);
+            Some(Box::pin(async move {
+                match tokio::time::timeout(limit, action.apply(&write, &intent)).await {
+                    Ok(result) => Report::Applied { attempt, result, timed_out: false, observes },
+                    Err(_) => Report::Applied { attempt, result: Err(ApplyError::Unknown(late(limit))), timed_out: true, observes },
+                }
+            }))
+        }
         Work::Observe { accepted } => Some(Box::pin(async move { observe(action, read, intent, clock, limit, accepted, waiting).await })),
         Work::Undo => Some(Box::pin(async move {
             let undone = tokio::time::timeout(limit, action.undo(&write, &intent, output)).await;
@@ -225,7 +230,14 @@ pub fn bodies(cx: &Context<'_>, report: Report, at: impl Fn(u64) -> jiff::Timest
             let next = failed(cx.planned, &step, attempt, &refusal.failure, retry, at);
             vec![Body::Refused { step, attempt, failure: refusal.failure, retry: refusal.retry }, next]
         }
-        Report::Applied { attempt, result, timed_out } => applied(cx, step, attempt, result, timed_out, at),
+        Report::Applied { attempt, result: Ok(output), observes, .. } => {
+            let mut bodies = vec![Body::Applied { step: step.clone(), attempt, output: output.clone() }];
+            if !observes {
+                bodies.push(Body::Verified { step, output, warnings: Vec::new() });
+            }
+            bodies
+        }
+        Report::Applied { attempt, result: Err(error), timed_out, .. } => not_applied(cx, step, attempt, error, timed_out, at),
         Report::Observed { seen, timed_out } => observed(cx, step, seen, timed_out, at),
         Report::StoppedWaiting => Vec::new(),
         Report::Undone(Ok(())) => vec![Body::Undone { step }],
@@ -235,49 +247,32 @@ pub fn bodies(cx: &Context<'_>, report: Report, at: impl Fn(u64) -> jiff::Timest
     }
 }
 
-fn applied(
+fn not_applied(
     cx: &Context<'_>,
     step: StepId,
     attempt: u32,
-    result: Result<Value, ApplyError>,
+    error: ApplyError,
     timed_out: bool,
     at: impl Fn(u64) -> jiff::Timestamp,
 ) -> Vec<Body> {
-    let effect = match &cx.planned.kind {
-        StepKind::Action { effect, .. } => *effect,
-        StepKind::Approval(_) => Effect::Read,
+    let read = matches!(cx.planned.kind, StepKind::Action { effect: Effect::Read, .. });
+    let (failure, retry) = match error {
+        // A read that was not answered has changed nothing.
+        ApplyError::Unknown(failure) if read => (failure, Retry { allowed: true, timed_out, hint_ms: None }),
+        ApplyError::Unknown(failure) => return vec![Body::ApplyUnknown { step, attempt, failure }],
+        ApplyError::Retry { after, failure } => {
+            (failure, Retry { allowed: true, timed_out: false, hint_ms: u64::try_from(after.as_millis()).ok() })
+        }
+        ApplyError::Definite(failure) => (failure, Retry { allowed: true, timed_out: false, hint_ms: None }),
     };
-    match result {
-        Ok(output) => {
-            let mut bodies = vec![Body::Applied { step: step.clone(), attempt, output: output.clone() }];
-            // Nothing else can be seen of these: the answer is all there is.
-            if matches!(effect, Effect::Read | Effect::OneShot) {
-                bodies.push(Body::Verified { step, output, warnings: Vec::new() });
-            }
-            bodies
-        }
-        Err(ApplyError::Unknown(failure)) if effect != Effect::Read => vec![Body::ApplyUnknown { step, attempt, failure }],
-        Err(ApplyError::Unknown(failure)) => {
-            let retry = Retry { allowed: true, timed_out, hint_ms: None };
-            let next = failed(cx.planned, &step, attempt, &failure, retry, at);
-            vec![Body::ApplyFailed { step, attempt, failure, retry_after_ms: None }, next]
-        }
-        Err(ApplyError::Retry { after, failure }) => {
-            let hint = u64::try_from(after.as_millis()).ok();
-            let next = failed(cx.planned, &step, attempt, &failure, Retry { allowed: true, timed_out: false, hint_ms: hint }, at);
-            vec![Body::ApplyFailed { step, attempt, failure, retry_after_ms: hint }, next]
-        }
-        Err(ApplyError::Definite(failure)) => {
-            let retry = Retry { allowed: true, timed_out: false, hint_ms: None };
-            let next = failed(cx.planned, &step, attempt, &failure, retry, at);
-            vec![Body::ApplyFailed { step, attempt, failure, retry_after_ms: None }, next]
-        }
-    }
+    let next = failed(cx.planned, &step, attempt, &failure, retry, at);
+    vec![Body::ApplyFailed { step, attempt, failure, retry_after_ms: retry.hint_ms }, next]
 }
 
 fn observed(cx: &Context<'_>, step: StepId, seen: Seen<Value>, timed_out: bool, at: impl Fn(u64) -> jiff::Timestamp) -> Vec<Body> {
     let mut bodies = vec![Body::Observed { step: step.clone(), seen: seen.clone() }];
     let accepted = cx.known.phase == Phase::Applied;
+    let repeatable = matches!(cx.planned.kind, StepKind::Action { effect: Effect::Repeatable, .. });
     bodies.push(match seen {
         Seen::Done(output) => Body::Verified { step, output, warnings: Vec::new() },
         Seen::Absent if !accepted => match &cx.known.phase {
@@ -295,6 +290,13 @@ fn observed(cx: &Context<'_>, step: StepId, seen: Seen<Value>, timed_out: bool, 
         Seen::Pending { note, .. } => question(step, format!("an earlier attempt is still under way: {note}")),
         Seen::Absent => question(step, "it was accepted, but nothing of it can be seen".to_owned()),
         Seen::Differs { found } => question(step, format!("something else is there: {found}")),
+        // The same intent twice is once: it is simply sent again.
+        Seen::CannotTell { .. } if !accepted && repeatable => match &cx.known.phase {
+            Phase::Unknown(failure) => {
+                failed(cx.planned, &step, cx.known.attempts, failure, Retry { allowed: true, timed_out: false, hint_ms: None }, at)
+            }
+            _ => return bodies,
+        },
         Seen::CannotTell { why } => question(step, why),
     });
     bodies

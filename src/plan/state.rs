@@ -173,8 +173,15 @@ impl RunState {
 pub fn fold(state: &mut RunState, event: &Event) {
     state.seq = event.seq;
     if let Some(id) = step_of(&event.body) {
-        let policy = state.plan.step(id).map(|step| step.on_failure);
+        let planned = state.plan.step(id);
+        let policy = planned.map(|step| step.on_failure);
+        let repeatable = planned.is_some_and(|step| matches!(step.kind, StepKind::Action { effect: Effect::Repeatable, .. }));
         if let Some(step) = state.steps.get_mut(id) {
+            // Not seen, but the same intent twice is once: what was prepared still stands.
+            let unseen = matches!(event.body, Body::Observed { seen: Seen::CannotTell { .. }, .. });
+            if unseen && repeatable && step.phase != Phase::Applied {
+                step.phase = Phase::Prepared;
+            }
             fold_step(step, event);
             if matches!(event.body, Body::StepEnded { .. }) && step.status.is_failure() {
                 hold_or_stop(state, id.clone(), policy);
