@@ -442,7 +442,7 @@ async fn objects_are_stored_for_signed_requests_only() {
 
 #[tokio::test]
 async fn down_cleans_up_after_an_up_that_was_killed() {
-    for wait in [150, 900] {
+    for wait in [150, 400, 900] {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("state");
         std::fs::create_dir(&state).unwrap();
