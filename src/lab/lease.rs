@@ -40,6 +40,11 @@ struct Lease {
     ends_at: jiff::Timestamp,
 }
 
+/// The epoch and the length of a grant.
+type Granted = (u64, u64);
+/// The epoch, and the region that is allowed instead.
+type Denied = (u64, Option<String>);
+
 pub struct Authority {
     file: PathBuf,
     clock: Arc<dyn Clock>,
@@ -89,7 +94,7 @@ impl Authority {
         leases.get(name).map(|lease| self.state(name, lease))
     }
 
-    fn acquire(&self, name: &str, ask: &Acquire) -> Option<Result<(u64, u64), (u64, Option<String>)>> {
+    fn acquire(&self, name: &str, ask: &Acquire) -> Option<Result<Granted, Denied>> {
         let mut leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
         let lease = leases.get_mut(name)?;
         if lease.kept.allowed.as_deref() != Some(ask.region.as_str()) {

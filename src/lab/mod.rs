@@ -97,7 +97,7 @@ fn record_of(state: &Path) -> PathBuf {
 /// # Errors
 /// When the role is unknown, or what it needs is not to be had.
 pub async fn process_main(role: &str, home: &Path, region: Option<&str>) -> Result<(), LabError> {
-    // A session of our own: the terminal's Ctrl-C is not for us.
+    // Away from the terminal: its Ctrl-C is not for us.
     let _ = rustix::process::setsid();
     let _ = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).try_init();
     let plan = Arc::new(LabPlan::load(&home.join("lab.json"))?);

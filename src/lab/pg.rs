@@ -356,6 +356,11 @@ fn text(path: &Path) -> String {
 pub async fn remove_interlock(data: &Path) {
     let pid_file = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
     let Some(id) = pid_file.lines().nth(6).and_then(|line| line.split_whitespace().nth(1)) else { return };
+    remove_segment(id).await;
+}
+
+/// Removes one System V segment; that it is gone already is no error.
+pub async fn remove_segment(id: &str) {
     let mut command = tokio::process::Command::new("ipcrm");
     command.args(["-m", id]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
     let _ = tokio::time::timeout(Duration::from_secs(2), command.status()).await;

@@ -138,8 +138,33 @@ pub async fn kill_all(dir: &Path, clock: &dyn Clock) -> LabResult<usize> {
     Err(LabError::Undead(below(dir).len()))
 }
 
+/// Shared memory outside the lab's home that processes below `dir` hold, and would leave behind when killed:
+/// files of `initdb`'s servers, and the System V segment that is each server's interlock.
+#[must_use]
+pub fn shared_memory(dir: &Path) -> (Vec<PathBuf>, Vec<String>) {
+    let (mut files, mut segments) = (Vec::new(), Vec::new());
+    for proc in below(dir) {
+        let maps = fs::read_to_string(format!("/proc/{}/maps", proc.pid)).unwrap_or_default();
+        for line in maps.lines() {
+            let mut fields = line.split_whitespace().skip(4);
+            let (Some(inode), Some(path)) = (fields.next(), fields.next()) else { continue };
+            if path.starts_with("/dev/shm/PostgreSQL.") {
+                files.push(PathBuf::from(path));
+            } else if path.starts_with("/SYSV") {
+                // The kernel prints a segment's identifier where a file's inode stands.
+                segments.push(inode.to_owned());
+            }
+        }
+    }
+    files.sort();
+    files.dedup();
+    segments.sort();
+    segments.dedup();
+    (files, segments)
+}
+
 /// Starts a process of the lab, in the directory of its place, its output in its log.
-/// It leaves our session by itself, first thing (see [`super::process_main`]).
+/// It leaves the terminal by itself, first thing (see [`super::process_main`]).
 /// # Errors
 /// When it cannot be started.
 pub fn spawn(plan: &LabPlan, place: &str, role: &str) -> LabResult<()> {

@@ -234,7 +234,15 @@ impl Lab {
         let folder = folder_of(&state);
         let mut found = folder.join("lab.json").exists();
         for home in homes {
+            process::stop_all(&home);
+            let (files, segments) = process::shared_memory(&home);
             found |= process::kill_all(&home, &clock).await? > 0;
+            for file in files {
+                let _ = fs::remove_file(file);
+            }
+            for segment in segments {
+                pg::remove_segment(&segment).await;
+            }
             if home.exists() {
                 found = true;
                 remove_interlocks(&home).await;

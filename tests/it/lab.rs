@@ -372,8 +372,77 @@ async fn dns_moves_by_compare_and_swap_and_reaches_clients_after_its_time() {
 }
 
 #[tokio::test]
+async fn failover_records_follow_their_health_checks() {
+    use aws_sdk_route53::types::{HealthCheckConfig, HealthCheckType, ResourceRecordSetFailover};
+    let lab = Box::up().await;
+    let dns = lab.route53();
+    let regions = &lab.lab.plan().regions;
+    let (east, west) = (regions["east"].address, regions["west"].address);
+    let config = HealthCheckConfig::builder()
+        .r#type(HealthCheckType::Http)
+        .ip_address(east.to_string())
+        .port(i32::from(regions["east"].inference))
+        .resource_path("/healthz")
+        .request_interval(10)
+        .failure_threshold(1);
+    let made = dns.create_health_check().caller_reference("one").health_check_config(config.build().unwrap()).send().await.unwrap();
+    let check = made.health_check().unwrap().id().to_owned();
+    let failover = |address: std::net::Ipv4Addr, role: ResourceRecordSetFailover, check: Option<String>| {
+        let mut set = record(&address.to_string(), 0);
+        set.set_identifier = Some(role.as_str().to_owned());
+        set.failover = Some(role);
+        set.health_check_id = check;
+        set
+    };
+    let simple = record(&east.to_string(), i64::from(plan::RECORD_TTL_S));
+    let batch = vec![
+        (ChangeAction::Delete, simple),
+        (ChangeAction::Create, failover(east, ResourceRecordSetFailover::Primary, Some(check.clone()))),
+        (ChangeAction::Create, failover(west, ResourceRecordSetFailover::Secondary, None)),
+    ];
+    change(&dns, batch).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(lab.resolve(lab.authority()).await.0, IpAddr::V4(east));
+    lab.lab.kill("east").await.unwrap();
+    until("the secondary answers", || async { lab.resolve(lab.authority()).await.0 == IpAddr::V4(west) }).await;
+    let status = dns.get_health_check_status().health_check_id(&check).send().await.unwrap();
+    let word = status.health_check_observations()[0].status_report().unwrap().status().unwrap().to_owned();
+    assert!(word.starts_with("Failure"), "{word}");
+    lab.down().await;
+}
+
+#[tokio::test]
+async fn objects_are_stored_for_signed_requests_only() {
+    use aws_sdk_s3::{Client, Config, config::Credentials};
+    let lab = Box::up().await;
+    let r = &lab.lab.plan().regions["west"];
+    let client = |credentials: Credentials| {
+        let config = Config::builder()
+            .behavior_version(aws_sdk_s3::config::BehaviorVersion::latest())
+            .region(aws_sdk_s3::config::Region::new(r.aws_region.clone()))
+            .endpoint_url(format!("http://{}", r.at(r.s3)))
+            .credentials_provider(credentials)
+            .force_path_style(true);
+        Client::from_conf(config.build())
+    };
+    let ours = client(lab.credentials());
+    let put = |body: &'static [u8]| ours.put_object().bucket("models-west").key("a/b c").body(body.to_vec().into());
+    put(b"hello").metadata("origin", "test").if_none_match("*").send().await.unwrap();
+    put(b"other").if_none_match("*").send().await.expect_err("it is there already");
+    let got = ours.get_object().bucket("models-west").key("a/b c").send().await.unwrap();
+    assert_eq!(got.metadata().unwrap()["origin"], "test");
+    assert_eq!(got.body.collect().await.unwrap().into_bytes().as_ref(), b"hello");
+    let listed = ours.list_objects_v2().bucket("models-west").send().await.unwrap();
+    let keys: Vec<&str> = listed.contents().iter().filter_map(|o| o.key()).collect();
+    assert_eq!(keys, ["a/b c", "digits/golden.json", "digits/model.onnx"]);
+    let stranger = client(Credentials::new("AKIASTRANGER", "x", None, None, "test"));
+    stranger.get_object().bucket("models-west").key("a/b c").send().await.expect_err("not signed by our key");
+    lab.down().await;
+}
+
+#[tokio::test]
 async fn down_cleans_up_after_an_up_that_was_killed() {
-    for wait in [150, 900] {
+    for wait in [150, 400, 900] {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("state");
         std::fs::create_dir(&state).unwrap();
