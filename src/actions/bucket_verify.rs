@@ -188,12 +188,13 @@ mod tests {
     async fn every_kind_of_difference_is_named() {
         let bench = Bench::new(&fixture());
         let now = bench.read.world.clock().now();
-        let mut state = bench.world.lock();
-        state.object("models", "west", "model.onnx", b"weighty", now);
-        state.object("models", "west", "stray", b"", now);
-        state.object("models", "east", "golden.json", b"{ }", now);
-        state.objects.remove(&("models".into(), "west".into(), "empty".into()));
-        drop(state);
+        {
+            let mut state = bench.world.lock();
+            state.object("models", "west", "model.onnx", b"weighty", now);
+            state.object("models", "west", "stray", b"", now);
+            state.object("models", "east", "golden.json", b"{ }", now);
+            state.objects.remove(&("models".into(), "west".into(), "empty".into()));
+        }
         let failure = bench.failed::<Verify>().await;
         assert_eq!(failure.code, "replica_differs");
         for part in ["1 corrupt: model.onnx", "1 extra: stray", "1 stale: golden.json", "1 missing: empty"] {

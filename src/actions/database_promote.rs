@@ -164,7 +164,7 @@ async fn out_of_recovery(cx: &ReadCx, intent: &Intent, replicates: bool) -> Seen
 async fn caught_up(cx: &ReadCx, name: &DatabaseName, region: &RegionName, lsn: Option<Lsn>) -> Result<ServerState, Refusal> {
     let clock = cx.world.clock();
     let sql = cx.world.sql(name.as_str(), region.as_str())?;
-    let until = clock.monotonic() + cx.deadline.min(Duration::from_secs(60));
+    let until = clock.monotonic() + cx.deadline.min(Duration::from_mins(1));
     loop {
         let state = sql.state().await?;
         if !state.in_recovery {

@@ -132,12 +132,9 @@ async fn check(cx: &WriteCx, input: &Input) -> Result<Output, ApplyError> {
         };
         match cx.read.world.http().send(request).await {
             Err(e) => last = fail("http", format!("{url}: {e}")),
-            Ok(answer) => match judge(input, &answer) {
-                Err(why) => last = fail("http", format!("{url}: {why}")),
-                Ok(()) => {
-                    let duration_ms = u64::try_from((clock.monotonic() - began).as_millis()).unwrap_or(u64::MAX);
-                    return Ok(Output { url, status: answer.status, attempts: attempt, duration_ms });
-                }
+            Ok(answer) => if let Err(why) = judge(input, &answer) { last = fail("http", format!("{url}: {why}")) } else {
+                let duration_ms = u64::try_from(clock.monotonic().saturating_sub(began).as_millis()).unwrap_or(u64::MAX);
+                return Ok(Output { url, status: answer.status, attempts: attempt, duration_ms });
             },
         }
     }

@@ -182,7 +182,7 @@ impl Underway {
         let begun = clock.monotonic();
         let mut good_since = None;
         let mut last_bad = "no answer yet".to_owned();
-        while clock.monotonic() - begun < STEADY_WITHIN + http.steady.duration() {
+        while clock.monotonic().saturating_sub(begun) < STEADY_WITHIN + http.steady.duration() {
             self.interrupted()?;
             let Some(sample) = self.sample(feed).await else { break };
             if !sample.good {
@@ -229,7 +229,7 @@ impl Underway {
             let mut detector = Detector::new(rule.good_probes_missed);
             let clock = self.conductor.engine.clock.clone();
             let begun = clock.monotonic();
-            while clock.monotonic() - begun < rule.within.duration() {
+            while clock.monotonic().saturating_sub(begun) < rule.within.duration() {
                 self.interrupted()?;
                 let Some(sample) = self.sample(feed).await else { break };
                 if let Some(lost) = detector.feed(&sample) {
@@ -251,15 +251,14 @@ impl Underway {
         let engine = self.conductor.engine.clone();
         let adopted = self.adopt(role).await?;
         let resume = adopted.is_some();
-        let claim = match adopted {
-            Some(run) => engine.journal.claim(&run, &engine.actor).await?,
-            None => {
-                let plan = if role == RunRole::Main { Some(&self.state.context.main) } else { self.state.context.then.as_ref() };
-                let Some(plan) = plan.cloned() else { return Ok(()) };
-                let (claim, _) = engine.create(plan, Some(self.state.id.clone())).await?;
-                self.append(vec![Body::RunStarted { run: claim.run.clone(), role }]).await?;
-                claim
-            }
+        let claim = if let Some(run) = adopted {
+            engine.journal.claim(&run, &engine.actor).await?
+        } else {
+            let plan = if role == RunRole::Main { Some(&self.state.context.main) } else { self.state.context.then.as_ref() };
+            let Some(plan) = plan.cloned() else { return Ok(()) };
+            let (claim, _) = engine.create(plan, Some(self.state.id.clone())).await?;
+            self.append(vec![Body::RunStarted { run: claim.run.clone(), role }]).await?;
+            claim
         };
         let run = claim.run.clone();
         let status = engine.carry_on(claim, resume).await?.state.status;
@@ -292,7 +291,7 @@ impl Underway {
         let clock = self.conductor.engine.clock.clone();
         let begun = clock.monotonic();
         let mut good = 0;
-        while good < http.good && clock.monotonic() - begun < STEADY_WITHIN {
+        while good < http.good && clock.monotonic().saturating_sub(begun) < STEADY_WITHIN {
             let Some(sample) = self.sample(feed).await else { return };
             let counts = sample.good && (target.is_none() || sample.address == target);
             good = if counts { good + 1 } else { 0 };

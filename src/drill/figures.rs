@@ -22,7 +22,7 @@ use std::{
 };
 
 /// How long the database may take to tell which writes it has.
-const LOOKUP: Duration = Duration::from_secs(60);
+const LOOKUP: Duration = Duration::from_mins(1);
 /// How long the estate may take to come to rest as it was found.
 const SETTLE: Duration = Duration::from_secs(30);
 /// How many writes are tried on a region that came back fenced.
@@ -220,7 +220,7 @@ impl Underway {
         let differences = loop {
             let after = as_found::capture(&*self.conductor.engine.world, &self.state.context.estate).await;
             let differences = as_found::differences(&before, &after);
-            if differences.is_empty() || clock.monotonic() - begun > SETTLE {
+            if differences.is_empty() || clock.monotonic().saturating_sub(begun) > SETTLE {
                 break differences;
             }
             clock.sleep(Duration::from_millis(200)).await;

@@ -278,7 +278,7 @@ impl Owner {
         let stored = loop {
             match self.engine.journal.append(&self.claim, self.state.seq, drafts.clone()).await {
                 Ok(stored) => break stored,
-                Err(JournalError::Store { place, why }) if self.engine.clock.monotonic() - begun < APPEND_PATIENCE => {
+                Err(JournalError::Store { place, why }) if self.engine.clock.monotonic().saturating_sub(begun) < APPEND_PATIENCE => {
                     tracing::warn!("the journal in {place} does not take what happened ({why}); trying again");
                     self.engine.clock.sleep(INBOX).await;
                 }

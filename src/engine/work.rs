@@ -21,7 +21,7 @@ use std::{
 use tokio::sync::watch;
 
 /// One look at the world may take so long; a step's own timeout bounds all its looks together.
-const LOOK: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_mins(1);
 
 #[derive(Clone, Copy, Debug)]
 pub enum Work {
@@ -192,7 +192,7 @@ async fn observe(
             Seen::CannotTell { .. } if accepted => 500,
             _ => return Report::Observed { seen, timed_out: false },
         };
-        if clock.monotonic() - begun >= limit {
+        if clock.monotonic().saturating_sub(begun) >= limit {
             return Report::Observed { seen, timed_out: true };
         }
         let told = async {

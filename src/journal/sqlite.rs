@@ -153,7 +153,7 @@ impl SqliteJournal {
         Ok(())
     }
 
-    async fn rows(&self, rows: Result<Vec<SqliteRow>, sqlx::Error>) -> Result<Vec<ChainRow>, JournalError> {
+    fn rows(&self, rows: Result<Vec<SqliteRow>, sqlx::Error>) -> Result<Vec<ChainRow>, JournalError> {
         rows.map_err(|e| self.fail(&e))?.iter().map(chain_row).collect::<Result<_, _>>().map_err(|e| self.fail(&e))
     }
 }
@@ -295,17 +295,17 @@ impl Journal for SqliteJournal {
     async fn list(&self, kind: ChainKind, limit: u32) -> Result<Vec<ChainRow>, JournalError> {
         let kind = if kind == ChainKind::Drill { "drill" } else { "run" };
         let rows = sqlx::query("SELECT * FROM chains WHERE kind = ? ORDER BY started_at DESC, id DESC LIMIT ?");
-        self.rows(rows.bind(kind).bind(i64::from(limit)).fetch_all(&self.read).await).await
+        self.rows(rows.bind(kind).bind(i64::from(limit)).fetch_all(&self.read).await)
     }
 
     async fn children(&self, parent: &RunId) -> Result<Vec<ChainRow>, JournalError> {
         let rows = sqlx::query("SELECT * FROM chains WHERE parent = ? ORDER BY started_at, id").bind(parent.as_str());
-        self.rows(rows.fetch_all(&self.read).await).await
+        self.rows(rows.fetch_all(&self.read).await)
     }
 
     async fn open(&self) -> Result<Vec<ChainRow>, JournalError> {
         let rows = sqlx::query("SELECT * FROM chains WHERE finished_at IS NULL ORDER BY started_at, id");
-        self.rows(rows.fetch_all(&self.read).await).await
+        self.rows(rows.fetch_all(&self.read).await)
     }
 
     async fn find(&self, prefix: &str) -> Result<RunId, JournalError> {

@@ -136,7 +136,7 @@ impl Lab {
             let instance = p.role.trim_start_matches("postgres:");
             let address = self.plan.region(&p.region)?.address;
             let server = self.postgres.server(&p.region, instance, address, p.address.port());
-            self.postgres.start(&server, Duration::from_secs(60)).await?;
+            self.postgres.start(&server, Duration::from_mins(1)).await?;
         }
         for p in others.iter().filter(|p| p.role == "rds") {
             process::spawn(&self.plan, &p.region, "rds")?;

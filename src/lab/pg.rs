@@ -46,6 +46,7 @@ pub fn find_programs() -> LabResult<PathBuf> {
     if let Some(dir) = std::env::split_paths(&path).find(|dir| has_all(dir)) {
         return Ok(dir);
     }
+    #[allow(clippy::disallowed_methods)] // it prints one line and reads nothing
     let asked = std::process::Command::new("pg_config").arg("--bindir").output().ok();
     asked
         .and_then(|out| String::from_utf8(out.stdout).ok())
@@ -123,7 +124,7 @@ impl Postgres {
             "UTF8",
         ]
         .map(str::to_owned);
-        let done = self.program(&server.region, "initdb", &args, Duration::from_secs(60)).await;
+        let done = self.program(&server.region, "initdb", &args, Duration::from_mins(1)).await;
         let _ = fs::remove_file(&password);
         done?;
         let main = server.data.join("postgresql.conf");
@@ -147,7 +148,7 @@ impl Postgres {
                 .map(str::to_owned)
                 .to_vec();
         args.extend(slot.into_iter().flat_map(|s| ["-S".to_owned(), s.to_owned()]));
-        self.program(region, "pg_basebackup", &args, Duration::from_secs(120)).await
+        self.program(region, "pg_basebackup", &args, Duration::from_mins(2)).await
     }
 
     /// Writes the part of the configuration that is this server's own; a standby when `upstream` is given.

@@ -75,12 +75,13 @@ impl Crontab {
         if fields.len() != 5 {
             return Err(count_error(&fields));
         }
-        let mut next = |kind: &Kind| match fields.is_empty() {
-            false => {
+        let mut next = |kind: &Kind| {
+            if fields.is_empty() {
+                Err(CronError { field: kind.name, message: "is missing".to_owned(), column: 1 })
+            } else {
                 let (column, word) = fields.remove(0);
                 field(kind, word, column)
             }
-            true => Err(CronError { field: kind.name, message: "is missing".to_owned(), column: 1 }),
         };
         let (minute, hour, day, month) = (next(&MINUTE)?, next(&HOUR)?, next(&DAY)?, next(&MONTH)?);
         let mut weekday = next(&WEEKDAY)?;

@@ -18,7 +18,7 @@ const CONNECT: Duration = Duration::from_secs(2);
 const READ: Duration = Duration::from_secs(5);
 const WRITE: Duration = Duration::from_secs(15);
 /// An object's whole body goes out within one operation.
-const UPLOAD: Duration = Duration::from_secs(120);
+const UPLOAD: Duration = Duration::from_mins(2);
 const LOAD: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -26,7 +26,7 @@ use std::{
 const CONNECT: Duration = Duration::from_secs(2);
 const READ: Duration = Duration::from_secs(5);
 const WRITE: Duration = Duration::from_secs(15);
-const SUMS: Duration = Duration::from_secs(300);
+const SUMS: Duration = Duration::from_mins(5);
 /// How long `make_read_only` waits for the setting to be in force, and for sessions to end.
 const SETTLE: Duration = Duration::from_secs(10);
 /// How often a snapshot is tried at which the position is certain.
@@ -195,7 +195,7 @@ impl Postgres {
             if flushed >= at {
                 return Ok(at);
             }
-            if self.clock.monotonic() - began > Duration::from_millis(settle.unsigned_abs() + 100) {
+            if self.clock.monotonic().saturating_sub(began) > Duration::from_millis(settle.unsigned_abs() + 100) {
                 return Ok(flushed);
             }
             self.clock.sleep(Duration::from_millis(25)).await;
@@ -357,7 +357,7 @@ async fn close(connection: PgConnection) {
 }
 
 fn code(error: &sqlx::Error) -> Option<String> {
-    error.as_database_error().and_then(|d| d.code()).map(|c| c.into_owned())
+    error.as_database_error().and_then(sqlx::error::DatabaseError::code).map(std::borrow::Cow::into_owned)
 }
 
 /// A connection that fails in the midst of a change: something was already carried out.

@@ -65,18 +65,17 @@ impl LocalProcesses {
         let limit = if spec.output_limit == 0 { DEFAULT_OUTPUT } else { spec.output_limit };
         let mut options = OpenOptions::new();
         options.read(true).append(true);
-        let file = match &spec.output_file {
-            Some(path) => options.create(true).open(path).map_err(|e| file_trouble("output file", path, &e))?,
-            None => {
-                let path = std::env::temp_dir().join(format!("muster-output-{}", self.clock.new_id()));
-                let name = path.display().to_string();
-                let file = options.create_new(true).open(&path).map_err(|e| file_trouble("output file", &name, &e))?;
-                // Nobody needs its name.
-                std::fs::remove_file(&path).map_err(|e| file_trouble("output file", &name, &e))?;
-                file
-            }
+        let file = if let Some(path) = &spec.output_file {
+            options.create(true).open(path).map_err(|e| file_trouble("output file", path, &e))?
+        } else {
+            let path = std::env::temp_dir().join(format!("muster-output-{}", self.clock.new_id()));
+            let name = path.display().to_string();
+            let file = options.create_new(true).open(&path).map_err(|e| file_trouble("output file", &name, &e))?;
+            // Nobody needs its name.
+            std::fs::remove_file(&path).map_err(|e| file_trouble("output file", &name, &e))?;
+            file
         };
-        let start = file.metadata().map(|m| m.len()).unwrap_or(0);
+        let start = file.metadata().map_or(0, |m| m.len());
         Ok(Output { file, start, limit })
     }
 
@@ -135,7 +134,7 @@ impl Output {
     /// Cuts the file when it has grown too long, keeping its end. What is written between reading the
     /// end and cutting is lost: the price of letting the child write without us in between.
     fn keep_within(&mut self) {
-        let size = self.file.metadata().map(|m| m.len()).unwrap_or(0);
+        let size = self.file.metadata().map_or(0, |m| m.len());
         if size <= self.limit.saturating_mul(4) {
             return;
         }
@@ -148,7 +147,7 @@ impl Output {
     }
 
     fn tail_bytes(&mut self) -> Vec<u8> {
-        let size = self.file.metadata().map(|m| m.len()).unwrap_or(0);
+        let size = self.file.metadata().map_or(0, |m| m.len());
         let from = self.start.min(size).max(size.saturating_sub(self.limit));
         let mut bytes = Vec::new();
         if self.file.seek(SeekFrom::Start(from)).is_ok() {

@@ -39,7 +39,7 @@ fn instance(found: &DbInstance) -> InstanceInfo {
         status: text(found.db_instance_status()),
         arn: text(found.db_instance_arn()),
         host: endpoint.and_then(|e| e.address()).map(str::to_owned),
-        port: endpoint.and_then(|e| e.port()).and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0),
+        port: endpoint.and_then(aws_sdk_rds::types::Endpoint::port).and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0),
         replicates_from: found.read_replica_source_db_instance_identifier().filter(|s| !s.is_empty()).map(str::to_owned),
         tags: tags(found.tag_list()),
     }

@@ -143,7 +143,11 @@ impl DnsWrite for Route53 {
         let call = self.clients.route53().await?.write.change_resource_record_sets().hosted_zone_id(&zone).change_batch(batch);
         let answer = match call.send().await {
             Ok(answer) => answer,
-            Err(e) if e.as_service_error().is_some_and(|s| s.is_invalid_change_batch()) => {
+            Err(e)
+                if e.as_service_error().is_some_and(
+                    aws_sdk_route53::operation::change_resource_record_sets::ChangeResourceRecordSetsError::is_invalid_change_batch,
+                ) =>
+            {
                 return Err(PortError::Conflict { found: self.standing(&zone, subject).await });
             }
             Err(e) => return Err(explain(&e, Doing::Writing, &what)),

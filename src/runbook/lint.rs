@@ -237,14 +237,13 @@ impl Lint<'_> {
         let mut schema = &info.output;
         for field in fields {
             let Some(properties) = properties(schema, &info.output) else { return };
-            match properties.get(*field) {
-                Some(inner) => schema = inner,
-                None => {
-                    let help = suggest(field, properties.keys().map(String::as_str));
-                    let message = format!("`{}` gives no `{field}` (step `{name}`)", other.uses);
-                    self.error(pos, "undefined-expression", message, help);
-                    return;
-                }
+            if let Some(inner) = properties.get(*field) {
+                schema = inner
+            } else {
+                let help = suggest(field, properties.keys().map(String::as_str));
+                let message = format!("`{}` gives no `{field}` (step `{name}`)", other.uses);
+                self.error(pos, "undefined-expression", message, help);
+                return;
             }
         }
     }

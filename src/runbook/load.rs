@@ -278,12 +278,11 @@ struct RawGroup {
 
 fn runbook(source: Source, root: Node, mut found: Found) -> Result<LoadedRunbook, Found> {
     let Some(head) = decode_all::<Head>(&source, &root, &mut found) else { return Err(found) };
-    let name = match head.runbook {
-        Some(name) => name,
-        None => {
-            found.push(source.error(root.pos, "missing-key", "the key `runbook` is missing").help("begin with `runbook: NAME`"));
-            RunbookName::from("")
-        }
+    let name = if let Some(name) = head.runbook {
+        name
+    } else {
+        found.push(source.error(root.pos, "missing-key", "the key `runbook` is missing").help("begin with `runbook: NAME`"));
+        RunbookName::from("")
     };
     let mut reader = Reader { source: &source, found, steps: Vec::new(), nodes: Vec::new() };
     match root.get("steps").map(|steps| (&steps.value, steps.pos)) {

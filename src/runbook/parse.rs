@@ -194,15 +194,12 @@ impl<'a> Builder<'a> {
             };
             let (event, span) = self.next()?;
             let value = self.node(event, &span, depth + 1)?;
-            match seen.get(&key) {
-                Some(first) => {
-                    let message = format!("the key `{key}` is given twice; the first is at {}:{}", first.line, first.column);
-                    self.found.push(self.source.error(at, "duplicate-key", message).help("keep one of them"));
-                }
-                None => {
-                    seen.insert(key.clone(), at);
-                    entries.push((Key { name: key, pos: at }, value));
-                }
+            if let Some(first) = seen.get(&key) {
+                let message = format!("the key `{key}` is given twice; the first is at {}:{}", first.line, first.column);
+                self.found.push(self.source.error(at, "duplicate-key", message).help("keep one of them"));
+            } else {
+                seen.insert(key.clone(), at);
+                entries.push((Key { name: key, pos: at }, value));
             }
         }
     }

@@ -88,7 +88,7 @@ impl Muster {
         let about = json!({ "drill": name, "id": state.id, "verdict": state.verdict.as_ref().map(|(verdict, _)| verdict) });
         match &state.verdict {
             Some((Verdict::Pass, _)) => {
-                notices::tell(&*engine.world, estate, Notice::Succeeded, &format!("drill {name} passed"), about).await
+                notices::tell(&*engine.world, estate, Notice::Succeeded, &format!("drill {name} passed"), about).await;
             }
             Some((_, reasons)) => {
                 let text = format!("drill {name} did not pass: {}", reasons.join("; "));

@@ -14,13 +14,12 @@ impl Muster {
     /// The report of a drill; of the last one that ran, if none is named.
     pub async fn drill_report(&self, id: Option<&str>) -> Result<(RunId, String), ServiceError> {
         let journal = self.existing_journal().await?;
-        let id = match id {
-            Some(prefix) => self.find(&*journal, prefix).await?,
-            None => {
-                let rows = journal.list(ChainKind::Drill, 50).await?;
-                let ran = rows.into_iter().find(|row| row.status != "missed");
-                ran.map(|row| row.id).ok_or_else(|| ServiceError::Usage("no drill is on record that ran".to_owned()))?
-            }
+        let id = if let Some(prefix) = id {
+            self.find(&*journal, prefix).await?
+        } else {
+            let rows = journal.list(ChainKind::Drill, 50).await?;
+            let ran = rows.into_iter().find(|row| row.status != "missed");
+            ran.map(|row| row.id).ok_or_else(|| ServiceError::Usage("no drill is on record that ran".to_owned()))?
         };
         let state = drill_state(&*journal, &id).await?;
         let data = data(&*journal, &state).await?;

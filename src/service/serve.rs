@@ -60,12 +60,11 @@ async fn fire(
     let name = &one.drill.drill;
     let now = muster.clock.now();
     // A drill that was never considered begins its calendar now.
-    let last = match journal.considered(name.as_str()).await? {
-        Some(last) => last,
-        None => {
-            journal.consider(name.as_str(), begun).await?;
-            begun
-        }
+    let last = if let Some(last) = journal.considered(name.as_str()).await? {
+        last
+    } else {
+        journal.consider(name.as_str(), begun).await?;
+        begun
     };
     let fires = decide_fires(&one.schedule, last, now, TOLERANCE).map_err(|e| ServiceError::Usage(e.to_string()))?;
     for Fire { at, what } in &fires {
@@ -161,7 +160,7 @@ impl Heartbeats {
     fn new(muster: &Muster) -> Result<Self, ServiceError> {
         let estate = muster.written_estate()?;
         let wanted = estate.notify.iter().filter(|channel| channel.on.contains(&Notice::Heartbeat));
-        let every = wanted.map(|channel| channel.every.map_or(Duration::from_secs(60), |every| every.duration())).min();
+        let every = wanted.map(|channel| channel.every.map_or(Duration::from_mins(1), super::super::model::time::Span::duration)).min();
         Ok(Self { estate, due: muster.clock.monotonic(), every })
     }
 

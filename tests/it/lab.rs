@@ -446,7 +446,8 @@ async fn down_cleans_up_after_an_up_that_was_killed() {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("state");
         std::fs::create_dir(&state).unwrap();
-        let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_muster")).args(["lab-up-for-tests"]).arg(&state).spawn().unwrap();
+        let mut child =
+            std::process::Command::new(env!("CARGO_BIN_EXE_muster")).args(["lab", "up", "--state"]).arg(&state).spawn().unwrap();
         std::thread::sleep(Duration::from_millis(wait));
         child.kill().unwrap();
         child.wait().unwrap();

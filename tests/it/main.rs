@@ -1,4 +1,6 @@
 //! Tests against real components, each with its own directories, addresses and ports.
+// Tests measure real time, wait for real processes, and end at the first surprise.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, clippy::used_underscore_binding)]
 
 #[cfg(feature = "lab")]
 mod lab;
