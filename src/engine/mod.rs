@@ -5,6 +5,8 @@
 //! reports back to the loop. So there is one writer, and whatever kills the process leaves an open
 //! attempt that the next owner observes. [`work`] is what the tasks do; [`inbox`] what operators may say.
 
+#[cfg(test)]
+mod crash_tests;
 pub mod inbox;
 pub mod work;
 
@@ -183,7 +185,7 @@ impl Owner {
 
     async fn read_inbox(&mut self) -> Result<(), EngineError> {
         for letter in self.engine.journal.letters(&self.claim.run).await? {
-            let bodies = inbox::bodies(&self.state, &letter.actor, &letter.command).unwrap_or_default();
+            let bodies = inbox::bodies(&self.state, &letter.actor, &letter.command, self.engine.clock.now()).unwrap_or_default();
             if !bodies.is_empty() {
                 self.append_as(&letter.actor, bodies).await?;
             }
