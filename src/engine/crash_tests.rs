@@ -235,7 +235,7 @@ impl<'a> Sim<'a> {
             Call::Fails => Err(ApplyError::Definite(Failure::new("exit", "no"))),
             Call::Lost | Call::AnswerLost => Err(ApplyError::Unknown(Failure::new("timed_out", "no answer"))),
         };
-        Report::Applied { attempt, result, timed_out: false, observes: script.visible }
+        Report::Applied { attempt, result, timed_out: false, observes: script.visible && effect != Effect::Read }
     }
 
     fn look(&self, step: &StepId) -> Seen<Value> {

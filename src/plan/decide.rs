@@ -100,7 +100,7 @@ fn for_step(state: &RunState, step: &PlanStep, known: &StepState, now: jiff::Tim
         Phase::Prepared => (!halted).then(|| Decision::Apply { step: id(), attempt: known.attempts + 1 }),
         Phase::Asked => asked(step, known, now),
         // Reads are run again freely; everything else is looked at first.
-        Phase::Applying | Phase::Unknown(_) if is_read(step) => {
+        Phase::Applying | Phase::Unknown(_) | Phase::Applied if is_read(step) => {
             (!halted).then(|| Decision::Apply { step: id(), attempt: known.attempts + 1 })
         }
         // Pausing stops waiting, too: what was applied can be looked at when the run goes on.
