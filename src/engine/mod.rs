@@ -5,6 +5,8 @@
 //! reports back to the loop. So there is one writer, and whatever kills the process leaves an open
 //! attempt that the next owner observes. [`work`] is what the tasks do; [`inbox`] what operators may say.
 
+#[cfg(test)]
+mod crash_tests;
 pub mod inbox;
 pub mod work;
 
@@ -174,16 +176,16 @@ impl Owner {
     }
 
     async fn heed_interrupt(&mut self) -> Result<(), EngineError> {
-        if *self.engine.interrupt.borrow() && !self.state.interrupted {
+        if *self.engine.interrupt.borrow() && !self.state.interrupted() {
             self.append(vec![Body::PauseRequested { reason: "interrupted (Ctrl-C)".to_owned() }]).await?;
         }
-        self.waiting.send_replace(self.state.interrupted);
+        self.waiting.send_replace(self.state.interrupted());
         Ok(())
     }
 
     async fn read_inbox(&mut self) -> Result<(), EngineError> {
         for letter in self.engine.journal.letters(&self.claim.run).await? {
-            let bodies = inbox::bodies(&self.state, &letter.actor, &letter.command).unwrap_or_default();
+            let bodies = inbox::bodies(&self.state, &letter.actor, &letter.command, self.engine.clock.now()).unwrap_or_default();
             if !bodies.is_empty() {
                 self.append_as(&letter.actor, bodies).await?;
             }

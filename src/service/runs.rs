@@ -78,13 +78,13 @@ impl Muster {
     /// What an operator asks of a run: to its owner if it has one, else taken down right away.
     pub async fn command(&self, run: &RunId, by: &str, command: &Command) -> Result<Told, ServiceError> {
         let journal = self.existing_journal().await?;
-        let state = state_of(&*journal, run).await?;
-        let bodies = inbox::bodies(&state, by, command).map_err(ServiceError::Usage)?;
+        let told = |state: &RunState| inbox::bodies(state, by, command, self.clock.now()).map_err(ServiceError::Usage);
+        told(&state_of(&*journal, run).await?)?;
         match journal.claim(run, &self.actor()).await {
             Ok(claim) => {
                 // It may have gone on between the look and the claim.
                 let state = state_of(&*journal, run).await?;
-                let bodies = inbox::bodies(&state, by, command).map_err(ServiceError::Usage).map(|_| bodies)?;
+                let bodies = told(&state)?;
                 let draft = |body| Draft { at: self.clock.now(), actor: by.to_owned(), body };
                 let drafts = bodies.into_iter().map(draft).collect();
                 journal.append(&claim, state.seq, drafts).await?;
