@@ -2,6 +2,7 @@
 // Tests measure real time, wait for real processes, and end at the first surprise.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, clippy::used_underscore_binding)]
 
+mod docs;
 #[cfg(feature = "lab")]
 mod lab;
 mod pg;
