@@ -49,13 +49,9 @@ fn write(home: &Path, name: &str, text: &str) {
 /// The shipped files, so that what a document shows beside them has something to refer to.
 fn home() -> tempfile::TempDir {
     let home = tempfile::tempdir().unwrap();
-    for name in [
-        "muster.yaml",
-        "runbooks/regional-failover.yaml",
-        "runbooks/failback.yaml",
-        "runbooks/protect.yaml",
-        "drills/region-loss.yaml",
-    ] {
+    for name in
+        ["muster.yaml", "runbooks/regional-failover.yaml", "runbooks/failback.yaml", "runbooks/protect.yaml", "drills/region-loss.yaml"]
+    {
         write(home.path(), name, &fs::read_to_string(root().join(name)).unwrap());
     }
     home
