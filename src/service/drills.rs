@@ -3,10 +3,10 @@
 use super::{Muster, ServiceError, files::Folder, notices, view};
 use crate::drill::{conduct::Conductor, probe::ProbePorts, state::DrillState, summary::summary};
 use crate::engine::Engine;
-use crate::journal::{ChainKind, ChainRow, Draft, Journal, NewChain};
+use crate::journal::{ChainKind, ChainRow, Claim, Draft, Journal, NewChain};
 use crate::model::{
     drill::{Drill, DrillKind, Schedule},
-    estate::{Estate, Notice},
+    estate::Estate,
     event::{Body, RunRole},
     ids::*,
     objective::Verdict,
@@ -34,7 +34,21 @@ impl Drilled {
     }
 }
 
+/// A drill that is on record, and that this process owns.
+pub struct Begun {
+    conductor: Conductor,
+    claim: Claim,
+}
+
+impl Begun {
+    #[must_use]
+    pub fn id(&self) -> &RunId {
+        &self.claim.run
+    }
+}
+
 /// A drill that has a schedule.
+#[derive(Clone)]
 pub struct Scheduled {
     pub drill: Drill,
     pub schedule: Schedule,
@@ -49,6 +63,12 @@ impl Muster {
 
     /// Runs a drill here, from its steady state to its verdict.
     pub async fn drill_run(&self, name: &str, scheduled_for: Option<jiff::Timestamp>) -> Result<Drilled, ServiceError> {
+        let begun = self.drill_begin(name, scheduled_for).await?;
+        self.drill_go(begun, false).await
+    }
+
+    /// Puts a drill on record as begun, and owns it.
+    pub async fn drill_begin(&self, name: &str, scheduled_for: Option<jiff::Timestamp>) -> Result<Begun, ServiceError> {
         let (path, loaded) = self.drill(name)?;
         let estate = self.estate()?;
         let mut drill = loaded.drill.clone();
@@ -66,40 +86,42 @@ impl Muster {
         let id = scheduled_for.map_or_else(|| RunId(self.clock.new_id()), |at| scheduled_id(&drill.drill, at));
         let file = (path.display().to_string(), loaded.source.digest.clone());
         let claim = conductor.begin(id, drill, file, plans, scheduled_for).await?;
-        let state = conductor.carry_on(claim, false).await?;
-        self.drilled(&conductor.engine, state).await
+        Ok(Begun { conductor, claim })
     }
 
     /// Goes on with a drill that another process began.
     pub async fn drill_resume(&self, id: &RunId) -> Result<Drilled, ServiceError> {
+        let begun = self.drill_take(id).await?;
+        self.drill_go(begun, true).await
+    }
+
+    /// Takes over a drill that another process began.
+    pub async fn drill_take(&self, id: &RunId) -> Result<Begun, ServiceError> {
         let journal = self.existing_journal().await?;
         let state = drill_state(&*journal, id).await?;
         let engine = self.engine(&state.context.estate).await?;
         let conductor = self.conductor(engine);
         let claim = conductor.engine.journal.claim(id, &conductor.engine.actor).await?;
-        let state = conductor.carry_on(claim, true).await?;
-        self.drilled(&conductor.engine, state).await
+        Ok(Begun { conductor, claim })
     }
 
-    async fn drilled(&self, engine: &Engine, state: DrillState) -> Result<Drilled, ServiceError> {
-        let view = drill_view(&*engine.journal, &state).await?;
-        let estate = &state.context.estate;
-        let name = &state.drill.drill;
-        let about = json!({ "drill": name, "id": state.id, "verdict": state.verdict.as_ref().map(|(verdict, _)| verdict) });
-        match &state.verdict {
-            Some((Verdict::Pass, _)) => {
-                notices::tell(&*engine.world, estate, Notice::Succeeded, &format!("drill {name} passed"), about).await;
+    /// Conducts a drill to its end, or until a person must act; tells the channels how it was left.
+    pub async fn drill_go(&self, begun: Begun, resumed: bool) -> Result<Drilled, ServiceError> {
+        let Begun { conductor, claim } = begun;
+        let (engine, id) = (conductor.engine.clone(), claim.run.clone());
+        match conductor.carry_on(claim, resumed).await {
+            Ok(state) => {
+                let view = drill_view(&*engine.journal, &state).await?;
+                notices::drill_ended(&engine, &state).await;
+                Ok(Drilled { state, view })
             }
-            Some((_, reasons)) => {
-                let text = format!("drill {name} did not pass: {}", reasons.join("; "));
-                notices::tell(&*engine.world, estate, Notice::Failed, &text, about).await;
-            }
-            None => {
-                let why = state.skipped.as_deref().unwrap_or("it did not run");
-                notices::tell(&*engine.world, estate, Notice::Missed, &format!("drill {name} was skipped: {why}"), about).await;
+            Err(error) => {
+                if let Ok(state) = drill_state(&*engine.journal, &id).await {
+                    notices::drill_stopped(&engine, &state, &error).await;
+                }
+                Err(error.into())
             }
         }
-        Ok(Drilled { state, view })
     }
 
     /// Every drill beside the estate.
@@ -153,8 +175,8 @@ impl Muster {
         Ok(history)
     }
 
-    /// Puts a fire on record that started nothing.
-    pub async fn put_on_record(&self, drill: &DrillName, at: jiff::Timestamp, reason: &str) -> Result<(), ServiceError> {
+    /// Puts a fire on record that started nothing; false when it is on record already.
+    pub async fn put_on_record(&self, drill: &DrillName, at: jiff::Timestamp, reason: &str) -> Result<bool, ServiceError> {
         let journal = self.journal().await?;
         let id = RunId(format!("{}-missed", scheduled_id(drill, at)));
         let chain = NewChain { id, kind: ChainKind::Drill, name: drill.to_string(), parent: None, locks: Vec::new() };
@@ -162,8 +184,8 @@ impl Muster {
         let first = Draft { at: self.clock.now(), actor: self.actor(), body };
         match journal.create(chain, &self.actor(), first).await {
             // Another process, or this one before it was killed, has put it down already.
-            Err(crate::journal::JournalError::Exists { .. }) => Ok(()),
-            other => Ok(other.map(|_| ())?),
+            Err(crate::journal::JournalError::Exists { .. }) => Ok(false),
+            other => Ok(other.map(|_| true)?),
         }
     }
 }

@@ -2,11 +2,13 @@
 //!
 //! [`Muster`] holds what a command was pointed at: the state directory and the estate. [`files`] finds and
 //! reads what people wrote, [`runs`] begins and resumes runs and takes operators' commands, [`drills`] does
-//! the same for drills, [`serve`] fires them on schedule, [`view`] is the JSON that machines read,
-//! [`notices`] tells people.
+//! the same for drills, [`serve`] fires them on schedule and [`heartbeat`] says that it does, [`view`] is the
+//! JSON that machines read, [`notices`] tells people, [`next`] is what they can do.
 
 pub mod drills;
 pub mod files;
+pub mod heartbeat;
+pub mod next;
 pub mod notices;
 pub mod report;
 pub mod runs;
