@@ -14,6 +14,7 @@ use crate::model::{
 };
 use crate::plan::schedule::{Cron, zone};
 use serde_json::{Value, json};
+use std::path::PathBuf;
 
 /// A drill as it was left.
 pub struct Drilled {
@@ -26,11 +27,17 @@ impl Drilled {
     /// Pass: 0. Fail, or inconclusive: 1. Skipped, since it could not run: 2.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
-        match &self.state.verdict {
-            Some((Verdict::Pass, _)) => 0,
-            Some(_) => 1,
-            None => 2,
-        }
+        exit_code(&self.state)
+    }
+}
+
+/// The exit code that a drill's verdict amounts to.
+#[must_use]
+pub fn exit_code(state: &DrillState) -> u8 {
+    match &state.verdict {
+        Some((Verdict::Pass, _)) => 0,
+        Some(_) => 1,
+        None => 2,
     }
 }
 
@@ -52,7 +59,7 @@ impl Begun {
 pub struct Scheduled {
     pub drill: Drill,
     pub schedule: Schedule,
-    pub file: std::path::PathBuf,
+    pub file: PathBuf,
 }
 
 impl Muster {
@@ -124,10 +131,17 @@ impl Muster {
         }
     }
 
-    /// Every drill beside the estate.
-    pub fn drill_list(&self) -> Result<Vec<(std::path::PathBuf, Drill)>, ServiceError> {
-        let load = |path: std::path::PathBuf| self.drill(&path.display().to_string()).map(|(path, loaded)| (path, loaded.drill));
-        self.folder(Folder::Drills).into_iter().map(load).collect()
+    /// Every drill beside the estate, and what is wrong with those that cannot be read.
+    #[must_use]
+    pub fn drill_list(&self) -> (Vec<(PathBuf, Drill)>, Vec<ServiceError>) {
+        let (mut drills, mut wrong) = (Vec::new(), Vec::new());
+        for path in self.folder(Folder::Drills) {
+            match self.drill(&path.display().to_string()) {
+                Ok((path, loaded)) => drills.push((path, loaded.drill)),
+                Err(error) => wrong.push(error),
+            }
+        }
+        (drills, wrong)
     }
 
     /// The drills that have a schedule; of these, only those named if any are.
@@ -137,7 +151,7 @@ impl Muster {
                 let (path, loaded) = self.drill(name)?;
                 vec![(path, loaded.drill)]
             }
-            None => self.drill_list()?,
+            None => self.drill_list().0,
         };
         let scheduled = drills.into_iter().filter_map(|(file, drill)| Some(Scheduled { schedule: drill.schedule.clone()?, drill, file }));
         Ok(scheduled.collect())
@@ -251,9 +265,14 @@ async fn history_entry(journal: &dyn Journal, row: &ChainRow) -> Result<Value, S
     let mut entry = json!({
         "id": row.id,
         "drill": row.name,
+        "kind": null,
         "status": row.status,
+        "verdict": null,
         "started_at": rfc3339_ms(row.started_at),
         "finished_at": row.finished_at.map(rfc3339_ms),
+        "rto": null,
+        "rpo": null,
+        "reasons": [],
     });
     let events = journal.load(&row.id, 0).await?;
     let mut more = json!({});
@@ -269,7 +288,7 @@ async fn history_entry(journal: &dyn Journal, row: &ChainRow) -> Result<Value, S
             "reasons": reasons(&state),
         });
     } else if let Some(Body::DrillMissed { scheduled_for, reason, .. }) = events.first().map(|stored| &stored.event.body) {
-        more = json!({ "verdict": null, "scheduled_for": rfc3339_ms(*scheduled_for), "reasons": [reason] });
+        more = json!({ "scheduled_for": rfc3339_ms(*scheduled_for), "reasons": [reason] });
     }
     if let (Some(entry), Some(more)) = (entry.as_object_mut(), more.as_object_mut()) {
         entry.append(more);

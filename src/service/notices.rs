@@ -107,8 +107,7 @@ pub async fn run_left(engine: &Engine, run: &RunId, state: &RunState) {
     let muster = muster(engine);
     let why = state.reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
     let text = format!("runbook {} is {}{why}", state.plan.runbook, state.status.word().replace('_', " "));
-    let about =
-        json!({ "run": run, "drill": null, "runbook": state.plan.runbook, "status": state.status, "scope": state.plan.scope, "actor": engine.actor });
+    let about = json!({ "run": run, "drill": null, "runbook": state.plan.runbook, "status": state.status, "scope": state.plan.scope, "actor": engine.actor });
     let mut next = vec![format!("{muster} show {run}")];
     next.extend(commands(&for_run(&muster, run, state)));
     tell(&*engine.world, &state.plan.estate, &Message { notice, text, about, next }).await;

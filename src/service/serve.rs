@@ -300,7 +300,10 @@ impl Scheduler {
     fn resume_run(&mut self, row: ChainRow) {
         let parked = [RunStatus::Paused, RunStatus::WaitingApproval, RunStatus::Indeterminate];
         if parked.iter().any(|status| row.status == status.word()) {
-            (self.log)(&format!("run {} ({}) is {}; no drill starts before it has ended: muster show {}", row.id, row.name, row.status, row.id));
+            (self.log)(&format!(
+                "run {} ({}) is {}; no drill starts before it has ended: muster show {}",
+                row.id, row.name, row.status, row.id
+            ));
             return;
         }
         (self.log)(&format!("run {} ({}) was left open; going on with it", row.id, row.name));
@@ -323,7 +326,9 @@ async fn carry_on(muster: Muster, begun: Begun, resumed: bool, log: Log) {
             let why = if why.is_empty() { why } else { format!(": {why}") };
             log(&format!("drill {id}: {verdict}{why}"));
         }
-        Err(ServiceError::Drill(DrillError::Interrupted(_))) => log(&format!("drill {id} stopped; the next `muster serve` goes on with it")),
+        Err(ServiceError::Drill(DrillError::Interrupted(_))) => {
+            log(&format!("drill {id} stopped; the next `muster serve` goes on with it"))
+        }
         Err(error) => log(&format!("drill {id}: {error}")),
     }
 }

@@ -2,9 +2,12 @@
 // Tests measure real time, wait for real processes, and end at the first surprise.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, clippy::used_underscore_binding)]
 
+mod evidence;
 #[cfg(feature = "lab")]
 mod lab;
 mod pg;
 #[cfg(feature = "lab")]
 mod providers;
 mod providers_postgres;
+mod receiver;
+mod serve;
