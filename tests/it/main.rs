@@ -3,9 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, clippy::used_underscore_binding)]
 
 mod docs;
+mod evidence;
 #[cfg(feature = "lab")]
 mod lab;
 mod pg;
 #[cfg(feature = "lab")]
 mod providers;
 mod providers_postgres;
+mod receiver;
+mod serve;
