@@ -29,6 +29,8 @@ use std::{
 use tokio::{sync::watch, task::JoinSet};
 use work::{Report, Work};
 
+/// Why a run is paused that was paused because its process was told to stop.
+pub const INTERRUPTED: &str = "interrupted (Ctrl-C or SIGTERM)";
 /// How often the inbox is looked into.
 const INBOX: Duration = Duration::from_millis(200);
 /// How long an append is tried again while the store is in trouble, before the process gives the run up.
@@ -177,7 +179,7 @@ impl Owner {
 
     async fn heed_interrupt(&mut self) -> Result<(), EngineError> {
         if *self.engine.interrupt.borrow() && !self.state.interrupted() {
-            self.append(vec![Body::PauseRequested { reason: "interrupted (Ctrl-C)".to_owned() }]).await?;
+            self.append(vec![Body::PauseRequested { reason: INTERRUPTED.to_owned() }]).await?;
         }
         self.waiting.send_replace(self.state.interrupted());
         Ok(())
