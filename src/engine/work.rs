@@ -225,6 +225,18 @@ async fn unless_told(mut waiting: watch::Receiver<bool>, work: impl Future<Outpu
     }
 }
 
+/// What a task that died without a report amounts to.
+#[must_use]
+pub fn died(work: Work, why: &str) -> Report {
+    let failure = Failure::new("defect", format!("Muster's own work on this step died: {why}"));
+    match work {
+        Work::Prepare => Report::Refused { refusal: Refusal { failure, retry: false }, timed_out: false },
+        Work::Apply { attempt } => Report::Applied { attempt, result: Err(ApplyError::Unknown(failure)), timed_out: false, observes: true },
+        Work::Observe { .. } => Report::Observed { seen: Seen::CannotTell { why: failure.message }, timed_out: true },
+        Work::Undo => Report::Undone(Err(ApplyError::Unknown(failure))),
+    }
+}
+
 /// What is needed to tell what a report amounts to.
 pub struct Context<'a> {
     pub planned: &'a PlanStep,
