@@ -1,3 +1,4 @@
+//! Disaster recovery orchestration: runbooks as code, drills that measure, evidence that holds.
 #![forbid(unsafe_code)]
 
 pub mod actions;

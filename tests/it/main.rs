@@ -2,6 +2,7 @@
 // Tests measure real time, wait for real processes, and end at the first surprise.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, clippy::used_underscore_binding)]
 
+mod cli;
 mod engine;
 #[cfg(feature = "lab")]
 mod lab;
@@ -10,3 +11,4 @@ mod place;
 #[cfg(feature = "lab")]
 mod providers;
 mod providers_postgres;
+mod tidy;
