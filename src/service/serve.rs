@@ -160,7 +160,7 @@ impl Heartbeats {
     fn new(muster: &Muster) -> Result<Self, ServiceError> {
         let estate = muster.written_estate()?;
         let wanted = estate.notify.iter().filter(|channel| channel.on.contains(&Notice::Heartbeat));
-        let every = wanted.map(|channel| channel.every.map_or(Duration::from_mins(1), super::super::model::time::Span::duration)).min();
+        let every = wanted.map(|channel| channel.every.map_or(Duration::from_mins(1), crate::model::time::Span::duration)).min();
         Ok(Self { estate, due: muster.clock.monotonic(), every })
     }
 

@@ -76,9 +76,13 @@ fn ten_megabytes_are_refused_at_once() {
 #[test]
 fn help_says_what_there_is() {
     let place = Place::new();
-    insta::assert_snapshot!("help", here(&place, &["--help"]).expect(0).out);
-    for line in here(&place, &["--help"]).out.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty()) {
+    let help = place.plain(&["--help"]).expect(0).out;
+    insta::assert_snapshot!("help", help);
+    for line in help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty()) {
         let command = line.split_whitespace().next().unwrap();
+        if command == "help" {
+            continue;
+        }
         let said = here(&place, &[command, "--help"]).expect(0);
         assert!(said.out.contains("Usage: muster") && said.err.is_empty(), "{command}: {}", said.out);
     }
@@ -107,9 +111,7 @@ fn every_action_is_documented_from_its_types() {
         let said = place.plain(&["validate", "example.yaml", "--json"]);
         let errors: Vec<_> =
             said.last()["diagnostics"].as_array().unwrap().iter().filter(|one| one["severity"] == "error").cloned().collect();
-        let dangling = |one: &serde_json::Value| {
-            one["message"].as_str().is_some_and(|text| text.contains("steps.") || text.contains("estate") || text.contains("inputs."))
-        };
+        let dangling = |one: &serde_json::Value| ["dangling-reference", "undefined-expression"].contains(&one["code"].as_str().unwrap());
         assert!(errors.iter().all(dangling), "{name}: {errors:#?}");
         pages.push_str(&format!("=== {page}\n"));
     }
