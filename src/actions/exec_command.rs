@@ -84,7 +84,7 @@ impl Action for Command {
             danger: Danger::Irreversible,
             undo: UndoPolicy::Automatic,
             timeout: Span::from_secs(600),
-            example: "id: warm-up\nuses: exec.command\nwith:\n  argv: [systemctl, start, cache]\n  observe: [systemctl, is-active, --quiet, cache]\n  undo: [systemctl, stop, cache]\n",
+            example: "id: warm_up\nuses: exec.command\nwith:\n  argv: [systemctl, start, cache]\n  observe: [systemctl, is-active, --quiet, cache]\n  undo: [systemctl, stop, cache]\n",
         }
     }
     fn effect(with: &Node) -> Effect {

@@ -1,7 +1,6 @@
 //! Each policy of the engine as a short story: what happened, and what is to be done next.
 //!
-//! A story is a plan and the events of a run; [`Story::next`] gives what `decide` says, one short line a
-//! decision. Whoever wants to know what Muster does in some situation finds it here.
+//! A story is a plan and the events of a run; [`Story::next`] gives what `decide` says, a line a decision.
 
 use super::super::state::fold;
 use super::*;

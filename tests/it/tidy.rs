@@ -196,8 +196,7 @@ fn character_end(rest: &[u8]) -> usize {
     if rest.get(1) == Some(&b'\\') {
         return rest.iter().skip(3).position(|b| *b == b'\'').map_or(0, |end| end + 4);
     }
-    let text = std::str::from_utf8(&rest[1..rest.len().min(6)])
-        .map_or_else(|e| std::str::from_utf8(&rest[1..=e.valid_up_to()]).unwrap(), |text| text);
+    let text = String::from_utf8_lossy(&rest[1..rest.len().min(6)]);
     let width = text.chars().next().map_or(1, char::len_utf8);
     if rest.get(1 + width) == Some(&b'\'') { width + 2 } else { 0 }
 }
