@@ -270,7 +270,7 @@ impl<'a> Sim<'a> {
     }
 
     /// To the end, with the crash and the people that it takes.
-    fn to_the_end(&mut self) {
+    fn carry_through(&mut self) {
         for _ in 0..40 {
             match self.drive() {
                 Ok(status) if status.is_final() => return,
@@ -372,14 +372,14 @@ proptest! {
     fn a_crash_at_any_instant_loses_nothing_and_repeats_nothing(scripts in scripts(), order in prop::collection::vec(any::<u8>(), 1..40)) {
         let mut calm = Sim::new(&scripts, &order, None);
         assert!(calm.append(vec![Body::Claimed { owner: "first".into() }]).is_ok());
-        calm.to_the_end();
+        calm.carry_through();
         calm.check_the_end();
         for fuse in 0..calm.instants {
             let mut sim = Sim::new(&scripts, &order, Some(fuse));
             if sim.append(vec![Body::Claimed { owner: "first".into() }]).is_err() {
                 sim.fuse = None;
             }
-            sim.to_the_end();
+            sim.carry_through();
             sim.check_the_end();
         }
     }

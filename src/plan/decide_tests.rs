@@ -1,7 +1,6 @@
 //! Each policy of the engine as a short story: what happened, and what is to be done next.
 //!
-//! A story is a plan and the events of a run; [`Story::next`] gives what `decide` says, one short line a
-//! decision. Whoever wants to know what Muster does in some situation finds it here.
+//! A story is a plan and the events of a run; [`Story::next`] gives what `decide` says, a line a decision.
 
 use super::super::state::fold;
 use super::*;
@@ -208,7 +207,6 @@ impl Story {
 }
 
 // ---- the order of steps
-
 #[test]
 fn a_step_waits_for_all_that_it_needs() {
     let mut s = story(vec![step("a", &[]), step("b", &[]), step("c", &["a", "b"])]);
@@ -267,7 +265,6 @@ fn an_operator_may_skip_what_has_not_begun() {
 }
 
 // ---- failures
-
 #[test]
 fn the_wait_between_attempts_doubles_up_to_its_cap() {
     let wait = |attempt, attempts, hint| after_failure(&retry(step("a", &[]), attempts, 100, 1_000), attempt, true, false, hint);
@@ -376,7 +373,6 @@ fn a_stopping_run_settles_what_is_open_before_it_ends() {
 }
 
 // ---- undo
-
 #[test]
 fn undo_goes_back_from_the_last_begun_each_step_once() {
     let steps = vec![step("a", &[]), step("b", &[]), step("c", &[]), on_failure(step("d", &["a", "b", "c"]), OnFailure::Undo)];
@@ -446,7 +442,6 @@ fn a_pause_holds_between_two_undos() {
 }
 
 // ---- approvals
-
 #[test]
 fn an_approval_needs_different_people_in_time_over_this_very_plan() {
     let mut s = story(vec![approval("ok", &[], 2), step("a", &["ok"])]);
@@ -498,7 +493,6 @@ fn others_go_on_while_one_step_waits_for_approval() {
 }
 
 // ---- pause, resume, abort
-
 #[test]
 fn a_pause_begins_nothing_and_resume_goes_on() {
     let mut s = story(vec![step("a", &[]), step("b", &["a"])]);
@@ -548,7 +542,6 @@ fn a_failed_run_with_nothing_left_to_do_ends_although_it_is_paused() {
 }
 
 // ---- what is not known
-
 #[test]
 fn an_open_attempt_is_looked_at_and_a_read_is_run_again() {
     for (kind, next) in

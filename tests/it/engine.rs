@@ -277,7 +277,7 @@ fn kill_9_again_and_again_repeats_no_completed_effect() {
     };
     place.book(&(0..8).map(step).collect::<String>());
     let mut running = place.start(&["run", "book.yaml", "--json"]);
-    place.until("the run is on record", || place.path("state-made").exists() || place.path(".muster/runs").exists());
+    place.until_there(".muster/runs");
     let mut kills = 0;
     // Moments spread over the run by themselves: each process gets a little further than the last.
     for extra in 0..12u64 {

@@ -159,6 +159,7 @@ impl Place {
         runs["runs"][0]["id"].as_str().unwrap().to_owned()
     }
     #[track_caller]
+    #[allow(clippy::unused_self)] // a place is where one waits
     pub fn until(&self, what: &str, mut true_now: impl FnMut() -> bool) {
         let began = Instant::now();
         while !true_now() {
