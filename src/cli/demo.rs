@@ -96,9 +96,9 @@ fn scenario(drill: &str, args: &Args) -> String {
 
 async fn whole(muster: &mut Muster, args: &Args, output: &Output) -> Done {
     output.say("starting two regions on this machine");
-    let lab = lab::start(&muster.state, output).await?;
-    muster.faults = Some(Arc::new(lab));
     muster.interrupt = super::output::interrupts();
+    let lab = lab::start(&muster.state, muster.interrupt.clone(), output).await?;
+    muster.faults = Some(Arc::new(lab));
     output.say("backing up and verifying what would be failed over to");
     let protected = muster.run("protect", &BTreeMap::new(), false).await?;
     if protected.state.status != crate::model::status::RunStatus::Succeeded {

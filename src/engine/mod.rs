@@ -176,10 +176,10 @@ impl Owner {
     }
 
     async fn heed_interrupt(&mut self) -> Result<(), EngineError> {
-        if *self.engine.interrupt.borrow() && self.state.paused.is_none() {
+        if *self.engine.interrupt.borrow() && !self.state.interrupted {
             self.append(vec![Body::PauseRequested { reason: INTERRUPTED.to_owned() }]).await?;
         }
-        self.waiting.send_replace(self.state.paused.is_some());
+        self.waiting.send_replace(self.state.interrupted);
         Ok(())
     }
 

@@ -113,16 +113,19 @@ pub fn task(
     match work {
         Work::Prepare => {
             let rendered = render(state, claim, planned);
-            Some(Box::pin(async move { prepare(action, read, rendered, limit).await }))
+            Some(Box::pin(unless_told(waiting, async move { prepare(action, read, rendered, limit).await })))
         }
         Work::Apply { attempt } => {
             let observes = action.observes(&planned.with);
-            Some(Box::pin(async move {
+            let reads = matches!(&planned.kind, StepKind::Action { effect: Effect::Read, .. });
+            let applied = async move {
                 match tokio::time::timeout(limit, action.apply(&write, &intent)).await {
                     Ok(result) => Report::Applied { attempt, result, timed_out: false, observes },
                     Err(_) => Report::Applied { attempt, result: Err(ApplyError::Unknown(late(limit))), timed_out: true, observes },
                 }
-            }))
+            };
+            // A read may be dropped at any point; what changes something is always seen to its end.
+            Some(if reads { Box::pin(unless_told(waiting, applied)) } else { Box::pin(applied) })
         }
         Work::Observe { accepted } => Some(Box::pin(async move { observe(action, read, intent, clock, limit, accepted, waiting).await })),
         Work::Undo => Some(Box::pin(async move {
@@ -195,16 +198,26 @@ async fn observe(
         if clock.monotonic().saturating_sub(begun) >= limit {
             return Report::Observed { seen, timed_out: true };
         }
-        let told = async {
-            // The sender lives as long as the loop that waits for this task.
-            if waiting.wait_for(|stop| *stop).await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        };
         tokio::select! {
             () = clock.sleep(Duration::from_millis(poll)) => {}
-            () = told => return Report::StoppedWaiting,
+            () = told(&mut waiting) => return Report::StoppedWaiting,
         }
+    }
+}
+
+/// Until the loop says that nothing is waited for any more.
+async fn told(waiting: &mut watch::Receiver<bool>) {
+    // The sender lives as long as the loop that waits for this task.
+    if waiting.wait_for(|stop| *stop).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Work that changes nothing, dropped when nothing is waited for any more.
+async fn unless_told(mut waiting: watch::Receiver<bool>, work: impl Future<Output = Report>) -> Report {
+    tokio::select! {
+        report = work => report,
+        () = told(&mut waiting) => Report::StoppedWaiting,
     }
 }
 

@@ -103,8 +103,8 @@ fn for_step(state: &RunState, step: &PlanStep, known: &StepState, now: jiff::Tim
         Phase::Applying | Phase::Unknown(_) if is_read(step) => {
             (!halted).then(|| Decision::Apply { step: id(), attempt: known.attempts + 1 })
         }
-        // Pausing stops waiting, too: what was applied can be looked at when the run goes on.
-        Phase::Applying | Phase::Unknown(_) | Phase::Applied => (state.paused.is_none()).then(|| Decision::Observe(id())),
+        // An operator's pause stops waiting, too: what was applied can be looked at when the run goes on.
+        Phase::Applying | Phase::Unknown(_) | Phase::Applied => (!state.interrupted).then(|| Decision::Observe(id())),
         Phase::Held | Phase::Ended => None,
     }
 }

@@ -17,6 +17,8 @@ pub struct RunState {
     pub steps: BTreeMap<StepId, StepState>,
     /// An operator, or a step that failed with `pause`, holds the run.
     pub paused: Option<String>,
+    /// It was an operator: then nothing is waited for, either.
+    pub interrupted: bool,
     pub aborting: Option<String>,
     /// A step failed with `stop` or `undo`.
     pub stopping: Option<Stopping>,
@@ -144,6 +146,7 @@ impl RunState {
             seq: first.seq,
             steps,
             paused: None,
+            interrupted: false,
             aborting: None,
             stopping: None,
             reason: None,
@@ -200,9 +203,13 @@ pub fn fold(state: &mut RunState, event: &Event) {
                 step.again();
             }
         }
-        Body::PauseRequested { reason } => state.paused = Some(reason.clone()),
+        Body::PauseRequested { reason } => {
+            state.paused = Some(reason.clone());
+            state.interrupted = true;
+        }
         Body::Resumed => {
             state.paused = None;
+            state.interrupted = false;
             state.status = RunStatus::Running;
         }
         Body::AbortRequested { reason } => state.aborting = Some(reason.clone()),
