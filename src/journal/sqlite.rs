@@ -160,7 +160,7 @@ impl SqliteJournal {
 
 /// What is wrong with the store, in words for a person.
 fn explain(error: &sqlx::Error) -> String {
-    let code = error.as_database_error().and_then(|e| e.code()).and_then(|code| code.parse::<u32>().ok());
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code).and_then(|code| code.parse::<u32>().ok());
     // The primary code is in the lowest byte: 11 is SQLITE_CORRUPT, 26 SQLITE_NOTADB.
     match code.map(|code| code & 0xff) {
         Some(11 | 26) => {
