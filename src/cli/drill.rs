@@ -88,7 +88,7 @@ pub fn figures(view: &Value, output: &Output) {
     }
     let evidence = &view["evidence"];
     let verified = if evidence["verified"] == json!(true) { "verified" } else { "NOT verified" };
-    output.line(format!("evidence: {} events, {verified}, head {}", evidence["events"], evidence["head"].as_str().unwrap_or_default()));
+    output.line(format!("evidence: {} events, {verified}, head\n  {}", evidence["events"], evidence["head"].as_str().unwrap_or_default()));
     let unfinished = if view["status"] == json!("skipped") { "skipped" } else { "not finished" };
     let verdict = view["verdict"].as_str().unwrap_or(unfinished);
     output.line(format!("drill {} {}: {verdict}", view["drill"].as_str().unwrap_or_default(), view["id"].as_str().unwrap_or_default()));
@@ -122,21 +122,21 @@ fn measured(rto: &Value, rpo: &Value, output: &Output) {
     table.add_row(vec!["data loss".to_owned(), shown(&rpo["actual_ms"]), ms(number(&rpo["objective_ms"])), met(&rpo["met"]).to_owned()]);
     table.add_row(vec!["  writes acknowledged".to_owned(), count(&rpo["acknowledged_writes"]), String::new(), String::new()]);
     table.add_row(vec!["  of them lost".to_owned(), count(&rpo["lost_writes"]), String::new(), String::new()]);
-    output.line(table.to_string());
+    output.line(table.trim_fmt());
 }
 
 fn then(then: &Value, output: &Output) {
     if !then.is_object() {
         return;
     }
-    output.line(format!(
-        "way back {}: {} writes acknowledged, {} lost, pause {}, as found: {}",
-        then["status"].as_str().unwrap_or("not run"),
-        count(&then["acknowledged_writes"]),
-        count(&then["lost_writes"]),
-        shown(&then["write_pause_ms"]),
-        then["as_found"].as_bool().map_or("not known", |same| if same { "yes" } else { "no" }),
-    ));
+    let writes = match (then["acknowledged_writes"].as_u64(), then["lost_writes"].as_u64()) {
+        (Some(all), Some(lost)) => format!("{all} writes acknowledged, {lost} lost"),
+        _ => "writes not measured".to_owned(),
+    };
+    let pause =
+        then["write_pause_ms"].as_i64().map_or("pause not measured".to_owned(), |pause| format!("pause {}", ms(Some(pause.into()))));
+    let as_found = then["as_found"].as_bool().map_or("not known", |same| if same { "yes" } else { "no" });
+    output.line(format!("way back {}: {writes}, {pause}, as found: {as_found}", then["status"].as_str().unwrap_or("not run")));
 }
 
 fn steps(steps: &Value, output: &Output) {
@@ -152,7 +152,7 @@ fn steps(steps: &Value, output: &Output) {
         let status = text(&step["status"]).replace('_', " ");
         table.add_row(vec![text(&step["id"]), text(&step["uses"]), status, step["attempts"].to_string(), ms(took), note.to_owned()]);
     }
-    output.line(format!("\n{table}\n"));
+    output.line(format!("\n{}\n", table.trim_fmt()));
 }
 
 /// A file that cannot be read is told, and does not hide the others.
@@ -163,7 +163,9 @@ fn list(muster: &Muster, output: &Output) -> Done {
         output.object(&json!({ "drills": drills.iter().map(one).collect::<Vec<_>>(), "wrong": wrong.iter().map(ToString::to_string).collect::<Vec<_>>() }));
     } else {
         listed(muster, &drills, output);
-        wrong.iter().for_each(|error| output.say(format!("error: {error}\n")));
+        for error in &wrong {
+            output.say(format!("error: {error}\n"));
+        }
     }
     Ok(if wrong.is_empty() { 0 } else { 2 })
 }
@@ -180,7 +182,7 @@ fn listed(muster: &Muster, drills: &[(PathBuf, Drill)], output: &Output) {
         let next = muster.drill_next(path.to_str(), muster.clock.now(), 1).ok().and_then(|next| next.first().map(|(_, at)| seconds(*at)));
         table.add_row(vec![drill.drill.to_string(), kind, next.unwrap_or("-".to_owned()), schedule, drill.runbook.clone()]);
     }
-    output.line(table.to_string());
+    output.line(table.trim_fmt());
 }
 
 fn next(muster: &Muster, drill: Option<&str>, from: Option<&str>, count: usize, output: &Output) -> Done {
@@ -193,7 +195,7 @@ fn next(muster: &Muster, drill: Option<&str>, from: Option<&str>, count: usize, 
         return Ok(0);
     }
     for (drill, at) in &next {
-        output.line(format!("{}  {drill}", rfc3339_ms(*at)));
+        output.line(format!("{}  {drill}", seconds(*at)));
     }
     if next.is_empty() {
         let what = drill.map_or("no drill has a schedule".to_owned(), |drill| format!("{drill} has no schedule"));
@@ -220,7 +222,7 @@ async fn history(muster: &Muster, limit: u32, output: &Output) -> Done {
         let started = text("started_at").parse().map_or_else(|_| text("started_at"), seconds);
         table.add_row(vec![text("drill"), text("status"), started, ms(rto), lost, short(&RunId(text("id")))]);
     }
-    output.line(table.to_string());
+    output.line(table.trim_fmt());
     Ok(0)
 }
 

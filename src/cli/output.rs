@@ -177,9 +177,12 @@ fn step_sentence(body: &Body) -> Option<(char, String)> {
         Body::ApplyFailed { step, failure, .. } => ('!', format!("{} failed: {failure}", named(step))),
         Body::ApplyUnknown { step, failure, .. } => ('?', format!("{} may or may not have happened: {failure}; looking", named(step))),
         Body::Verified { step, .. } => ('+', format!("{} done", named(step))),
-        Body::StepEnded { step, status, .. } => {
+        // The failure itself has been told, in its own words, by what came before.
+        Body::StepEnded { status: StepStatus::Failed, failure: None, .. } => return None,
+        Body::StepEnded { step, status, failure } => {
             let mark = if *status == StepStatus::Succeeded { '+' } else { '!' };
-            (mark, format!("{} {}", named(step), status.word()))
+            let why = failure.as_ref().map(|failure| format!(": {failure}")).unwrap_or_default();
+            (mark, format!("{} {}{why}", named(step), status.word().replace('_', " ")))
         }
         Body::Indeterminate { step, question } => ('?', format!("{} indeterminate: {question}", named(step))),
         Body::Resolved { step, done, by, .. } => {

@@ -38,10 +38,17 @@ pub async fn list(args: &ListArgs, muster: &Muster, output: &Output) -> Done {
     let mut table = table(&["RUN", "RUNBOOK", "STATUS", "STARTED", "TOOK", "DRILL"]);
     for row in &rows {
         let took = row.finished_at.map(|end| end.duration_since(row.started_at).as_millis());
-        let drill = row.parent.as_ref().map_or("-".to_owned(), short);
-        table.add_row(vec![short(&row.id), row.name.clone(), row.status.replace('_', " "), seconds(row.started_at), ms(took), drill]);
+        let drill = if row.parent.is_some() { "yes" } else { "no" };
+        table.add_row(vec![
+            short(&row.id),
+            row.name.clone(),
+            row.status.replace('_', " "),
+            seconds(row.started_at),
+            ms(took),
+            drill.to_owned(),
+        ]);
     }
-    output.line(table.to_string());
+    output.line(table.trim_fmt());
     Ok(0)
 }
 
@@ -62,7 +69,7 @@ pub fn steps_table(state: &RunState) -> String {
             note.unwrap_or_default(),
         ]);
     }
-    table.to_string()
+    table.trim_fmt()
 }
 
 /// What a watcher has told already of each chain.
@@ -95,8 +102,9 @@ pub async fn watch(args: &WatchArgs, muster: &Muster, output: &Output) -> Done {
         if let Some(run) = parked {
             let state = state_of(&*journal, &run).await?;
             if crate::engine::needs_a_person(state.status) {
-                let next = super::show::next(&output.program, &run, &state);
-                next.iter().for_each(|line| output.say(line));
+                for line in super::show::next(&output.program, &run, &state) {
+                    output.say(line);
+                }
                 let mut view = view::run(&run, &state, &view::evidence(&*journal, std::slice::from_ref(&run)).await?);
                 view["next"] = json!(super::show::commands(&output.program, &run, &state));
                 output.object(&view);

@@ -156,7 +156,9 @@ async fn drill(id: &RunId, journal: &dyn Journal, output: &Output) -> Done {
     output.line("");
     super::drill::figures(&view, output);
     for (run, state) in &open {
-        next(&output.program, run, state).iter().for_each(|line| output.line(line));
+        for line in next(&output.program, run, state) {
+            output.line(line);
+        }
     }
     if state.finished_at.is_none() && open.is_empty() {
         output.line(format!("not finished; if no process is at it: {} resume {id}", output.program));

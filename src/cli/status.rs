@@ -1,10 +1,13 @@
 //! `muster status`: where the estate stands and what is open, on one screen.
 
-use super::{Done, output::Output};
+use super::{
+    Done,
+    output::{Output, ms, seconds, short},
+};
 use crate::drill::as_found;
-use crate::model::time::rfc3339_ms;
+use crate::model::{ids::RunId, time::rfc3339_ms};
 use crate::service::{Muster, view};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::sync::Arc;
 
 pub async fn main(muster: &Muster, output: &Output) -> Done {
@@ -12,30 +15,49 @@ pub async fn main(muster: &Muster, output: &Output) -> Done {
     let world = crate::providers::world::World::new(Arc::new(estate.clone()), muster.clock.clone());
     let facts = as_found::capture(&world, &estate).await;
     let (open, last) = if muster.state.join("journal.db").is_file() {
-        let journal = muster.journal().await?;
+        let journal = muster.existing_journal().await?;
         (journal.open().await?, muster.drill_history(1).await?.into_iter().next())
     } else {
         (Vec::new(), None)
     };
+    let next = muster.drill_next(None, muster.clock.now(), 1).unwrap_or_default().into_iter().next();
     if output.json {
-        output.object(&json!({ "estate": facts, "open": open.iter().map(view::row).collect::<Vec<_>>(), "last_drill": last }));
+        let next = next.map(|(drill, at)| json!({ "drill": drill, "at": rfc3339_ms(at) }));
+        let open = open.iter().map(view::row).collect::<Vec<_>>();
+        output.object(&json!({ "estate": facts, "open": open, "last_drill": last, "next_drill": next }));
         return Ok(0);
     }
+    let width = facts.keys().map(|fact| fact.chars().count()).max().unwrap_or_default();
     for (fact, value) in &facts {
-        output.line(format!("{fact:<36} {value}"));
+        output.line(format!("{fact:<width$}  {value}"));
+    }
+    if facts.is_empty() {
+        output.line("the estate names no database and no endpoint");
     }
     output.line("");
     for row in &open {
-        output.line(format!("open: {} {} {} since {}", row.name, row.id, row.status, rfc3339_ms(row.started_at)));
+        let status = row.status.replace('_', " ");
+        output.line(format!(
+            "open        {} {status} since {}: {} show {}",
+            row.name,
+            seconds(row.started_at),
+            output.program,
+            short(&row.id)
+        ));
     }
-    match last {
-        None => output.line("no drill is on record"),
-        Some(last) => output.line(format!(
-            "last drill: {} {} at {}",
-            last["drill"].as_str().unwrap_or_default(),
-            last["status"].as_str().unwrap_or_default(),
-            last["started_at"].as_str().unwrap_or_default()
-        )),
+    if open.is_empty() {
+        output.line("open        nothing");
     }
+    output.line(format!("last drill  {}", last.as_ref().map_or("none is on record".to_owned(), last_drill)));
+    output
+        .line(format!("next drill  {}", next.map_or("none is scheduled".to_owned(), |(drill, at)| format!("{drill} at {}", seconds(at)))));
     Ok(0)
+}
+
+fn last_drill(last: &Value) -> String {
+    let text = |name: &str| last[name].as_str().unwrap_or_default();
+    let at = text("started_at").parse().map_or_else(|_| text("started_at").to_owned(), seconds);
+    let rto = last["rto"]["actual_ms"].as_i64().map(|took| format!(", recovery {}", ms(Some(took.into())))).unwrap_or_default();
+    let lost = last["rpo"]["lost_writes"].as_u64().map(|lost| format!(", {lost} writes lost")).unwrap_or_default();
+    format!("{} {} at {at}{rto}{lost} ({})", text("drill"), text("status"), short(&RunId::from(text("id"))))
 }

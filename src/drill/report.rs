@@ -382,7 +382,10 @@ fn afterwards(data: &ReportData) -> Markup {
             dl.pairs {
                 dt { "status" } dd { (then.status.word().replace('_', " ")) }
                 @if let Some(run) = &then.run { dt { "run" } dd.mono { (run) } }
-                dt { "writes lost" } dd { (count(then.lost_writes)) " of " (count(then.acknowledged_writes)) " acknowledged" }
+                dt { "writes lost" } dd { @match (then.lost_writes, then.acknowledged_writes) {
+                    (Some(lost), Some(all)) => { (lost) " of " (all) " acknowledged" }
+                    _ => (NOT_MEASURED),
+                } }
                 dt { "pause in writes" } dd { (millis_u(then.write_pause_ms)) }
                 dt { "estate" } dd { (as_found(then.as_found)) }
             }

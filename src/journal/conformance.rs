@@ -102,6 +102,9 @@ async fn the_whole_verifies_and_lists(journal: &dyn Journal) {
     journal.consider("weekly", at(5)).await.unwrap();
     journal.consider("weekly", at(9)).await.unwrap();
     assert_eq!(journal.considered("weekly").await.unwrap(), Some(at(9)));
+    // The whole of one is that one, also when another begins with it.
+    journal.create(new("run-a-missed", &[]), "one", first(0)).await.unwrap();
+    assert_eq!(journal.find("run-a").await.unwrap().as_str(), "run-a");
 }
 
 async fn suite(journal: &dyn Journal) {

@@ -173,6 +173,7 @@ impl Journal for MemJournal {
         match found.as_slice() {
             [] => Err(JournalError::NoSuchRun(RunId::from(prefix))),
             [one] => Ok((*one).clone()),
+            [one, ..] if one.as_str() == prefix => Ok((*one).clone()),
             several => Err(JournalError::Ambiguous(prefix.to_owned(), several.len())),
         }
     }

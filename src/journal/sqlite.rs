@@ -160,7 +160,7 @@ impl SqliteJournal {
 
 /// What is wrong with the store, in words for a person.
 fn explain(error: &sqlx::Error) -> String {
-    let code = error.as_database_error().and_then(|e| e.code()).and_then(|code| code.parse::<u32>().ok());
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code).and_then(|code| code.parse::<u32>().ok());
     // The primary code is in the lowest byte: 11 is SQLITE_CORRUPT, 26 SQLITE_NOTADB.
     match code.map(|code| code & 0xff) {
         Some(11 | 26) => {
@@ -334,11 +334,15 @@ impl Journal for SqliteJournal {
     }
 
     async fn find(&self, prefix: &str) -> Result<RunId, JournalError> {
-        let rows =
-            sqlx::query("SELECT id FROM chains WHERE substr(id, 1, length(?1)) = ?1 LIMIT 3").bind(prefix).fetch_all(&self.read).await;
+        let rows = sqlx::query("SELECT id FROM chains WHERE substr(id, 1, length(?1)) = ?1 ORDER BY id LIMIT 3")
+            .bind(prefix)
+            .fetch_all(&self.read)
+            .await;
         match rows.map_err(|e| self.fail(&e))?.as_slice() {
             [] => Err(JournalError::NoSuchRun(RunId::from(prefix))),
             [one] => Ok(RunId(one.get(0))),
+            // The whole identifier comes before those that begin with it.
+            [one, ..] if one.get::<String, _>(0) == prefix => Ok(RunId(one.get(0))),
             several => Err(JournalError::Ambiguous(prefix.to_owned(), several.len())),
         }
     }

@@ -80,10 +80,11 @@ fn gaps(facts: &Facts) -> Vec<String> {
     if facts.main.is_none() {
         reasons.push("the runbook never ran".to_owned());
     }
-    if facts.probed && facts.rto.actual_ms.is_none() {
+    // An objective that nothing measures is no objective met.
+    if (facts.probed || facts.rto.objective_ms.is_some()) && facts.rto.actual_ms.is_none() {
         reasons.push("the recovery time was not measured".to_owned());
     }
-    if facts.ledgered && facts.rpo.actual_ms.is_none() {
+    if (facts.ledgered || facts.rpo.objective_ms.is_some()) && facts.rpo.actual_ms.is_none() {
         reasons.push("the data loss was not measured".to_owned());
     }
     if facts.then == Some(None) {
@@ -137,6 +138,15 @@ mod tests {
             assert_eq!(verdict, Verdict::Fail, "{word}");
             assert!(reasons.len() == 1 && reasons[0].contains(word), "{reasons:?} should speak of {word:?}");
         }
+    }
+
+    #[test]
+    fn what_was_not_to_be_measured_is_not_missed() {
+        let unwatched = Facts { probed: false, ledgered: false, rto: Rto::default(), rpo: Rpo::default(), ..good() };
+        // Another process went on with it: no figure spans the gap.
+        assert_eq!(verdict(&Facts { hole: true, ..unwatched.clone() }), (Verdict::Pass, vec![]));
+        let objective = Rto { objective_ms: Some(60_000), ..Rto::default() };
+        assert_eq!(verdict(&Facts { rto: objective, ..unwatched }).0, Verdict::Inconclusive);
     }
 
     #[test]

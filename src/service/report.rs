@@ -6,7 +6,7 @@ use crate::drill::{
     state::{DrillState, Measurement},
 };
 use crate::journal::{ChainKind, Journal};
-use crate::model::{event::RunRole, ids::*, status::*};
+use crate::model::{event::RunRole, ids::*, plan::Plan, status::*};
 use crate::plan::{measure::ProbeSample, state::RunState};
 use serde_json::Value;
 
@@ -45,7 +45,10 @@ async fn data(journal: &dyn Journal, state: &DrillState) -> Result<ReportData, S
     let evidence = view::evidence(journal, &chains).await?;
     let main = state.measured.get(&RunRole::Main);
     let mut findings: Vec<String> = state.holes.iter().map(|hole| format!("a hole in the measurement: {hole}")).collect();
-    findings.extend(state.context.main.waive.iter().map(|waiver| format!("waived: {:?}: {}", waiver.rule, waiver.reason)));
+    findings.extend(state.context.main.waive.iter().map(|waiver| waived(&state.context.main, waiver)));
+    if let Some(then) = &state.context.then {
+        findings.extend(then.waive.iter().map(|waiver| waived(then, waiver)));
+    }
     findings.extend(state.healed.iter().map(|note| format!("healed: {note}")));
     let calls = main.and_then(|m| m.notes.get("traffic_calls")).and_then(Value::as_u64).filter(|calls| *calls > 0);
     Ok(ReportData {
@@ -81,9 +84,16 @@ async fn data(journal: &dyn Journal, state: &DrillState) -> Result<ReportData, S
     })
 }
 
+/// A rule of the house that a runbook sets aside, as the runbook spells it.
+fn waived(plan: &Plan, waiver: &crate::model::runbook::Waiver) -> String {
+    let rule = serde_json::to_value(waiver.rule).ok().and_then(|rule| rule.as_str().map(str::to_owned)).unwrap_or_default();
+    format!("waived by {}: {rule}: {}", plan.runbook, waiver.reason)
+}
+
 fn report_step(state: &RunState, id: &StepId, uses: &str, role: RunRole) -> Option<ReportStep> {
     let known = state.step(id)?;
     let duration = known.started_at.zip(known.ended_at).and_then(|(from, to)| u64::try_from(to.duration_since(from).as_millis()).ok());
+    let warnings = Some(known.notes.join("; ")).filter(|notes| !notes.is_empty() && known.status == StepStatus::SucceededWithWarning);
     Some(ReportStep {
         id: id.to_string(),
         uses: uses.to_owned(),
@@ -92,7 +102,7 @@ fn report_step(state: &RunState, id: &StepId, uses: &str, role: RunRole) -> Opti
         attempts: known.attempts,
         started_at: known.started_at,
         duration_ms: duration,
-        note: known.failure.as_ref().map(ToString::to_string).or(known.question.clone()),
+        note: known.failure.as_ref().map(ToString::to_string).or(known.question.clone()).or(warnings),
     })
 }
 

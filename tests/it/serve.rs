@@ -317,6 +317,41 @@ fn serve_tells_of_a_drill_whose_step_was_cut_off() {
 }
 
 #[test]
+fn serve_leaves_a_history_that_reads_well() {
+    let place = Place::new();
+    assert!(String::from_utf8(place.muster(&["drill", "list"]).stderr).unwrap().contains("no drill beside the estate"));
+    assert!(String::from_utf8(place.muster(&["drill", "next"]).stderr).unwrap().contains("no drill has a schedule"));
+    place.drill("nightly", "quick", &five_minutes_ago(", missed: run-once"));
+    place.considered("nightly", EARLIER);
+    assert!(String::from_utf8(place.muster(&["runs"]).stderr).unwrap().contains("no run is on record"));
+    let serve = place.serve();
+    place.settled("it passes", &serve, |history| history.iter().any(|(status, ..)| status == "pass"));
+    let drills = place.json(&["drill", "history"])["drills"].clone();
+    for drill in drills.as_array().unwrap() {
+        for field in ["id", "drill", "kind", "status", "verdict", "started_at", "finished_at", "rto", "rpo", "reasons"] {
+            assert!(drill.get(field).is_some(), "{field}: {drill}");
+        }
+        let id = drill["id"].as_str().unwrap();
+        // A drill is shown and watched like a run; a missed one, too.
+        let (shown, watched) = (place.muster(&["show", id]), place.muster(&["watch", id]));
+        let (text, told) = (String::from_utf8(shown.stdout).unwrap(), String::from_utf8(watched.stderr).unwrap());
+        let missed = drill["status"] == "missed";
+        assert_eq!((shown.status.code(), watched.status.code()), (Some(0), Some(if missed { 2 } else { 0 })), "{text}{told}");
+        let word = if missed { "missed: no scheduler ran" } else { "verdict pass" };
+        assert!(text.contains(word) && text.lines().all(|line| line.chars().count() <= 120), "{text}");
+        assert!(told.contains(if missed { "was missed" } else { "verdict pass" }), "{told}");
+    }
+    let unknown = place.muster(&["show", "nobody"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(String::from_utf8(unknown.stderr).unwrap().contains("no run or drill `nobody`"));
+    // A drill that cannot be read does not hide the others.
+    place.write("drills/wrong.yaml", "drill: wrong\nkind: failover\nrunbok: quick\n");
+    let list = place.muster(&["drill", "list"]);
+    assert_eq!(list.status.code(), Some(2));
+    assert!(String::from_utf8(list.stdout).unwrap().contains("nightly") && String::from_utf8(list.stderr).unwrap().contains("runbok"));
+}
+
+#[test]
 fn serve_is_one_on_a_state_directory() {
     let place = Place::new();
     let serve = place.serve();
