@@ -87,7 +87,7 @@ pub(crate) async fn within<T>(cx: &ReadCx, limit: Duration, question: impl Futur
     }
 }
 
-/// All objects under a prefix, without Muster's own.
+/// All objects under a prefix, without Muster's own. Each with its etag: not every server lists those.
 pub(crate) async fn list_all(objects: &dyn ObjectRead, prefix: &str) -> PortResult<Vec<ObjectMeta>> {
     let mut all = Vec::new();
     let mut after: Option<String> = None;
@@ -96,9 +96,14 @@ pub(crate) async fn list_all(objects: &dyn ObjectRead, prefix: &str) -> PortResu
         all.extend(page.objects.into_iter().filter(|o| prefix.starts_with(OWN) || !o.key.starts_with(OWN)));
         match page.next {
             Some(next) => after = Some(next),
-            None => return Ok(all),
+            None => break,
         }
     }
+    for object in all.iter_mut().filter(|o| o.etag.is_none()) {
+        // One that is deleted meanwhile stays as it was listed.
+        object.etag = objects.head(&object.key).await?.and_then(|meta| meta.etag);
+    }
+    Ok(all)
 }
 
 /// Keys that are Muster's own.

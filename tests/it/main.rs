@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, clippy::used_underscore_binding)]
 
 #[cfg(feature = "lab")]
+mod actions;
+#[cfg(feature = "lab")]
 mod lab;
 mod pg;
 #[cfg(feature = "lab")]
