@@ -70,8 +70,9 @@ pub async fn main(args: Args, output: &Output) -> Done {
         std::fs::write(&path, text).map_err(fail)?;
     }
     let mut muster = Muster::new(home.join("state"), home.join("muster.yaml"));
-    muster.listener = output.listener();
+    let progress = super::progress::start(&mut muster, output);
     let done = whole(&mut muster, &args, output).await;
+    drop(progress);
     if args.keep {
         output.say(format!(
             "kept: {} (use --estate {} --state {}; `muster lab down` with the same ends it)",
@@ -95,9 +96,9 @@ fn scenario(drill: &str, args: &Args) -> String {
 
 async fn whole(muster: &mut Muster, args: &Args, output: &Output) -> Done {
     output.say("starting two regions on this machine");
-    let lab = lab::start(&muster.state, output).await?;
-    muster.faults = Some(Arc::new(lab));
     muster.interrupt = super::output::interrupts();
+    let lab = lab::start(&muster.state, muster.interrupt.clone(), output).await?;
+    muster.faults = Some(Arc::new(lab));
     output.say("backing up and verifying what would be failed over to");
     let protected = muster.run("protect", &BTreeMap::new(), false).await?;
     if protected.state.status != crate::model::status::RunStatus::Succeeded {
@@ -108,8 +109,7 @@ async fn whole(muster: &mut Muster, args: &Args, output: &Output) -> Done {
     let (id, html) = muster.drill_report(Some(drilled.state.id.as_str())).await?;
     let report = report_path(muster, args, id.as_str());
     std::fs::write(&report, html).map_err(|e| ServiceError::Usage(format!("{} cannot be written: {e}", report.display())))?;
-    let journal = muster.journal().await?;
-    let verified = crate::journal::chain::verify(&journal.dump(None).await?);
+    let verified = muster.evidence_verify().await?.journal;
     let mut view = drilled.view.clone();
     if let Some(map) = view.as_object_mut() {
         map.insert("report".to_owned(), json!(report));

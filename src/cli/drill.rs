@@ -2,9 +2,9 @@
 
 use super::{
     Done,
-    output::{Output, ms, table},
+    output::{Output, ms, seconds, short, table},
 };
-use crate::model::time::rfc3339_ms;
+use crate::model::{drill::Drill, ids::RunId, time::rfc3339_ms};
 use crate::service::{Muster, ServiceError, drills::Drilled};
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -74,6 +74,35 @@ pub fn told(drilled: &Drilled, output: &Output) -> u8 {
 
 /// The figures of a drill as people read them.
 pub fn figures(view: &Value, output: &Output) {
+    let (rto, rpo) = (&view["rto"], &view["rpo"]);
+    let nothing = [rto, rpo].iter().all(|figure| figure["actual_ms"].is_null() && figure["objective_ms"].is_null());
+    if nothing {
+        output.line("nothing was measured, and no objective is set");
+    } else {
+        measured(rto, rpo, output);
+    }
+    steps(&view["steps"], output);
+    then(&view["then"], output);
+    for reason in view["reasons"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        output.line(format!("- {reason}"));
+    }
+    let evidence = &view["evidence"];
+    let verified = if evidence["verified"] == json!(true) { "verified" } else { "NOT verified" };
+    output.line(format!("evidence: {} events, {verified}, head {}", evidence["events"], evidence["head"].as_str().unwrap_or_default()));
+    let unfinished = if view["status"] == json!("skipped") { "skipped" } else { "not finished" };
+    let verdict = view["verdict"].as_str().unwrap_or(unfinished);
+    output.line(format!("drill {} {}: {verdict}", view["drill"].as_str().unwrap_or_default(), view["id"].as_str().unwrap_or_default()));
+}
+
+fn count(value: &Value) -> String {
+    value.as_u64().map_or("not measured".to_owned(), |n| n.to_string())
+}
+
+fn shown(value: &Value) -> String {
+    value.as_i64().map_or("not measured".to_owned(), |n| ms(Some(n.into())))
+}
+
+fn measured(rto: &Value, rpo: &Value, output: &Output) {
     let number = |value: &Value| value.as_i64().map(i128::from);
     let met = |value: &Value| match value.as_bool() {
         Some(true) => "met",
@@ -81,8 +110,6 @@ pub fn figures(view: &Value, output: &Output) {
         None => "",
     };
     let mut table = table(&["", "MEASURED", "OBJECTIVE", ""]);
-    let (rto, rpo) = (&view["rto"], &view["rpo"]);
-    let shown = |value: &Value| number(value).map_or("not measured".to_owned(), |n| ms(Some(n)));
     table.add_row(vec![
         "recovery time".to_owned(),
         shown(&rto["actual_ms"]),
@@ -93,57 +120,67 @@ pub fn figures(view: &Value, output: &Output) {
         table.add_row(vec![format!("  {part}"), shown(&rto["parts_ms"][part]), String::new(), String::new()]);
     }
     table.add_row(vec!["data loss".to_owned(), shown(&rpo["actual_ms"]), ms(number(&rpo["objective_ms"])), met(&rpo["met"]).to_owned()]);
-    let count = |value: &Value| value.as_u64().map_or("not measured".to_owned(), |n| n.to_string());
     table.add_row(vec!["  writes acknowledged".to_owned(), count(&rpo["acknowledged_writes"]), String::new(), String::new()]);
     table.add_row(vec!["  of them lost".to_owned(), count(&rpo["lost_writes"]), String::new(), String::new()]);
     output.line(table.to_string());
-    steps(&view["steps"], output);
-    let then = &view["then"];
-    if then.is_object() {
-        output.line(format!(
-            "way back {}: {} writes acknowledged, {} lost, pause {}, as found: {}",
-            then["status"].as_str().unwrap_or("not run"),
-            count(&then["acknowledged_writes"]),
-            count(&then["lost_writes"]),
-            shown(&then["write_pause_ms"]),
-            then["as_found"].as_bool().map_or("not known", |same| if same { "yes" } else { "no" }),
-        ));
+}
+
+fn then(then: &Value, output: &Output) {
+    if !then.is_object() {
+        return;
     }
-    for reason in view["reasons"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-        output.line(format!("- {reason}"));
-    }
-    let evidence = &view["evidence"];
-    let verified = if evidence["verified"] == json!(true) { "verified" } else { "NOT verified" };
-    output.line(format!("evidence: {} events, {verified}, head {}", evidence["events"], evidence["head"].as_str().unwrap_or_default()));
-    let verdict = view["verdict"].as_str().unwrap_or("none (skipped)");
-    output.line(format!("drill {} {}: {verdict}", view["drill"].as_str().unwrap_or_default(), view["id"].as_str().unwrap_or_default()));
+    output.line(format!(
+        "way back {}: {} writes acknowledged, {} lost, pause {}, as found: {}",
+        then["status"].as_str().unwrap_or("not run"),
+        count(&then["acknowledged_writes"]),
+        count(&then["lost_writes"]),
+        shown(&then["write_pause_ms"]),
+        then["as_found"].as_bool().map_or("not known", |same| if same { "yes" } else { "no" }),
+    ));
 }
 
 fn steps(steps: &Value, output: &Output) {
-    let mut table = table(&["STEP", "USES", "STATUS", "ATTEMPTS", "TOOK"]);
+    let mut table = table(&["STEP", "USES", "STATUS", "ATTEMPTS", "TOOK", "NOTE"]);
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    if steps.as_array().is_none_or(Vec::is_empty) {
+        return;
+    }
     for step in steps.as_array().into_iter().flatten() {
         let took = step["duration_ms"].as_i64().map(i128::from);
-        table.add_row(vec![text(&step["id"]), text(&step["uses"]), text(&step["status"]), step["attempts"].to_string(), ms(took)]);
+        let note =
+            [&step["question"], &step["failure"]["message"], &step["skipped"]].into_iter().find_map(Value::as_str).unwrap_or_default();
+        let status = text(&step["status"]).replace('_', " ");
+        table.add_row(vec![text(&step["id"]), text(&step["uses"]), status, step["attempts"].to_string(), ms(took), note.to_owned()]);
     }
     output.line(format!("\n{table}\n"));
 }
 
+/// A file that cannot be read is told, and does not hide the others.
 fn list(muster: &Muster, output: &Output) -> Done {
-    let drills = muster.drill_list()?;
+    let (drills, wrong) = muster.drill_list();
     if output.json {
-        let one = |(path, drill): &(PathBuf, crate::model::drill::Drill)| json!({ "drill": drill.drill, "kind": drill.kind, "runbook": drill.runbook, "schedule": drill.schedule, "file": path });
-        output.object(&json!({ "drills": drills.iter().map(one).collect::<Vec<_>>() }));
-        return Ok(0);
+        let one = |(path, drill): &(PathBuf, Drill)| json!({ "drill": drill.drill, "kind": drill.kind, "runbook": drill.runbook, "schedule": drill.schedule, "file": path });
+        output.object(&json!({ "drills": drills.iter().map(one).collect::<Vec<_>>(), "wrong": wrong.iter().map(ToString::to_string).collect::<Vec<_>>() }));
+    } else {
+        listed(muster, &drills, output);
+        wrong.iter().for_each(|error| output.say(format!("error: {error}\n")));
     }
-    let mut table = table(&["DRILL", "KIND", "RUNBOOK", "SCHEDULE", "FILE"]);
-    for (path, drill) in &drills {
+    Ok(if wrong.is_empty() { 0 } else { 2 })
+}
+
+fn listed(muster: &Muster, drills: &[(PathBuf, Drill)], output: &Output) {
+    if drills.is_empty() {
+        output.say("no drill beside the estate; they are sought in drills/");
+        return;
+    }
+    let mut table = table(&["DRILL", "KIND", "NEXT", "SCHEDULE", "RUNBOOK"]);
+    for (path, drill) in drills {
         let schedule = drill.schedule.as_ref().map_or("-".to_owned(), |schedule| format!("{} ({})", schedule.cron, schedule.timezone));
         let kind = json!(drill.kind).as_str().unwrap_or_default().to_owned();
-        table.add_row(vec![drill.drill.to_string(), kind, drill.runbook.clone(), schedule, path.display().to_string()]);
+        let next = muster.drill_next(path.to_str(), muster.clock.now(), 1).ok().and_then(|next| next.first().map(|(_, at)| seconds(*at)));
+        table.add_row(vec![drill.drill.to_string(), kind, next.unwrap_or("-".to_owned()), schedule, drill.runbook.clone()]);
     }
     output.line(table.to_string());
-    Ok(0)
 }
 
 fn next(muster: &Muster, drill: Option<&str>, from: Option<&str>, count: usize, output: &Output) -> Done {
@@ -159,7 +196,8 @@ fn next(muster: &Muster, drill: Option<&str>, from: Option<&str>, count: usize, 
         output.line(format!("{}  {drill}", rfc3339_ms(*at)));
     }
     if next.is_empty() {
-        output.say("nothing is due, ever");
+        let what = drill.map_or("no drill has a schedule".to_owned(), |drill| format!("{drill} has no schedule"));
+        output.say(format!("nothing is due: {what}, or none that comes before the year 2100"));
     }
     Ok(0)
 }
@@ -170,12 +208,17 @@ async fn history(muster: &Muster, limit: u32, output: &Output) -> Done {
         output.object(&json!({ "drills": history }));
         return Ok(0);
     }
+    if history.is_empty() {
+        output.say("no drill is on record");
+        return Ok(0);
+    }
     let mut table = table(&["DRILL", "STATUS", "STARTED", "RECOVERY", "LOST", "ID"]);
     for entry in &history {
         let text = |name: &str| entry[name].as_str().unwrap_or_default().to_owned();
         let rto = entry["rto"]["actual_ms"].as_i64().map(i128::from);
         let lost = entry["rpo"]["lost_writes"].as_u64().map_or("-".to_owned(), |n| n.to_string());
-        table.add_row(vec![text("drill"), text("status"), text("started_at"), ms(rto), lost, text("id")]);
+        let started = text("started_at").parse().map_or_else(|_| text("started_at"), seconds);
+        table.add_row(vec![text("drill"), text("status"), started, ms(rto), lost, short(&RunId(text("id")))]);
     }
     output.line(table.to_string());
     Ok(0)

@@ -1,8 +1,10 @@
 //! `muster evidence verify`: is the record whole?
 
 use super::{Done, output::Output};
-use crate::journal::chain;
-use crate::service::Muster;
+use crate::service::{
+    Muster,
+    evidence::{Evidence, LedgerState},
+};
 use serde_json::json;
 
 #[derive(clap::Args)]
@@ -13,25 +15,35 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// Verify every chain of the journal, and the chain of heads over them
+    /// Verify every chain of the journal, the chain of heads over them, and the ledgers beside it
     Verify,
 }
 
 pub async fn main(args: &Args, muster: &Muster, output: &Output) -> Done {
     let Command::Verify = args.command;
-    let journal = muster.existing_journal().await?;
-    let found = chain::verify(&journal.dump(None).await?);
+    let found = muster.evidence_verify().await?;
     if output.json {
         output.object(&json!(found));
     } else {
-        for problem in &found.problems {
-            output.line(format!("✗ {problem}"));
-        }
-        let word = if found.verified { "verified" } else { "NOT verified" };
-        output.line(format!("{word}: {} events in {} chains", found.events, found.chains));
-        if let Some(head) = &found.head {
-            output.line(format!("head {head}: keep it elsewhere, and a later cut is found"));
-        }
+        told(&found, output);
     }
-    Ok(u8::from(!found.verified))
+    Ok(u8::from(!found.journal.verified))
+}
+
+fn told(found: &Evidence, output: &Output) {
+    let journal = &found.journal;
+    for problem in &journal.problems {
+        output.line(format!("✗ {problem}"));
+    }
+    for ledger in found.ledgers.iter().filter(|ledger| ledger.state == LedgerState::Missing) {
+        output.line(format!("? {}: its ledger {} is not here; nobody can count again", ledger.drill, ledger.file.display()));
+    }
+    let word = if journal.verified { "verified" } else { "NOT verified" };
+    let chains = if journal.chains == 1 { "chain" } else { "chains" };
+    let same = found.ledgers.iter().filter(|ledger| ledger.state == LedgerState::Same).count();
+    let ledgers = if found.ledgers.is_empty() { String::new() } else { format!(", {same} of {} ledgers as measured", found.ledgers.len()) };
+    output.line(format!("{word}: {} events in {} {chains}{ledgers}", journal.events, journal.chains));
+    if let Some(head) = &journal.head {
+        output.line(format!("head {head}: keep it elsewhere, and a later cut is found"));
+    }
 }

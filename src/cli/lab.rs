@@ -100,9 +100,12 @@ fn count(verb: &str, processes: usize, region: &str) -> String {
 }
 
 /// Starts a lab; an interruption takes down what had come up.
-pub async fn start(state: &std::path::Path, output: &Output) -> Result<Lab, ServiceError> {
+pub async fn start(
+    state: &std::path::Path,
+    mut interrupt: tokio::sync::watch::Receiver<bool>,
+    output: &Output,
+) -> Result<Lab, ServiceError> {
     let progress = |text: &str| output.say(format!("  {text}"));
-    let mut interrupt = super::output::interrupts();
     let options = Options { progress: &progress, ..Options::default() };
     let interrupted = tokio::select! {
         lab = Lab::up(state, options) => return Ok(lab?),
@@ -114,7 +117,7 @@ pub async fn start(state: &std::path::Path, output: &Output) -> Result<Lab, Serv
 }
 
 async fn up(muster: &Muster, output: &Output) -> Done {
-    let lab = start(&muster.state, output).await?;
+    let lab = start(&muster.state, super::output::interrupts(), output).await?;
     let estate = lab.estate_path();
     output.object(&json!({ "up": true, "estate": estate, "processes": lab.status()?.len() }));
     if !output.json {

@@ -9,10 +9,12 @@ mod evidence;
 mod operate;
 mod output;
 mod plan;
+mod progress;
 mod run;
 mod runs;
 mod schema;
 mod serve;
+mod show;
 mod status;
 mod validate;
 
@@ -69,9 +71,9 @@ enum Command {
     Status,
     /// The runs on record, newest first
     Runs(runs::ListArgs),
-    /// One run with its steps and timeline
-    Show(runs::ShowArgs),
-    /// Follow a run
+    /// One run or drill with its steps, its timeline, and what to do about it
+    Show(show::Args),
+    /// Follow a run or drill until it ends or waits for a person
     Watch(runs::WatchArgs),
     /// Go on with a run or drill that was paused or whose process ended
     Resume(operate::ResumeArgs),
@@ -127,7 +129,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let output = Output::new(cli.json);
+    let output = Output::new(cli.json, &cli.state);
     let code = runtime.block_on(dispatch(cli, &output));
     let code = code.unwrap_or_else(|error| output.error(&error));
     runtime.shutdown_timeout(std::time::Duration::from_millis(200));
@@ -153,7 +155,7 @@ async fn dispatch(cli: Cli, output: &Output) -> Done {
         Command::Plan(args) => return plan::main(&args, &muster, output).await,
         Command::Status => return status::main(&muster, output).await,
         Command::Runs(args) => return runs::list(&args, &muster, output).await,
-        Command::Show(args) => return runs::show(&args, &muster, output).await,
+        Command::Show(args) => return show::main(&args, &muster, output).await,
         Command::Watch(args) => return runs::watch(&args, &muster, output).await,
         Command::Evidence(args) => return evidence::main(&args, &muster, output).await,
         Command::Pause(args) => return operate::pause(args, &muster, output).await,
@@ -167,7 +169,13 @@ async fn dispatch(cli: Cli, output: &Output) -> Done {
     }
     // What follows acts, and may be interrupted.
     muster.interrupt = output::interrupts();
-    muster.listener = output.listener();
+    let _progress = match &cli.command {
+        Command::Drill(_) | Command::Resume(_) => progress::start(&mut muster, output),
+        _ => {
+            muster.listener = output.listener();
+            None
+        }
+    };
     muster.faults = faults(&muster);
     match cli.command {
         Command::Run(args) => run::main(&args, &muster, output).await,

@@ -1,9 +1,13 @@
 //! What goes where: results to stdout, the story to stderr, JSON alone when asked for.
 
 use crate::journal::Stored;
-use crate::model::{event::Body, ids::StepId, status::StepStatus};
+use crate::model::{
+    event::Body,
+    ids::{RunId, StepId},
+    status::StepStatus,
+};
 use crate::service::{Listener, ServiceError, view};
-use comfy_table::{Table, presets};
+use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
 use serde_json::{Value, json};
 use std::{
     io::{IsTerminal, Write},
@@ -11,17 +15,24 @@ use std::{
 };
 use tokio::sync::watch;
 
+/// To the beginning of the line, and nothing left on it.
+const ERASE: &str = "\r\u{1b}[2K";
+
 #[derive(Clone)]
 pub struct Output {
     pub json: bool,
     colour: bool,
+    /// How Muster is called for the same state directory, for the commands that are printed.
+    pub program: String,
+    /// What stands on the last line of a terminal while a drill goes on.
+    live: Arc<Mutex<Option<String>>>,
 }
 
 impl Output {
     #[must_use]
-    pub fn new(json: bool) -> Self {
+    pub fn new(json: bool, state: &std::path::Path) -> Self {
         let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        Self { json, colour }
+        Self { json, colour, program: crate::service::next::program(state), live: Arc::default() }
     }
 
     /// One line of the result.
@@ -39,9 +50,30 @@ impl Output {
     }
 
     /// A sentence of the story.
-    #[allow(clippy::unused_self)]
     pub fn say(&self, text: impl AsRef<str>) {
-        let _ = writeln!(std::io::stderr(), "{}", text.as_ref());
+        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut err = std::io::stderr().lock();
+        let _ = match live.as_ref() {
+            Some(live) => write!(err, "{ERASE}{}\n{live}", text.as_ref()),
+            None => writeln!(err, "{}", text.as_ref()),
+        };
+        let _ = err.flush();
+    }
+
+    /// Puts this on the last line of the terminal, or takes away what stands there.
+    pub fn live(&self, text: Option<String>) {
+        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        if live.is_some() || text.is_some() {
+            let _ = write!(std::io::stderr(), "{ERASE}{}", text.as_deref().unwrap_or_default());
+            let _ = std::io::stderr().flush();
+        }
+        *live = text;
+    }
+
+    /// Is there a person who watches, rather than a program that reads?
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        !self.json && std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
     }
 
     /// Prints an error; gives its exit code.
@@ -84,12 +116,13 @@ impl Output {
             let begun = *first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(at);
             if let Some((mark, text)) = sentence(&stored.event.body) {
                 let after = at.duration_since(begun).as_secs_f64();
-                let mark = match mark {
-                    '+' => output.paint("✓", "32"),
-                    '!' => output.paint("✗", "31"),
-                    '?' => output.paint("?", "33"),
-                    _ => output.paint("·", "2"),
+                let colour = match mark {
+                    '+' => "32",
+                    '!' => "31",
+                    '?' => "33",
+                    _ => "2",
                 };
+                let mark = output.paint(glyph(mark), colour);
                 output.say(format!("{after:>9.3}s {mark} {text}"));
             }
         })
@@ -172,6 +205,7 @@ fn drill_sentence(body: &Body) -> Option<(char, String)> {
         Body::Hole { reason } => ('?', format!("a hole in the measurement: {reason}")),
         Body::AsFound { same: true, .. } => ('+', "the estate is as it was found".to_owned()),
         Body::AsFound { differences, .. } => ('!', format!("the estate is not as it was found: {}", differences.join("; "))),
+        Body::DrillMissed { drill, reason, .. } => ('?', format!("drill {drill} was missed: {reason}")),
         Body::DrillFinished { verdict, reasons, .. } => {
             let good = *verdict == crate::model::objective::Verdict::Pass;
             let why = if reasons.is_empty() { String::new() } else { format!(": {}", reasons.join("; ")) };
@@ -181,12 +215,49 @@ fn drill_sentence(body: &Body) -> Option<(char, String)> {
     })
 }
 
-/// A table without frills.
+/// A table without frills. On a terminal the last column gives way when the others leave it too little room;
+/// an identifier is never broken, so that it can be copied.
 #[must_use]
 pub fn table(head: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(head.to_vec());
+    if table.width().is_some() {
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+        let keep = head.len().saturating_sub(1);
+        table.column_iter_mut().take(keep).for_each(|column| {
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        });
+    }
+    // The frame that is not there leaves a blank at the left edge.
+    if let Some(first) = table.column_mut(0) {
+        first.set_padding((0, 1));
+    }
     table
+}
+
+/// An identifier for lists. The first 13 characters of a UUIDv7 are its millisecond, which is enough to find
+/// a run by; a name and an instant are left whole.
+#[must_use]
+pub fn short(id: &RunId) -> String {
+    let is_uuid = id.as_str().parse::<uuid::Uuid>().is_ok();
+    id.as_str().get(..13).filter(|_| is_uuid).unwrap_or(id.as_str()).to_owned()
+}
+
+/// An instant for lists: UTC, to the second.
+#[must_use]
+pub fn seconds(at: jiff::Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// What stands before a sentence.
+#[must_use]
+pub fn glyph(mark: char) -> &'static str {
+    match mark {
+        '+' => "✓",
+        '!' => "✗",
+        '?' => "?",
+        _ => "·",
+    }
 }
 
 /// A length as a person reads it.
@@ -195,8 +266,10 @@ pub fn ms(value: Option<i128>) -> String {
     match value {
         None => "-".to_owned(),
         Some(ms) if ms.abs() < 1_000 => format!("{ms} ms"),
-        #[allow(clippy::cast_precision_loss)]
-        Some(ms) => format!("{:.2} s", ms as f64 / 1_000.0),
+        // Cut, not rounded, as in the report.
+        Some(ms) if ms.abs() < 60_000 => format!("{}.{:02} s", ms / 1_000, ms.abs() % 1_000 / 10),
+        Some(ms) if ms.abs() < 3_600_000 => format!("{} min {:02} s", ms / 60_000, ms.abs() % 60_000 / 1_000),
+        Some(ms) => format!("{} h {:02} min", ms / 3_600_000, ms.abs() % 3_600_000 / 60_000),
     }
 }
 

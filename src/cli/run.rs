@@ -1,8 +1,6 @@
 //! `muster run`: a runbook, here and now.
 
 use super::{Done, output::Output};
-use crate::model::status::RunStatus;
-use crate::plan::state::RunState;
 use crate::service::{Muster, ServiceError, run_exit_code, runs::Ran, view};
 use std::collections::BTreeMap;
 
@@ -55,36 +53,10 @@ pub fn told(ran: &Ran, output: &Output) -> u8 {
         output.object(&view::run(&ran.run, &ran.state, &ran.evidence));
     } else {
         output.line(super::runs::steps_table(&ran.state));
-        output.line(format!("run {} {}", ran.run, ran.state.status.word()));
+        output.line(format!("run {} {}", ran.run, ran.state.status.word().replace('_', " ")));
     }
-    for line in what_now(&ran.run, &ran.state) {
+    for line in super::show::next(&output.program, &ran.run, &ran.state) {
         output.say(line);
     }
     run_exit_code(ran.state.status)
-}
-
-/// The exact commands that bring a run on which waits for a person.
-#[must_use]
-pub fn what_now(run: &crate::model::ids::RunId, state: &RunState) -> Vec<String> {
-    let mut lines = Vec::new();
-    for (id, step) in &state.steps {
-        if let Some(question) = &step.question {
-            lines.push(format!("step {id}: what happened is not known: {question}"));
-            lines.push(format!("  find out, then say so: muster resolve {run} {id} --as done --reason TEXT"));
-            lines.push(format!("                     or: muster resolve {run} {id} --as not-done --reason TEXT"));
-        }
-        if step.status == crate::model::status::StepStatus::WaitingApproval {
-            lines.push(format!("step {id} waits for approval: muster approve {run} {id}"));
-            lines.push(format!("                  or refuse: muster reject {run} {id} --reason TEXT"));
-        }
-        if step.status.is_failure() && state.status == RunStatus::Paused {
-            let why = step.failure.as_ref().map(ToString::to_string).unwrap_or_default();
-            lines.push(format!("step {id} {}: {why}", step.status.word()));
-            lines.push(format!("  try it again: muster retry {run} {id}; go on without it: muster skip {run} {id} --reason TEXT; end the run: muster abort {run}"));
-        }
-    }
-    if crate::engine::needs_a_person(state.status) {
-        lines.push(format!("then go on with: muster resume {run}"));
-    }
-    lines
 }

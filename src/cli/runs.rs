@@ -1,27 +1,21 @@
-//! `muster runs`, `show`, `watch`: what is on record.
+//! `muster runs` and `watch`: what is on record, and what goes on.
 
 use super::{
     Done,
-    output::{self, Output, ms, table},
+    output::{Output, ms, seconds, short, table},
 };
-use crate::journal::ChainKind;
-use crate::model::{ids::RunId, time::rfc3339_ms};
+use crate::journal::{ChainKind, Journal, Stored};
+use crate::model::{ids::RunId, status::RunStatus};
 use crate::plan::state::RunState;
-use crate::service::{Muster, run_exit_code, runs::state_of, view};
+use crate::service::{Muster, drills::drill_view, run_exit_code, runs::state_of, view};
 use serde_json::json;
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 #[derive(clap::Args)]
 pub struct ListArgs {
     /// How many
     #[arg(long, default_value_t = 50)]
     limit: u32,
-}
-
-#[derive(clap::Args)]
-pub struct ShowArgs {
-    /// A run, by the beginning of its identifier
-    run: String,
 }
 
 #[derive(clap::Args)]
@@ -37,10 +31,15 @@ pub async fn list(args: &ListArgs, muster: &Muster, output: &Output) -> Done {
         output.object(&json!({ "runs": rows.iter().map(view::row).collect::<Vec<_>>() }));
         return Ok(0);
     }
-    let mut table = table(&["RUN", "RUNBOOK", "STATUS", "STARTED", "TOOK"]);
+    if rows.is_empty() {
+        output.say("no run is on record");
+        return Ok(0);
+    }
+    let mut table = table(&["RUN", "RUNBOOK", "STATUS", "STARTED", "TOOK", "DRILL"]);
     for row in &rows {
         let took = row.finished_at.map(|end| end.duration_since(row.started_at).as_millis());
-        table.add_row(vec![row.id.to_string(), row.name.clone(), row.status.clone(), rfc3339_ms(row.started_at), ms(took)]);
+        let drill = row.parent.as_ref().map_or("-".to_owned(), short);
+        table.add_row(vec![short(&row.id), row.name.clone(), row.status.replace('_', " "), seconds(row.started_at), ms(took), drill]);
     }
     output.line(table.to_string());
     Ok(0)
@@ -53,70 +52,90 @@ pub fn steps_table(state: &RunState) -> String {
     for step in &state.plan.steps {
         let known = state.steps.get(&step.id).cloned().unwrap_or_default();
         let took = known.started_at.zip(known.ended_at).map(|(from, to)| to.duration_since(from).as_millis());
-        let note = known.question.or(known.failure.map(|failure| failure.message)).or(known.skipped).unwrap_or_default();
+        let note = known.question.or(known.failure.map(|failure| failure.message)).or(known.skipped);
         table.add_row(vec![
             step.id.to_string(),
             step.kind.uses().to_owned(),
-            known.status.word().to_owned(),
+            known.status.word().replace('_', " "),
             known.attempts.to_string(),
             ms(took),
-            note,
+            note.unwrap_or_default(),
         ]);
     }
     table.to_string()
 }
 
-pub async fn show(args: &ShowArgs, muster: &Muster, output: &Output) -> Done {
-    let journal = muster.existing_journal().await?;
-    let run = muster.find(&*journal, &args.run).await?;
-    let events = journal.load(&run, 0).await?;
-    let state = state_of(&*journal, &run).await?;
-    if output.json {
-        let evidence = view::evidence(&*journal, std::slice::from_ref(&run)).await?;
-        let mut view = view::run(&run, &state, &evidence);
-        if let Some(map) = view.as_object_mut() {
-            map.insert("events".to_owned(), json!(events.iter().map(view::event).collect::<Vec<_>>()));
-        }
-        output.object(&view);
-        return Ok(0);
-    }
-    output.line(format!("run      {run}"));
-    output.line(format!("runbook  {} ({})", state.plan.runbook, state.plan.file));
-    output.line(format!("status   {}{}", state.status.word(), state.reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default()));
-    for (name, value) in &state.plan.inputs {
-        output.line(format!("input    {name} = {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned)));
-    }
-    output.line("");
-    output.line(steps_table(&state));
-    output.line("");
-    for stored in &events {
-        if let Some((_, text)) = output::sentence(&stored.event.body) {
-            output.line(format!("{} {text}", rfc3339_ms(stored.event.at)));
-        }
-    }
-    for line in super::run::what_now(&run, &state) {
-        output.line(line);
-    }
-    Ok(0)
-}
+/// What a watcher has told already of each chain.
+type Seen = BTreeMap<RunId, u64>;
 
-/// Tells events as other processes append them, until the run ends or waits for a person.
+/// Tells events as other processes append them, until the run or drill ends or waits for a person.
 pub async fn watch(args: &WatchArgs, muster: &Muster, output: &Output) -> Done {
     let journal = muster.existing_journal().await?;
-    let run: RunId = muster.find(&*journal, &args.run).await?;
+    let id: RunId = muster.find(&*journal, &args.run).await?;
     let tell = output.listener();
-    let mut seen = 0;
+    let mut seen = Seen::new();
     loop {
-        for stored in journal.load(&run, seen).await? {
-            seen = stored.event.seq;
+        // Read before the events, so that none comes between: what has ended has all its events by now.
+        let row = journal.row(&id).await?;
+        let mut chains = vec![id.clone()];
+        let mut parked = None;
+        for child in journal.children(&id).await? {
+            parked = parked.or((child.finished_at.is_none() && waits(&child.status)).then(|| child.id.clone()));
+            chains.push(child.id);
+        }
+        if row.finished_at.is_none() && row.kind == ChainKind::Run && waits(&row.status) {
+            parked = Some(id.clone());
+        }
+        for stored in news(&*journal, &chains, &mut seen).await? {
             tell(&stored);
         }
-        let row = journal.row(&run).await?;
-        if row.finished_at.is_some() && row.seq == seen {
-            let events = journal.load(&run, 0).await?;
-            let state = RunState::of(events.iter().map(|stored| &stored.event));
-            return Ok(state.map_or(0, |state| run_exit_code(state.status)));
+        if row.finished_at.is_some() {
+            return ended(&*journal, &row.id, row.kind, output).await;
+        }
+        if let Some(run) = parked {
+            let state = state_of(&*journal, &run).await?;
+            if crate::engine::needs_a_person(state.status) {
+                let next = super::show::next(&output.program, &run, &state);
+                next.iter().for_each(|line| output.say(line));
+                let mut view = view::run(&run, &state, &view::evidence(&*journal, std::slice::from_ref(&run)).await?);
+                view["next"] = json!(super::show::commands(&output.program, &run, &state));
+                output.object(&view);
+                return Ok(run_exit_code(state.status));
+            }
         }
         muster.clock.sleep(Duration::from_millis(200)).await;
     }
+}
+
+fn waits(status: &str) -> bool {
+    [RunStatus::Paused, RunStatus::WaitingApproval, RunStatus::Indeterminate].iter().any(|parked| parked.word() == status)
+}
+
+/// What is new in these chains, in the order in which it happened.
+async fn news(journal: &dyn Journal, chains: &[RunId], seen: &mut Seen) -> Result<Vec<Stored>, crate::journal::JournalError> {
+    let mut news = Vec::new();
+    for chain in chains {
+        let from = seen.entry(chain.clone()).or_default();
+        for stored in journal.load(chain, *from).await? {
+            *from = stored.event.seq;
+            news.push(stored);
+        }
+    }
+    news.sort_by_key(|stored| stored.event.at);
+    Ok(news)
+}
+
+async fn ended(journal: &dyn Journal, id: &RunId, kind: ChainKind, output: &Output) -> Done {
+    if kind == ChainKind::Run {
+        let state = state_of(journal, id).await?;
+        output.object(&view::run(id, &state, &view::evidence(journal, std::slice::from_ref(id)).await?));
+        return Ok(run_exit_code(state.status));
+    }
+    let Some(state) = crate::drill::state::DrillState::of(&journal.load(id, 0).await?) else {
+        // Missed: there is nothing more to it than its one event.
+        output.object(&json!({ "id": id, "status": "missed" }));
+        return Ok(2);
+    };
+    output.object(&drill_view(journal, &state).await?);
+    Ok(crate::service::drills::exit_code(&state))
 }

@@ -23,6 +23,10 @@ use tokio::sync::watch;
 /// One look at the world may take so long; a step's own timeout bounds all its looks together.
 const LOOK: Duration = Duration::from_mins(1);
 
+/// An action keeps its deadline itself, and has something to tidy up when it passes (a child to end). Only
+/// one that takes so much longer is cut off.
+const OVERTIME: Duration = Duration::from_secs(5);
+
 #[derive(Clone, Copy, Debug)]
 pub enum Work {
     Prepare,
@@ -113,20 +117,23 @@ pub fn task(
     match work {
         Work::Prepare => {
             let rendered = render(state, claim, planned);
-            Some(Box::pin(async move { prepare(action, read, rendered, limit).await }))
+            Some(Box::pin(unless_told(waiting, async move { prepare(action, read, rendered, limit).await })))
         }
         Work::Apply { attempt } => {
             let observes = action.observes(&planned.with);
-            Some(Box::pin(async move {
-                match tokio::time::timeout(limit, action.apply(&write, &intent)).await {
+            let reads = matches!(&planned.kind, StepKind::Action { effect: Effect::Read, .. });
+            let applied = async move {
+                match tokio::time::timeout(limit + OVERTIME, action.apply(&write, &intent)).await {
                     Ok(result) => Report::Applied { attempt, result, timed_out: false, observes },
                     Err(_) => Report::Applied { attempt, result: Err(ApplyError::Unknown(late(limit))), timed_out: true, observes },
                 }
-            }))
+            };
+            // A read may be dropped at any point; what changes something is always seen to its end.
+            Some(if reads { Box::pin(unless_told(waiting, applied)) } else { Box::pin(applied) })
         }
         Work::Observe { accepted } => Some(Box::pin(async move { observe(action, read, intent, clock, limit, accepted, waiting).await })),
         Work::Undo => Some(Box::pin(async move {
-            let undone = tokio::time::timeout(limit, action.undo(&write, &intent, output)).await;
+            let undone = tokio::time::timeout(limit + OVERTIME, action.undo(&write, &intent, output)).await;
             Report::Undone(undone.unwrap_or_else(|_| Err(ApplyError::Unknown(late(limit)))))
         })),
     }
@@ -195,16 +202,38 @@ async fn observe(
         if clock.monotonic().saturating_sub(begun) >= limit {
             return Report::Observed { seen, timed_out: true };
         }
-        let told = async {
-            // The sender lives as long as the loop that waits for this task.
-            if waiting.wait_for(|stop| *stop).await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        };
         tokio::select! {
             () = clock.sleep(Duration::from_millis(poll)) => {}
-            () = told => return Report::StoppedWaiting,
+            () = told(&mut waiting) => return Report::StoppedWaiting,
         }
+    }
+}
+
+/// Until the loop says that nothing is waited for any more.
+async fn told(waiting: &mut watch::Receiver<bool>) {
+    // The sender lives as long as the loop that waits for this task.
+    if waiting.wait_for(|stop| *stop).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Work that changes nothing, dropped when nothing is waited for any more.
+async fn unless_told(mut waiting: watch::Receiver<bool>, work: impl Future<Output = Report>) -> Report {
+    tokio::select! {
+        report = work => report,
+        () = told(&mut waiting) => Report::StoppedWaiting,
+    }
+}
+
+/// What a task that died without a report amounts to.
+#[must_use]
+pub fn died(work: Work, why: &str) -> Report {
+    let failure = Failure::new("defect", format!("Muster's own work on this step died: {why}"));
+    match work {
+        Work::Prepare => Report::Refused { refusal: Refusal { failure, retry: false }, timed_out: false },
+        Work::Apply { attempt } => Report::Applied { attempt, result: Err(ApplyError::Unknown(failure)), timed_out: false, observes: true },
+        Work::Observe { .. } => Report::Observed { seen: Seen::CannotTell { why: failure.message }, timed_out: true },
+        Work::Undo => Report::Undone(Err(ApplyError::Unknown(failure))),
     }
 }
 
@@ -278,7 +307,7 @@ fn observed(cx: &Context<'_>, step: StepId, seen: Seen<Value>, timed_out: bool, 
         Seen::Absent if !accepted => match &cx.known.phase {
             // The attempt is known to have failed after all: it counts, and may be made again.
             Phase::Unknown(failure) => {
-                let retry = Retry { allowed: true, timed_out: false, hint_ms: None };
+                let retry = Retry { allowed: true, timed_out: failure.code == "timed_out", hint_ms: None };
                 failed(cx.planned, &step, cx.known.attempts, failure, retry, at)
             }
             _ => return bodies,

@@ -39,14 +39,14 @@ impl SqliteJournal {
             .foreign_keys(true)
             .busy_timeout(BUSY);
         let pool = |n| SqlitePoolOptions::new().max_connections(n).acquire_timeout(BUSY);
-        let write = pool(1).connect_with(options.clone()).await.map_err(|e| fail(e.to_string()))?;
-        MIGRATIONS.run(&write).await.map_err(|e| fail(e.to_string()))?;
-        let read = pool(2).connect_with(options).await.map_err(|e| fail(e.to_string()))?;
+        let write = pool(1).connect_with(options.clone()).await.map_err(|e| fail(explain(&e)))?;
+        MIGRATIONS.run(&write).await.map_err(|e| fail(explain_migration(&e)))?;
+        let read = pool(2).connect_with(options).await.map_err(|e| fail(explain(&e)))?;
         Ok(Self { write, read, dir: dir.to_owned() })
     }
 
     fn fail(&self, error: &sqlx::Error) -> JournalError {
-        JournalError::Store { place: self.dir.display().to_string(), why: error.to_string() }
+        JournalError::Store { place: self.dir.display().to_string(), why: explain(error) }
     }
 
     async fn begin(&self) -> Result<Transaction<'_, Sqlite>, JournalError> {
@@ -155,6 +155,31 @@ impl SqliteJournal {
 
     fn rows(&self, rows: Result<Vec<SqliteRow>, sqlx::Error>) -> Result<Vec<ChainRow>, JournalError> {
         rows.map_err(|e| self.fail(&e))?.iter().map(chain_row).collect::<Result<_, _>>().map_err(|e| self.fail(&e))
+    }
+}
+
+/// What is wrong with the store, in words for a person.
+fn explain(error: &sqlx::Error) -> String {
+    let code = error.as_database_error().and_then(|e| e.code()).and_then(|code| code.parse::<u32>().ok());
+    // The primary code is in the lowest byte: 11 is SQLITE_CORRUPT, 26 SQLITE_NOTADB.
+    match code.map(|code| code & 0xff) {
+        Some(11 | 26) => {
+            format!("journal.db is damaged or was cut off ({error}); keep it, and put a copy of the state directory in its place")
+        }
+        _ => error.to_string(),
+    }
+}
+
+fn explain_migration(error: &sqlx::migrate::MigrateError) -> String {
+    use sqlx::migrate::MigrateError::{Execute, VersionMismatch, VersionMissing};
+    let ours = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default();
+    match error {
+        VersionMissing(theirs) => {
+            format!("a newer Muster wrote it: its schema is version {theirs}, and this Muster knows {ours}; use the newer one")
+        }
+        VersionMismatch(version) => format!("its schema {version} is not the one that Muster made"),
+        Execute(error) => explain(error),
+        other => other.to_string(),
     }
 }
 

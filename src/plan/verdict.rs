@@ -74,7 +74,7 @@ fn missed(what: &str, actual: Option<u64>, objective: Option<u64>) -> String {
 
 fn gaps(facts: &Facts) -> Vec<String> {
     let mut reasons = Vec::new();
-    if facts.hole {
+    if facts.hole && (facts.probed || facts.ledgered) {
         reasons.push("Muster was restarted meanwhile; figures that span the gap were not measured".to_owned());
     }
     if facts.main.is_none() {

@@ -9,7 +9,7 @@ use aws_sdk_s3::{
     primitives::{ByteStream, DateTime},
     types::{ChecksumAlgorithm, ChecksumMode},
 };
-use futures::{StreamExt, stream};
+use futures::{StreamExt, TryStreamExt, stream};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// The largest body that one PutObject takes here.
@@ -19,6 +19,8 @@ const UPLOAD: Duration = Duration::from_mins(2);
 const SLOWEST: u64 = 4 * 1024 * 1024;
 /// The longest pause within a body.
 const STALL: Duration = Duration::from_secs(30);
+/// So many objects are asked about at a time.
+const AT_ONCE: usize = 16;
 
 pub struct S3Bucket {
     clients: Arc<AwsClients>,
@@ -42,6 +44,13 @@ impl S3Bucket {
         let size = object.size().and_then(|s| u64::try_from(s).ok())?;
         let modified = object.last_modified().and_then(instant);
         Some(ObjectMeta { key, size, etag: tag(object.e_tag()), version: None, modified, metadata: BTreeMap::new() })
+    }
+    async fn with_etag(&self, listed: ObjectMeta) -> PortResult<ObjectMeta> {
+        if listed.etag.is_some() {
+            return Ok(listed);
+        }
+        let looked = self.head(&listed.key).await?;
+        Ok(ObjectMeta { etag: looked.and_then(|meta| meta.etag), ..listed })
     }
 }
 
@@ -72,7 +81,10 @@ impl ObjectRead for S3Bucket {
         let call = self.clients.s3().await?.read.list_objects_v2();
         let call = call.bucket(&self.bucket).prefix(self.full(prefix)).set_continuation_token(after.map(str::to_owned));
         let page = call.send().await.map_err(|e| explain(&e, Doing::Reading, &self.name("ListObjectsV2", prefix)))?;
-        let objects = page.contents().iter().filter_map(|o| self.listed(o)).collect();
+        let listed: Vec<ObjectMeta> = page.contents().iter().filter_map(|o| self.listed(o)).collect();
+        // Amazon's listing has every etag. A server that leaves them out (s3s-fs does) is asked object by
+        // object: without an etag a copy that is current cannot be told from a stale one.
+        let objects = stream::iter(listed.into_iter().map(|meta| self.with_etag(meta))).buffered(AT_ONCE).try_collect().await?;
         let next = page.next_continuation_token().map(str::to_owned).filter(|_| page.is_truncated() == Some(true));
         if next.is_none() && page.is_truncated() == Some(true) {
             let what = self.name("ListObjectsV2", prefix);

@@ -3,10 +3,10 @@
 use super::{Muster, ServiceError, files::Folder, notices, view};
 use crate::drill::{conduct::Conductor, probe::ProbePorts, state::DrillState, summary::summary};
 use crate::engine::Engine;
-use crate::journal::{ChainKind, ChainRow, Draft, Journal, NewChain};
+use crate::journal::{ChainKind, ChainRow, Claim, Draft, Journal, NewChain};
 use crate::model::{
     drill::{Drill, DrillKind, Schedule},
-    estate::{Estate, Notice},
+    estate::Estate,
     event::{Body, RunRole},
     ids::*,
     objective::Verdict,
@@ -14,6 +14,7 @@ use crate::model::{
 };
 use crate::plan::schedule::{Cron, zone};
 use serde_json::{Value, json};
+use std::path::PathBuf;
 
 /// A drill as it was left.
 pub struct Drilled {
@@ -26,19 +27,39 @@ impl Drilled {
     /// Pass: 0. Fail, or inconclusive: 1. Skipped, since it could not run: 2.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
-        match &self.state.verdict {
-            Some((Verdict::Pass, _)) => 0,
-            Some(_) => 1,
-            None => 2,
-        }
+        exit_code(&self.state)
+    }
+}
+
+/// The exit code that a drill's verdict amounts to.
+#[must_use]
+pub fn exit_code(state: &DrillState) -> u8 {
+    match &state.verdict {
+        Some((Verdict::Pass, _)) => 0,
+        Some(_) => 1,
+        None => 2,
+    }
+}
+
+/// A drill that is on record, and that this process owns.
+pub struct Begun {
+    conductor: Conductor,
+    claim: Claim,
+}
+
+impl Begun {
+    #[must_use]
+    pub fn id(&self) -> &RunId {
+        &self.claim.run
     }
 }
 
 /// A drill that has a schedule.
+#[derive(Clone)]
 pub struct Scheduled {
     pub drill: Drill,
     pub schedule: Schedule,
-    pub file: std::path::PathBuf,
+    pub file: PathBuf,
 }
 
 impl Muster {
@@ -49,6 +70,12 @@ impl Muster {
 
     /// Runs a drill here, from its steady state to its verdict.
     pub async fn drill_run(&self, name: &str, scheduled_for: Option<jiff::Timestamp>) -> Result<Drilled, ServiceError> {
+        let begun = self.drill_begin(name, scheduled_for).await?;
+        self.drill_go(begun, false).await
+    }
+
+    /// Puts a drill on record as begun, and owns it.
+    pub async fn drill_begin(&self, name: &str, scheduled_for: Option<jiff::Timestamp>) -> Result<Begun, ServiceError> {
         let (path, loaded) = self.drill(name)?;
         let estate = self.estate()?;
         let mut drill = loaded.drill.clone();
@@ -66,46 +93,55 @@ impl Muster {
         let id = scheduled_for.map_or_else(|| RunId(self.clock.new_id()), |at| scheduled_id(&drill.drill, at));
         let file = (path.display().to_string(), loaded.source.digest.clone());
         let claim = conductor.begin(id, drill, file, plans, scheduled_for).await?;
-        let state = conductor.carry_on(claim, false).await?;
-        self.drilled(&conductor.engine, state).await
+        Ok(Begun { conductor, claim })
     }
 
     /// Goes on with a drill that another process began.
     pub async fn drill_resume(&self, id: &RunId) -> Result<Drilled, ServiceError> {
+        let begun = self.drill_take(id).await?;
+        self.drill_go(begun, true).await
+    }
+
+    /// Takes over a drill that another process began.
+    pub async fn drill_take(&self, id: &RunId) -> Result<Begun, ServiceError> {
         let journal = self.existing_journal().await?;
         let state = drill_state(&*journal, id).await?;
         let engine = self.engine(&state.context.estate).await?;
         let conductor = self.conductor(engine);
         let claim = conductor.engine.journal.claim(id, &conductor.engine.actor).await?;
-        let state = conductor.carry_on(claim, true).await?;
-        self.drilled(&conductor.engine, state).await
+        Ok(Begun { conductor, claim })
     }
 
-    async fn drilled(&self, engine: &Engine, state: DrillState) -> Result<Drilled, ServiceError> {
-        let view = drill_view(&*engine.journal, &state).await?;
-        let estate = &state.context.estate;
-        let name = &state.drill.drill;
-        let about = json!({ "drill": name, "id": state.id, "verdict": state.verdict.as_ref().map(|(verdict, _)| verdict) });
-        match &state.verdict {
-            Some((Verdict::Pass, _)) => {
-                notices::tell(&*engine.world, estate, Notice::Succeeded, &format!("drill {name} passed"), about).await;
+    /// Conducts a drill to its end, or until a person must act; tells the channels how it was left.
+    pub async fn drill_go(&self, begun: Begun, resumed: bool) -> Result<Drilled, ServiceError> {
+        let Begun { conductor, claim } = begun;
+        let (engine, id) = (conductor.engine.clone(), claim.run.clone());
+        match conductor.carry_on(claim, resumed).await {
+            Ok(state) => {
+                let view = drill_view(&*engine.journal, &state).await?;
+                notices::drill_ended(&engine, &state).await;
+                Ok(Drilled { state, view })
             }
-            Some((_, reasons)) => {
-                let text = format!("drill {name} did not pass: {}", reasons.join("; "));
-                notices::tell(&*engine.world, estate, Notice::Failed, &text, about).await;
-            }
-            None => {
-                let why = state.skipped.as_deref().unwrap_or("it did not run");
-                notices::tell(&*engine.world, estate, Notice::Missed, &format!("drill {name} was skipped: {why}"), about).await;
+            Err(error) => {
+                if let Ok(state) = drill_state(&*engine.journal, &id).await {
+                    notices::drill_stopped(&engine, &state, &error).await;
+                }
+                Err(error.into())
             }
         }
-        Ok(Drilled { state, view })
     }
 
-    /// Every drill beside the estate.
-    pub fn drill_list(&self) -> Result<Vec<(std::path::PathBuf, Drill)>, ServiceError> {
-        let load = |path: std::path::PathBuf| self.drill(&path.display().to_string()).map(|(path, loaded)| (path, loaded.drill));
-        self.folder(Folder::Drills).into_iter().map(load).collect()
+    /// Every drill beside the estate, and what is wrong with those that cannot be read.
+    #[must_use]
+    pub fn drill_list(&self) -> (Vec<(PathBuf, Drill)>, Vec<ServiceError>) {
+        let (mut drills, mut wrong) = (Vec::new(), Vec::new());
+        for path in self.folder(Folder::Drills) {
+            match self.drill(&path.display().to_string()) {
+                Ok((path, loaded)) => drills.push((path, loaded.drill)),
+                Err(error) => wrong.push(error),
+            }
+        }
+        (drills, wrong)
     }
 
     /// The drills that have a schedule; of these, only those named if any are.
@@ -115,7 +151,7 @@ impl Muster {
                 let (path, loaded) = self.drill(name)?;
                 vec![(path, loaded.drill)]
             }
-            None => self.drill_list()?,
+            None => self.drill_list().0,
         };
         let scheduled = drills.into_iter().filter_map(|(file, drill)| Some(Scheduled { schedule: drill.schedule.clone()?, drill, file }));
         Ok(scheduled.collect())
@@ -153,8 +189,8 @@ impl Muster {
         Ok(history)
     }
 
-    /// Puts a fire on record that started nothing.
-    pub async fn put_on_record(&self, drill: &DrillName, at: jiff::Timestamp, reason: &str) -> Result<(), ServiceError> {
+    /// Puts a fire on record that started nothing; false when it is on record already.
+    pub async fn put_on_record(&self, drill: &DrillName, at: jiff::Timestamp, reason: &str) -> Result<bool, ServiceError> {
         let journal = self.journal().await?;
         let id = RunId(format!("{}-missed", scheduled_id(drill, at)));
         let chain = NewChain { id, kind: ChainKind::Drill, name: drill.to_string(), parent: None, locks: Vec::new() };
@@ -162,8 +198,8 @@ impl Muster {
         let first = Draft { at: self.clock.now(), actor: self.actor(), body };
         match journal.create(chain, &self.actor(), first).await {
             // Another process, or this one before it was killed, has put it down already.
-            Err(crate::journal::JournalError::Exists { .. }) => Ok(()),
-            other => Ok(other.map(|_| ())?),
+            Err(crate::journal::JournalError::Exists { .. }) => Ok(false),
+            other => Ok(other.map(|_| true)?),
         }
     }
 }
@@ -229,9 +265,14 @@ async fn history_entry(journal: &dyn Journal, row: &ChainRow) -> Result<Value, S
     let mut entry = json!({
         "id": row.id,
         "drill": row.name,
+        "kind": null,
         "status": row.status,
+        "verdict": null,
         "started_at": rfc3339_ms(row.started_at),
         "finished_at": row.finished_at.map(rfc3339_ms),
+        "rto": null,
+        "rpo": null,
+        "reasons": [],
     });
     let events = journal.load(&row.id, 0).await?;
     let mut more = json!({});
@@ -247,7 +288,7 @@ async fn history_entry(journal: &dyn Journal, row: &ChainRow) -> Result<Value, S
             "reasons": reasons(&state),
         });
     } else if let Some(Body::DrillMissed { scheduled_for, reason, .. }) = events.first().map(|stored| &stored.event.body) {
-        more = json!({ "verdict": null, "scheduled_for": rfc3339_ms(*scheduled_for), "reasons": [reason] });
+        more = json!({ "scheduled_for": rfc3339_ms(*scheduled_for), "reasons": [reason] });
     }
     if let (Some(entry), Some(more)) = (entry.as_object_mut(), more.as_object_mut()) {
         entry.append(more);

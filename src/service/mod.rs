@@ -2,11 +2,14 @@
 //!
 //! [`Muster`] holds what a command was pointed at: the state directory and the estate. [`files`] finds and
 //! reads what people wrote, [`runs`] begins and resumes runs and takes operators' commands, [`drills`] does
-//! the same for drills, [`serve`] fires them on schedule, [`view`] is the JSON that machines read,
-//! [`notices`] tells people.
+//! the same for drills, [`serve`] fires them on schedule and [`heartbeat`] says that it does, [`view`] is the
+//! JSON that machines read, [`notices`] tells people, [`next`] is what they can do, [`evidence`] verifies.
 
 pub mod drills;
+pub mod evidence;
 pub mod files;
+pub mod heartbeat;
+pub mod next;
 pub mod notices;
 pub mod report;
 pub mod runs;
@@ -107,6 +110,11 @@ impl Muster {
         if !self.state.join("journal.db").is_file() {
             let place = self.state.display();
             return Err(ServiceError::Usage(format!("there is no journal in {place}; point --state at the directory that the run used")));
+        }
+        // SQLite takes a file of no length for a new database, and would answer that all is well.
+        if std::fs::metadata(self.state.join("journal.db")).is_ok_and(|about| about.len() == 0) {
+            let place = self.state.display();
+            return Err(ServiceError::Usage(format!("the journal in {place} was cut off: journal.db has no bytes")));
         }
         self.journal().await
     }

@@ -1,12 +1,19 @@
 //! Telling people: the estate's channels, for what failed, waits, was missed, and that `serve` lives.
 //!
-//! A notice is never a step's success condition: a channel that is down is logged, and nothing else.
+//! A notice is never a step's success condition, and is sent when a process has let go of a run, so that no
+//! channel delays one; all channels are told at the same time, each within [`PATIENCE`]. One that is down is
+//! logged, and nothing else. Its address is a secret: services such as Slack put the token in the path.
 
+use super::next::{Next, for_run, program};
+use crate::drill::{conduct::DrillError, state::DrillState};
 use crate::engine::Engine;
 use crate::model::{
+    drill::Drill,
     estate::{Estate, Notice, Notify},
-    ids::RunId,
+    ids::*,
+    objective::Verdict,
     status::RunStatus,
+    time::rfc3339_ms,
 };
 use crate::plan::state::RunState;
 use crate::providers::port::{HttpRequest, ProcessSpec, WorldRead};
@@ -14,22 +21,40 @@ use serde_json::{Value, json};
 use std::{collections::BTreeMap, time::Duration};
 
 /// How long a channel may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is told, before it has its time.
+#[derive(Clone, Debug)]
+pub struct Message {
+    pub notice: Notice,
+    pub text: String,
+    /// What it is about: run, drill, status.
+    pub about: Value,
+    /// The commands that bring the matter on, or show more of it.
+    pub next: Vec<String>,
+}
 
 /// Tells every channel that wants this kind of notice.
-pub async fn tell(world: &dyn WorldRead, estate: &Estate, notice: Notice, text: &str, more: Value) {
-    let message = json!({ "notice": notice, "text": text, "at": crate::model::time::rfc3339_ms(world.clock().now()), "about": more });
+pub async fn tell(world: &dyn WorldRead, estate: &Estate, message: &Message) {
+    let notice = message.notice;
     let wanted = |channel: &&Notify| channel.on.contains(&notice) || (channel.on.is_empty() && notice != Notice::Heartbeat);
-    for channel in estate.notify.iter().filter(wanted) {
-        if let Err(why) = send(world, channel, &message).await {
-            tracing::warn!("a notice could not be delivered: {why}");
-        }
+    let channels = estate.notify.iter().filter(wanted).map(|channel| deliver(world, channel, message));
+    futures::future::join_all(channels).await;
+}
+
+/// Tells one channel; a failure is logged.
+pub async fn deliver(world: &dyn WorldRead, channel: &Notify, message: &Message) {
+    let Message { notice, text, about, next } = message;
+    let body = json!({ "notice": notice, "text": text, "at": rfc3339_ms(world.clock().now()), "about": about, "next": next });
+    if let Err(why) = send(world, channel, &body).await {
+        tracing::warn!("a notice could not be delivered: {why}");
     }
 }
 
 async fn send(world: &dyn WorldRead, channel: &Notify, message: &Value) -> Result<(), String> {
     let body = serde_json::to_vec(message).unwrap_or_default();
     if let Some(url) = &channel.webhook {
+        let place = format!("the webhook at {}", url.host_str().unwrap_or("?"));
         let headers = BTreeMap::from([("content-type".to_owned(), "application/json".to_owned())]);
         let request = HttpRequest {
             method: "POST".to_owned(),
@@ -39,33 +64,131 @@ async fn send(world: &dyn WorldRead, channel: &Notify, message: &Value) -> Resul
             timeout: Some(PATIENCE),
             connect_to: None,
         };
-        let answer = world.http().send(request).await.map_err(|e| e.to_string())?;
+        let answer = world.http().send(request).await.map_err(|e| format!("{place}: {}", without_address(&e.to_string(), url)))?;
         if !(200..300).contains(&answer.status) {
-            // Not the address: its path may be the secret.
-            return Err(format!("the webhook at {} answered {}", url.host_str().unwrap_or("?"), answer.status));
+            return Err(format!("{place} answered {}", answer.status));
         }
     }
     if !channel.exec.is_empty() {
+        // Its arguments may be secrets, too.
+        let place = channel.exec.first().map_or("", String::as_str);
         let spec = ProcessSpec { argv: channel.exec.clone(), stdin: Some(body), output_limit: 4096, ..ProcessSpec::default() };
-        let end = world.processes().run(&spec, PATIENCE).await.map_err(|e| e.to_string())?;
-        if end.code != Some(0) {
-            return Err(format!("{} ended with {:?}", channel.exec.first().map_or("", String::as_str), end.code));
+        let end = world.processes().run(&spec, PATIENCE).await.map_err(|e| format!("{place}: {e}"))?;
+        match end.code {
+            Some(0) => {}
+            Some(code) => return Err(format!("{place} ended with exit code {code}")),
+            None => return Err(format!("{place} did not end within {} s", PATIENCE.as_secs())),
         }
     }
     Ok(())
 }
 
+/// What went wrong, without the address that the error begins with.
+fn without_address(error: &str, url: &url::Url) -> String {
+    let after = error.split_once(url.path()).filter(|_| url.path().len() > 1).map(|(_, after)| after.trim_start_matches(": "));
+    match after {
+        Some(why) if !why.contains(url.path()) => why.to_owned(),
+        _ => "it could not be reached, or did not answer in time".to_owned(),
+    }
+}
+
+fn commands(next: &[Next]) -> Vec<String> {
+    next.iter().flat_map(|one| one.commands.clone()).collect()
+}
+
+/// How Muster is called for the state directory that an engine works in.
+fn muster(engine: &Engine) -> String {
+    program(engine.scratch.parent().unwrap_or(&engine.scratch))
+}
+
 /// What is told when a process lets go of a run.
 pub async fn run_left(engine: &Engine, run: &RunId, state: &RunState) {
-    let notice = match state.status {
-        RunStatus::Failed | RunStatus::Aborted => Notice::Failed,
-        RunStatus::Paused | RunStatus::WaitingApproval => Notice::Waiting,
-        RunStatus::Indeterminate => Notice::Indeterminate,
-        RunStatus::Succeeded => Notice::Succeeded,
-        RunStatus::Planned | RunStatus::Running => return,
-    };
+    let Some(notice) = notice_of(state.status) else { return };
+    let muster = muster(engine);
     let why = state.reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
-    let text = format!("runbook {} is {}{why}", state.plan.runbook, state.status.word());
-    let about = json!({ "run": run, "runbook": state.plan.runbook, "status": state.status, "scope": state.plan.scope });
-    tell(&*engine.world, &state.plan.estate, notice, &text, about).await;
+    let text = format!("runbook {} is {}{why}", state.plan.runbook, state.status.word().replace('_', " "));
+    let about = json!({ "run": run, "drill": null, "runbook": state.plan.runbook, "status": state.status, "scope": state.plan.scope, "actor": engine.actor });
+    let mut next = vec![format!("{muster} show {run}")];
+    next.extend(commands(&for_run(&muster, run, state)));
+    tell(&*engine.world, &state.plan.estate, &Message { notice, text, about, next }).await;
+}
+
+fn notice_of(status: RunStatus) -> Option<Notice> {
+    match status {
+        RunStatus::Failed | RunStatus::Aborted => Some(Notice::Failed),
+        RunStatus::Paused | RunStatus::WaitingApproval => Some(Notice::Waiting),
+        RunStatus::Indeterminate => Some(Notice::Indeterminate),
+        RunStatus::Succeeded => Some(Notice::Succeeded),
+        RunStatus::Planned | RunStatus::Running => None,
+    }
+}
+
+/// What is told when a drill has ended. Its runs are part of it and are not told apart.
+pub async fn drill_ended(engine: &Engine, state: &DrillState) {
+    let (name, id, muster) = (&state.drill.drill, &state.id, muster(engine));
+    let (notice, status, text) = match &state.verdict {
+        Some((Verdict::Pass, _)) => (Notice::Succeeded, json!(Verdict::Pass), format!("drill {name} passed")),
+        Some((verdict, reasons)) => (Notice::Failed, json!(verdict), format!("drill {name} did not pass: {}", reasons.join("; "))),
+        None => {
+            let why = state.skipped.as_deref().unwrap_or("it did not run");
+            (Notice::Missed, json!("skipped"), format!("drill {name} was skipped: {why}"))
+        }
+    };
+    let run = state.runs.get(&crate::model::event::RunRole::Main).map(|(run, _)| run);
+    let about = json!({ "run": run, "drill": name, "id": id, "status": status, "actor": engine.actor });
+    let next = vec![format!("{muster} show {id}"), format!("{muster} drill report {id}")];
+    tell(&*engine.world, &state.context.estate, &Message { notice, text, about, next }).await;
+}
+
+/// What is told when a drill stopped before its end. An interruption was asked for and is not told.
+pub async fn drill_stopped(engine: &Engine, state: &DrillState, error: &DrillError) {
+    let (name, id, muster) = (&state.drill.drill, &state.id, muster(engine));
+    let mut next = vec![format!("{muster} show {id}")];
+    let (notice, status, run, text) = match error {
+        DrillError::Interrupted(_) => return,
+        DrillError::NeedsAPerson { run, status, .. } => {
+            let known = super::runs::state_of(&*engine.journal, run).await.ok();
+            let why = known.as_ref().and_then(|state| state.reason.as_deref()).map(|why| format!(": {why}")).unwrap_or_default();
+            next.extend(known.iter().flat_map(|state| commands(&for_run(&muster, run, state))));
+            let text = format!("drill {name} needs a person; its run is {}{why}", status.word().replace('_', " "));
+            (notice_of(*status).unwrap_or(Notice::Waiting), json!(status), Some(run), text)
+        }
+        other => {
+            next.push(format!("{muster} resume {id}"));
+            (Notice::Failed, json!("stopped"), None, format!("drill {name} stopped before its end: {other}"))
+        }
+    };
+    let about = json!({ "run": run, "drill": name, "id": id, "status": status, "actor": engine.actor });
+    tell(&*engine.world, &state.context.estate, &Message { notice, text, about, next }).await;
+}
+
+/// What is told of fires that started nothing: one notice, however many they are.
+#[must_use]
+pub fn missed(state: &std::path::Path, drill: &Drill, fires: &[(jiff::Timestamp, String)]) -> Option<Message> {
+    let (first, (latest, reason)) = (fires.first()?.0, fires.last()?);
+    let name = &drill.drill;
+    let text = if fires.len() == 1 {
+        format!("drill {name} was missed: {reason}")
+    } else {
+        format!("drill {name} was missed {} times from {} to {}; the last: {reason}", fires.len(), rfc3339_ms(first), rfc3339_ms(*latest))
+    };
+    let about = json!({ "run": null, "drill": name, "status": "missed", "scheduled_for": rfc3339_ms(*latest), "times": fires.len() });
+    let muster = program(&std::path::absolute(state).unwrap_or_else(|_| state.to_owned()));
+    let next = vec![format!("{muster} drill history"), format!("{muster} drill run {name}")];
+    Some(Message { notice: Notice::Missed, text, about, next })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_path_of_a_webhook_is_never_told() {
+        let url: url::Url = "https://hooks.example.org/services/T0/SECRET".parse().unwrap();
+        let error = "unreachable: https://hooks.example.org/services/T0/SECRET: connection refused";
+        assert_eq!(without_address(error, &url), "connection refused");
+        for odd in ["unreachable: connection refused", "/services/T0/SECRET twice /services/T0/SECRET"] {
+            assert!(!without_address(odd, &url).contains("SECRET"), "{odd}");
+        }
+    }
 }

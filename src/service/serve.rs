@@ -1,16 +1,31 @@
 //! The scheduler: fires drills when they are due, puts on record those that were missed, says that it lives.
 //!
-//! Which fires there are is decided in `plan::schedule`; here they are started or put on record, and only
-//! then is the calendar moved on. A fire's drill has an identifier made of its name and its instant, so a
-//! scheduler that was killed between the two starts nothing twice.
+//! Which fires there are is decided in `plan::schedule`; here a fire's drill is begun (its chain is in the
+//! journal) or put on record as missed, and only then is the calendar moved on. A fire's drill has an
+//! identifier made of its name and its instant, so a scheduler that was killed between the two starts
+//! nothing twice. One scheduler serves a state directory: it holds an OS lock on it, which ends with it.
+//!
+//! What is wrong with one drill, or for a while with the journal, is told and does not stop the others.
 
-use super::{Muster, ServiceError, drills::Scheduled, notices};
-use crate::journal::{ChainKind, Journal, JournalError};
-use crate::model::{estate::Notice, ids::*, status::RunStatus};
+use super::{
+    Muster, ServiceError,
+    drills::{Begun, Drilled, Scheduled, calendar, drill_state, scheduled_id},
+    files::Folder,
+    heartbeat::{self, Pulse},
+    notices, runs,
+};
+use crate::drill::conduct::DrillError;
+use crate::journal::{ChainKind, ChainRow, Journal, JournalError};
+use crate::model::{drill::Drill, ids::*, status::RunStatus, time::rfc3339_ms};
 use crate::plan::schedule::{Fire, FireKind, decide_fires};
 use crate::providers::world::World;
-use serde_json::json;
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{Read as _, Seek as _, Write as _},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 use tokio::task::JoinSet;
 
 /// How often the calendar is looked at.
@@ -23,152 +38,320 @@ pub type Log = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// Runs until interrupted; what is under way then is settled first.
 pub async fn serve(muster: &Muster, log: &Log) -> Result<(), ServiceError> {
+    let _held = hold(muster)?;
     let journal = muster.journal().await?;
-    let scheduled = muster.scheduled(None)?;
-    for one in &scheduled {
-        super::drills::calendar(&one.schedule)?;
-        log(&format!("drill {}: {} ({})", one.drill.drill, one.schedule.cron, one.schedule.timezone));
-    }
-    if scheduled.is_empty() {
-        log("no drill has a schedule; only what is open is carried on");
-    }
-    let mut tasks = JoinSet::new();
-    resume_open(muster, &*journal, &mut tasks, log).await?;
+    let pulse = Pulse::default();
+    pulse.round(muster.clock.monotonic());
     let begun = muster.clock.now();
-    let mut beats = Heartbeats::new(muster)?;
+    let mut scheduler = Scheduler {
+        muster: muster.clone(),
+        journal,
+        log: log.clone(),
+        begun,
+        drills: Vec::new(),
+        stamp: None,
+        told: BTreeSet::new(),
+        tasks: JoinSet::new(),
+    };
+    scheduler.read_drills();
+    if scheduler.drills.is_empty() {
+        log("no drill has a schedule; what is open is carried on, and drills/ is watched");
+    }
+    scheduler.resume_open().await?;
+    let beats = heartbeat::start(muster, &pulse)?;
     while !*muster.interrupt.borrow() {
-        beats.beat(muster).await;
-        for one in &scheduled {
-            fire(muster, &*journal, one, begun, &mut tasks, log).await?;
+        scheduler.read_drills();
+        if scheduler.round().await {
+            pulse.round(muster.clock.monotonic());
         }
         muster.clock.sleep(TICK).await;
-        while tasks.try_join_next().is_some() {}
+        while scheduler.tasks.try_join_next().is_some() {}
     }
+    drop(beats);
     log("stopping: what is under way is settled first");
-    while tasks.join_next().await.is_some() {}
+    while scheduler.tasks.join_next().await.is_some() {}
     Ok(())
 }
 
-async fn fire(
-    muster: &Muster,
-    journal: &dyn Journal,
-    one: &Scheduled,
+/// Takes the state directory for this scheduler alone. The lock is the kernel's: it ends with the process.
+fn hold(muster: &Muster) -> Result<std::fs::File, ServiceError> {
+    let folder = muster.state.join("locks");
+    let path = folder.join("serve.lock");
+    let fail = |e: std::io::Error| ServiceError::Usage(format!("{} cannot be used: {e}", path.display()));
+    std::fs::create_dir_all(&folder).map_err(fail)?;
+    let mut file = std::fs::OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).map_err(fail)?;
+    match file.try_lock() {
+        Ok(()) => {
+            file.set_len(0).map_err(fail)?;
+            file.rewind().map_err(fail)?;
+            write!(file, "{} since {}", muster.actor(), rfc3339_ms(muster.clock.now())).map_err(fail)?;
+            Ok(file)
+        }
+        Err(std::fs::TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            // It may be about to write its name; the refusal stands without it.
+            let _ = file.read_to_string(&mut holder);
+            let holder = if holder.is_empty() { "another process".to_owned() } else { holder };
+            let state = muster.state.display();
+            Err(ServiceError::Usage(format!("{state} is served already, by {holder}; one scheduler serves a state directory")))
+        }
+        Err(std::fs::TryLockError::Error(error)) => Err(fail(error)),
+    }
+}
+
+struct Scheduler {
+    muster: Muster,
+    journal: Arc<dyn Journal>,
+    log: Log,
+    /// When this scheduler began: a drill that was never considered begins its calendar then.
     begun: jiff::Timestamp,
-    tasks: &mut JoinSet<()>,
-    log: &Log,
-) -> Result<(), ServiceError> {
-    let name = &one.drill.drill;
-    let now = muster.clock.now();
-    // A drill that was never considered begins its calendar now.
-    let last = if let Some(last) = journal.considered(name.as_str()).await? {
-        last
-    } else {
-        journal.consider(name.as_str(), begun).await?;
-        begun
-    };
-    let fires = decide_fires(&one.schedule, last, now, TOLERANCE).map_err(|e| ServiceError::Usage(e.to_string()))?;
-    for Fire { at, what } in &fires {
-        match what {
-            FireKind::Missed { reason } | FireKind::Blackout { reason } => miss(muster, name, *at, reason, log).await?,
-            FireKind::Start => match incident(journal).await? {
-                Some(why) => miss(muster, name, *at, &why, log).await?,
-                None => start(muster.clone(), one.file.display().to_string(), name.clone(), *at, tasks, log.clone()),
-            },
+    drills: Vec<Scheduled>,
+    /// The drill files as they were when they were read: name, length, time of change.
+    stamp: Option<Vec<(PathBuf, u64, Option<std::time::SystemTime>)>>,
+    /// What has been told of what is wrong, so that it is told once.
+    told: BTreeSet<String>,
+    tasks: JoinSet<()>,
+}
+
+impl Scheduler {
+    fn trouble(&mut self, text: String) {
+        if !self.told.contains(&text) {
+            (self.log)(&text);
+            self.told.insert(text);
         }
     }
-    if !fires.is_empty() {
-        journal.consider(name.as_str(), now).await?;
-    }
-    Ok(())
-}
 
-async fn miss(muster: &Muster, name: &DrillName, at: jiff::Timestamp, reason: &str, log: &Log) -> Result<(), ServiceError> {
-    muster.put_on_record(name, at, reason).await?;
-    log(&format!("drill {name}, due at {at}, is on record as missed: {reason}"));
-    let estate = muster.written_estate()?;
-    let world = World::new(Arc::new(estate.clone()), muster.clock.clone());
-    let about = json!({ "drill": name, "scheduled_for": crate::model::time::rfc3339_ms(at) });
-    notices::tell(&world, &estate, Notice::Missed, &format!("drill {name} was missed: {reason}"), about).await;
-    Ok(())
-}
-
-/// No drill starts while a run outside of drills is open.
-async fn incident(journal: &dyn Journal) -> Result<Option<String>, ServiceError> {
-    let open = journal.open().await?;
-    let live = open.iter().find(|row| row.kind == ChainKind::Run && row.parent.is_none());
-    Ok(live.map(|row| format!("run {} ({}) is open: no drill starts during an incident", row.id, row.name)))
-}
-
-fn start(muster: Muster, file: String, name: DrillName, at: jiff::Timestamp, tasks: &mut JoinSet<()>, log: Log) {
-    tasks.spawn(async move {
-        log(&format!("drill {name}, due at {at}, starts"));
-        match muster.drill_run(&file, Some(at)).await {
-            Ok(drilled) => {
-                let verdict =
-                    drilled.state.verdict.as_ref().map_or("skipped".to_owned(), |(verdict, _)| format!("{verdict:?}").to_lowercase());
-                log(&format!("drill {name}: {verdict} ({})", drilled.state.id));
+    /// Reads the drill files again when they have changed. One that cannot be used does not stop the others.
+    fn read_drills(&mut self) {
+        let look = |path: PathBuf| {
+            let about = std::fs::metadata(&path).ok();
+            let (length, changed) = (about.as_ref().map_or(0, std::fs::Metadata::len), about.and_then(|about| about.modified().ok()));
+            (path, length, changed)
+        };
+        let stamp: Vec<_> = self.muster.folder(Folder::Drills).into_iter().map(look).collect();
+        if self.stamp.as_ref() == Some(&stamp) {
+            return;
+        }
+        self.told.clear();
+        let known: BTreeMap<_, _> = self.drills.drain(..).map(|one| (one.drill.drill.clone(), one.schedule)).collect();
+        for (file, ..) in &stamp {
+            match self.read_drill(file) {
+                Ok(Some(one)) => {
+                    if known.get(&one.drill.drill) != Some(&one.schedule) {
+                        (self.log)(&format!("drill {}: {} ({})", one.drill.drill, one.schedule.cron, one.schedule.timezone));
+                    }
+                    self.drills.push(one);
+                }
+                Ok(None) => {}
+                Err(error) => self.trouble(format!("{} cannot be used, and is left out: {error}", file.display())),
             }
-            Err(ServiceError::Drill(crate::drill::conduct::DrillError::Journal(JournalError::Exists { .. }))) => {}
-            Err(error) => {
-                log(&format!("drill {name} could not run: {error}"));
-                let reason = format!("it could not run: {error}");
-                if let Err(error) = miss(&muster, &name, at, &reason, &log).await {
-                    log(&format!("and could not be put on record: {error}"));
+        }
+        self.stamp = Some(stamp);
+    }
+
+    fn read_drill(&mut self, file: &std::path::Path) -> Result<Option<Scheduled>, ServiceError> {
+        let (path, loaded) = self.muster.drill(&file.display().to_string())?;
+        let Some(schedule) = loaded.drill.schedule.clone() else { return Ok(None) };
+        calendar(&schedule)?;
+        let name = &loaded.drill.drill;
+        if let Some(other) = self.drills.iter().find(|one| one.drill.drill == *name) {
+            return Err(ServiceError::Usage(format!("{} is drill {name} already", other.file.display())));
+        }
+        // Its runbooks may be mended before it is due: until then this is a warning.
+        if let Ok(estate) = self.muster.estate()
+            && let Err(error) = self.muster.drill_plans(&path, &loaded, &estate)
+        {
+            self.trouble(format!("drill {name} could not run as it stands: {error}"));
+        }
+        Ok(Some(Scheduled { drill: loaded.drill, schedule, file: path }))
+    }
+
+    /// Looks at the whole calendar once; false when something of it could not be looked at.
+    async fn round(&mut self) -> bool {
+        let mut good = true;
+        for one in self.drills.clone() {
+            if let Err(error) = self.look(&one).await {
+                good = false;
+                self.trouble(format!("drill {}: {error}; tried again", one.drill.drill));
+            }
+        }
+        good
+    }
+
+    async fn look(&mut self, one: &Scheduled) -> Result<(), ServiceError> {
+        let name = &one.drill.drill;
+        let now = self.muster.clock.now();
+        let last = if let Some(last) = self.journal.considered(name.as_str()).await? {
+            last
+        } else {
+            self.journal.consider(name.as_str(), self.begun).await?;
+            self.begun
+        };
+        let fires = decide_fires(&one.schedule, last, now, TOLERANCE).map_err(|e| ServiceError::Usage(e.to_string()))?;
+        let mut missed = Vec::new();
+        for Fire { at, what } in &fires {
+            match what {
+                FireKind::Missed { reason } => self.miss(name, *at, reason, &mut missed).await?,
+                // Asked for beforehand: on record, and nobody is woken.
+                FireKind::Blackout { reason } => self.miss(name, *at, reason, &mut Vec::new()).await?,
+                FireKind::Start => {
+                    if let Some(why) = self.start(one, *at).await? {
+                        self.miss(name, *at, &why, &mut missed).await?;
+                    }
                 }
             }
         }
-    });
+        if !fires.is_empty() {
+            self.journal.consider(name.as_str(), now).await?;
+        }
+        self.tell_missed(&one.drill, &missed);
+        Ok(())
+    }
+
+    /// Puts a fire on record that started nothing, unless it did start, or is on record already.
+    async fn miss(
+        &self,
+        name: &DrillName,
+        at: jiff::Timestamp,
+        reason: &str,
+        missed: &mut Vec<(jiff::Timestamp, String)>,
+    ) -> Result<(), ServiceError> {
+        if self.on_record(&scheduled_id(name, at)).await?.is_none() && self.muster.put_on_record(name, at, reason).await? {
+            (self.log)(&format!("drill {name}, due at {}, is on record as missed: {reason}", rfc3339_ms(at)));
+            missed.push((at, reason.to_owned()));
+        }
+        Ok(())
+    }
+
+    async fn on_record(&self, id: &RunId) -> Result<Option<ChainRow>, ServiceError> {
+        match self.journal.row(id).await {
+            Ok(row) => Ok(Some(row)),
+            Err(JournalError::NoSuchRun(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Begins the drill of a fire; gives why it could not.
+    async fn start(&mut self, one: &Scheduled, at: jiff::Timestamp) -> Result<Option<String>, ServiceError> {
+        let name = &one.drill.drill;
+        if self.on_record(&scheduled_id(name, at)).await?.is_some() {
+            // Begun by a scheduler that ended before it could move the calendar on.
+            return Ok(None);
+        }
+        if let Some(why) = in_the_way(&*self.journal, &one.drill).await? {
+            return Ok(Some(why));
+        }
+        match self.muster.drill_begin(&one.file.display().to_string(), Some(at)).await {
+            Ok(begun) => {
+                (self.log)(&format!("drill {name}, due at {}, has begun: {}", rfc3339_ms(at), begun.id()));
+                self.tasks.spawn(carry_on(self.muster.clone(), begun, false, self.log.clone()));
+                Ok(None)
+            }
+            Err(ServiceError::Drill(DrillError::Journal(JournalError::Exists { .. }))) => Ok(None),
+            // The store is in trouble: tried again, until it is late and on record as missed.
+            Err(ServiceError::Journal(error) | ServiceError::Drill(DrillError::Journal(error))) => Err(error.into()),
+            Err(error) => Ok(Some(format!("it could not run: {error}"))),
+        }
+    }
+
+    fn tell_missed(&mut self, drill: &Drill, missed: &[(jiff::Timestamp, String)]) {
+        let Some(message) = notices::missed(&self.muster.state, drill, missed) else { return };
+        match self.muster.written_estate() {
+            Ok(estate) => {
+                let world = World::new(Arc::new(estate.clone()), self.muster.clock.clone());
+                self.tasks.spawn(async move { notices::tell(&world, &estate, &message).await });
+            }
+            Err(error) => self.trouble(format!("nobody could be told that drill {} was missed: {error}", drill.drill)),
+        }
+    }
+
+    /// What an earlier process left open and nobody has to decide about is carried on.
+    async fn resume_open(&mut self) -> Result<(), ServiceError> {
+        for row in self.journal.open().await? {
+            match row.kind {
+                ChainKind::Drill => self.resume_drill(row).await?,
+                ChainKind::Run if row.parent.is_none() => self.resume_run(row),
+                ChainKind::Run => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn resume_drill(&mut self, row: ChainRow) -> Result<(), ServiceError> {
+        for child in self.journal.children(&row.id).await?.iter().filter(|child| child.finished_at.is_none()) {
+            let state = runs::state_of(&*self.journal, &child.id).await?;
+            // What a scheduler paused when it was told to stop, the next one goes on with.
+            let ours = state.status == RunStatus::Paused && state.paused.as_deref() == Some(crate::engine::INTERRUPTED);
+            if crate::engine::needs_a_person(state.status) && !ours {
+                (self.log)(&format!("drill {} waits for a person: muster show {}", row.id, child.id));
+                return Ok(());
+            }
+        }
+        match self.muster.drill_take(&row.id).await {
+            Ok(begun) => {
+                (self.log)(&format!("drill {} was left open; going on with it", row.id));
+                self.tasks.spawn(carry_on(self.muster.clone(), begun, true, self.log.clone()));
+            }
+            Err(error) => (self.log)(&format!("drill {}: {error}", row.id)),
+        }
+        Ok(())
+    }
+
+    fn resume_run(&mut self, row: ChainRow) {
+        let parked = [RunStatus::Paused, RunStatus::WaitingApproval, RunStatus::Indeterminate];
+        if parked.iter().any(|status| row.status == status.word()) {
+            (self.log)(&format!(
+                "run {} ({}) is {}; no drill starts before it has ended: muster show {}",
+                row.id, row.name, row.status, row.id
+            ));
+            return;
+        }
+        (self.log)(&format!("run {} ({}) was left open; going on with it", row.id, row.name));
+        let (muster, log) = (self.muster.clone(), self.log.clone());
+        self.tasks.spawn(async move {
+            match muster.resume_run(&row.id).await {
+                Ok(ran) => log(&format!("run {} is {}", row.id, ran.state.status.word())),
+                Err(error) => log(&format!("run {}: {error}", row.id)),
+            }
+        });
+    }
 }
 
-/// What an earlier process left open and nobody has to decide about is carried on.
-async fn resume_open(muster: &Muster, journal: &dyn Journal, tasks: &mut JoinSet<()>, log: &Log) -> Result<(), ServiceError> {
+async fn carry_on(muster: Muster, begun: Begun, resumed: bool, log: Log) {
+    let id = begun.id().clone();
+    match muster.drill_go(begun, resumed).await {
+        Ok(Drilled { state, .. }) => {
+            let verdict = state.verdict.as_ref().map(|(verdict, reasons)| (format!("{verdict:?}").to_lowercase(), reasons.join("; ")));
+            let (verdict, why) = verdict.unwrap_or_else(|| ("skipped".to_owned(), state.skipped.clone().unwrap_or_default()));
+            let why = if why.is_empty() { why } else { format!(": {why}") };
+            log(&format!("drill {id}: {verdict}{why}"));
+        }
+        Err(ServiceError::Drill(DrillError::Interrupted(_))) => {
+            log(&format!("drill {id} stopped; the next `muster serve` goes on with it"))
+        }
+        Err(error) => log(&format!("drill {id}: {error}")),
+    }
+}
+
+/// Why no drill may start now: a live run is open, this drill still is, or one that loses something.
+async fn in_the_way(journal: &dyn Journal, drill: &Drill) -> Result<Option<String>, ServiceError> {
     for row in journal.open().await? {
-        let parked =
-            [RunStatus::Paused, RunStatus::WaitingApproval, RunStatus::Indeterminate].iter().any(|status| row.status == status.word());
-        let (muster, log) = (muster.clone(), log.clone());
         match row.kind {
-            ChainKind::Drill => {
-                log(&format!("drill {} ({}) was left open; going on with it", row.name, row.id));
-                tasks.spawn(async move {
-                    if let Err(error) = muster.drill_resume(&row.id).await {
-                        log(&format!("drill {}: {error}", row.id));
-                    }
-                });
+            ChainKind::Run if row.parent.is_none() => {
+                return Ok(Some(format!("run {} ({}) is open: no drill starts during an incident", row.id, row.name)));
             }
-            ChainKind::Run if row.parent.is_none() && !parked => {
-                log(&format!("run {} ({}) was left open; going on with it", row.id, row.name));
-                tasks.spawn(async move {
-                    if let Err(error) = muster.resume_run(&row.id).await {
-                        log(&format!("run {}: {error}", row.id));
-                    }
-                });
+            ChainKind::Drill if row.name == drill.drill.as_str() => {
+                return Ok(Some(format!("drill {} is still open", row.id)));
+            }
+            ChainKind::Drill => {
+                // Faults reach further than any lock.
+                let other = drill_state(journal, &row.id).await?;
+                if !drill.scenario.is_empty() || !other.drill.scenario.is_empty() {
+                    return Ok(Some(format!("drill {} is open, and faults would reach from one into the other", row.id)));
+                }
             }
             ChainKind::Run => {}
         }
     }
-    Ok(())
-}
-
-/// The heartbeats of the estate's channels, each at its own pace.
-struct Heartbeats {
-    estate: crate::model::estate::Estate,
-    due: Duration,
-    every: Option<Duration>,
-}
-
-impl Heartbeats {
-    fn new(muster: &Muster) -> Result<Self, ServiceError> {
-        let estate = muster.written_estate()?;
-        let wanted = estate.notify.iter().filter(|channel| channel.on.contains(&Notice::Heartbeat));
-        let every = wanted.map(|channel| channel.every.map_or(Duration::from_mins(1), super::super::model::time::Span::duration)).min();
-        Ok(Self { estate, due: muster.clock.monotonic(), every })
-    }
-
-    async fn beat(&mut self, muster: &Muster) {
-        let now = muster.clock.monotonic();
-        let Some(every) = self.every.filter(|_| now >= self.due) else { return };
-        self.due = now + every;
-        let world = World::new(Arc::new(self.estate.clone()), muster.clock.clone());
-        notices::tell(&world, &self.estate, Notice::Heartbeat, "muster serve is alive", json!({ "actor": muster.actor() })).await;
-    }
+    Ok(None)
 }

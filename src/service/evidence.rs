@@ -1,0 +1,87 @@
+//! Is the record whole? The journal's chains, and the files whose digests stand in them.
+//!
+//! A ledger of acknowledged writes is a file beside the journal; the event `measured` has its digest, so a
+//! ledger that was changed afterwards is found. One that is gone is said to be gone: the record stands
+//! without it, only nobody can count again.
+
+use super::{Muster, ServiceError};
+use crate::journal::chain::{Dump, Verification, sha256_hex, verify};
+use crate::model::{
+    event::{Body, Event, LedgerDigest, RunRole},
+    ids::RunId,
+};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+
+/// What a verification found, of the journal and of the files beside it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Evidence {
+    /// `verified` and `problems` speak of both.
+    #[serde(flatten)]
+    pub journal: Verification,
+    pub ledgers: Vec<Ledger>,
+}
+
+/// One ledger that the journal speaks of.
+#[derive(Clone, Debug, Serialize)]
+pub struct Ledger {
+    pub drill: RunId,
+    pub phase: RunRole,
+    pub file: PathBuf,
+    pub entries: u64,
+    pub state: LedgerState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LedgerState {
+    /// As it was when it was measured.
+    Same,
+    Changed,
+    /// Not beside the journal.
+    Missing,
+}
+
+impl Muster {
+    /// Verifies the whole journal, and every ledger beside it.
+    pub async fn evidence_verify(&self) -> Result<Evidence, ServiceError> {
+        let dump = self.existing_journal().await?.dump(None).await?;
+        if dump.events.is_empty() && dump.rows.is_empty() && dump.heads.as_ref().is_none_or(Vec::is_empty) {
+            let place = self.state.display();
+            return Err(ServiceError::Usage(format!(
+                "the journal in {place} holds nothing: nothing ever ran here, or all of it was cut off"
+            )));
+        }
+        let mut journal = verify(&dump);
+        let ledgers = ledgers(&dump, &self.state);
+        for ledger in ledgers.iter().filter(|ledger| ledger.state == LedgerState::Changed) {
+            journal.problems.push(format!("{}: its ledger {} is not as it was measured", ledger.drill, ledger.file.display()));
+        }
+        journal.verified = journal.problems.is_empty();
+        Ok(Evidence { journal, ledgers })
+    }
+}
+
+fn ledgers(dump: &Dump, state: &Path) -> Vec<Ledger> {
+    let measured = |row: &crate::journal::chain::EventRow| {
+        // By its own bytes, not by the column beside them.
+        let event = serde_json::from_slice::<Event>(&row.record).ok()?;
+        let Body::Measured { phase, ledger: Some(ledger), .. } = event.body else { return None };
+        Some(check(event.run, phase, &ledger, state))
+    };
+    dump.events.iter().filter_map(measured).collect()
+}
+
+fn check(drill: RunId, phase: RunRole, ledger: &LedgerDigest, state: &Path) -> Ledger {
+    // The state directory may have been moved since: the file's own name counts, in the drill's folder.
+    let name = Path::new(&ledger.file).file_name().unwrap_or_default();
+    let file = state.join("drills").join(drill.as_str()).join(name);
+    let state = match std::fs::read(&file) {
+        Ok(bytes) if sha256_hex(&bytes) == ledger.sha256 => LedgerState::Same,
+        Ok(_) => LedgerState::Changed,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => LedgerState::Missing,
+        // It is there and cannot be read: that it is the same cannot be said.
+        Err(_) => LedgerState::Changed,
+    };
+    Ledger { drill, phase, file, entries: ledger.entries, state }
+}

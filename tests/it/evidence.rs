@@ -1,0 +1,158 @@
+//! `muster evidence verify` through the real program, over the journal of a real run that somebody changed.
+
+use sqlx::Connection as _;
+use std::{
+    path::Path,
+    process::{Command, Output},
+};
+
+fn muster(state: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_muster"));
+    command
+        .args(args)
+        .arg("--state")
+        .arg(state)
+        .current_dir(state.parent().unwrap())
+        .env_remove("MUSTER_STATE")
+        .env_remove("MUSTER_ESTATE");
+    command.output().unwrap()
+}
+
+/// A state directory with a run that succeeded.
+fn recorded(home: &Path) -> std::path::PathBuf {
+    std::fs::create_dir_all(home.join("runbooks")).unwrap();
+    let step = |id: &str| format!("  - id: {id}\n    uses: exec.command\n    with: {{ argv: [\"true\"] }}\n");
+    std::fs::write(home.join("runbooks/quick.yaml"), format!("runbook: quick\nsteps:\n{}{}", step("first"), step("second"))).unwrap();
+    let state = home.join("state");
+    let run = muster(&state, &["run", "quick"]);
+    assert_eq!(run.status.code(), Some(0), "{}", String::from_utf8_lossy(&run.stderr));
+    state
+}
+
+fn verify(state: &Path) -> (Option<i32>, String) {
+    let output = muster(state, &["evidence", "verify"]);
+    (output.status.code(), format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
+}
+
+/// Changes the database behind Muster's back, as somebody would who knows SQL.
+async fn sql(state: &Path, statements: &[&str]) {
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(state.join("journal.db"));
+    let mut connection = sqlx::sqlite::SqliteConnection::connect_with(&options).await.unwrap();
+    for statement in statements {
+        sqlx::query(sqlx::AssertSqlSafe((*statement).to_owned())).execute(&mut connection).await.unwrap();
+    }
+    sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+}
+
+const UNGUARD: &str = "DROP TRIGGER events_keep";
+const UNGUARD_DELETE: &str = "DROP TRIGGER events_stay";
+
+#[tokio::test]
+async fn evidence_names_what_was_changed() {
+    let cases: [(&[&str], &[&str]); 5] = [
+        (
+            &[UNGUARD, "UPDATE events SET record = CAST(replace(CAST(record AS TEXT), 'muster@', 'nobody@') AS BLOB) WHERE seq = 4"],
+            &["event 4", "bytes do not have the hash"],
+        ),
+        (&[UNGUARD, "UPDATE events SET actor = 'nobody' WHERE seq = 3"], &["event 3", "columns beside it"]),
+        (&[UNGUARD_DELETE, "DELETE FROM events WHERE seq = 3"], &["event 3 is missing"]),
+        (&["UPDATE chains SET status = 'failed'"], &["the list says `failed`"]),
+        (&[UNGUARD_DELETE, "DELETE FROM events", "DELETE FROM chains"], &["head 1", "quick", "is gone"]),
+    ];
+    for (changes, words) in cases {
+        let home = tempfile::tempdir().unwrap();
+        let state = recorded(home.path());
+        let (code, text) = verify(&state);
+        assert_eq!(code, Some(0), "before: {text}");
+        assert!(text.starts_with("verified: ") && text.contains("head sha256:"), "{text}");
+        sql(&state, changes).await;
+        let (code, text) = verify(&state);
+        assert_eq!(code, Some(1), "{changes:?}: {text}");
+        assert!(text.contains("NOT verified"), "{changes:?}: {text}");
+        for word in words {
+            assert!(text.contains(word), "{changes:?} should be told with {word:?}: {text}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn evidence_that_cannot_be_read_is_no_answer() {
+    let home = tempfile::tempdir().unwrap();
+    let state = recorded(home.path());
+    let (code, text) = verify(&home.path().join("elsewhere"));
+    assert_eq!((code, text.contains("there is no journal")), (Some(2), true), "{text}");
+    assert!(!home.path().join("elsewhere").exists(), "a reader makes nothing");
+
+    sql(&state, &[]).await;
+    let file = state.join("journal.db");
+    let whole = std::fs::read(&file).unwrap();
+    for (length, words) in [
+        (0, "cut off"),
+        (100, "damaged or was cut off"),
+        (whole.len() / 2, "damaged or was cut off"),
+        (whole.len() / 2 / 4096 * 4096, "damaged or was cut off"),
+    ] {
+        std::fs::write(&file, &whole[..length]).unwrap();
+        for rest in ["journal.db-wal", "journal.db-shm"] {
+            let _ = std::fs::remove_file(state.join(rest));
+        }
+        let (code, text) = verify(&state);
+        assert_eq!(code, Some(2), "{length} of {} bytes: {text}", whole.len());
+        assert!(text.contains(words), "{length} of {} bytes: {text}", whole.len());
+    }
+    std::fs::write(&file, b"this is not a database, whatever its name says, and never was one\n".repeat(100)).unwrap();
+    let (code, text) = verify(&state);
+    assert_eq!((code, text.contains("damaged")), (Some(2), true), "{text}");
+
+    std::fs::write(&file, &whole).unwrap();
+    sql(
+        &state,
+        &["INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (99, 'later', 1, x'00', 0)"],
+    )
+    .await;
+    let (code, text) = verify(&state);
+    assert_eq!((code, text.contains("a newer Muster wrote it: its schema is version 99")), (Some(2), true), "{text}");
+}
+
+#[tokio::test]
+async fn evidence_looks_at_the_ledgers() {
+    use muster::journal::{ChainKind, Draft, Journal as _, NewChain, chain::sha256_hex, sqlite::SqliteJournal};
+    use muster::model::{event::*, ids::*, objective::*};
+    let home = tempfile::tempdir().unwrap();
+    let state = recorded(home.path());
+    let id = RunId::from("drill-1");
+    let folder = state.join("drills").join(id.as_str());
+    std::fs::create_dir_all(&folder).unwrap();
+    let ledger = folder.join("ledger-main.jsonl");
+    std::fs::write(&ledger, "{\"id\":\"a\"}\n{\"id\":\"b\"}\n").unwrap();
+    let digest = |name: &str| LedgerDigest {
+        file: format!("/where/it/was/then/{name}"),
+        sha256: sha256_hex(&std::fs::read(&ledger).unwrap()),
+        entries: 2,
+    };
+    let measured = |phase, name: &str| Body::Measured {
+        phase,
+        instants: Instants::default(),
+        rto: Rto::default(),
+        rpo: Rpo::default(),
+        ledger: Some(digest(name)),
+        notes: std::collections::BTreeMap::new(),
+    };
+    let draft = |body| Draft { at: jiff::Timestamp::now(), actor: "test".to_owned(), body };
+    let journal = SqliteJournal::open(&state).await.unwrap();
+    let chain = NewChain { id, kind: ChainKind::Drill, name: "drill".to_owned(), parent: None, locks: Vec::new() };
+    let (claim, _) = journal.create(chain, "test", draft(measured(RunRole::Main, "ledger-main.jsonl"))).await.unwrap();
+    journal.append(&claim, 1, vec![draft(measured(RunRole::Then, "ledger-then.jsonl"))]).await.unwrap();
+
+    let (code, text) = verify(&state);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("ledger-then.jsonl is not here") && text.contains("1 of 2 ledgers as measured"), "{text}");
+    std::fs::write(&ledger, "{\"id\":\"a\"}\n").unwrap();
+    let (code, text) = verify(&state);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("drill-1: its ledger") && text.contains("is not as it was measured"), "{text}");
+    let json = muster(&state, &["evidence", "verify", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!((&json["verified"], &json["ledgers"][0]["state"]), (&false.into(), &"changed".into()));
+}
