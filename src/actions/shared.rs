@@ -87,29 +87,18 @@ pub(crate) async fn within<T>(cx: &ReadCx, limit: Duration, question: impl Futur
     }
 }
 
-/// All objects under a prefix, without Muster's own. Each with its etag: not every server lists those.
+/// All objects under a prefix, without Muster's own.
 pub(crate) async fn list_all(objects: &dyn ObjectRead, prefix: &str) -> PortResult<Vec<ObjectMeta>> {
     let mut all = Vec::new();
     let mut after: Option<String> = None;
     loop {
         let page = objects.list(prefix, after.as_deref()).await?;
-        for mut object in page.objects.into_iter().filter(|o| prefix.starts_with(OWN) || !o.key.starts_with(OWN)) {
-            // Some servers list without what tells one content from another.
-            if object.etag.is_none() {
-                object.etag = objects.head(&object.key).await?.and_then(|head| head.etag);
-            }
-            all.push(object);
-        }
+        all.extend(page.objects.into_iter().filter(|o| prefix.starts_with(OWN) || !o.key.starts_with(OWN)));
         match page.next {
             Some(next) => after = Some(next),
-            None => break,
+            None => return Ok(all),
         }
     }
-    for object in all.iter_mut().filter(|o| o.etag.is_none()) {
-        // One that is deleted meanwhile stays as it was listed.
-        object.etag = objects.head(&object.key).await?.and_then(|meta| meta.etag);
-    }
-    Ok(all)
 }
 
 /// Keys that are Muster's own.

@@ -2,11 +2,11 @@
 // Tests measure real time, wait for real processes, and end at the first surprise.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, clippy::used_underscore_binding)]
 
+#[cfg(feature = "lab")]
+mod actions;
 mod docs;
 mod engine;
 mod evidence;
-#[cfg(feature = "lab")]
-mod actions;
 #[cfg(feature = "lab")]
 mod lab;
 mod pg;
