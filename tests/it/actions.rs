@@ -195,8 +195,9 @@ async fn a_broken_off_backup_leaves_no_manifest(stage: &Stage) {
     }
     let action = find("bucket.backup").unwrap();
     let with = Node::typed(backup());
-    // Deposed after some of the objects: as a crash, but for what was on its way.
-    let cx = stage.cx("broken", 4, Duration::from_secs(30));
+    // Deposed at the last of the objects: as a crash, but for what was on its way. Four are copied at a time,
+    // so when the sixth is begun the first two are there.
+    let cx = stage.cx("broken", 6, Duration::from_secs(30));
     let intent = action.prepare(&cx.read, &with).await.unwrap_or_else(|r| panic!("{}", r.failure)).intent;
     assert!(matches!(action.apply(&cx, &intent).await, Err(ApplyError::Definite(f)) if f.code == "deposed"));
     assert_eq!(action.observe(&cx.read, &intent).await, Seen::Absent, "no manifest, so it did not happen");
