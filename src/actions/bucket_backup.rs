@@ -229,10 +229,7 @@ async fn copy(
 ) -> Result<(ObjectMeta, String), ApplyError> {
     let disk = |e: std::io::Error| fail("spool", format!("{}: {e}", spool.display()));
     let ObjectBody { meta: read, mut chunks } = source.get(&object.key).await?;
-    let mut file = match read.size > IN_MEMORY {
-        true => Some(tokio::fs::File::create(spool).await.map_err(disk)?),
-        false => None,
-    };
+    let mut file = if read.size > IN_MEMORY { Some(tokio::fs::File::create(spool).await.map_err(disk)?) } else { None };
     let (mut digest, mut size, mut bytes) = (Sha256::new(), 0, Vec::new());
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk?;

@@ -93,13 +93,7 @@ pub(crate) async fn list_all(objects: &dyn ObjectRead, prefix: &str) -> PortResu
     let mut after: Option<String> = None;
     loop {
         let page = objects.list(prefix, after.as_deref()).await?;
-        for mut object in page.objects.into_iter().filter(|o| prefix.starts_with(OWN) || !o.key.starts_with(OWN)) {
-            // Some servers list without what tells one content from another.
-            if object.etag.is_none() {
-                object.etag = objects.head(&object.key).await?.and_then(|head| head.etag);
-            }
-            all.push(object);
-        }
+        all.extend(page.objects.into_iter().filter(|o| prefix.starts_with(OWN) || !o.key.starts_with(OWN)));
         match page.next {
             Some(next) => after = Some(next),
             None => return Ok(all),

@@ -9,6 +9,8 @@
     clippy::used_underscore_binding
 )]
 
+#[cfg(feature = "lab")]
+mod actions;
 mod docs;
 mod cli;
 mod engine;
