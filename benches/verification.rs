@@ -11,7 +11,7 @@ use muster::actions::{
 };
 use muster::journal::chain::sha256_hex;
 use muster::model::plan::Scope;
-use muster::providers::{clock::Clock as _, port::WorldRead as _, sim::SimWorld};
+use muster::providers::{clock::Clock as _, sim::SimWorld};
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 use support::*;
