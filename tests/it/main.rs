@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, clippy::used_underscore_binding)]
 
 mod docs;
+mod engine;
 mod evidence;
 #[cfg(feature = "lab")]
 mod lab;
 mod pg;
+mod place;
 #[cfg(feature = "lab")]
 mod providers;
 mod providers_postgres;
