@@ -87,7 +87,7 @@ async fn long(journal: &SqliteJournal) -> Vec<Stored> {
     let claim = begin(journal, "long").await;
     let mut seq = 1;
     while seq < EVENTS {
-        let drafts: Vec<_> = (0..100.min(EVENTS - seq)).map(|n| draft(applying(seq + n))).collect();
+        let drafts: Vec<_> = (0..100_u64.min(EVENTS - seq)).map(|n| draft(applying(seq + n))).collect();
         seq += drafts.len() as u64;
         journal.append(&claim, seq - drafts.len() as u64, drafts).await.expect("appends");
     }

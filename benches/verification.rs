@@ -17,7 +17,7 @@ use std::{sync::Arc, time::Duration};
 use support::*;
 
 const MIB: usize = 1 << 20;
-const OBJECTS: u64 = 100_000;
+const OBJECTS: u64 = 20_000;
 
 /// A bucket in east, its copy in west, and the manifest of the copy.
 fn world() -> SimWorld {
@@ -62,9 +62,9 @@ fn main() {
     let write = WriteCx::new(read, Arc::new(world), Arc::new(|| true));
     let action = find("bucket.verify").expect("the action");
     let input = json!({ "bucket": "models", "from": "east", "to": "west", "read_data": false });
-    let compared = measure_async(5, || async {
+    let compared = measure_async(3, || async {
         let output: Value = action.apply(&write, &input).await.expect("equal");
         assert_eq!(output["objects"], OBJECTS);
     });
-    compared.print("compare 100,000 objects with their manifest", OBJECTS);
+    compared.print("compare 20,000 objects with their manifest", OBJECTS);
 }

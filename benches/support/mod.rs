@@ -11,14 +11,15 @@ use std::{hint::black_box, time::Duration, time::Instant};
 #[derive(Clone, Copy, Debug)]
 pub struct Figure {
     pub median: Duration,
-    pub least: Duration,
-    pub most: Duration,
+    pub lower: Duration,
+    pub upper: Duration,
 }
 
 impl Figure {
     fn of(mut rounds: Vec<Duration>) -> Self {
         rounds.sort_unstable();
-        Self { median: rounds[rounds.len() / 2], least: rounds[0], most: rounds[rounds.len() - 1] }
+        let at = |quarter: usize| rounds[(rounds.len() - 1) * quarter / 4];
+        Self { median: at(2), lower: at(1), upper: at(3) }
     }
 
     /// How many of `n` things a second, by the median.
@@ -27,8 +28,9 @@ impl Figure {
         n as f64 / self.median.as_secs_f64()
     }
 
+    /// How far apart the quartiles are: one round that the machine interrupted says nothing of the work.
     fn spread(&self) -> f64 {
-        100.0 * (self.most.as_secs_f64() - self.least.as_secs_f64()) / self.median.as_secs_f64()
+        100.0 * (self.upper.as_secs_f64() - self.lower.as_secs_f64()) / self.median.as_secs_f64()
     }
 
     /// One line: what, the median, per item if there are several, the spread of the rounds.
