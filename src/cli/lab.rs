@@ -8,6 +8,7 @@ use crate::lab::{Lab, LabError, Options, process_main};
 use crate::service::{Muster, ServiceError};
 use serde_json::json;
 use std::path::PathBuf;
+use tokio::sync::watch;
 
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  muster lab up\n  muster drill run region-loss\n  muster lab down")]
@@ -100,9 +101,8 @@ fn count(verb: &str, processes: usize, region: &str) -> String {
 }
 
 /// Starts a lab; an interruption takes down what had come up.
-pub async fn start(state: &std::path::Path, output: &Output) -> Result<Lab, ServiceError> {
+pub async fn start(state: &std::path::Path, output: &Output, mut interrupt: watch::Receiver<bool>) -> Result<Lab, ServiceError> {
     let progress = |text: &str| output.say(format!("  {text}"));
-    let mut interrupt = super::output::interrupts();
     let options = Options { progress: &progress, ..Options::default() };
     let interrupted = tokio::select! {
         lab = Lab::up(state, options) => return Ok(lab?),
@@ -114,7 +114,7 @@ pub async fn start(state: &std::path::Path, output: &Output) -> Result<Lab, Serv
 }
 
 async fn up(muster: &Muster, output: &Output) -> Done {
-    let lab = start(&muster.state, output).await?;
+    let lab = start(&muster.state, output, super::output::interrupts()).await?;
     let estate = lab.estate_path();
     output.object(&json!({ "up": true, "estate": estate, "processes": lab.status()?.len() }));
     if !output.json {

@@ -258,7 +258,8 @@ mod tests {
 
     #[test]
     fn a_database_with_an_address_needs_no_control_plane() {
-        let w = world("databases: { p: { engine: rds-postgres, instances: { east: { host: 127.0.0.1, port: 1 } } } }\nregions: { east: {} }");
+        let w =
+            world("databases: { p: { engine: rds-postgres, instances: { east: { host: 127.0.0.1, port: 1 } } } }\nregions: { east: {} }");
         assert!(w.sql("p", "east").is_ok() && w.sql_mut("p", "east").is_ok());
     }
 }

@@ -3,6 +3,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, clippy::used_underscore_binding)]
 
 #[cfg(feature = "lab")]
+mod demo;
+#[cfg(feature = "lab")]
+mod drill;
+#[cfg(feature = "lab")]
+mod drill_crash;
+#[cfg(feature = "lab")]
+mod drill_parts;
+#[cfg(feature = "lab")]
+mod drill_support;
+#[cfg(feature = "lab")]
 mod lab;
 mod pg;
 #[cfg(feature = "lab")]
