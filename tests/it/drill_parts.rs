@@ -126,19 +126,17 @@ fn slow_server(slowness: Arc<AtomicU64>) -> SocketAddr {
 /// Gives the name a time to live of nothing, so that no cache on the way answers for it.
 async fn keep_no_answer(desk: &Desk) {
     use aws_sdk_route53::{
-        config::{BehaviorVersion, Credentials, Region},
+        config::{BehaviorVersion, Region},
         types::{Change, ChangeAction, ChangeBatch, ResourceRecord, ResourceRecordSet, RrType},
     };
     use muster::lab::plan;
-    use secrecy::ExposeSecret;
     let lab = desk.lab();
-    let secret = |name: &str| lab.plan().secret(name).unwrap().expose_secret().to_owned();
     let outside = &lab.plan().outside;
     let config = aws_sdk_route53::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new("us-east-1"))
         .endpoint_url(format!("http://{}", outside.at(outside.route53)))
-        .credentials_provider(Credentials::new(secret("access_key_id"), secret("secret_access_key"), None, None, "test"))
+        .credentials_provider(desk.credentials())
         .build();
     let east = ResourceRecord::builder().value(lab.plan().regions["east"].address.to_string()).build().unwrap();
     let record = ResourceRecordSet::builder().name(plan::NAME).r#type(RrType::A).ttl(0).resource_records(east).build().unwrap();

@@ -7,6 +7,7 @@ use muster::{
     model::ids::RunId,
 };
 use rustix::process::{Pid, Signal, kill_process};
+use secrecy::ExposeSecret;
 use serde_json::Value;
 use std::{
     collections::BTreeSet,
@@ -69,6 +70,13 @@ impl Desk {
 
     pub fn lab(&self) -> Lab {
         Lab::attach(&self.state()).unwrap()
+    }
+
+    /// The keys to the lab's APIs.
+    pub fn credentials(&self) -> aws_credential_types::Credentials {
+        let lab = self.lab();
+        let secret = |name: &str| lab.plan().secret(name).unwrap().expose_secret().to_owned();
+        aws_credential_types::Credentials::new(secret("access_key_id"), secret("secret_access_key"), None, None, "test")
     }
 
     /// Starts a command, with JSON on its stdout.
