@@ -98,7 +98,7 @@ fn own_share(desk: &Desk, view: &Value) {
     let home = desk.lab().plan().home.clone();
     let log = std::fs::read_to_string(home.join("west/log/postgres-predictions-west.log")).unwrap();
     let said = |what: &str| {
-        let line = log.lines().filter(|line| line.contains(what)).last().unwrap_or_else(|| panic!("{what}: {log}"));
+        let line = log.lines().rfind(|line| line.contains(what)).unwrap_or_else(|| panic!("{what}: {log}"));
         line.split(" UTC").next().unwrap().replacen(' ', "T", 1) + "Z"
     };
     let from: jiff::Timestamp = said("received promote request").parse().unwrap();
