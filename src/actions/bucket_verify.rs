@@ -81,6 +81,16 @@ impl Action for Verify {
     }
 }
 
+/// Is the source's object another one than was copied? Some stores list objects without their tags, and
+/// have to be asked for each.
+async fn changed(source: &dyn ObjectRead, entry: &manifest::Entry, now: &ObjectMeta) -> Result<bool, ApplyError> {
+    let etag = match &now.etag {
+        Some(etag) => Some(etag.clone()),
+        None => source.head(&entry.key).await?.and_then(|meta| meta.etag),
+    };
+    Ok(now.size != entry.size || etag != entry.etag)
+}
+
 async fn check(cx: &ReadCx, input: &Input) -> Result<Output, ApplyError> {
     let target = cx.world.objects(input.bucket.as_str(), input.to.as_str())?;
     let found = manifest::latest(&*target, &input.bucket, &input.from, None).await.map_err(ApplyError::Definite)?;
@@ -91,8 +101,8 @@ async fn check(cx: &ReadCx, input: &Input) -> Result<Output, ApplyError> {
     let bytes: u64 = manifest.objects.iter().map(|e| e.size).sum();
     let read_data = input.read_data.unwrap_or(bytes <= GIB);
     let copies = by_key(list_all(&*target, &manifest.prefix).await?);
-    let source = async { list_all(&*cx.world.objects(input.bucket.as_str(), input.from.as_str())?, &manifest.prefix).await };
-    let source = within(cx, cx.deadline / 2, source).await.ok().map(by_key);
+    let origin = cx.world.objects(input.bucket.as_str(), input.from.as_str())?;
+    let source = within(cx, cx.deadline / 2, list_all(&*origin, &manifest.prefix)).await.ok().map(by_key);
 
     let mut wrong: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     let entries: BTreeMap<&str, &manifest::Entry> = manifest.objects.iter().map(|e| (e.key.as_str(), e)).collect();
@@ -104,7 +114,7 @@ async fn check(cx: &ReadCx, input: &Input) -> Result<Output, ApplyError> {
             Some(copy) if !intact(&*target, entry, copy, read_data).await? => Some("corrupt"),
             Some(_) => match now {
                 Some(None) => Some("extra"),
-                Some(Some(now)) if now.etag != entry.etag || now.size != entry.size => Some("stale"),
+                Some(Some(now)) if changed(&*origin, entry, now).await? => Some("stale"),
                 _ => None,
             },
         };

@@ -58,6 +58,8 @@ const SHIPPED: [(&str, &str); 5] = [
 ];
 
 pub async fn main(args: Args, output: &Output) -> Done {
+    // Before anything is made: whatever is interrupted from here on is also taken away again.
+    let interrupt = super::output::interrupts();
     let id = crate::providers::clock::Clock::new_id(&crate::providers::clock::SystemClock::new());
     let home = std::env::temp_dir().join(format!("muster-demo-{}", id.rsplit('-').next().unwrap_or_default()));
     let fail = |e: std::io::Error| ServiceError::Usage(format!("{} cannot be written: {e}", home.display()));
@@ -70,9 +72,11 @@ pub async fn main(args: Args, output: &Output) -> Done {
         std::fs::write(&path, text).map_err(fail)?;
     }
     let mut muster = Muster::new(home.join("state"), home.join("muster.yaml"));
+    muster.interrupt = interrupt.clone();
     let progress = super::progress::start(&mut muster, output);
     let done = whole(&mut muster, &args, output).await;
     drop(progress);
+    let interrupted = *interrupt.borrow();
     if args.keep {
         output.say(format!(
             "kept: {} (use --estate {} --state {}; `muster lab down` with the same ends it)",
@@ -84,6 +88,10 @@ pub async fn main(args: Args, output: &Output) -> Done {
         output.say("taking the lab down");
         Lab::down(&muster.state).await?;
         std::fs::remove_dir_all(&home).map_err(fail)?;
+        if interrupted && !matches!(done, Ok(0 | 1)) {
+            // The journal is gone with the rest: there is nothing that `resume` could go on with.
+            return Err(ServiceError::Usage("interrupted; the lab is down again and nothing is left".to_owned()));
+        }
     }
     done
 }
@@ -96,13 +104,13 @@ fn scenario(drill: &str, args: &Args) -> String {
 
 async fn whole(muster: &mut Muster, args: &Args, output: &Output) -> Done {
     output.say("starting two regions on this machine");
-    muster.interrupt = super::output::interrupts();
     let lab = lab::start(&muster.state, muster.interrupt.clone(), output).await?;
     muster.faults = Some(Arc::new(lab));
     output.say("backing up and verifying what would be failed over to");
     let protected = muster.run("protect", &BTreeMap::new(), false).await?;
     if protected.state.status != crate::model::status::RunStatus::Succeeded {
-        return Ok(super::run::told(&protected, output));
+        let gone = *muster.interrupt.borrow() && !args.keep;
+        return Ok(if gone { crate::service::run_exit_code(protected.state.status) } else { super::run::told(&protected, output) });
     }
     output.say("the drill: load, loss, recovery, and the way back");
     let drilled = muster.drill_run("region-loss", None).await?;

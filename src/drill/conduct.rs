@@ -311,7 +311,9 @@ impl Underway {
 
     async fn way_back(&mut self) -> Result<(), DrillError> {
         if !self.state.measured.contains_key(&RunRole::Then) {
-            let stray = self.stray_writes().await;
+            // Once the way back is under way the region may have the lease again, and rightly acknowledges.
+            let begun = self.state.runs.contains_key(&RunRole::Then);
+            let stray = if begun { None } else { self.stray_writes().await };
             let prober = self.start_probe(RunRole::Then)?;
             let mut feed = prober.as_ref().map(Prober::subscribe);
             self.run(RunRole::Then).await?;

@@ -189,7 +189,9 @@ impl Underway {
 
     /// Writes sent straight to the region that was lost, now that it is back: a fenced one acknowledges none.
     pub(super) async fn stray_writes(&self) -> Option<u64> {
-        let http = self.state.drill.probes.http.as_ref().filter(|http| http.body.is_some())?;
+        let probes = &self.state.drill.probes;
+        // Without a ledger the probe may ask for no write at all, and an answer is no acknowledgement of one.
+        let http = probes.http.as_ref().filter(|http| http.body.is_some() && probes.ledger.is_some())?;
         let endpoint = self.state.context.estate.endpoints.get(&http.endpoint)?;
         let fault = self.state.drill.scenario.first()?;
         let address = endpoint.targets.get(&fault.target().region).copied()?;

@@ -19,7 +19,9 @@ pub struct DrillState {
     /// Faults whose injection was begun, and those that are known to be done.
     pub injecting: usize,
     pub injected: usize,
+    /// When that was injected which loses something.
     pub fault_at: Option<jiff::Timestamp>,
+    only_delayed: bool,
     pub detected: Option<jiff::Timestamp>,
     pub runs: BTreeMap<RunRole, (RunId, Option<RunStatus>)>,
     pub measured: BTreeMap<RunRole, Measurement>,
@@ -60,6 +62,7 @@ impl DrillState {
             injecting: 0,
             injected: 0,
             fault_at: None,
+            only_delayed: false,
             detected: None,
             runs: BTreeMap::new(),
             measured: BTreeMap::new(),
@@ -87,9 +90,14 @@ impl DrillState {
         hash.clone_into(&mut self.head);
         match &event.body {
             Body::SteadyState { good, note } => self.steady = Some((*good, note.clone())),
-            Body::Injecting { .. } => {
+            Body::Injecting { fault } => {
                 self.injecting += 1;
-                self.fault_at.get_or_insert(event.at);
+                // Held-up replication loses nothing yet: the moment of loss is that of the fault after it.
+                let only_delays = matches!(fault, Fault::DelayReplication(_));
+                if self.fault_at.is_none() || (self.only_delayed && !only_delays) {
+                    self.fault_at = Some(event.at);
+                    self.only_delayed = only_delays;
+                }
             }
             Body::Injected { .. } => self.injected += 1,
             Body::Healed { note } => self.healed = Some(note.clone()),

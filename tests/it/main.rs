@@ -11,8 +11,18 @@
 
 #[cfg(feature = "lab")]
 mod actions;
-mod docs;
 mod cli;
+#[cfg(feature = "lab")]
+mod demo;
+mod docs;
+#[cfg(feature = "lab")]
+mod drill;
+#[cfg(feature = "lab")]
+mod drill_crash;
+#[cfg(feature = "lab")]
+mod drill_parts;
+#[cfg(feature = "lab")]
+mod drill_support;
 mod engine;
 mod evidence;
 #[cfg(feature = "lab")]

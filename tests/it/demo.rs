@@ -1,0 +1,105 @@
+//! `muster demo` as a newcomer starts it: it recovers from each loss, measures it, and leaves nothing behind,
+//! also when it is broken off.
+
+use crate::drill_support::*;
+use rustix::process::Signal;
+use std::{collections::BTreeSet, time::Duration};
+
+/// The whole demo; what it promises whatever is lost.
+fn recovers_from(scenario: &str) {
+    let desk = Desk::new();
+    let ran = desk.muster(&["demo", "--scenario", scenario]);
+    assert_eq!(ran.code, Some(0), "{}", ran.story);
+    let view = ran.result();
+    assert_eq!((&view["verdict"], reasons(view).as_str()), (&"pass".into(), ""), "{view}");
+    assert!(view["rpo"]["acknowledged_writes"].as_u64().unwrap() > 100, "{view}");
+    assert!(view["rpo"]["lost_writes"].is_u64(), "{view}");
+    assert!(view["rto"]["actual_ms"].as_i64().unwrap() < 15_000, "{view}");
+    println!("{scenario}: RTA {} ms in parts {:?}, whole demo {:?}", view["rto"]["actual_ms"], parts(view), ran.took);
+    let then = &view["then"];
+    assert_eq!((&then["status"], &then["as_found"]), (&"succeeded".into(), &true.into()), "{then}");
+    assert_eq!((&then["lost_writes"], &then["stray_writes"]), (&0.into(), &0.into()), "{then}");
+    assert!(then["acknowledged_writes"].as_u64().unwrap() > 0, "{then}");
+    assert_eq!(view["evidence"]["verified"], true, "{view}");
+    the_probe_detected_it(&ran);
+
+    assert_eq!(desk.processes(), Vec::<String>::new(), "processes are left");
+    let report = format!("muster-demo-report-{}.html", view["id"].as_str().unwrap());
+    assert_eq!(desk.leavings(), BTreeSet::from([report]), "only the report is meant to stay");
+    assert!(!desk.state().exists());
+}
+
+/// Fault, verdict of the probe, run: in this order, and the verdict as late as so many missed answers are.
+fn the_probe_detected_it(ran: &Ran) {
+    let (fault, injecting) = ran.event("injecting");
+    let (verdict, detected) = ran.event("detected");
+    let (started, run) = ran.event("run_started");
+    assert!(fault < verdict && verdict < started, "{fault} {verdict} {started}");
+    let (body, lost_at) = (&detected["body"], instant(&injecting["at"]));
+    assert_eq!(body["missed"], 5, "{body}");
+    // Four intervals of 40 ms lie between the first and the fifth question; one may have been under way.
+    let took = instant(&body["at"]).duration_since(lost_at);
+    assert!(took.as_millis() >= 3 * 40, "detected {took:?} after the injection: no probe is as fast");
+    assert!(instant(&run["at"]) >= instant(&body["at"]), "the run began before the verdict");
+    let measured = &ran.event("measured").1["body"];
+    assert_eq!(measured["instants"]["detected"], body["at"], "{measured}");
+    assert!(measured["instants"]["last_good"].is_string(), "{measured}");
+}
+
+#[test]
+fn demo_recovers_from_a_killed_region() {
+    recovers_from("kill-region");
+}
+
+#[test]
+fn demo_recovers_from_a_frozen_region_and_what_thaws_acknowledges_nothing() {
+    recovers_from("freeze-region");
+}
+
+#[test]
+fn demo_recovers_from_a_lost_database() {
+    recovers_from("lose-database");
+}
+
+#[test]
+fn demo_that_is_interrupted_leaves_nothing() {
+    let desk = Desk::new();
+    let moments: [(&str, fn(&Running) -> bool); 3] = [
+        ("while the lab comes up", |demo| demo.story().contains("copying it to the west")),
+        ("in the steady state", |demo| demo.lines().iter().any(|line| line["event"]["body"]["kind"] == "drill_created")),
+        ("in the failover", |demo| demo.lines().iter().any(|line| line["event"]["body"]["kind"] == "run_started")),
+    ];
+    for (moment, reached) in moments {
+        let mut demo = desk.start(&["demo"]);
+        assert!(demo.until(reached), "{moment}: {}", demo.story());
+        demo.signal(Signal::INT);
+        let told = std::time::Instant::now();
+        let ran = demo.end();
+        let took = told.elapsed();
+        println!("interrupted {moment}: ended after {took:?} with {:?}", ran.code);
+        assert_eq!(ran.code, Some(2), "{moment}: {}", ran.story);
+        assert!(took < Duration::from_secs(30), "{moment}: {took:?}");
+        assert!(ran.story.contains("nothing is left"), "{moment}: {}", ran.story);
+        assert!(!ran.story.contains("muster resume"), "{moment}: there is nothing to go on with: {}", ran.story);
+        assert_eq!(ran.story.matches("interrupted:").count(), 1, "{moment}: {}", ran.story);
+        assert_eq!(desk.processes(), Vec::<String>::new(), "{moment}");
+        assert_eq!(desk.leavings(), BTreeSet::new(), "{moment}");
+    }
+}
+
+#[test]
+fn demo_that_is_killed_is_cleaned_up_by_lab_down() {
+    let desk = Desk::new();
+    let mut demo = desk.start(&["demo"]);
+    demo.until_event("drill_created");
+    demo.signal(Signal::KILL);
+    assert_eq!(demo.end().code, None);
+    assert_ne!(desk.processes(), Vec::<String>::new(), "the lab outlives a demo that is killed");
+    let left = desk.leavings();
+    let home = left.iter().find(|name| name.starts_with("muster-demo-")).expect("the demo's directory");
+    let state = desk.tmp().join(home).join("state");
+    let down = desk.muster(&["lab", "down", "--state", state.to_str().unwrap()]);
+    assert_eq!(down.code, Some(0), "{down:?}");
+    assert_eq!(desk.processes(), Vec::<String>::new());
+    assert_eq!(desk.leavings(), BTreeSet::from([home.clone()]), "the journal stays, for whoever wants to look");
+}
