@@ -11,8 +11,8 @@
 
 #[cfg(feature = "lab")]
 mod actions;
-mod docs;
 mod cli;
+mod docs;
 mod engine;
 mod evidence;
 #[cfg(feature = "lab")]
