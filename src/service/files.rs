@@ -68,7 +68,9 @@ impl Muster {
         places.push(self.home().join(folder.name()));
         for place in &places {
             let names = if looks_like_path { vec![name.to_owned()] } else { vec![format!("{name}.yaml"), format!("{name}.yml")] };
-            if let Some(found) = names.iter().map(|name| place.join(name)).find(|path| path.is_file()) {
+            // A drill and its runbook may well have the same name; a file never means itself.
+            let other = |path: &PathBuf| path.is_file() && Some(path.as_path()) != beside;
+            if let Some(found) = names.iter().map(|name| place.join(name)).find(other) {
                 return Ok(found);
             }
         }
