@@ -26,8 +26,8 @@ lint: ## Formatting and clippy
 fmt: ## Format the code
 	cargo fmt --all
 
-bench: deps ## The benches of the hot paths
-	cargo bench
+bench: ## The benches of the hot paths (they need neither the cloud nor the lab)
+	cargo bench --no-default-features
 
 clean: ## Remove what was built
 	cargo clean

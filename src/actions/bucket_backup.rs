@@ -1,8 +1,9 @@
 //! `bucket.backup`: copy a bucket's objects into another region's bucket, each verified, and write a
 //! manifest of them last.
 //!
-//! **What it does.** Every object is read whole, its SHA-256 taken while it is read, written under the same
-//! key with the digest in its metadata, and looked at again. What the latest manifest holds with the same
+//! **What it does.** Every object is read, its SHA-256 taken while it is read, written under the same key with
+//! the digest in its metadata, and looked at again. Objects of more than 4 MiB pass through a file in the
+//! run's own directory; more than 5 GiB, which one upload cannot take, is refused before anything is copied. What the latest manifest holds with the same
 //! etag and size, and what is still there as that manifest left it, is not copied again. Nothing is deleted.
 //!
 //! **Half-done** it is when some objects are copied and the manifest is missing. The manifest's name comes
@@ -21,7 +22,8 @@ use futures::{StreamExt, TryStreamExt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
+use tokio::io::AsyncWriteExt;
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -58,6 +60,11 @@ pub struct Output {
 const SHA: &str = "muster-sha256";
 const SOURCE_ETAG: &str = "muster-source-etag";
 
+/// The most that one upload takes in S3; larger objects need one in parts.
+const LARGEST: u64 = 5 * 1024 * 1024 * 1024;
+/// Objects up to this size are held in memory, four at a time.
+const IN_MEMORY: u64 = 4 * 1024 * 1024;
+
 pub struct Backup;
 
 impl Action for Backup {
@@ -91,6 +98,10 @@ impl Action for Backup {
         let source = cx.world.objects(input.bucket.as_str(), input.from.as_str())?;
         let target = cx.world.objects(input.bucket.as_str(), input.to.as_str())?;
         let all = list_all(&*source, &input.prefix).await?;
+        if let Some(large) = all.iter().find(|o| o.size > LARGEST) {
+            let message = format!("object {} has {} bytes; one upload takes {LARGEST} at most", large.key, large.size);
+            return Err(Refusal::no("object_too_large", message).remedy("back up the prefixes without it, one step each"));
+        }
         let base = manifest::latest(&*target, &input.bucket, &input.from, Some(&input.prefix)).await.map_err(|failure| Refusal { failure, retry: false })?;
         let known: BTreeMap<&str, &Entry> = base.iter().flat_map(|(_, m)| &m.objects).map(|e| (e.key.as_str(), e)).collect();
         let new: Vec<&ObjectMeta> = all.iter().filter(|o| !known.get(o.key.as_str()).is_some_and(|e| e.etag == o.etag && e.size == o.size)).collect();
@@ -196,20 +207,57 @@ async fn one(
     {
         return Ok((entry(object, sha256.clone(), meta.etag.clone()), false));
     }
-    let (read, bytes) = read_all(source, &object.key).await?;
-    let sha256 = hex::encode(Sha256::digest(&bytes));
-    if bytes.len() as u64 != read.size || read.metadata.get(SHA).is_some_and(|s| *s != sha256) {
-        return Err(fail("source_corrupt", format!("object {} does not have the size and digest that its bucket states", object.key)));
-    }
-    let mut metadata = BTreeMap::from([(SHA.to_owned(), sha256.clone())]);
-    metadata.extend(read.etag.clone().map(|etag| (SOURCE_ETAG.to_owned(), etag)));
-    cx.world()?;
-    target.put(&object.key, bytes, &metadata, false).await?;
+    let spool = cx.scratch.join(format!("spool-{}", hex::encode(Sha256::digest(format!("{}\0{}", cx.key, object.key)))));
+    let copied = copy(cx, source, target, object, &spool).await;
+    let _ = tokio::fs::remove_file(&spool).await;
+    let (read, sha256) = copied?;
     let copy = target.head(&object.key).await?;
     match copy.filter(|c| c.size == read.size && c.metadata.get(SHA) == Some(&sha256)) {
         Some(copy) => Ok((entry(&read, sha256, copy.etag), true)),
         None => Err(fail("copy_differs", format!("the copy of object {} is not what was written", object.key))),
     }
+}
+
+/// Reads the object, and writes it: small ones by way of memory, others by way of a file, so that how much
+/// memory a run needs does not depend on how large the models are.
+async fn copy(
+    cx: &WriteCx,
+    source: &dyn ObjectRead,
+    target: &dyn ObjectWrite,
+    object: &ObjectMeta,
+    spool: &Path,
+) -> Result<(ObjectMeta, String), ApplyError> {
+    let disk = |e: std::io::Error| fail("spool", format!("{}: {e}", spool.display()));
+    let ObjectBody { meta: read, mut chunks } = source.get(&object.key).await?;
+    let mut file = match read.size > IN_MEMORY {
+        true => Some(tokio::fs::File::create(spool).await.map_err(disk)?),
+        false => None,
+    };
+    let (mut digest, mut size, mut bytes) = (Sha256::new(), 0, Vec::new());
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk?;
+        digest.update(&chunk);
+        size += chunk.len() as u64;
+        match &mut file {
+            Some(file) => file.write_all(&chunk).await.map_err(disk)?,
+            None => bytes.extend_from_slice(&chunk),
+        }
+    }
+    let sha256 = hex::encode(digest.finalize());
+    if size != read.size || read.metadata.get(SHA).is_some_and(|s| *s != sha256) {
+        return Err(fail("source_corrupt", format!("object {} does not have the size and digest that its bucket states", object.key)));
+    }
+    let mut metadata = BTreeMap::from([(SHA.to_owned(), sha256.clone())]);
+    metadata.extend(read.etag.clone().map(|etag| (SOURCE_ETAG.to_owned(), etag)));
+    cx.world()?;
+    match file {
+        Some(mut file) => {
+            file.flush().await.map_err(disk)?;
+            target.put_file(&object.key, spool, &sha256, &metadata).await?
+        }
+        None => target.put(&object.key, bytes, &metadata, false).await?,
+    };
+    Ok((read, sha256))
 }
 
 fn entry(source: &ObjectMeta, sha256: String, copy_etag: Option<String>) -> Entry {

@@ -9,6 +9,7 @@
 use super::{contract::*, manifest, shared::*};
 use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoPolicy, time::Span};
 use crate::providers::port::*;
+use futures::StreamExt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -133,8 +134,12 @@ async fn intact(target: &dyn ObjectRead, entry: &manifest::Entry, copy: &ObjectM
         return Ok(false);
     }
     if read_data {
-        let (_, bytes) = read_all(target, &entry.key).await?;
-        return Ok(hex::encode(Sha256::digest(&bytes)) == entry.sha256);
+        let mut chunks = target.get(&entry.key).await?.chunks;
+        let mut digest = Sha256::new();
+        while let Some(chunk) = chunks.next().await {
+            digest.update(&chunk?);
+        }
+        return Ok(hex::encode(digest.finalize()) == entry.sha256);
     }
     let meta = target.head(&entry.key).await?;
     Ok(meta.is_some_and(|m| m.metadata.get("muster-sha256") == Some(&entry.sha256)))

@@ -1,27 +1,21 @@
 //! `database.verify_replica`: does the replica replicate, and does it hold what its primary holds?
 //!
 //! The states are told apart (`replica.rs`), from two looks at the standby, a moment apart, and the primary's
-//! position between them. Content is compared by the checksum of every table. While writes go on, the two
-//! servers can rarely be caught at one position, so the primary is summed twice, and the standby between
-//! them, once it has replayed the first position: a table whose sum at the primary was the same both
-//! times stood still in between, and the standby must have just that sum; a table that changed is compared
-//! again, until the deadline. What could not be caught standing still is a failure of its own, never a pass.
-//! It changes nothing.
+//! position between them. Content is compared row by row while writes go on: `replica_content.rs` says how, and
+//! where its limits are. What could not be compared in time is a failure of its own, never a pass. It changes
+//! nothing.
 
 use super::{
     contract::*,
     replica::{ReplicaState, judge},
+    replica_content::compare,
     shared::*,
 };
 use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoPolicy, time::Span};
 use crate::providers::port::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -119,8 +113,8 @@ async fn check(cx: &ReadCx, input: &Input) -> Result<Output, ApplyError> {
         return Ok(Output { replica, primary: region, tables: None, compared_at: None });
     }
     let tables = database(cx, &input.database).map_err(definite)?.tables.clone();
-    let (count, at) = compare(cx, &*sql, &*standby, &tables, &who).await?;
-    Ok(Output { replica, primary: region, tables: Some(count), compared_at: Some(at) })
+    let equal = compare(cx, &*sql, &*standby, &tables, &who).await?;
+    Ok(Output { replica, primary: region, tables: Some(equal.tables), compared_at: Some(equal.at) })
 }
 
 /// The other region whose server is no standby, and its position.
@@ -136,55 +130,6 @@ async fn primary(cx: &ReadCx, input: &Input) -> Result<Option<(RegionName, Arc<d
         }
     }
     Ok(None)
-}
-
-type Sums = BTreeMap<String, TableSum>;
-
-async fn sums(sql: &dyn SqlRead, tables: &[String]) -> Result<(Lsn, Sums), ApplyError> {
-    let (at, all) = sql.sums(tables).await.map_err(|e| fail("replica_unknown", format!("tables could not be summed: {e}")))?;
-    Ok((at, all.into_iter().map(|s| (s.table.clone(), s)).collect()))
-}
-
-/// How many tables are equal, and the standby's position when the last of them was seen to be.
-async fn compare(
-    cx: &ReadCx,
-    primary: &dyn SqlRead,
-    standby: &dyn SqlRead,
-    tables: &[String],
-    who: &str,
-) -> Result<(u64, Lsn), ApplyError> {
-    let clock = cx.world.clock();
-    let until = clock.monotonic() + cx.deadline.saturating_sub(Duration::from_secs(2));
-    let mut equal = BTreeSet::new();
-    loop {
-        let (from, before) = sums(primary, tables).await?;
-        while standby.state().await?.position < from {
-            if clock.monotonic() >= until {
-                return Err(fail("replica_stalled", format!("{who} did not replay {from} in time")));
-            }
-            clock.sleep(Duration::from_millis(20)).await;
-        }
-        let (at, there) = sums(standby, tables).await?;
-        let (_, after) = sums(primary, tables).await?;
-        for (table, sum) in &before {
-            let copy = there.get(table);
-            if copy == Some(sum) {
-                equal.insert(table.clone());
-            } else if after.get(table) == Some(sum) {
-                let rows = copy.map_or_else(|| "no such table".to_owned(), |c| format!("{} rows", c.rows));
-                let message = format!("{who} differs in table {table} at {at}: {rows}, the primary has {} rows", sum.rows);
-                return Err(fail("replica_differs", message));
-            }
-        }
-        if before.keys().all(|table| equal.contains(table)) {
-            return Ok((equal.len() as u64, at));
-        }
-        if clock.monotonic() >= until {
-            let busy: Vec<&str> = before.keys().filter(|t| !equal.contains(*t)).map(String::as_str).collect();
-            return Err(fail("replica_unknown", format!("{who}: tables that never stood still could not be compared: {}", busy.join(", "))));
-        }
-        clock.sleep(Duration::from_millis(50)).await;
-    }
 }
 
 #[cfg(test)]
@@ -209,7 +154,7 @@ mod tests {
         assert_eq!(code(|s| s.state.streaming = false).await, "replica_not_replicating");
         assert_eq!(code(|s| s.state.replay_paused = true).await, "replica_stalled");
         assert_eq!(code(|s| s.state.position = Lsn(1)).await, "replica_stalled");
-        assert_eq!(code(|s| s.sums[0].sum = "other".into()).await, "replica_differs");
+        assert_eq!(code(|s| s.rows[0].digest = "other".into()).await, "replica_differs");
         let bench = Bench::new(&fixture()).down("west");
         assert_eq!(bench.failed::<VerifyReplica>().await.code, "replica_unknown");
     }

@@ -18,7 +18,13 @@ use crate::model::{effect::*, estate::Estate, node::Node, runbook::UndoPolicy, t
 use crate::providers::port::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
+
+/// One look waits so long for the program to end; whoever looks then does other things before looking
+/// again, such as heeding a pause.
+const GLANCE: Duration = Duration::from_secs(1);
+/// How long `observe` may take: less than the engine gives one look, so that it is ended and not left behind.
+const OBSERVE: Duration = Duration::from_secs(50);
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -78,7 +84,7 @@ impl Action for Command {
             danger: Danger::Irreversible,
             undo: UndoPolicy::Automatic,
             timeout: Span::from_secs(600),
-            example: "id: warm-up\nuses: exec.command\nwith:\n  argv: [systemctl, start, cache]\n  observe: [systemctl, is-active, --quiet, cache]\n  undo: [systemctl, stop, cache]\n",
+            example: "id: warm_up\nuses: exec.command\nwith:\n  argv: [systemctl, start, cache]\n  observe: [systemctl, is-active, --quiet, cache]\n  undo: [systemctl, stop, cache]\n",
         }
     }
     fn effect(with: &Node) -> Effect {
@@ -128,36 +134,40 @@ impl Action for Command {
     }
 
     async fn observe(cx: &ReadCx, intent: &Intent) -> Seen<Output> {
-        if let Some(lock) = &intent.spec.lock_file {
-            match cx.world.processes().wait_released(lock, cx.deadline).await {
-                Ok(true) => {}
-                Ok(false) => return pending(1_000, "the program, or a child of it, still runs"),
-                Err(e) => return cannot_tell(&e),
-            }
-        }
-        let Some(observe) = &intent.observe else {
-            return Seen::CannotTell { why: "no `observe` program was given, so nobody can tell whether it happened".into() };
-        };
-        let end = cx.world.processes().run(&beside(&intent.spec, observe), cx.deadline).await;
-        match end {
-            Err(e) => cannot_tell(&e),
-            Ok(end) => match end.code {
-                Some(0) => Seen::Done(Output { exit_code: None, output: end.output }),
-                Some(1) => Seen::Absent,
-                _ => Seen::CannotTell { why: format!("`{}` {}", observe.join(" "), how(&end)) },
-            },
-        }
+        look(cx, intent, GLANCE).await
     }
 
     async fn undo(cx: &WriteCx, intent: &Intent, _output: Option<Output>) -> Result<(), ApplyError> {
         let Some(undo) = &intent.undo else { return Ok(()) };
-        match Self::observe(cx, intent).await {
+        match look(cx, intent, cx.deadline).await {
             // What still runs would do its work after it was taken back.
-            Seen::Pending { note, .. } => return Err(ApplyError::Retry { after: std::time::Duration::from_secs(1), failure: Failure::new("running", note) }),
+            Seen::Pending { note, .. } => return Err(ApplyError::Retry { after: GLANCE, failure: Failure::new("running", note) }),
             Seen::Absent => return Ok(()),
             _ => {}
         }
         run(cx, &beside(&intent.spec, undo)).await.map(|_| ())
+    }
+}
+
+/// Waits so long for a program that outlived Muster, then asks `observe`.
+async fn look(cx: &ReadCx, intent: &Intent, patience: Duration) -> Seen<Output> {
+    if let Some(lock) = &intent.spec.lock_file {
+        match cx.world.processes().wait_released(lock, patience.min(cx.deadline)).await {
+            Ok(true) => {}
+            Ok(false) => return pending(100, "the program, or a child of it, still runs"),
+            Err(e) => return cannot_tell(&e),
+        }
+    }
+    let Some(observe) = &intent.observe else {
+        return Seen::CannotTell { why: "no `observe` program was given, so nobody can tell whether it happened".into() };
+    };
+    match cx.world.processes().run(&beside(&intent.spec, observe), cx.deadline.min(OBSERVE)).await {
+        Err(e) => cannot_tell(&e),
+        Ok(end) => match end.code {
+            Some(0) => Seen::Done(Output { exit_code: None, output: end.output }),
+            Some(1) => Seen::Absent,
+            _ => Seen::CannotTell { why: format!("`{}` {}", observe.join(" "), how(&end)) },
+        },
     }
 }
 
@@ -223,10 +233,13 @@ mod tests {
         let mut bench = Bench::new(&Fixture::new(json!({ "argv": ["hang"] })));
         let intent = bench.intent::<Command>().await;
         assert!(Command::apply(&bench.write, &intent).await.is_err());
-        bench.read.deadline = std::time::Duration::from_secs(2);
-        assert!(matches!(Command::observe(&bench.read, &intent).await, Seen::Pending { .. }));
-        bench.read.deadline = std::time::Duration::from_secs(30);
-        assert!(matches!(Command::observe(&bench.read, &intent).await, Seen::CannotTell { .. }));
+        bench.read.deadline = Duration::from_secs(2);
+        // It lives five seconds longer than Muster; each look waits for one.
+        for _ in 0..4 {
+            assert!(matches!(Command::observe(&bench.read, &intent).await, Seen::Pending { .. }));
+        }
+        bench.read.deadline = Duration::from_secs(30);
+        assert!(matches!(look(&bench.read, &intent, bench.read.deadline).await, Seen::CannotTell { .. }));
     }
 
     #[tokio::test]

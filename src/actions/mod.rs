@@ -7,6 +7,7 @@ pub mod contract;
 mod manifest;
 pub mod proof;
 pub mod replica;
+mod replica_content;
 mod shared;
 
 #[cfg(test)]

@@ -149,7 +149,7 @@ async fn dispatch(cli: Cli, output: &Output) -> Done {
         Command::Actions(args) => return actions::main(&args, output),
         Command::Schema(args) => return schema::main(args, output),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "muster", &mut std::io::stdout());
+            clap_complete::generate(shell, &mut public(), "muster", &mut std::io::stdout());
             return Ok(0);
         }
         Command::Plan(args) => return plan::main(&args, &muster, output).await,
@@ -184,6 +184,13 @@ async fn dispatch(cli: Cli, output: &Output) -> Done {
         Command::Serve => serve::main(&muster, output).await,
         _ => Ok(2),
     }
+}
+
+/// The commands that are for people: those that Muster starts itself are not offered for completion.
+fn public() -> clap::Command {
+    let all = Cli::command();
+    let shown = all.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
+    clap::Command::new("muster").args(all.get_arguments().cloned()).subcommands(shown)
 }
 
 /// The lab of this state directory, if one is up.

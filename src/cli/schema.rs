@@ -22,6 +22,10 @@ pub fn main(args: Args, output: &Output) -> Done {
         Kind::Runbook => schema::runbook(&Known),
         Kind::Drill => schema::drill(),
     };
-    output.line(serde_json::to_string_pretty(&schema).unwrap_or_default());
+    if output.json {
+        output.line(serde_json::to_string(&schema).unwrap_or_default());
+    } else {
+        output.line(serde_json::to_string_pretty(&schema).unwrap_or_default());
+    }
     Ok(0)
 }

@@ -1,13 +1,17 @@
 //! What an operator may do to a run, and when: a command becomes events, or a refusal that says why.
 
 use crate::journal::Command;
-use crate::model::{event::*, ids::*, status::*};
-use crate::plan::state::{Phase, RunState, StepState};
+use crate::model::{event::*, ids::*, status::*, time::rfc3339_ms};
+use crate::plan::state::{Phase, RunState, StepState, UndoState};
 
 /// The events that a command amounts to in this state.
-pub fn bodies(state: &RunState, by: &str, command: &Command) -> Result<Vec<Body>, String> {
+pub fn bodies(state: &RunState, by: &str, command: &Command, now: jiff::Timestamp) -> Result<Vec<Body>, String> {
     if state.finished_at.is_some() {
         return Err(format!("the run has ended: {}", state.status.word()));
+    }
+    let undoing = state.steps.values().any(|known| known.undo != UndoState::Not);
+    if undoing && matches!(command, Command::Retry { .. } | Command::Skip { .. }) {
+        return Err("the run is being undone; it can only be resumed to its end".to_owned());
     }
     let by = by.to_owned();
     Ok(match command {
@@ -15,6 +19,9 @@ pub fn bodies(state: &RunState, by: &str, command: &Command) -> Result<Vec<Body>
         Command::Abort { reason } => vec![Body::AbortRequested { reason: format!("{reason} (by {by})") }],
         Command::Approve { step } => {
             let known = asked(state, step)?;
+            if let Some(end) = known.expires_at.filter(|end| *end <= now) {
+                return Err(format!("the time to approve step `{step}` ended at {}", rfc3339_ms(end)));
+            }
             if known.approvals.contains(&by) {
                 return Err(format!("{by} has approved step `{step}` already"));
             }

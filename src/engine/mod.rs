@@ -5,6 +5,8 @@
 //! reports back to the loop. So there is one writer, and whatever kills the process leaves an open
 //! attempt that the next owner observes. [`work`] is what the tasks do; [`inbox`] what operators may say.
 
+#[cfg(test)]
+mod crash_tests;
 pub mod inbox;
 pub mod work;
 
@@ -16,7 +18,7 @@ use crate::plan::{
 };
 use crate::providers::{clock::Clock, port::WorldWrite};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     path::PathBuf,
     sync::{
         Arc,
@@ -100,6 +102,7 @@ impl Engine {
             head,
             in_flight: BTreeSet::new(),
             tasks: JoinSet::new(),
+            begun: HashMap::new(),
             owned: Arc::new(AtomicBool::new(true)),
             waiting: watch::channel(false).0,
         };
@@ -127,6 +130,8 @@ struct Owner {
     head: String,
     in_flight: BTreeSet<StepId>,
     tasks: JoinSet<(StepId, Report)>,
+    /// What each task is about, should it die.
+    begun: HashMap<tokio::task::Id, (StepId, Work)>,
     /// False once the store refused us: every permit fails from then on.
     owned: Arc<AtomicBool>,
     /// True tells tasks that only wait to stop waiting.
@@ -170,22 +175,22 @@ impl Owner {
         let until = until.and_then(|left| Duration::try_from(left).ok()).unwrap_or(INBOX).min(INBOX);
         let clock = self.engine.clock.clone();
         tokio::select! {
-            Some(done) = self.tasks.join_next(), if !self.in_flight.is_empty() => self.settle(done).await,
+            Some(done) = self.tasks.join_next_with_id(), if !self.in_flight.is_empty() => self.settle(done).await,
             () = clock.sleep(until) => Ok(()),
         }
     }
 
     async fn heed_interrupt(&mut self) -> Result<(), EngineError> {
-        if *self.engine.interrupt.borrow() && !self.state.interrupted {
+        if *self.engine.interrupt.borrow() && !self.state.interrupted() {
             self.append(vec![Body::PauseRequested { reason: INTERRUPTED.to_owned() }]).await?;
         }
-        self.waiting.send_replace(self.state.interrupted);
+        self.waiting.send_replace(self.state.interrupted());
         Ok(())
     }
 
     async fn read_inbox(&mut self) -> Result<(), EngineError> {
         for letter in self.engine.journal.letters(&self.claim.run).await? {
-            let bodies = inbox::bodies(&self.state, &letter.actor, &letter.command).unwrap_or_default();
+            let bodies = inbox::bodies(&self.state, &letter.actor, &letter.command, self.engine.clock.now()).unwrap_or_default();
             if !bodies.is_empty() {
                 self.append_as(&letter.actor, bodies).await?;
             }
@@ -240,16 +245,23 @@ impl Owner {
             return;
         };
         self.in_flight.insert(step.clone());
-        self.tasks.spawn(async move { (step, task.await) });
+        let known = step.clone();
+        let handle = self.tasks.spawn(async move { (step, task.await) });
+        self.begun.insert(handle.id(), (known, work));
     }
 
     /// Journals what a task reported.
-    async fn settle(&mut self, done: Result<(StepId, Report), tokio::task::JoinError>) -> Result<(), EngineError> {
-        let Ok((step, report)) = done else {
-            // A task that died of a panic: what it was about is open in the journal, and is observed.
-            tracing::error!("a step's task ended without a report");
-            self.in_flight.clear();
-            return Ok(());
+    async fn settle(&mut self, done: Result<(tokio::task::Id, (StepId, Report)), tokio::task::JoinError>) -> Result<(), EngineError> {
+        let (step, report) = match done {
+            Ok((id, (step, report))) => {
+                self.begun.remove(&id);
+                (step, report)
+            }
+            // A defect of ours: what the task was about may or may not have happened.
+            Err(died) => match self.begun.remove(&died.id()) {
+                Some((step, work)) => (step, work::died(work, &died.to_string())),
+                None => return Ok(()),
+            },
         };
         self.in_flight.remove(&step);
         let bodies = self.outcome(&step, report);

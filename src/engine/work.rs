@@ -23,6 +23,10 @@ use tokio::sync::watch;
 /// One look at the world may take so long; a step's own timeout bounds all its looks together.
 const LOOK: Duration = Duration::from_mins(1);
 
+/// An action keeps its deadline itself, and has something to tidy up when it passes (a child to end). Only
+/// one that takes so much longer is cut off.
+const OVERTIME: Duration = Duration::from_secs(5);
+
 #[derive(Clone, Copy, Debug)]
 pub enum Work {
     Prepare,
@@ -119,7 +123,7 @@ pub fn task(
             let observes = action.observes(&planned.with);
             let reads = matches!(&planned.kind, StepKind::Action { effect: Effect::Read, .. });
             let applied = async move {
-                match tokio::time::timeout(limit, action.apply(&write, &intent)).await {
+                match tokio::time::timeout(limit + OVERTIME, action.apply(&write, &intent)).await {
                     Ok(result) => Report::Applied { attempt, result, timed_out: false, observes },
                     Err(_) => Report::Applied { attempt, result: Err(ApplyError::Unknown(late(limit))), timed_out: true, observes },
                 }
@@ -129,7 +133,7 @@ pub fn task(
         }
         Work::Observe { accepted } => Some(Box::pin(async move { observe(action, read, intent, clock, limit, accepted, waiting).await })),
         Work::Undo => Some(Box::pin(async move {
-            let undone = tokio::time::timeout(limit, action.undo(&write, &intent, output)).await;
+            let undone = tokio::time::timeout(limit + OVERTIME, action.undo(&write, &intent, output)).await;
             Report::Undone(undone.unwrap_or_else(|_| Err(ApplyError::Unknown(late(limit)))))
         })),
     }
@@ -221,6 +225,18 @@ async fn unless_told(mut waiting: watch::Receiver<bool>, work: impl Future<Outpu
     }
 }
 
+/// What a task that died without a report amounts to.
+#[must_use]
+pub fn died(work: Work, why: &str) -> Report {
+    let failure = Failure::new("defect", format!("Muster's own work on this step died: {why}"));
+    match work {
+        Work::Prepare => Report::Refused { refusal: Refusal { failure, retry: false }, timed_out: false },
+        Work::Apply { attempt } => Report::Applied { attempt, result: Err(ApplyError::Unknown(failure)), timed_out: false, observes: true },
+        Work::Observe { .. } => Report::Observed { seen: Seen::CannotTell { why: failure.message }, timed_out: true },
+        Work::Undo => Report::Undone(Err(ApplyError::Unknown(failure))),
+    }
+}
+
 /// What is needed to tell what a report amounts to.
 pub struct Context<'a> {
     pub planned: &'a PlanStep,
@@ -291,7 +307,7 @@ fn observed(cx: &Context<'_>, step: StepId, seen: Seen<Value>, timed_out: bool, 
         Seen::Absent if !accepted => match &cx.known.phase {
             // The attempt is known to have failed after all: it counts, and may be made again.
             Phase::Unknown(failure) => {
-                let retry = Retry { allowed: true, timed_out: false, hint_ms: None };
+                let retry = Retry { allowed: true, timed_out: failure.code == "timed_out", hint_ms: None };
                 failed(cx.planned, &step, cx.known.attempts, failure, retry, at)
             }
             _ => return bodies,

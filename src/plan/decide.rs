@@ -100,11 +100,11 @@ fn for_step(state: &RunState, step: &PlanStep, known: &StepState, now: jiff::Tim
         Phase::Prepared => (!halted).then(|| Decision::Apply { step: id(), attempt: known.attempts + 1 }),
         Phase::Asked => asked(step, known, now),
         // Reads are run again freely; everything else is looked at first.
-        Phase::Applying | Phase::Unknown(_) if is_read(step) => {
+        Phase::Applying | Phase::Unknown(_) | Phase::Applied if is_read(step) => {
             (!halted).then(|| Decision::Apply { step: id(), attempt: known.attempts + 1 })
         }
         // An operator's pause stops waiting, too: what was applied can be looked at when the run goes on.
-        Phase::Applying | Phase::Unknown(_) | Phase::Applied => (!state.interrupted).then(|| Decision::Observe(id())),
+        Phase::Applying | Phase::Unknown(_) | Phase::Applied => (!state.interrupted()).then(|| Decision::Observe(id())),
         Phase::Held | Phase::Ended => None,
     }
 }
@@ -143,6 +143,9 @@ fn at_rest(state: &RunState, waiting: Vec<Decision>) -> Vec<Decision> {
         let names = held.fold(format!("`{first}`"), |names, id| format!("{names}, `{id}`"));
         return park(RunStatus::Indeterminate, format!("what happened in step {names} is not known"));
     }
+    if let Some(reason) = state.paused.as_ref().filter(|_| more_to_do(state)) {
+        return park(RunStatus::Paused, reason.clone());
+    }
     if let Some(reason) = &state.aborting {
         return close(state, RunStatus::Aborted, Some(reason.clone()));
     }
@@ -156,8 +159,9 @@ fn at_rest(state: &RunState, waiting: Vec<Decision>) -> Vec<Decision> {
         let note = if failed.is_empty() { "" } else { "; not everything could be undone" };
         return close(state, RunStatus::Failed, Some(format!("step `{}` failed{note}", stopping.because)));
     }
-    if let Some(reason) = &state.paused {
-        return park(RunStatus::Paused, reason.clone());
+    // A step that is due to be tried again does not wait for the approval of another.
+    if state.steps.values().any(|known| known.phase == Phase::New && known.retry_at.is_some()) {
+        return waiting;
     }
     if let Some((id, _)) = state.steps.iter().find(|(_, known)| known.phase == Phase::Asked) {
         let mut decisions = park(RunStatus::WaitingApproval, format!("step `{id}` waits for approval"));
@@ -172,6 +176,18 @@ fn at_rest(state: &RunState, waiting: Vec<Decision>) -> Vec<Decision> {
         return park(RunStatus::Paused, format!("step `{id}` failed"));
     }
     close(state, RunStatus::Succeeded, None)
+}
+
+/// Would a run that is held have anything to do if it went on, other than to end?
+fn more_to_do(state: &RunState) -> bool {
+    // What was begun is settled before a run ends, also an aborted one.
+    let open = |phase: &Phase| matches!(phase, Phase::Applying | Phase::Unknown(_) | Phase::Applied);
+    let unsettled = state.plan.steps.iter().any(|step| !is_read(step) && state.steps.get(&step.id).is_some_and(|known| open(&known.phase)));
+    let ends = match &state.stopping {
+        Some(stopping) => !stopping.undo || next_undo(state).is_none(),
+        None => false,
+    };
+    unsettled || !(ends || state.aborting.is_some())
 }
 
 fn park(status: RunStatus, reason: String) -> Vec<Decision> {
@@ -218,3 +234,7 @@ pub fn after_failure(step: &PlanStep, attempt: u32, retryable: bool, timed_out: 
         _ => StepStatus::Failed,
     })
 }
+
+#[cfg(test)]
+#[path = "decide_tests.rs"]
+mod tests;

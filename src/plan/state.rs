@@ -4,7 +4,7 @@
 //! certainly not been applied, so a new owner prepares it afresh; `Applying` without an outcome may
 //! have been, so it is observed before anything else.
 
-use crate::model::{effect::*, event::*, ids::*, plan::*, status::*};
+use crate::model::{effect::*, event::*, ids::*, plan::*, runbook::OnFailure, status::*};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Clone, Debug, PartialEq)]
@@ -17,8 +17,8 @@ pub struct RunState {
     pub steps: BTreeMap<StepId, StepState>,
     /// An operator, or a step that failed with `pause`, holds the run.
     pub paused: Option<String>,
-    /// It was an operator: then nothing is waited for, either.
-    pub interrupted: bool,
+    /// The step that holds it; `None` when a person does.
+    pub paused_by: Option<StepId>,
     pub aborting: Option<String>,
     /// A step failed with `stop` or `undo`.
     pub stopping: Option<Stopping>,
@@ -146,7 +146,7 @@ impl RunState {
             seq: first.seq,
             steps,
             paused: None,
-            interrupted: false,
+            paused_by: None,
             aborting: None,
             stopping: None,
             reason: None,
@@ -164,6 +164,12 @@ impl RunState {
             fold(&mut state, event);
         }
         Some(state)
+    }
+
+    /// A person holds the run: then nothing is waited for, either.
+    #[must_use]
+    pub fn interrupted(&self) -> bool {
+        self.paused.is_some() && self.paused_by.is_none()
     }
 
     #[must_use]
@@ -190,9 +196,8 @@ pub fn fold(state: &mut RunState, event: &Event) {
                 hold_or_stop(state, id.clone(), policy);
             }
         }
-        if matches!(event.body, Body::RetryRequested { .. } | Body::SkipRequested { .. } | Body::Resolved { .. }) {
-            state.paused = None;
-            state.stopping = None;
+        if matches!(event.body, Body::RetryRequested { .. } | Body::SkipRequested { .. }) {
+            relieve(state, id);
         }
         return;
     }
@@ -205,11 +210,11 @@ pub fn fold(state: &mut RunState, event: &Event) {
         }
         Body::PauseRequested { reason } => {
             state.paused = Some(reason.clone());
-            state.interrupted = true;
+            state.paused_by = None;
         }
         Body::Resumed => {
             state.paused = None;
-            state.interrupted = false;
+            state.paused_by = None;
             state.status = RunStatus::Running;
         }
         Body::AbortRequested { reason } => state.aborting = Some(reason.clone()),
@@ -226,15 +231,35 @@ pub fn fold(state: &mut RunState, event: &Event) {
     }
 }
 
-fn hold_or_stop(state: &mut RunState, id: StepId, policy: Option<crate::model::runbook::OnFailure>) {
-    use crate::model::runbook::OnFailure;
+fn hold_or_stop(state: &mut RunState, id: StepId, policy: Option<OnFailure>) {
     match policy {
-        Some(OnFailure::Pause) => state.paused = Some(format!("step `{id}` failed")),
+        // A pause that a person asked for stays that person's.
+        Some(OnFailure::Pause) if state.paused.is_some() => {}
+        Some(OnFailure::Pause) => {
+            state.paused = Some(format!("step `{id}` failed"));
+            state.paused_by = Some(id);
+        }
         Some(OnFailure::Undo) => state.stopping = Some(Stopping { because: id, undo: true }),
         Some(OnFailure::Stop | OnFailure::Continue) | None => {
             state.stopping.get_or_insert(Stopping { because: id, undo: false });
         }
     }
+}
+
+/// A person took care of one step: what that step alone held up goes on, what others hold up does not.
+fn relieve(state: &mut RunState, id: &StepId) {
+    if state.paused_by.as_ref() == Some(id) {
+        state.paused = None;
+        state.paused_by = None;
+    }
+    if state.stopping.is_none() {
+        return;
+    }
+    let failed = |step: &&PlanStep| state.steps.get(&step.id).is_some_and(|known| known.status.is_failure());
+    let mut stops: Vec<_> = state.plan.steps.iter().filter(failed).collect();
+    stops.retain(|step| matches!(step.on_failure, OnFailure::Stop | OnFailure::Undo));
+    let first = stops.iter().find(|step| step.on_failure == OnFailure::Undo).or(stops.first());
+    state.stopping = first.map(|step| Stopping { because: step.id.clone(), undo: step.on_failure == OnFailure::Undo });
 }
 
 fn fold_step(step: &mut StepState, event: &Event) {
@@ -272,7 +297,10 @@ fn fold_step(step: &mut StepState, event: &Event) {
             step.rejected = None;
         }
         Body::Approved { by, over, .. } if step.phase == Phase::Asked && step.hash.as_ref() == Some(over) => {
-            step.approvals.insert(by.clone());
+            // One that came too late counts for nothing, whenever the run is gone on with.
+            if step.expires_at.is_none_or(|end| at < end) {
+                step.approvals.insert(by.clone());
+            }
         }
         Body::Rejected { by, reason, .. } => step.rejected = Some(format!("rejected by {by}: {reason}")),
         Body::Applying { attempt, .. } => {
@@ -301,7 +329,7 @@ fn fold_outcome(step: &mut StepState, event: &Event) {
             step.failure = Some(failure.clone());
             step.phase = Phase::Unknown(failure.clone());
         }
-        // It certainly did not happen: what was prepared still stands, and no attempt is spent.
+        // It certainly did not happen: what was prepared still stands.
         Body::Observed { seen: Seen::Absent, .. } if step.phase != Phase::Applied => step.phase = Phase::Prepared,
         Body::Verified { output, warnings, .. } => {
             step.output = Some(output.clone());

@@ -11,6 +11,7 @@ pub mod http;
 pub mod lease;
 pub mod port;
 pub mod postgres;
+mod postgres_rows;
 mod postgres_sql;
 pub mod process;
 #[cfg(feature = "aws")]

@@ -71,6 +71,14 @@ pub struct ObjectBody {
 pub trait ObjectWrite: ObjectRead {
     /// Writes one object. With `only_if_absent` an object that is there already is a `Conflict`.
     async fn put(&self, key: &str, body: Vec<u8>, metadata: &BTreeMap<String, String>, only_if_absent: bool) -> PortResult<ObjectMeta>;
+    /// The same from a file, whose SHA-256 is known (in hexadecimal): however large, it is never held in memory.
+    async fn put_file(
+        &self,
+        key: &str,
+        file: &std::path::Path,
+        sha256: &str,
+        metadata: &BTreeMap<String, String>,
+    ) -> PortResult<ObjectMeta>;
     async fn delete(&self, key: &str) -> PortResult<()>;
 }
 
@@ -190,22 +198,70 @@ pub struct Standby {
     pub replayed: Option<Lsn>,
 }
 
-/// What a table holds, whatever the order of its rows.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TableSum {
-    pub table: String,
+/// A table whose rows can be compared, and how many blocks its file has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableFile {
+    pub name: String,
+    pub blocks: u32,
+}
+
+/// What the rows in a stretch of a table's file amount to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stretch {
+    /// It begins at block `number * per`.
+    pub number: u32,
     pub rows: u64,
-    /// Order-independent checksum of all rows, in hexadecimal.
+    /// Of every row's place, birth and content; their order does not matter.
     pub sum: String,
+}
+
+/// One version of one row. Place and birth name it for ever: what they name is never changed, only
+/// removed, and a physical replica has it at the same place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    pub block: u32,
+    pub line: u32,
+    /// The transaction that wrote it.
+    pub born: u32,
+    /// Some transaction has removed it, or tried to, or locked it.
+    pub touched: bool,
+    pub digest: String,
+}
+
+/// What was seen of one table in one snapshot.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Look<T> {
+    /// On a primary, if asked for: a standby that has replayed this shows all that this look shows. On a
+    /// standby: what it had replayed at least.
+    pub at: Lsn,
+    /// Every transaction below it had ended.
+    pub horizon: u64,
+    /// A transaction may have been committing: in the log, and not in this look.
+    pub busy: bool,
+    /// The table's file and columns; looks at different shapes cannot be compared.
+    pub shape: String,
+    pub seen: Vec<T>,
+}
+
+/// One connection through which rows are compared.
+#[async_trait]
+pub trait RowRead: Send {
+    /// The tables of these names (partitions of a partitioned one); all of the user's when there are none.
+    async fn tables(&mut self, names: &[String]) -> PortResult<Vec<TableFile>>;
+    /// Each stretch of `per` blocks that has rows, in one snapshot. `position`: of a primary, where a standby
+    /// must have come to.
+    async fn stretches(&mut self, table: &str, per: u32, position: bool) -> PortResult<Look<Stretch>>;
+    /// Every row in these ranges of blocks, first and last, in one snapshot.
+    async fn versions(&mut self, table: &str, ranges: &[(u32, u32)], position: bool) -> PortResult<Look<Version>>;
+    /// How far a standby has replayed.
+    async fn replayed(&mut self) -> PortResult<Lsn>;
 }
 
 #[async_trait]
 pub trait SqlRead: Send + Sync {
     async fn state(&self) -> PortResult<ServerState>;
     async fn standbys(&self) -> PortResult<Vec<Standby>>;
-    /// All tables' sums in one snapshot, and the position that this snapshot is at (a standby's replay
-    /// position before and after must agree, else it is taken again). Empty `tables` means all user tables.
-    async fn sums(&self, tables: &[String]) -> PortResult<(Lsn, Vec<TableSum>)>;
+    async fn rows(&self) -> PortResult<Box<dyn RowRead>>;
     /// Those of `ids` (text) that are present in `table.column`.
     async fn present(&self, table: &str, column: &str, ids: &[String]) -> PortResult<Vec<String>>;
     /// How many sessions of clients there are, beside ours and replication.
@@ -214,8 +270,9 @@ pub trait SqlRead: Send + Sync {
 
 #[async_trait]
 pub trait SqlWrite: SqlRead {
-    /// Sets `default_transaction_read_only` for the whole server, reloads, ends all client sessions.
+    /// Makes every session of the database that begins from now on read-only, and ends those that began before.
     async fn make_read_only(&self) -> PortResult<()>;
+    /// Takes that back, and ends the sessions that began read-only: they would stay so.
     async fn make_writable(&self) -> PortResult<()>;
     /// Writes a row to a canary table of Muster's own and reads it back.
     async fn prove_writable(&self, mark: &str) -> PortResult<()>;

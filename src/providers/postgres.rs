@@ -2,13 +2,19 @@
 //! answer, and a frozen server costs one connect timeout, not a pool. The address comes from the estate,
 //! or else from the control plane, whose answer is kept until a connection to it fails.
 //!
-//! `sums` is only worth something if its position is honest: two servers at the same position hold the
-//! same rows. On a primary the log must not have grown while the snapshot was taken, and nobody may be
-//! in the middle of a commit; on a standby the replay must have stood still around it.
+//! Read-only is a setting of the *database* (`ALTER DATABASE ... SET default_transaction_read_only`), not of the
+//! server: RDS forbids `ALTER SYSTEM`, and to own the database is enough for this one. It reaches only sessions
+//! that begin later, so it counts from when a fresh session saw it, and every older one is ended. It is in
+//! the catalog, so it replicates: a replica of a read-only primary is promoted read-only, until it is made
+//! writable. It stops whoever obeys, and is not a lock: a session that asks for `READ WRITE` gets it. What
+//! makes a fence sound is the write lease; this keeps ordinary clients out and the log at its last position.
+//!
+//! Rows are compared through `postgres_rows`, which keeps its connection.
 
 use super::{
     clock::Clock,
-    port::{InstanceRead, Lsn, PortError, PortResult, ServerState, SqlRead, SqlWrite, Standby, TableSum},
+    port::{InstanceRead, Lsn, PortError, PortResult, RowRead, ServerState, SqlRead, SqlWrite, Standby},
+    postgres_rows::Rows,
     postgres_sql as sql,
 };
 use async_trait::async_trait;
@@ -26,11 +32,9 @@ use std::{
 const CONNECT: Duration = Duration::from_secs(2);
 const READ: Duration = Duration::from_secs(5);
 const WRITE: Duration = Duration::from_secs(15);
-const SUMS: Duration = Duration::from_mins(5);
-/// How long `make_read_only` waits for the setting to be in force, and for sessions to end.
+pub(super) const SUMS: Duration = Duration::from_mins(5);
+/// How long a changed setting may take to be in force, and sessions to end.
 const SETTLE: Duration = Duration::from_secs(10);
-/// How often a snapshot is tried at which the position is certain.
-const TRIES: u32 = 60;
 const BATCH: usize = 5_000;
 
 /// Where the server answers.
@@ -61,7 +65,7 @@ pub struct Postgres {
 
 /// Whether what failed may have changed something.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Doing {
+pub(super) enum Doing {
     Reading,
     Writing,
 }
@@ -149,96 +153,35 @@ impl Postgres {
         |e| query_error(&e, Doing::Writing, &self.settings.label, &self.settings.user)
     }
 
-    /// One try at sums with a certain position; `None` when the position moved meanwhile.
-    async fn try_sums(&self, c: &mut PgConnection, tables: &[String]) -> PortResult<Option<(Lsn, Vec<TableSum>)>> {
-        let trouble = self.reading();
-        let before = position(c).await.map_err(trouble)?;
-        let mut tx = c.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.map_err(trouble)?;
-        let at = position(&mut tx).await.map_err(trouble)?;
-        if at.busy > 0 || at.lsn != before.lsn || at.in_recovery != before.in_recovery {
-            tx.rollback().await.map_err(trouble)?;
-            return Ok(None);
-        }
-        let lsn = if at.in_recovery { at.lsn } else { self.reachable(&mut tx, at.lsn).await? };
-        if at.in_recovery {
-            // Replay shows a transaction to readers an instant before it moves its position: look again.
-            self.clock.sleep(Duration::from_millis(25)).await;
-            if position(&mut tx).await.map_err(trouble)?.lsn != at.lsn {
-                tx.rollback().await.map_err(trouble)?;
-                return Ok(None);
-            }
-        }
-        let targets = self.tables(&mut tx, tables).await?;
-        for setting in sql::SAME_TEXT {
-            sqlx::query(setting).execute(&mut *tx).await.map_err(trouble)?;
-        }
-        sqlx::query("SET LOCAL statement_timeout = '300s'").execute(&mut *tx).await.map_err(trouble)?;
-        let mut sums = Vec::with_capacity(targets.len());
-        for target in targets {
-            let row = sqlx::query(AssertSqlSafe(sql::sum(&target.quoted, target.only))).fetch_one(&mut *tx).await.map_err(trouble)?;
-            sums.push(table_sum(target.name, &row).map_err(trouble)?);
-        }
-        tx.rollback().await.map_err(trouble)?;
-        Ok(Some((lsn, sums)))
-    }
-
-    /// The position of the same content that a standby can come to. Reading alone may add to the log
-    /// (pages are tidied up) without anything being flushed for it, so that no standby ever gets there
-    /// while nobody writes. Once the log writer had its time, what is not flushed holds no commit.
-    async fn reachable(&self, c: &mut PgConnection, at: Lsn) -> PortResult<Lsn> {
-        let trouble = self.reading();
-        let began = self.clock.monotonic();
-        loop {
-            let row = sqlx::query(sql::FLUSHED).fetch_one(&mut *c).await.map_err(trouble)?;
-            let flushed = lsn(&row, "position").map_err(trouble)?.unwrap_or_default();
-            let settle: i64 = row.try_get("settle_ms").map_err(trouble)?;
-            if flushed >= at {
-                return Ok(at);
-            }
-            if self.clock.monotonic().saturating_sub(began) > Duration::from_millis(settle.unsigned_abs() + 100) {
-                return Ok(flushed);
-            }
-            self.clock.sleep(Duration::from_millis(25)).await;
-        }
-    }
-
-    async fn tables(&self, c: &mut PgConnection, names: &[String]) -> PortResult<Vec<Target>> {
-        let trouble = self.reading();
-        let query = if names.is_empty() { sqlx::query(sql::USER_TABLES) } else { sqlx::query(sql::NAMED_TABLES).bind(names.to_vec()) };
-        let rows = query.fetch_all(c).await.map_err(trouble)?;
-        let mut targets = Vec::with_capacity(rows.len());
-        for row in rows {
-            let name: String = row.try_get("name").map_err(trouble)?;
-            let quoted: Option<String> = row.try_get("quoted").map_err(trouble)?;
-            let quoted = quoted.ok_or_else(|| PortError::NotFound(format!("{} has no table `{name}`", self.settings.label)))?;
-            targets.push(Target { name, quoted, only: row.try_get("only").map_err(trouble)? });
-        }
-        Ok(targets)
-    }
-
-    /// Waits until new sessions start read-only, as one of them sees it; the server's clock at that moment.
-    async fn until_in_force(&self) -> PortResult<i64> {
+    /// Waits until new sessions start as was told, as one of them sees it; the server's clock at that moment.
+    async fn until_in_force(&self, want: bool) -> PortResult<i64> {
         let until = self.clock.monotonic() + SETTLE;
         loop {
             let mut fresh = self.connect().await.map_err(half_done)?;
             let row = sqlx::query(sql::IN_FORCE).fetch_one(&mut fresh).await.map_err(self.writing())?;
             close(fresh).await;
             let read_only: bool = row.try_get("read_only").map_err(self.writing())?;
-            if read_only {
+            if read_only == want {
                 return row.try_get("now").map_err(self.writing());
             }
             if self.clock.monotonic() >= until {
-                return Err(PortError::Unknown(format!(
-                    "{}: the server was told to make new sessions read-only, but {} s later they are not: look at its log and at `pg_file_settings`",
-                    self.settings.label,
-                    SETTLE.as_secs()
-                )));
+                let label = &self.settings.label;
+                return Err(if want {
+                    PortError::Unknown(format!(
+                        "{label}: the database was made read-only, but {} s later new sessions are not",
+                        SETTLE.as_secs()
+                    ))
+                } else {
+                    PortError::Refused(format!(
+                        "{label}: the database's setting was reset, but new sessions still start read-only: it is set elsewhere too (the server's configuration or parameter group, or the role)"
+                    ))
+                });
             }
             self.clock.sleep(Duration::from_millis(20)).await;
         }
     }
 
-    /// Ends every session that began while the server still let sessions write.
+    /// Ends every session in the database that began before its setting was in force: it goes by the old one.
     async fn end_sessions(&self, c: &mut PgConnection, began_before: i64) -> PortResult<()> {
         let until = self.clock.monotonic() + SETTLE;
         loop {
@@ -249,73 +192,30 @@ impl Postgres {
                 return Ok(());
             }
             if self.clock.monotonic() >= until {
-                return Err(PortError::Unknown(format!("{}: {left} sessions that may still write would not end", self.settings.label)));
+                return Err(PortError::Unknown(format!(
+                    "{}: {left} sessions that go by the old setting would not end",
+                    self.settings.label
+                )));
             }
             self.clock.sleep(Duration::from_millis(20)).await;
         }
     }
 
     async fn set_read_only(&self, c: &mut PgConnection, on: bool) -> PortResult<()> {
-        let set =
-            if on { "ALTER SYSTEM SET default_transaction_read_only = on" } else { "ALTER SYSTEM RESET default_transaction_read_only" };
-        sqlx::query(set).execute(&mut *c).await.map_err(self.writing())?;
-        sqlx::query("SELECT pg_reload_conf()").execute(&mut *c).await.map_err(self.writing())?;
+        let row = sqlx::query(sql::ALTER_DATABASE).bind(on).fetch_one(&mut *c).await.map_err(self.writing())?;
+        let alter: String = row.try_get("alter").map_err(self.writing())?;
+        // This session may itself have begun read-only.
+        sqlx::query("SET default_transaction_read_only = off").execute(&mut *c).await.map_err(self.writing())?;
+        sqlx::query(AssertSqlSafe(alter)).execute(&mut *c).await.map_err(self.writing())?;
         Ok(())
     }
 }
 
-struct Target {
-    name: String,
-    quoted: String,
-    only: bool,
-}
-
-struct Position {
-    in_recovery: bool,
-    lsn: Lsn,
-    busy: i64,
-}
-
-/// The end of the last record: on a primary the insert position skips the header of a page that has
-/// only been begun, while the replay position of a standby does not.
-fn end_of_record(lsn: Lsn, block: u64, segment: u64) -> Lsn {
-    const SHORT_HEADER: u64 = 24;
-    const LONG_HEADER: u64 = 40;
-    let within = |unit: u64, header: u64| unit > 0 && lsn.0 % unit == header;
-    if within(segment, LONG_HEADER) {
-        Lsn(lsn.0 - LONG_HEADER)
-    } else if within(block, SHORT_HEADER) {
-        Lsn(lsn.0 - SHORT_HEADER)
-    } else {
-        lsn
-    }
-}
-
-async fn position(c: &mut PgConnection) -> Result<Position, sqlx::Error> {
-    let row = sqlx::query(sql::POSITION).fetch_one(c).await?;
-    let unit = |name: &str| row.try_get::<i64, _>(name).map(|n| u64::try_from(n).unwrap_or(0));
-    let in_recovery: bool = row.try_get("in_recovery")?;
-    let lsn = lsn(&row, "position")?.unwrap_or_default();
-    let lsn = if in_recovery { lsn } else { end_of_record(lsn, unit("block")?, unit("segment")?) };
-    Ok(Position { in_recovery, lsn, busy: row.try_get("busy")? })
-}
-
-fn table_sum(table: String, row: &PgRow) -> Result<TableSum, sqlx::Error> {
-    let half = |name: &str| -> Result<u64, sqlx::Error> {
-        let text: String = row.try_get(name)?;
-        let sum: i128 = text.parse().map_err(|e| decode(name, e))?;
-        // The low 64 bits of the exact sum.
-        Ok(sum as u64)
-    };
-    let rows: i64 = row.try_get("rows")?;
-    Ok(TableSum { table, rows: rows.unsigned_abs(), sum: format!("{:016x}{:016x}", half("high")?, half("low")?) })
-}
-
-fn decode(column: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> sqlx::Error {
+pub(super) fn decode(column: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> sqlx::Error {
     sqlx::Error::ColumnDecode { index: column.to_owned(), source: source.into() }
 }
 
-fn lsn(row: &PgRow, column: &str) -> Result<Option<Lsn>, sqlx::Error> {
+pub(super) fn lsn(row: &PgRow, column: &str) -> Result<Option<Lsn>, sqlx::Error> {
     let text: Option<String> = row.try_get(column)?;
     text.map(|t| t.parse()).transpose().map_err(|e: String| decode(column, e))
 }
@@ -379,7 +279,7 @@ fn connect_error(error: &sqlx::Error, at: &str, user: &str) -> PortError {
     }
 }
 
-fn query_error(error: &sqlx::Error, doing: Doing, label: &str, user: &str) -> PortError {
+pub(super) fn query_error(error: &sqlx::Error, doing: Doing, label: &str, user: &str) -> PortError {
     let text = format!("{label}: {error}");
     let lost = |text| if doing == Doing::Writing { PortError::Unknown(text) } else { PortError::Unreachable(text) };
     let Some(code) = code(error) else {
@@ -390,7 +290,7 @@ fn query_error(error: &sqlx::Error, doing: Doing, label: &str, user: &str) -> Po
     };
     match code.as_str() {
         "42501" => PortError::Refused(format!(
-            "{text}; user `{user}` needs the rights of a superuser, or `pg_monitor`, `pg_signal_backend`, and (from version 15) `GRANT ALTER SYSTEM ON PARAMETER default_transaction_read_only`"
+            "{text}; user `{user}` needs to own the database and to be a member of `pg_monitor` and `pg_signal_backend`, as the master user of RDS is"
         )),
         "40001" | "40P01" | "55P03" => PortError::Throttled { after: Duration::from_millis(200), message: text },
         "57014" if doing == Doing::Reading => lost(text),
@@ -427,21 +327,10 @@ impl SqlRead for Postgres {
         .await
     }
 
-    async fn sums(&self, tables: &[String]) -> PortResult<(Lsn, Vec<TableSum>)> {
-        self.with(Doing::Reading, SUMS, |mut c| async move {
-            for attempt in 0..TRIES {
-                if let Some(done) = self.try_sums(&mut c, tables).await? {
-                    close(c).await;
-                    return Ok(done);
-                }
-                // Uneven pauses, so as not to fall into step with a writer.
-                self.clock.sleep(Duration::from_millis(u64::from(3 + attempt * 7 % 23))).await;
-            }
-            let message =
-                format!("{}: its log never stood still long enough to tell at which position the rows were counted", self.settings.label);
-            Err(PortError::Throttled { after: Duration::from_secs(1), message })
-        })
-        .await
+    async fn rows(&self) -> PortResult<Box<dyn RowRead>> {
+        let connection = self.connect().await?;
+        let (label, user) = (self.settings.label.clone(), self.settings.user.clone());
+        Ok(Box::new(Rows::begin(connection, label, user, Arc::clone(&self.clock)).await?))
     }
 
     async fn present(&self, table: &str, column: &str, ids: &[String]) -> PortResult<Vec<String>> {
@@ -488,13 +377,13 @@ impl SqlWrite for Postgres {
             let whom = whom.map_err(trouble)?;
             if !whom.is_empty() {
                 return Err(PortError::Refused(format!(
-                    "{}: default_transaction_read_only is set to off for {}, which a server-wide setting does not overrule; reset it there first",
+                    "{}: default_transaction_read_only is set to off for {}, which the database's own setting does not overrule; reset it there first",
                     self.settings.label,
                     whom.join(", ")
                 )));
             }
             self.set_read_only(&mut c, true).await?;
-            let in_force = self.until_in_force().await?;
+            let in_force = self.until_in_force(true).await?;
             self.end_sessions(&mut c, in_force).await?;
             close(c).await;
             Ok(())
@@ -503,10 +392,13 @@ impl SqlWrite for Postgres {
     }
 
     async fn make_writable(&self) -> PortResult<()> {
-        self.with(Doing::Writing, WRITE, |mut c| async move {
+        self.with(Doing::Writing, SETTLE * 3, |mut c| async move {
             self.set_read_only(&mut c, false).await?;
+            let in_force = self.until_in_force(false).await?;
+            // What began meanwhile would stay read-only for as long as it lives.
+            self.end_sessions(&mut c, in_force).await?;
             close(c).await;
-            self.until_writable().await
+            Ok(())
         })
         .await
     }
@@ -534,40 +426,5 @@ impl SqlWrite for Postgres {
             }
         })
         .await
-    }
-}
-
-impl Postgres {
-    async fn until_writable(&self) -> PortResult<()> {
-        let until = self.clock.monotonic() + SETTLE;
-        loop {
-            let mut fresh = self.connect().await.map_err(half_done)?;
-            let row = sqlx::query(sql::IN_FORCE).fetch_one(&mut fresh).await.map_err(self.writing())?;
-            close(fresh).await;
-            let read_only: bool = row.try_get("read_only").map_err(self.writing())?;
-            if !read_only {
-                return Ok(());
-            }
-            if self.clock.monotonic() >= until {
-                let why = "the setting was reset, but new sessions still start read-only: it is set elsewhere too (postgresql.conf, the role or the database)";
-                return Err(PortError::Refused(format!("{}: {why}", self.settings.label)));
-            }
-            self.clock.sleep(Duration::from_millis(20)).await;
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_page_just_begun_is_the_end_of_the_one_before() {
-        let at = |text: &str| end_of_record(text.parse().unwrap(), 8192, 16 << 20).to_string();
-        assert_eq!(at("0/3000028"), "0/3000000", "a new segment: the long header");
-        assert_eq!(at("0/3002018"), "0/3002000", "a new page: the short one");
-        for within in ["0/3002020", "0/3000000", "0/300A4F8"] {
-            assert_eq!(at(within), within);
-        }
     }
 }

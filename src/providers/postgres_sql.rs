@@ -39,6 +39,7 @@ SELECT pg_is_in_recovery() AS in_recovery,
            WHERE NOT EXISTS (SELECT FROM pg_stat_activity a
                               WHERE a.state = 'idle in transaction' AND a.backend_xid IS NOT NULL
                                 AND a.backend_xid = x::xid)) END AS busy,
+       pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS horizon,
        current_setting('wal_block_size')::bigint AS block,
        (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size') AS segment";
 
@@ -47,46 +48,68 @@ SELECT pg_is_in_recovery() AS in_recovery,
 pub const FLUSHED: &str = "
 SELECT pg_current_wal_flush_lsn()::text AS position, 3 * setting::bigint AS settle_ms FROM pg_settings WHERE name = 'wal_writer_delay'";
 
-/// The same row is the same text on every server.
-pub const SAME_TEXT: [&str; 9] = [
-    "SET LOCAL datestyle = 'ISO, YMD'",
-    "SET LOCAL intervalstyle = 'postgres'",
-    "SET LOCAL extra_float_digits = 3",
-    "SET LOCAL timezone = 'UTC'",
-    "SET LOCAL bytea_output = 'hex'",
-    "SET LOCAL lc_monetary = 'C'",
-    "SET LOCAL xmlbinary = 'base64'",
-    "SET LOCAL search_path = pg_catalog",
-    // A policy would hide rows from the sum: an error is better.
-    "SET LOCAL row_security = off",
-];
+/// The same row is the same text on every server; and a sum may take its time.
+pub const SAME_TEXT: &str = "
+SET datestyle = 'ISO, YMD'; SET intervalstyle = 'postgres'; SET extra_float_digits = 3; SET timezone = 'UTC'; SET bytea_output = 'hex';
+SET lc_monetary = 'C'; SET xmlbinary = 'base64'; SET search_path = pg_catalog; SET statement_timeout = '300s';
+-- A policy would hide rows from the sum: an error is better.
+SET row_security = off";
 
 /// The user's own permanent tables: unlogged ones are empty on a standby, partitions count by themselves.
 pub const USER_TABLES: &str = "
-SELECT format('%I.%I', n.nspname, c.relname) AS name, format('%I.%I', n.nspname, c.relname) AS quoted, c.relkind = 'r' AS only
+SELECT format('%I.%I', n.nspname, c.relname) AS name, format('%I.%I', n.nspname, c.relname) AS asked,
+       (pg_relation_size(c.oid) / current_setting('block_size')::bigint)::bigint AS blocks
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relkind = 'r' AND c.relpersistence = 'p'
    AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'muster') AND n.nspname !~ '^pg_(toast|temp)'
  ORDER BY 1";
 
-/// Tables by the names that the estate gives them.
+/// Tables by the names that the estate gives them; a partitioned one is its partitions. `name` is null
+/// for one that is not there.
 pub const NAMED_TABLES: &str = "
-SELECT w.name, CASE WHEN c.oid IS NOT NULL THEN format('%I.%I', n.nspname, c.relname) END AS quoted, coalesce(c.relkind = 'r', false) AS only
-  FROM unnest($1::text[]) WITH ORDINALITY AS w(name, at)
-  LEFT JOIN pg_class c ON c.oid = to_regclass(w.name)::oid AND c.relkind IN ('r', 'p')
+SELECT w.asked, CASE WHEN c.oid IS NOT NULL THEN format('%I.%I', n.nspname, c.relname) END AS name,
+       (coalesce(pg_relation_size(c.oid), 0) / current_setting('block_size')::bigint)::bigint AS blocks
+  FROM unnest($1::text[]) WITH ORDINALITY AS w(asked, at)
+  LEFT JOIN LATERAL (SELECT to_regclass(w.asked)::oid AS leaf WHERE NOT EXISTS (SELECT FROM pg_partitioned_table WHERE partrelid = to_regclass(w.asked)::oid)
+                      UNION ALL SELECT relid::oid FROM pg_partition_tree(to_regclass(w.asked)) WHERE isleaf) l ON true
+  LEFT JOIN pg_class c ON c.oid = l.leaf AND c.relkind = 'r' AND c.relpersistence = 'p'
   LEFT JOIN pg_namespace n ON n.oid = c.relnamespace
- ORDER BY w.at";
+ ORDER BY w.at, 2";
 
-/// Count, and the sums of both halves of each row's MD5: the order of rows does not matter, and a row
-/// that is there twice counts twice.
+/// What must be the same for two looks at a table to be comparable: its file (a rewrite moves rows), and its
+/// columns (one that is added with a default changes every row's text and no row's version).
+pub const SHAPE: &str = "
+SELECT pg_relation_filenode(c.oid)::text || ' '
+       || (SELECT md5(string_agg(format('%s %s %s %s', a.attnum, a.attname, a.atttypid, a.attisdropped), ',' ORDER BY a.attnum))
+             FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0) AS shape
+  FROM pg_class c WHERE c.oid = to_regclass($1)::oid";
+
+/// Count, and the sums of both halves of each row's MD5: the order of rows does not matter. The name of
+/// the row is one that no column has: a column would be taken for it.
 #[must_use]
-pub fn sum(quoted: &str, only: bool) -> String {
-    let only = if only { "ONLY " } else { "" };
+pub fn stretches(quoted: &str) -> String {
     format!(
-        "SELECT count(*)::bigint AS rows,
-                coalesce(sum(('x' || substr(h, 1, 16))::bit(64)::bigint::numeric), 0)::text AS high,
-                coalesce(sum(('x' || substr(h, 17, 16))::bit(64)::bigint::numeric), 0)::text AS low
-           FROM (SELECT md5(t::text) AS h FROM {only}{quoted} AS t) AS s"
+        "SELECT block / $1 AS number, count(*)::bigint AS rows,
+                sum(('x' || substr(h, 1, 16))::bit(64)::bigint::numeric)::text AS high,
+                sum(('x' || substr(h, 17, 16))::bit(64)::bigint::numeric)::text AS low
+           FROM (SELECT (muster_row.ctid::text::point)[0]::bigint AS block,
+                        md5(muster_row.ctid::text || ' ' || muster_row.xmin::text || ' ' || muster_row::text) AS h
+                   FROM ONLY {quoted} AS muster_row) AS s
+          GROUP BY 1"
+    )
+}
+
+/// The rows of a range of blocks, which is read as such (a TID range scan).
+#[must_use]
+pub fn versions(quoted: &str, first: u32, last: u32) -> String {
+    let end = match last.checked_add(1) {
+        Some(end) => format!("AND muster_row.ctid < '({end},0)'::tid"),
+        None => String::new(),
+    };
+    format!(
+        "SELECT (muster_row.ctid::text::point)[0]::bigint AS block, (muster_row.ctid::text::point)[1]::bigint AS line,
+                muster_row.xmin::text::bigint AS born, muster_row.xmax::text <> '0' AS touched, md5(muster_row::text) AS digest
+           FROM ONLY {quoted} AS muster_row WHERE muster_row.ctid >= '({first},0)'::tid {end}"
     )
 }
 
@@ -105,22 +128,37 @@ pub fn present(quoted: &str, column: &str, kind: &str) -> String {
 
 pub const SESSIONS: &str = "
 SELECT count(*)::bigint AS n FROM pg_stat_activity
- WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND application_name <> 'muster'";
+ WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND application_name <> 'muster' AND datname = current_database()";
 
-/// What would let a session write in spite of the server's default.
+pub const ALTER_DATABASE: &str = "
+SELECT format('ALTER DATABASE %I ', current_database())
+       || CASE WHEN $1 THEN 'SET default_transaction_read_only = on' ELSE 'RESET default_transaction_read_only' END AS alter";
+
+/// What would let a session of this database write in spite of the database's default.
 pub const EXCEPTIONS: &str = "
 SELECT coalesce('role ' || r.rolname, 'every role') || ' in ' || coalesce('database ' || d.datname, 'every database') AS whom
   FROM pg_db_role_setting s LEFT JOIN pg_roles r ON r.oid = s.setrole LEFT JOIN pg_database d ON d.oid = s.setdatabase
- WHERE EXISTS (SELECT FROM unnest(s.setconfig) c WHERE c ~* '^default_transaction_read_only=(off|false|no|0)$')";
+ WHERE s.setrole <> 0 AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+   AND EXISTS (SELECT FROM unnest(s.setconfig) c WHERE c ~* '^default_transaction_read_only=(off|false|no|0)$')";
 
 /// A session's start is compared with the server's clock, read after the new default was seen in force.
+/// Only who may: an attempt at a superuser's session would be refused, and the others not ended either.
 pub const END_SESSIONS: &str = "
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
- WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND backend_start <= to_timestamp($1::bigint / 1000000.0)";
+ WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND datname = current_database()
+   AND backend_start <= to_timestamp($1::bigint / 1000000.0)
+   AND (current_setting('is_superuser')::boolean OR NOT coalesce((SELECT rolsuper FROM pg_roles WHERE oid = usesysid), false))";
 
+/// With those that are still coming up: one that has read its settings and is not on the list yet holds
+/// a lock on the database.
 pub const OLD_SESSIONS: &str = "
-SELECT count(*)::bigint AS n FROM pg_stat_activity
- WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND backend_start <= to_timestamp($1::bigint / 1000000.0)";
+SELECT (SELECT count(*) FROM pg_stat_activity
+         WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND datname = current_database()
+           AND backend_start <= to_timestamp($1::bigint / 1000000.0))
+     + (SELECT count(*) FROM pg_locks l
+         WHERE l.locktype = 'object' AND l.classid = 'pg_database'::regclass AND l.pid <> pg_backend_pid()
+           AND l.objid = (SELECT oid FROM pg_database WHERE datname = current_database())
+           AND NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = l.pid)) AS n";
 
 pub const IN_FORCE: &str = "
 SELECT current_setting('default_transaction_read_only')::boolean AS read_only,

@@ -225,6 +225,8 @@ impl Processes for LocalProcesses {
         if let Some(feeder) = feeder {
             feeder.abort();
         }
+        // What it wrote since the last look, too, does not stay behind at its full length.
+        output.keep_within();
         Ok(ProcessEnd { code: status.code(), signal: status.signal(), timed_out, output: output.text() })
     }
 

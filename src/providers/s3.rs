@@ -5,16 +5,22 @@ use super::aws::{AwsClients, Doing, explain, instant};
 use super::port::{ObjectBody, ObjectMeta, ObjectPage, ObjectRead, ObjectWrite, PortError, PortResult};
 use async_trait::async_trait;
 use aws_sdk_s3::{
+    config::timeout::TimeoutConfig,
     primitives::{ByteStream, DateTime},
     types::{ChecksumAlgorithm, ChecksumMode},
 };
-use futures::{StreamExt, stream};
+use futures::{StreamExt, TryStreamExt, stream};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// The largest body that one PutObject takes here.
 const LARGEST: usize = 64 * 1024 * 1024;
+/// An upload may take so long, and longer by its size at this many bytes a second.
+const UPLOAD: Duration = Duration::from_mins(2);
+const SLOWEST: u64 = 4 * 1024 * 1024;
 /// The longest pause within a body.
 const STALL: Duration = Duration::from_secs(30);
+/// So many objects are asked about at a time.
+const AT_ONCE: usize = 16;
 
 pub struct S3Bucket {
     clients: Arc<AwsClients>,
@@ -38,6 +44,13 @@ impl S3Bucket {
         let size = object.size().and_then(|s| u64::try_from(s).ok())?;
         let modified = object.last_modified().and_then(instant);
         Some(ObjectMeta { key, size, etag: tag(object.e_tag()), version: None, modified, metadata: BTreeMap::new() })
+    }
+    async fn with_etag(&self, listed: ObjectMeta) -> PortResult<ObjectMeta> {
+        if listed.etag.is_some() {
+            return Ok(listed);
+        }
+        let looked = self.head(&listed.key).await?;
+        Ok(ObjectMeta { etag: looked.and_then(|meta| meta.etag), ..listed })
     }
 }
 
@@ -68,7 +81,10 @@ impl ObjectRead for S3Bucket {
         let call = self.clients.s3().await?.read.list_objects_v2();
         let call = call.bucket(&self.bucket).prefix(self.full(prefix)).set_continuation_token(after.map(str::to_owned));
         let page = call.send().await.map_err(|e| explain(&e, Doing::Reading, &self.name("ListObjectsV2", prefix)))?;
-        let objects = page.contents().iter().filter_map(|o| self.listed(o)).collect();
+        let listed: Vec<ObjectMeta> = page.contents().iter().filter_map(|o| self.listed(o)).collect();
+        // Amazon's listing has every etag. A server that leaves them out (s3s-fs does) is asked object by
+        // object: without an etag a copy that is current cannot be told from a stale one.
+        let objects = stream::iter(listed.into_iter().map(|meta| self.with_etag(meta))).buffered(AT_ONCE).try_collect().await?;
         let next = page.next_continuation_token().map(str::to_owned).filter(|_| page.is_truncated() == Some(true));
         if next.is_none() && page.is_truncated() == Some(true) {
             let what = self.name("ListObjectsV2", prefix);
@@ -163,6 +179,29 @@ impl ObjectWrite for S3Bucket {
             Err(PortError::Conflict { .. }) => Err(PortError::Conflict { found: self.describe(key).await }),
             Err(e) => Err(e),
         }
+    }
+
+    async fn put_file(
+        &self,
+        key: &str,
+        file: &std::path::Path,
+        sha256: &str,
+        metadata: &BTreeMap<String, String>,
+    ) -> PortResult<ObjectMeta> {
+        let what = self.name("PutObject", key);
+        let refused = |why: String| PortError::Refused(format!("{what}: {}: {why}", file.display()));
+        let digest = hex::decode(sha256).map_err(|e| refused(e.to_string()))?;
+        let body = ByteStream::from_path(file).await.map_err(|e| refused(e.to_string()))?;
+        let size = tokio::fs::metadata(file).await.map_err(|e| refused(e.to_string()))?.len();
+        // The digest is sent ahead: the server refuses a body that is another.
+        let call = self.clients.s3().await?.write.put_object().bucket(&self.bucket).key(self.full(key)).body(body);
+        let call = call.checksum_sha256(aws_smithy_types::base64::encode(digest));
+        let call = call.set_metadata(Some(metadata.iter().map(|(k, v)| (k.clone(), v.clone())).collect()));
+        let limit = TimeoutConfig::builder().operation_timeout(UPLOAD + Duration::from_secs(size / SLOWEST)).build();
+        let call = call.customize().config_override(aws_sdk_s3::config::Config::builder().timeout_config(limit));
+        let done = call.send().await.map_err(|e| explain(&e, Doing::Writing, &what))?;
+        let (etag, version) = (tag(done.e_tag()), known(done.version_id()));
+        Ok(ObjectMeta { key: key.to_owned(), size, etag, version, modified: None, metadata: metadata.clone() })
     }
 
     async fn delete(&self, key: &str) -> PortResult<()> {

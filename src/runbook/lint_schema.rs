@@ -200,12 +200,12 @@ impl<'a> SchemaCheck<'a> {
 /// The names that the estate has for a type of its own.
 pub(super) fn estate_names<'e>(estate: &'e Estate, kind: &str) -> Option<(&'static str, Vec<&'e str>)> {
     Some(match kind {
-        "RegionName" => ("region", estate.regions.keys().map(super::super::model::ids::RegionName::as_str).collect()),
-        "ServiceName" => ("service", estate.services.keys().map(super::super::model::ids::ServiceName::as_str).collect()),
-        "DatabaseName" => ("database", estate.databases.keys().map(super::super::model::ids::DatabaseName::as_str).collect()),
-        "BucketName" => ("bucket", estate.buckets.keys().map(super::super::model::ids::BucketName::as_str).collect()),
-        "EndpointName" => ("endpoint", estate.endpoints.keys().map(super::super::model::ids::EndpointName::as_str).collect()),
-        "RepositoryName" => ("repository", estate.repositories.keys().map(super::super::model::ids::RepositoryName::as_str).collect()),
+        "RegionName" => ("region", estate.regions.keys().map(crate::model::ids::RegionName::as_str).collect()),
+        "ServiceName" => ("service", estate.services.keys().map(crate::model::ids::ServiceName::as_str).collect()),
+        "DatabaseName" => ("database", estate.databases.keys().map(crate::model::ids::DatabaseName::as_str).collect()),
+        "BucketName" => ("bucket", estate.buckets.keys().map(crate::model::ids::BucketName::as_str).collect()),
+        "EndpointName" => ("endpoint", estate.endpoints.keys().map(crate::model::ids::EndpointName::as_str).collect()),
+        "RepositoryName" => ("repository", estate.repositories.keys().map(crate::model::ids::RepositoryName::as_str).collect()),
         _ => return None,
     })
 }

@@ -37,9 +37,16 @@ impl Muster {
     /// Compiles a runbook, refusing what touches the world outside a lab without `live`.
     pub fn compile(&self, name: &str, inputs: &BTreeMap<String, String>, live: bool) -> Result<Plan, ServiceError> {
         let book = self.runbook(name, None)?;
-        let names_nothing = book.runbook.inputs.is_empty() && !self.estate_file.is_file();
-        let estate = if names_nothing { Estate::default() } else { self.estate()? };
+        let addressed = self.estate();
+        // What touches nothing of the estate runs also while the estate's lab is down.
+        let estate = match &addressed {
+            Ok(estate) => estate.clone(),
+            Err(_) => self.written_estate()?,
+        };
         let plan = self.plan(&book, &estate, inputs, Scope::Live, live)?;
+        if touches(&plan).is_some() {
+            addressed?;
+        }
         Ok(plan)
     }
 
@@ -78,13 +85,13 @@ impl Muster {
     /// What an operator asks of a run: to its owner if it has one, else taken down right away.
     pub async fn command(&self, run: &RunId, by: &str, command: &Command) -> Result<Told, ServiceError> {
         let journal = self.existing_journal().await?;
-        let state = state_of(&*journal, run).await?;
-        let bodies = inbox::bodies(&state, by, command).map_err(ServiceError::Usage)?;
+        let told = |state: &RunState| inbox::bodies(state, by, command, self.clock.now()).map_err(ServiceError::Usage);
+        told(&state_of(&*journal, run).await?)?;
         match journal.claim(run, &self.actor()).await {
             Ok(claim) => {
                 // It may have gone on between the look and the claim.
                 let state = state_of(&*journal, run).await?;
-                let bodies = inbox::bodies(&state, by, command).map_err(ServiceError::Usage).map(|_| bodies)?;
+                let bodies = told(&state)?;
                 let draft = |body| Draft { at: self.clock.now(), actor: by.to_owned(), body };
                 let drafts = bodies.into_iter().map(draft).collect();
                 journal.append(&claim, state.seq, drafts).await?;
@@ -121,8 +128,12 @@ pub async fn state_of(journal: &dyn Journal, run: &RunId) -> Result<RunState, Se
     })
 }
 
+/// The first step that touches a resource of the estate.
+fn touches(plan: &Plan) -> Option<&PlanStep> {
+    plan.steps.iter().find(|step| step.reach.iter().any(|reach| reach.place != Place::Here))
+}
+
 /// The first step that touches a resource outside a lab.
 fn outside_a_lab(plan: &Plan) -> Option<&PlanStep> {
-    let outside = |step: &&PlanStep| step.reach.iter().any(|reach| reach.place != Place::Here);
-    plan.steps.iter().find(outside).filter(|_| !plan.estate.lab)
+    touches(plan).filter(|_| !plan.estate.lab)
 }

@@ -13,14 +13,14 @@ use std::{
 };
 
 /// A lab of the test's own, taken away however the test ends.
-struct Box {
-    lab: Lab,
+pub(crate) struct Box {
+    pub lab: Lab,
     _dir: tempfile::TempDir,
     home: PathBuf,
 }
 
 impl Box {
-    async fn up() -> Self {
+    pub async fn up() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let began = Instant::now();
         let exe = Some(PathBuf::from(env!("CARGO_BIN_EXE_muster")));
@@ -29,23 +29,23 @@ impl Box {
         let home = lab.plan().home.clone();
         Self { lab, _dir: dir, home }
     }
-    fn state(&self) -> PathBuf {
+    pub fn state(&self) -> PathBuf {
         self._dir.path().join("state")
     }
-    fn url(&self, region: &str, path: &str) -> String {
+    pub fn url(&self, region: &str, path: &str) -> String {
         let r = &self.lab.plan().regions[region];
         format!("http://{}{path}", r.at(r.inference))
     }
-    async fn predict(&self, region: &str) -> (u16, Value) {
+    pub async fn predict(&self, region: &str) -> (u16, Value) {
         ask(&self.url(region, "/predict"), true).await
     }
-    async fn sql(&self, region: &str) -> sqlx::PgPool {
+    pub async fn sql(&self, region: &str) -> sqlx::PgPool {
         let plan = self.lab.plan();
         let r = &plan.regions[region];
         let options = muster::lab::pg::connect_options(r.address, r.postgres, &plan.secret("database_password").unwrap());
         sqlx::postgres::PgPoolOptions::new().max_connections(2).acquire_timeout(Duration::from_secs(3)).connect_with(options).await.unwrap()
     }
-    async fn has(&self, region: &str, id: &str) -> bool {
+    pub async fn has(&self, region: &str, id: &str) -> bool {
         let pool = self.sql(region).await;
         let count: i64 =
             sqlx::query_scalar("select count(*) from predictions where id = $1").bind(id.to_owned()).fetch_one(&pool).await.unwrap();
@@ -90,7 +90,7 @@ impl Box {
         aws_sdk_route53::Client::from_conf(config.build())
     }
     /// What a server answers for the name: address and remaining seconds.
-    async fn resolve(&self, server: SocketAddr) -> (IpAddr, u32) {
+    pub async fn resolve(&self, server: SocketAddr) -> (IpAddr, u32) {
         use hickory_proto::{
             op::{Message, Query},
             rr::{Name, RData, RecordType},
@@ -106,14 +106,14 @@ impl Box {
         let RData::A(address) = record.data else { panic!("{record:?}") };
         (IpAddr::V4(address.0), record.ttl)
     }
-    fn resolver(&self) -> SocketAddr {
+    pub fn resolver(&self) -> SocketAddr {
         self.lab.plan().outside.at(self.lab.plan().outside.resolver)
     }
     fn authority(&self) -> SocketAddr {
         self.lab.plan().outside.at(self.lab.plan().outside.dns)
     }
     /// Ends it, and looks that nothing is left.
-    async fn down(self) {
+    pub async fn down(self) {
         let began = Instant::now();
         assert!(Lab::down(&self.state()).await.unwrap());
         println!("down in {:?}", began.elapsed());
@@ -137,7 +137,7 @@ fn nothing_left(home: &Path, state: &Path) {
     assert!(!state.join("lab").exists(), "the record is left");
 }
 
-async fn ask(url: &str, record: bool) -> (u16, Value) {
+pub(crate) async fn ask(url: &str, record: bool) -> (u16, Value) {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let id = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     let body = json!({ "id": id, "features": vec![1.0; 64], "record": record });
@@ -147,7 +147,7 @@ async fn ask(url: &str, record: bool) -> (u16, Value) {
     }
 }
 
-async fn until<F: Future<Output = bool>>(what: &str, check: impl Fn() -> F) {
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, check: impl Fn() -> F) {
     let end = Instant::now() + Duration::from_secs(30);
     while !check().await {
         assert!(Instant::now() < end, "never came: {what}");

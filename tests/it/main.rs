@@ -1,13 +1,25 @@
 //! Tests against real components, each with its own directories, addresses and ports.
 // Tests measure real time, wait for real processes, and end at the first surprise.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, clippy::used_underscore_binding)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::format_collect,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::used_underscore_binding
+)]
 
+mod cli;
+mod docs;
+mod engine;
 mod evidence;
 #[cfg(feature = "lab")]
 mod lab;
 mod pg;
+mod place;
 #[cfg(feature = "lab")]
 mod providers;
 mod providers_postgres;
 mod receiver;
 mod serve;
+mod tidy;

@@ -3,7 +3,7 @@
 use crate::pg::{Cluster, Home, free_port};
 use muster::providers::{
     clock::{Clock, SystemClock},
-    port::{Lsn, PortError, SqlRead, SqlWrite, TableSum},
+    port::{Look, Lsn, PortError, SqlRead, SqlWrite, Stretch, Version},
     postgres::{Postgres, Settings},
 };
 use sqlx::{Connection, Executor, PgConnection};
@@ -34,17 +34,28 @@ async fn eventually<F: AsyncFn() -> bool>(what: &str, test: F) {
     }
 }
 
-/// Sums of both at one position: what the action does, in short.
-async fn paired(one: &Postgres, other: &Postgres, tables: &[String]) -> (Lsn, Vec<TableSum>, Vec<TableSum>) {
-    for _ in 0..200 {
-        let (a, left) = one.sums(tables).await.unwrap();
-        let (b, right) = other.sums(tables).await.unwrap();
-        if a == b {
-            return (a, left, right);
-        }
-        SystemClock::new().sleep(Duration::from_millis(30)).await;
+/// Every table's stretches, as the server shows them.
+async fn sums(sql: &Postgres, names: &[String]) -> Vec<(String, Vec<Stretch>)> {
+    let mut rows = sql.rows().await.unwrap();
+    let mut all = Vec::new();
+    for table in rows.tables(names).await.unwrap() {
+        let look = rows.stretches(&table.name, 16, true).await.unwrap();
+        all.push((table.name, look.seen));
     }
-    panic!("the standby never came to the primary's position");
+    all
+}
+
+fn count(stretches: &[Stretch]) -> u64 {
+    stretches.iter().map(|s| s.rows).sum()
+}
+
+/// A look at the primary, and one at the standby once it has replayed what the first shows.
+async fn two_looks(primary: &Postgres, standby: &Postgres, table: &str) -> (Look<Version>, Look<Version>) {
+    let (mut here, mut there) = (primary.rows().await.unwrap(), standby.rows().await.unwrap());
+    let all = [(0, u32::MAX)];
+    let first = here.versions(table, &all, true).await.unwrap();
+    eventually("the standby comes to the primary's position", async || standby.state().await.unwrap().position >= first.at).await;
+    (first, there.versions(table, &all, false).await.unwrap())
 }
 
 #[tokio::test]
@@ -76,21 +87,26 @@ async fn a_primary_and_its_standby_tell_what_they_are_and_hold() {
     })
     .await;
 
-    let (_, left, right) = paired(&primary, &standby, &[]).await;
-    assert_eq!(left, right);
-    assert_eq!(
-        left.iter().map(|t| (t.table.as_str(), t.rows)).collect::<Vec<_>>(),
-        [("public.\"Odd Name\"", 10), ("public.predictions", 5000)]
-    );
+    let left = sums(&primary, &[]).await;
+    assert_eq!(left, sums(&standby, &[]).await);
+    let counts: Vec<(&str, u64)> = left.iter().map(|(name, all)| (name.as_str(), count(all))).collect();
+    assert_eq!(counts, [("public.\"Odd Name\"", 10), ("public.predictions", 5000)]);
 
-    // One row less is another sum; so is one value, with the same number of rows.
-    let named = ["predictions".to_owned()];
-    let before = primary.sums(&named).await.unwrap().1;
-    writer.execute("UPDATE predictions SET score = score + 1e-9 WHERE id = 'p7'").await.unwrap();
-    let after = primary.sums(&named).await.unwrap().1;
-    assert!(before[0].rows == after[0].rows && before[0].sum != after[0].sum);
-    let (_, left, right) = paired(&primary, &standby, &named).await;
-    assert!(left == right && left == after);
+    // One value is another sum, with the same number of rows: also in a column that is called like a row.
+    let named = ["predictions".to_owned(), "\"Odd Name\"".to_owned()];
+    let before = sums(&primary, &named).await;
+    writer
+        .execute("UPDATE predictions SET score = score + 1e-9 WHERE id = 'p7'; UPDATE \"Odd Name\" SET n = 77 WHERE n = 7")
+        .await
+        .unwrap();
+    let after = sums(&primary, &named).await;
+    for (old, new) in before.iter().zip(&after) {
+        assert!(count(&old.1) == count(&new.1) && old.1 != new.1, "{}", old.0);
+    }
+    let (first, there) = two_looks(&primary, &standby, "public.predictions").await;
+    assert!(first.shape == there.shape && first.seen.len() == 5000 && !first.busy);
+    let untouched = |look: &Look<Version>| -> Vec<Version> { look.seen.iter().map(|v| Version { touched: false, ..v.clone() }).collect() };
+    assert_eq!(untouched(&first), untouched(&there), "a standby has each row at the same place");
 
     let ids: Vec<String> = (4_990..=12_000).map(|n| format!("p{n}")).collect();
     let mut present = standby.present("predictions", "id", &ids).await.unwrap();
@@ -98,8 +114,10 @@ async fn a_primary_and_its_standby_tell_what_they_are_and_hold() {
     assert_eq!(present.len(), 11, "5001 and on were never written: {present:?}");
     assert_eq!(primary.present("public.predictions", "label", &["7".into(), "-1".into()]).await.unwrap(), ["7"]);
     assert!(matches!(primary.present("predictions", "nope", &[]).await, Err(PortError::NotFound(_))));
-    assert!(matches!(primary.sums(&["nope".to_owned()]).await, Err(PortError::NotFound(m)) if m.contains("nope")));
-    assert_eq!(primary.sessions().await.unwrap(), 1, "the writer, not ourselves");
+    let mut rows = primary.rows().await.unwrap();
+    assert!(matches!(rows.tables(&["nope".to_owned()]).await, Err(PortError::NotFound(m)) if m.contains("nope")));
+    drop(rows);
+    eventually("our own sessions have ended", async || primary.sessions().await.unwrap() == 1).await;
 
     // A standby cannot be written to, and that is said at once.
     assert!(matches!(standby.prove_writable("m").await, Err(PortError::Refused(_))));
@@ -115,33 +133,37 @@ async fn a_primary_and_its_standby_tell_what_they_are_and_hold() {
 }
 
 #[tokio::test]
-async fn sums_are_honest_while_writes_go_on() {
+async fn a_standby_at_the_position_shows_what_the_primary_showed() {
     let home = Home::new();
     let east = Cluster::primary(&home);
     let west = east.standby(&home);
     let (primary, standby) = (provider(east.port, "postgres"), provider(west.port, "postgres"));
-    session(east.port).await.execute("CREATE TABLE t (id bigserial, x text)").await.unwrap();
+    session(east.port)
+        .await
+        .execute("CREATE TABLE t (id bigserial, t text) PARTITION BY RANGE (id); CREATE TABLE t1 PARTITION OF t FOR VALUES FROM (0) TO (1000000)")
+        .await
+        .unwrap();
     let port = east.port;
     let load = tokio::spawn(async move {
         let mut writer = session(port).await;
         for n in 0..400 {
-            sqlx::query("INSERT INTO t (x) VALUES ($1)").bind(format!("{n}")).execute(&mut writer).await.unwrap();
-            SystemClock::new().sleep(Duration::from_millis(5)).await;
+            sqlx::query("INSERT INTO t (t) VALUES ($1)").bind(format!("{n}")).execute(&mut writer).await.unwrap();
+            SystemClock::new().sleep(Duration::from_millis(3)).await;
         }
     });
-    let mut seen = Vec::new();
+    let mut looks = 0;
     while !load.is_finished() {
-        match primary.sums(&["t".to_owned()]).await {
-            Ok((at, sums)) => seen.push((at, sums[0].rows)),
-            Err(PortError::Throttled { .. }) => {}
-            Err(e) => panic!("{e}"),
+        let (first, there) = two_looks(&primary, &standby, "public.t1").await;
+        for version in &first.seen {
+            assert!(there.seen.contains(version), "at {}: {version:?} was shown and is not on the standby at {}", first.at, there.at);
         }
+        looks += 1;
     }
     load.await.unwrap();
-    assert!(seen.len() > 5, "only {} sums", seen.len());
-    assert!(seen.is_sorted(), "more rows never stand at an earlier position: {seen:?}");
-    let (_, left, right) = paired(&primary, &standby, &[]).await;
-    assert!(left == right && left[0].rows == 400);
+    assert!(looks > 3, "only {looks} looks");
+    // By the name of the whole table, its partitions.
+    let all = sums(&primary, &["t".to_owned()]).await;
+    assert!(all.len() == 1 && all[0].0 == "public.t1" && count(&all[0].1) == 400, "{all:?}");
 }
 
 #[tokio::test]
@@ -174,9 +196,26 @@ async fn read_only_ends_sessions_that_could_still_write() {
     let rows: Vec<(i32,)> = sqlx::query_as("SELECT n FROM t").fetch_all(&mut session(east.port).await).await.unwrap();
     assert_eq!(rows, [(2,)]);
 
+    // The owner of the database needs no other right, as on RDS; and only this database is meant.
+    open = session(east.port).await;
+    open.execute("CREATE ROLE master LOGIN; GRANT pg_monitor, pg_signal_backend TO master; ALTER DATABASE postgres OWNER TO master")
+        .await
+        .unwrap();
+    drop(open);
+    let master = provider(east.port, "master");
+    eventually("superusers have left, whom the owner may not end", async || master.sessions().await.unwrap() == 0).await;
+    master.make_read_only().await.unwrap();
+    assert!(master.state().await.unwrap().read_only);
+    let elsewhere = PgConnection::connect(&format!("postgres://postgres@127.0.0.1:{}/template1", east.port)).await.unwrap();
+    let read_only: String = sqlx::query_scalar("SHOW default_transaction_read_only").fetch_one(&mut { elsewhere }).await.unwrap();
+    assert_eq!(read_only, "off");
+    let mut late = session(east.port).await;
+    sql.make_writable().await.unwrap();
+    assert!(late.execute("SELECT 1").await.is_err(), "a session that began read-only would stay so");
+
     // What cannot be done is said with its remedy, and what would undermine it is found first.
     let clerk = provider(east.port, "clerk");
-    assert!(matches!(clerk.make_read_only().await, Err(PortError::Refused(m)) if m.contains("GRANT ALTER SYSTEM") && m.contains("clerk")));
+    assert!(matches!(clerk.make_read_only().await, Err(PortError::Refused(m)) if m.contains("own the database") && m.contains("clerk")));
     assert!(matches!(clerk.standbys().await, Ok(v) if v.is_empty()));
     session(east.port).await.execute("ALTER ROLE clerk SET default_transaction_read_only = off").await.unwrap();
     assert!(matches!(sql.make_read_only().await, Err(PortError::Refused(m)) if m.contains("role clerk")));

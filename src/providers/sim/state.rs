@@ -27,7 +27,8 @@ pub struct SimInstance {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Server {
     pub state: ServerState,
-    pub sums: Vec<TableSum>,
+    /// Of its one table, `public.predictions`.
+    pub rows: Vec<Version>,
     pub sessions: u64,
     pub canaries: BTreeSet<String>,
 }
@@ -173,6 +174,6 @@ fn fresh_server(replica: bool, at: Timestamp) -> Server {
         now: at,
         system_identifier: "7000000000000000001".into(),
     };
-    let sums = vec![TableSum { table: "public.predictions".into(), rows: 3, sum: "abc".into() }];
-    Server { state, sums, sessions: 0, canaries: BTreeSet::new() }
+    let row = |line: u32| Version { block: 0, line, born: 700 + line, touched: false, digest: format!("row {line}") };
+    Server { state, rows: (1..=3).map(row).collect(), sessions: 0, canaries: BTreeSet::new() }
 }

@@ -1,0 +1,230 @@
+//! The command line as people and programs meet it: what it accepts, refuses, prints, and ends with.
+
+use crate::place::{Place, Said};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A command given in the repository, with a state directory elsewhere.
+fn here(place: &Place, args: &[&str]) -> Said {
+    let mut command: Command = place.command(args);
+    command.current_dir(root()).env("MUSTER_STATE", place.path("state")).env_remove("COLUMNS");
+    place.spawn(command).end()
+}
+
+fn under(folder: &str) -> Vec<PathBuf> {
+    let mut files: Vec<_> = std::fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+/// Does a line begin with `FILE:LINE:COLUMN`, or point there with an arrow?
+fn names_a_place(text: &str, file: &str) -> bool {
+    text.match_indices(&format!("{file}:")).any(|(at, found)| {
+        let mut numbers = text[at + found.len()..].split(|c: char| !c.is_ascii_digit()).take(2);
+        numbers.all(|number| number.parse::<u32>().is_ok_and(|n| n > 0))
+    })
+}
+
+#[test]
+fn what_the_repository_ships_is_valid() {
+    let place = Place::new();
+    let said = here(&place, &["validate", "runbooks", "drills", "muster.yaml", "--json"]).expect(0);
+    assert_eq!((said.last()["valid"].as_bool(), said.last()["diagnostics"].as_array().unwrap().len()), (Some(true), 0), "{}", said.err);
+    assert_eq!(said.last()["files"].as_u64().unwrap() as usize, under("runbooks").len() + under("drills").len() + 1);
+    here(&place, &["validate"]).expect(0);
+}
+
+#[test]
+fn each_bad_file_is_told_with_its_place_in_under_a_second() {
+    let place = Place::new();
+    let files = under("tests/fixtures/bad");
+    assert!(files.len() >= 20);
+    for file in files {
+        let name = file.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
+        let began = Instant::now();
+        let said = here(&place, &["validate", &name, "--json"]).expect(2);
+        let took = began.elapsed();
+        assert!(names_a_place(&said.err, &name), "no place in: {}", said.err);
+        let found = said.last()["diagnostics"].as_array().unwrap().len();
+        assert!(found > 0, "{name}");
+        assert!(took < Duration::from_secs(5), "{name} took {took:?}");
+    }
+}
+
+#[test]
+fn ten_megabytes_are_refused_at_once() {
+    let place = Place::new();
+    std::fs::write(place.path("large.yaml"), "runbook: large\nsteps: []\n#".to_owned() + &"x".repeat(10 << 20)).unwrap();
+    let mut best = Duration::MAX;
+    for _ in 0..5 {
+        let began = Instant::now();
+        let said = place.plain(&["validate", "large.yaml"]).expect(2);
+        best = best.min(began.elapsed());
+        assert!(said.err.contains("large.yaml"), "{}", said.err);
+    }
+    println!("10 MB refused in {best:?}");
+    assert!(best < Duration::from_secs(1), "{best:?}");
+}
+
+#[test]
+fn help_says_what_there_is() {
+    let place = Place::new();
+    let help = place.plain(&["--help"]).expect(0).out;
+    insta::assert_snapshot!("help", help);
+    for line in help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty()) {
+        let command = line.split_whitespace().next().unwrap();
+        if command == "help" {
+            continue;
+        }
+        let said = here(&place, &[command, "--help"]).expect(0);
+        assert!(said.out.contains("Usage: muster") && said.err.is_empty(), "{command}: {}", said.out);
+    }
+}
+
+#[test]
+fn every_action_is_documented_from_its_types() {
+    let place = Place::new();
+    insta::assert_snapshot!("actions", here(&place, &["actions"]).expect(0).out);
+    let all = here(&place, &["actions", "--json"]).expect(0).last();
+    let names: Vec<_> = all["actions"].as_array().unwrap().iter().map(|action| action["name"].as_str().unwrap().to_owned()).collect();
+    assert!(names.len() >= 14);
+    let mut pages = String::new();
+    for name in &names {
+        let page = here(&place, &["actions", name]).expect(0).out;
+        assert!(
+            ["effect ", "danger ", "undo ", "timeout ", "with:", "gives:", "example:"].iter().all(|part| page.contains(part)),
+            "{page}"
+        );
+        let one = here(&place, &["actions", name, "--json"]).expect(0).last();
+        assert_eq!(one["input"]["type"], "object", "{name}");
+        // The example is one that validates, but for the resources it names.
+        let example =
+            one["example"].as_str().unwrap().lines().map(|line| format!("    {line}\n")).collect::<String>().replacen("    ", "  - ", 1);
+        place.file("example.yaml", &format!("runbook: example\nsteps:\n{example}"));
+        let said = place.plain(&["validate", "example.yaml", "--json"]);
+        let errors: Vec<_> =
+            said.last()["diagnostics"].as_array().unwrap().iter().filter(|one| one["severity"] == "error").cloned().collect();
+        let dangling = |one: &serde_json::Value| ["dangling-reference", "undefined-expression"].contains(&one["code"].as_str().unwrap());
+        assert!(errors.iter().all(dangling), "{name}: {errors:#?}");
+        pages.push_str(&format!("=== {page}\n"));
+    }
+    insta::assert_snapshot!("action-pages", pages);
+}
+
+#[test]
+fn an_unknown_action_has_a_suggestion() {
+    let said = here(&Place::new(), &["actions", "exec.comand"]).expect(2);
+    assert!(said.err.contains("there is no action `exec.comand`") && said.err.contains("exec.command"), "{}", said.err);
+}
+
+#[test]
+fn schemas_are_json_and_know_every_key_that_is_shipped() {
+    let place = Place::new();
+    for (kind, folder) in [("runbook", "runbooks"), ("drill", "drills"), ("estate", "")] {
+        let said = here(&place, &["schema", kind]).expect(0);
+        let schema: serde_json::Value = serde_json::from_str(&said.out).unwrap();
+        assert_eq!(here(&place, &["schema", kind, "--json"]).expect(0).last(), schema, "one line, the same");
+        assert!(schema["$schema"].as_str().is_some_and(|dialect| dialect.contains("json-schema.org")), "{kind}");
+        let known = schema["properties"].as_object().unwrap();
+        let files = if folder.is_empty() { vec![root().join("muster.yaml")] } else { under(folder) };
+        for file in files {
+            let text = std::fs::read_to_string(&file).unwrap();
+            let keys =
+                text.lines().filter(|line| line.starts_with(|c: char| c.is_ascii_lowercase())).filter_map(|line| line.split_once(':'));
+            for (key, _) in keys {
+                assert!(known.contains_key(key), "{kind} has no `{key}`, which {} uses", file.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn drill_next_counts_from_an_instant() {
+    let place = Place::new();
+    place.file("muster.yaml", "regions: { east: {}, west: {} }\n");
+    std::fs::create_dir(place.path("drills")).unwrap();
+    std::fs::create_dir(place.path("runbooks")).unwrap();
+    place.file("runbooks/nothing.yaml", "runbook: nothing\nsteps:\n  - id: a\n    uses: exec.command\n    with: { argv: ['true'] }\n");
+    place.file(
+        "drills/weekly.yaml",
+        "drill: weekly\nkind: failover\nrunbook: nothing\nschedule: { cron: \"0 3 * * 1\", timezone: Europe/Berlin }\n",
+    );
+    // Over the end of daylight saving: the wall clock stays, the instant moves by an hour.
+    let args = ["drill", "next", "weekly", "--from", "2026-10-19T01:00:00Z", "--count", "2", "--json"];
+    let said = place.plain(&args).expect(0);
+    let next: Vec<_> = said.last()["next"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| (one["drill"].to_string(), one["at"].as_str().unwrap().to_owned()))
+        .collect();
+    let weekly = "\"weekly\"".to_owned();
+    // Exactly at `--from` one was due; it is not among them.
+    assert_eq!(next, [(weekly.clone(), "2026-10-26T02:00:00.000Z".to_owned()), (weekly, "2026-11-02T02:00:00.000Z".to_owned())]);
+    let said = place.plain(&["drill", "next", "--from", "yesterday"]).expect(2);
+    assert!(said.err.contains("--from yesterday"), "{}", said.err);
+    let said = place.plain(&["drill", "next", "weakly"]).expect(2);
+    assert!(said.err.contains("weekly"), "{}", said.err);
+}
+
+#[test]
+fn runs_are_listed_newest_first_up_to_a_limit() {
+    let place = Place::new();
+    for name in ["one", "two", "three"] {
+        place.file("book.yaml", &format!("runbook: {name}\nsteps:\n  - id: a\n    uses: exec.command\n    with: {{ argv: ['true'] }}\n"));
+        place.run_book().expect(0);
+    }
+    let said = place.muster(&["runs"]).expect(0);
+    let runs = said.last()["runs"].as_array().unwrap().clone();
+    let names: Vec<_> = runs.iter().map(|run| run["runbook"].as_str().unwrap()).collect();
+    assert_eq!(names, ["three", "two", "one"]);
+    for run in &runs {
+        assert_eq!(run["status"], "succeeded");
+        assert!(run["started_at"].as_str() <= run["finished_at"].as_str() && run["id"].is_string(), "{run}");
+    }
+    assert_eq!(place.muster(&["runs", "--limit", "1"]).expect(0).last()["runs"].as_array().unwrap().len(), 1);
+    let show = place.muster(&["show", runs[1]["id"].as_str().unwrap()]).expect(0).last();
+    assert_eq!((show["runbook"].as_str(), show["steps"].as_array().unwrap().len()), (Some("two"), 1));
+    assert!(show["events"].as_array().unwrap().len() >= 6);
+}
+
+#[test]
+fn exit_codes_of_usage() {
+    let place = Place::new();
+    let table: [(&[&str], i32); 10] = [
+        (&["--version"], 0),
+        (&["help"], 0),
+        (&[], 2),
+        (&["frobnicate"], 2),
+        (&["run"], 2),
+        (&["run", "a", "--frobnicate"], 2),
+        (&["resolve", "r", "s", "--as", "maybe", "--reason", "x"], 2),
+        (&["skip", "r", "s"], 2),
+        (&["runs"], 2),
+        (&["validate", "nowhere"], 2),
+    ];
+    for (args, code) in table {
+        let said = place.plain(args).expect(code);
+        assert_eq!(said.out.is_empty(), code == 2, "{args:?}: what went wrong goes to stderr: {}", said.out);
+        assert_eq!(said.err.is_empty(), code == 0, "{args:?}: {}", said.err);
+    }
+    let said = place.plain(&["runz"]).expect(2);
+    assert!(said.err.contains("runs"), "a near name is offered: {}", said.err);
+}
+
+#[test]
+fn completions_know_the_commands() {
+    let place = Place::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let said = place.plain(&["completions", shell]).expect(0);
+        assert!(said.out.contains("muster") && said.out.contains("resolve"), "{shell}");
+        assert!(!said.out.contains("lab-process"), "{shell} offers what is not for people");
+    }
+}

@@ -1,0 +1,145 @@
+//! What the documents say is held against the program: every file they show is valid, the list of actions is
+//! current, every action's example can be used as it stands.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn documents() -> Vec<PathBuf> {
+    let mut all = vec![root().join("README.md"), root().join("CONTRIBUTING.md")];
+    all.extend(fs::read_dir(root().join("docs")).unwrap().map(|e| e.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "md")));
+    all.sort();
+    all
+}
+
+/// The blocks of YAML in a document that are whole files: name and text. Their first line is a comment with
+/// the name.
+fn files(document: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut rest = document;
+    while let Some((_, after)) = rest.split_once("\n```yaml\n") {
+        let (block, more) = after.split_once("\n```").expect("a block of code that is never closed");
+        rest = more;
+        let name = block.lines().next().and_then(|line| line.strip_prefix("# ")).unwrap_or_default();
+        if name == "muster.yaml" || name.starts_with("runbooks/") || name.starts_with("drills/") {
+            found.push((name.to_owned(), format!("{block}\n")));
+        }
+    }
+    found
+}
+
+fn muster(dir: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_muster"));
+    command.current_dir(dir).args(args).env_remove("MUSTER_ESTATE").env_remove("MUSTER_STATE");
+    command.output().expect("muster starts")
+}
+
+fn write(home: &Path, name: &str, text: &str) {
+    let path = home.join(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+}
+
+/// The shipped files, so that what a document shows beside them has something to refer to.
+fn home() -> tempfile::TempDir {
+    let home = tempfile::tempdir().unwrap();
+    for name in
+        ["muster.yaml", "runbooks/regional-failover.yaml", "runbooks/failback.yaml", "runbooks/protect.yaml", "drills/region-loss.yaml"]
+    {
+        write(home.path(), name, &fs::read_to_string(root().join(name)).unwrap());
+    }
+    home
+}
+
+#[test]
+fn every_file_that_the_documents_show_is_valid() {
+    let mut shown = 0;
+    for document in documents() {
+        let home = home();
+        let blocks = files(&fs::read_to_string(&document).unwrap());
+        shown += blocks.len();
+        for (name, text) in &blocks {
+            write(home.path(), name, text);
+        }
+        let checked = muster(home.path(), &["validate"]);
+        let said = String::from_utf8_lossy(&checked.stderr);
+        assert_eq!(checked.status.code(), Some(0), "{}:\n{said}", document.display());
+    }
+    assert!(shown >= 6, "only {shown} whole files were found: has their form changed?");
+}
+
+#[test]
+fn a_wrong_file_in_a_document_would_be_found() {
+    let home = home();
+    let document = "text\n```yaml\n# runbooks/wrong.yaml\nrunbook: wrong\nsteps:\n  - { id: a, uses: dns.shft }\n```\n";
+    let blocks = files(document);
+    assert_eq!(blocks.len(), 1);
+    write(home.path(), &blocks[0].0, &blocks[0].1);
+    let checked = muster(home.path(), &["validate"]);
+    assert_eq!(checked.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&checked.stderr).contains("did you mean `dns.shift`?"));
+}
+
+#[test]
+fn the_list_of_actions_is_current() {
+    let made = Command::new("bash")
+        .arg(root().join("scripts/docs-actions.sh"))
+        .arg("-")
+        .env("MUSTER", env!("CARGO_BIN_EXE_muster"))
+        .output()
+        .expect("bash starts");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let made = String::from_utf8(made.stdout).unwrap();
+    assert!(made.contains("## database.promote"), "the script found no actions:\n{made}");
+    let kept = fs::read_to_string(root().join("docs/actions.md")).unwrap();
+    assert!(made == kept, "docs/actions.md is not current: run scripts/docs-actions.sh");
+}
+
+/// Each example is put into a runbook, after the step that it refers to if it does.
+#[test]
+fn every_example_of_an_action_is_valid() {
+    let home = home();
+    let listed = muster(home.path(), &["actions", "--json"]);
+    let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+    let actions = listed["actions"].as_array().unwrap();
+    assert!(actions.len() >= 15, "{} actions", actions.len());
+    for action in actions {
+        let (name, example) = (action["name"].as_str().unwrap(), action["example"].as_str().unwrap());
+        let before = if example.contains("steps.fence.") {
+            "  - id: fence\n    uses: database.fence\n    with: { database: predictions, region: east }\n"
+        } else {
+            ""
+        };
+        let step = example.trim_end().replace('\n', "\n    ");
+        let file = format!("runbooks/{}.yaml", name.replace('.', "-"));
+        write(home.path(), &file, &format!("runbook: example\nsteps:\n{before}  - {step}\n"));
+        let checked = muster(home.path(), &["validate", &file]);
+        let said = String::from_utf8_lossy(&checked.stderr);
+        assert_eq!(checked.status.code(), Some(0), "the example of {name}:\n{example}\n{said}");
+    }
+}
+
+/// What a document links to within the repository is there.
+#[test]
+fn no_link_leads_nowhere() {
+    let mut followed = 0;
+    for document in documents() {
+        let text = fs::read_to_string(&document).unwrap();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(link, _)| link) {
+            let path = link.split('#').next().unwrap_or_default();
+            if path.is_empty() || path.contains("://") {
+                continue;
+            }
+            followed += 1;
+            let target = document.parent().unwrap().join(path);
+            assert!(target.exists(), "{} links to {link}, which is not there", document.display());
+        }
+    }
+    assert!(followed >= 10, "only {followed} links were followed");
+}

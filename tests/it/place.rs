@@ -1,0 +1,178 @@
+//! A directory of a test's own with the real program in it: files to run, a state directory, and what the
+//! program said. Every answer with `--json` is held to be JSON Lines by the way.
+
+use serde_json::Value;
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+/// Longer than anything should take, on a machine that does other things as well.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub struct Place {
+    dir: tempfile::TempDir,
+}
+
+/// How a command ended and what it said.
+#[derive(Debug)]
+pub struct Said {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl Said {
+    /// Each line of stdout is one JSON object.
+    pub fn lines(&self) -> Vec<Value> {
+        self.out
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("stdout is not JSON Lines ({e}): {line}")))
+            .collect()
+    }
+    /// The object that it ended with.
+    pub fn last(&self) -> Value {
+        self.lines().pop().unwrap_or_else(|| panic!("nothing on stdout; stderr: {}", self.err))
+    }
+    pub fn step(&self, id: &str) -> Value {
+        let last = self.last();
+        let steps = last["steps"].as_array().unwrap_or_else(|| panic!("no steps in {last}"));
+        steps.iter().find(|step| step["id"] == id).unwrap_or_else(|| panic!("no step {id} in {last}")).clone()
+    }
+    /// The status of each step, in the order of the file.
+    pub fn statuses(&self) -> Vec<String> {
+        let last = self.last();
+        last["steps"].as_array().unwrap().iter().map(|step| step["status"].as_str().unwrap().to_owned()).collect()
+    }
+    pub fn run(&self) -> String {
+        self.last()["run"].as_str().unwrap_or_else(|| panic!("no run in {}; stderr: {}", self.out, self.err)).to_owned()
+    }
+    #[track_caller]
+    pub fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "stdout: {}\nstderr: {}", self.out, self.err);
+        self
+    }
+}
+
+/// A process that is killed when the test lets go of it.
+pub struct Running {
+    child: Option<Child>,
+    out: PathBuf,
+    err: PathBuf,
+}
+
+impl Running {
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.as_mut().unwrap().try_wait().unwrap()
+    }
+    pub fn end(mut self) -> Said {
+        let began = Instant::now();
+        let status = loop {
+            if let Some(status) = self.ended() {
+                break status;
+            }
+            assert!(began.elapsed() < PATIENCE, "it does not end; it said: {}", std::fs::read_to_string(&self.err).unwrap());
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        let text = |path| String::from_utf8(std::fs::read(path).unwrap()).unwrap();
+        Said { code: status.code(), out: text(&self.out), err: text(&self.err) }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Place {
+    pub fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+    pub fn root(&self) -> &Path {
+        self.dir.path()
+    }
+    /// Writes a file; `@` stands for the directory.
+    pub fn file(&self, name: &str, text: &str) -> &Self {
+        std::fs::write(self.path(name), text.replace('@', self.dir.path().to_str().unwrap())).unwrap();
+        self
+    }
+    /// A runbook `book.yaml` of these steps.
+    pub fn book(&self, steps: &str) -> &Self {
+        self.file("book.yaml", &format!("runbook: book\nsteps:\n{steps}"))
+    }
+    pub fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(name)).unwrap_or_default()
+    }
+    pub fn words(&self, name: &str) -> Vec<String> {
+        self.read(name).split_whitespace().map(str::to_owned).collect()
+    }
+
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_muster"));
+        command.args(args).current_dir(self.root()).stdin(Stdio::null());
+        for name in ["MUSTER_STATE", "MUSTER_ESTATE", "MUSTER_LOG", "MUSTER_USER"] {
+            command.env_remove(name);
+        }
+        command
+    }
+    pub fn spawn(&self, mut command: Command) -> Running {
+        let name = format!("said-{}", std::fs::read_dir(self.root()).unwrap().count());
+        let (out, err) = (self.path(&format!("{name}.out")), self.path(&format!("{name}.err")));
+        let file = |path: &PathBuf| std::fs::File::create(path).unwrap();
+        let child = command.stdout(file(&out)).stderr(file(&err)).spawn().unwrap();
+        Running { child: Some(child), out, err }
+    }
+    pub fn start(&self, args: &[&str]) -> Running {
+        self.spawn(self.command(args))
+    }
+    /// A command as a person gives it.
+    pub fn plain(&self, args: &[&str]) -> Said {
+        self.start(args).end()
+    }
+    /// A command as a program gives it.
+    pub fn muster(&self, args: &[&str]) -> Said {
+        let said = self.plain(&[args, &["--json"]].concat());
+        said.lines();
+        said
+    }
+    pub fn run_book(&self) -> Said {
+        self.muster(&["run", "book.yaml"])
+    }
+    /// The identifier of the newest run.
+    pub fn newest(&self) -> String {
+        let runs = self.muster(&["runs"]).expect(0).last();
+        runs["runs"][0]["id"].as_str().unwrap().to_owned()
+    }
+    #[track_caller]
+    #[allow(clippy::unused_self)] // a place is where one waits
+    pub fn until(&self, what: &str, mut true_now: impl FnMut() -> bool) {
+        let began = Instant::now();
+        while !true_now() {
+            assert!(began.elapsed() < PATIENCE, "waited in vain: {what}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    pub fn until_there(&self, name: &str) {
+        self.until(name, || self.path(name).exists());
+    }
+}
+
+/// A zombie that nobody reaps is dead all the same.
+pub fn alive(pid: &str) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
