@@ -105,6 +105,7 @@ impl Engine {
             begun: HashMap::new(),
             owned: Arc::new(AtomicBool::new(true)),
             waiting: watch::channel(false).0,
+            reading: watch::channel(false).0,
         };
         let folder = self.scratch.join(owner.claim.run.as_str());
         std::fs::create_dir_all(&folder).map_err(|e| EngineError::Scratch { folder: folder.display().to_string(), why: e.to_string() })?;
@@ -134,8 +135,9 @@ struct Owner {
     begun: HashMap<tokio::task::Id, (StepId, Work)>,
     /// False once the store refused us: every permit fails from then on.
     owned: Arc<AtomicBool>,
-    /// True tells tasks that only wait to stop waiting.
+    /// True tells tasks that only wait to stop waiting, and tasks that only read to stop reading.
     waiting: watch::Sender<bool>,
+    reading: watch::Sender<bool>,
 }
 
 impl Owner {
@@ -185,6 +187,7 @@ impl Owner {
             self.append(vec![Body::PauseRequested { reason: INTERRUPTED.to_owned() }]).await?;
         }
         self.waiting.send_replace(self.state.interrupted());
+        self.reading.send_replace(self.state.interrupted() || self.state.aborting.is_some());
         Ok(())
     }
 
@@ -241,7 +244,8 @@ impl Owner {
     }
 
     fn begin(&mut self, step: StepId, work: Work) {
-        let Some(task) = work::task(&self.engine, &self.state, &self.claim, &step, work, &self.owned, self.waiting.subscribe()) else {
+        let told = work::Told { waiting: self.waiting.subscribe(), reading: self.reading.subscribe() };
+        let Some(task) = work::task(&self.engine, &self.state, &self.claim, &step, work, &self.owned, told) else {
             return;
         };
         self.in_flight.insert(step.clone());

@@ -40,6 +40,12 @@ pub enum Work {
     Undo,
 }
 
+/// What the loop tells its tasks: to wait for nothing any more, to read no further.
+pub struct Told {
+    pub waiting: watch::Receiver<bool>,
+    pub reading: watch::Receiver<bool>,
+}
+
 /// What came of it.
 #[derive(Debug)]
 pub enum Report {
@@ -89,7 +95,7 @@ pub fn task(
     step: &StepId,
     work: Work,
     owned: &Arc<AtomicBool>,
-    waiting: watch::Receiver<bool>,
+    told: Told,
 ) -> Option<Task> {
     let planned = state.plan.step(step)?;
     let known = state.step(step)?;
@@ -117,7 +123,7 @@ pub fn task(
     match work {
         Work::Prepare => {
             let rendered = render(state, claim, planned);
-            Some(Box::pin(unless_told(waiting, async move { prepare(action, read, rendered, limit).await })))
+            Some(Box::pin(unless_told(told.reading, async move { prepare(action, read, rendered, limit).await })))
         }
         Work::Apply { attempt } => {
             let observes = action.observes(&planned.with);
@@ -129,9 +135,11 @@ pub fn task(
                 }
             };
             // A read may be dropped at any point; what changes something is always seen to its end.
-            Some(if reads { Box::pin(unless_told(waiting, applied)) } else { Box::pin(applied) })
+            Some(if reads { Box::pin(unless_told(told.reading, applied)) } else { Box::pin(applied) })
         }
-        Work::Observe { accepted } => Some(Box::pin(async move { observe(action, read, intent, clock, limit, accepted, waiting).await })),
+        Work::Observe { accepted } => {
+            Some(Box::pin(async move { observe(action, read, intent, clock, limit, accepted, told.waiting).await }))
+        }
         Work::Undo => Some(Box::pin(async move {
             let undone = tokio::time::timeout(limit + OVERTIME, action.undo(&write, &intent, output)).await;
             Report::Undone(undone.unwrap_or_else(|_| Err(ApplyError::Unknown(late(limit)))))
@@ -204,13 +212,13 @@ async fn observe(
         }
         tokio::select! {
             () = clock.sleep(Duration::from_millis(poll)) => {}
-            () = told(&mut waiting) => return Report::StoppedWaiting,
+            () = truth(&mut waiting) => return Report::StoppedWaiting,
         }
     }
 }
 
 /// Until the loop says that nothing is waited for any more.
-async fn told(waiting: &mut watch::Receiver<bool>) {
+async fn truth(waiting: &mut watch::Receiver<bool>) {
     // The sender lives as long as the loop that waits for this task.
     if waiting.wait_for(|stop| *stop).await.is_err() {
         std::future::pending::<()>().await;
@@ -218,10 +226,10 @@ async fn told(waiting: &mut watch::Receiver<bool>) {
 }
 
 /// Work that changes nothing, dropped when nothing is waited for any more.
-async fn unless_told(mut waiting: watch::Receiver<bool>, work: impl Future<Output = Report>) -> Report {
+async fn unless_told(mut reading: watch::Receiver<bool>, work: impl Future<Output = Report>) -> Report {
     tokio::select! {
         report = work => report,
-        () = told(&mut waiting) => Report::StoppedWaiting,
+        () = truth(&mut reading) => Report::StoppedWaiting,
     }
 }
 

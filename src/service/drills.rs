@@ -87,6 +87,15 @@ impl Muster {
             return Err(ServiceError::Usage("faults are injected in a lab only, and this estate is not one".to_owned()));
         }
         let plans = self.drill_plans(&path, &loaded, &estate)?;
+        // A drill is the real runbook: outside a lab it would be the real thing.
+        let touched = [Some(&plans.0), plans.1.as_ref()].into_iter().flatten().find_map(super::runs::outside_a_lab);
+        if let Some(step) = touched {
+            return Err(ServiceError::Usage(format!(
+                "step `{}` ({}) acts on what is outside a lab; this version drills in a lab only (`muster run --live` is for the real event)",
+                step.id,
+                step.kind.uses()
+            )));
+        }
         inherit_objectives(&mut drill, &estate);
         let engine = self.engine(&estate).await?;
         let conductor = self.conductor(engine);

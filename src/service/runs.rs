@@ -134,6 +134,6 @@ fn touches(plan: &Plan) -> Option<&PlanStep> {
 }
 
 /// The first step that touches a resource outside a lab.
-fn outside_a_lab(plan: &Plan) -> Option<&PlanStep> {
+pub(super) fn outside_a_lab(plan: &Plan) -> Option<&PlanStep> {
     touches(plan).filter(|_| !plan.estate.lab)
 }
