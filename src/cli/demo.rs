@@ -60,8 +60,9 @@ const SHIPPED: [(&str, &str); 5] = [
 pub async fn main(args: Args, output: &Output) -> Done {
     // Before anything is made: whatever is interrupted from here on is also taken away again.
     let interrupt = super::output::interrupts();
+    bury_the_dead(output).await;
     let id = crate::providers::clock::Clock::new_id(&crate::providers::clock::SystemClock::new());
-    let home = std::env::temp_dir().join(format!("muster-demo-{}", id.rsplit('-').next().unwrap_or_default()));
+    let home = std::env::temp_dir().join(format!("{PREFIX}{}", id.rsplit('-').next().unwrap_or_default()));
     let fail = |e: std::io::Error| ServiceError::Usage(format!("{} cannot be written: {e}", home.display()));
     for (name, text) in SHIPPED {
         let path = home.join(name);
@@ -71,6 +72,7 @@ pub async fn main(args: Args, output: &Output) -> Done {
         let text = if name.starts_with("drills/") { scenario(text, &args) } else { text.to_owned() };
         std::fs::write(&path, text).map_err(fail)?;
     }
+    let _alive = alive(&home).map_err(fail)?;
     let mut muster = Muster::new(home.join("state"), home.join("muster.yaml"));
     muster.interrupt = interrupt.clone();
     let progress = super::progress::start(&mut muster, output);
@@ -78,6 +80,7 @@ pub async fn main(args: Args, output: &Output) -> Done {
     drop(progress);
     let interrupted = *interrupt.borrow();
     if args.keep {
+        std::fs::write(home.join(KEPT), "").map_err(fail)?;
         output.say(format!(
             "kept: {} (use --estate {} --state {}; `muster lab down` with the same ends it)",
             home.display(),
@@ -94,6 +97,35 @@ pub async fn main(args: Args, output: &Output) -> Done {
         }
     }
     done
+}
+
+/// Held locked for as long as a demo lives.
+const ALIVE: &str = "alive";
+/// In a directory that was left on purpose.
+const KEPT: &str = "kept";
+const PREFIX: &str = "muster-demo-";
+
+fn alive(home: &Path) -> std::io::Result<std::fs::File> {
+    let file = std::fs::File::create(home.join(ALIVE))?;
+    file.try_lock().map_err(std::io::Error::from)?;
+    Ok(file)
+}
+
+/// Takes away what demos left behind whose process was killed.
+async fn bury_the_dead(output: &Output) {
+    let entries = std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().filter_map(Result::ok).map(|entry| entry.path());
+    let demo = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
+    for home in entries.filter(demo).filter(|home| home.join(ALIVE).is_file() && !home.join(KEPT).exists()) {
+        // Somebody else's, or one that lives: neither is ours to touch.
+        if alive(&home).is_err() {
+            continue;
+        }
+        output.say(format!("taking away what a demo that was killed left in {}", home.display()));
+        let gone = Lab::down(&home.join("state")).await.is_ok() && std::fs::remove_dir_all(&home).is_ok();
+        if !gone {
+            output.say(format!("  it could not be taken away; try `muster lab down --state {}`", home.join("state").display()));
+        }
+    }
 }
 
 /// The shipped drill with another fault in its scenario.

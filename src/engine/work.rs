@@ -27,6 +27,10 @@ const LOOK: Duration = Duration::from_mins(1);
 /// one that takes so much longer is cut off.
 const OVERTIME: Duration = Duration::from_secs(5);
 
+/// How soon what was accepted is looked at again; doubled from look to look, up to what the action says.
+/// A recovery should not wait for a poll, nor a provider be asked all the time.
+const FIRST_WAIT: Duration = Duration::from_millis(20);
+
 #[derive(Clone, Copy, Debug)]
 pub enum Work {
     Prepare,
@@ -195,6 +199,7 @@ async fn observe(
     mut waiting: watch::Receiver<bool>,
 ) -> Report {
     let begun = clock.monotonic();
+    let mut patience = FIRST_WAIT;
     loop {
         let seen = match tokio::time::timeout(LOOK, action.observe(&cx, &intent)).await {
             Ok(seen) => seen,
@@ -211,9 +216,10 @@ async fn observe(
             return Report::Observed { seen, timed_out: true };
         }
         tokio::select! {
-            () = clock.sleep(Duration::from_millis(poll)) => {}
+            () = clock.sleep(Duration::from_millis(poll).min(patience)) => {}
             () = truth(&mut waiting) => return Report::StoppedWaiting,
         }
+        patience = patience.saturating_mul(2);
     }
 }
 

@@ -243,6 +243,9 @@ pub struct Notify {
     /// Send a JSON object by POST to this address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhook: Option<Url>,
+    /// The same, where the address is itself a secret: where it is to be found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhook_from: Option<SecretRef>,
     /// Run this program with the JSON object on its standard input.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exec: Vec<String>,

@@ -133,9 +133,10 @@ impl<'a> Lint<'a> {
     fn notices(&mut self) {
         let estate = self.estate;
         for (index, notify) in estate.notify.iter().enumerate() {
-            if notify.webhook.is_none() == notify.exec.is_empty() {
+            let ways = [notify.webhook.is_some(), notify.webhook_from.is_some(), !notify.exec.is_empty()];
+            if ways.into_iter().filter(|way| *way).count() != 1 {
                 let pos = item_place(self.root.get("notify"), index).unwrap_or(self.root.pos);
-                let message = "a notice goes by exactly one of `webhook` and `exec`";
+                let message = "a notice goes by exactly one of `webhook`, `webhook_from` and `exec`";
                 self.found.push(self.source.error(pos, "wrong-type", message));
             }
         }

@@ -232,7 +232,10 @@ fn inherit_objectives(drill: &mut Drill, estate: &Estate) {
     let service = estate.services.values().find(|service| service.uses.iter().any(|name| Some(name.as_str()) == endpoint));
     if let Some(service) = service {
         drill.objectives.rto = drill.objectives.rto.or(service.objectives.rto);
-        drill.objectives.rpo = drill.objectives.rpo.or(service.objectives.rpo);
+        // Held only to what it measures: a drill without a ledger says nothing of data loss.
+        if drill.probes.ledger.is_some() {
+            drill.objectives.rpo = drill.objectives.rpo.or(service.objectives.rpo);
+        }
     }
 }
 

@@ -17,8 +17,10 @@ use crate::model::{
 };
 use crate::plan::state::RunState;
 use crate::providers::port::{HttpRequest, ProcessSpec, WorldRead};
+use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, time::Duration};
+use url::Url;
 
 /// How long a channel may take.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -51,9 +53,17 @@ pub async fn deliver(world: &dyn WorldRead, channel: &Notify, message: &Message)
     }
 }
 
+/// Where the webhook is, said outright or kept as a secret.
+fn address(world: &dyn WorldRead, channel: &Notify) -> Result<Option<Url>, String> {
+    let Some(reference) = &channel.webhook_from else { return Ok(channel.webhook.clone()) };
+    let kept = world.secret(reference).map_err(|e| e.to_string())?;
+    // Not the parser's own words: they may repeat the secret.
+    kept.expose_secret().parse().map(Some).map_err(|_| "what `webhook_from` refers to is not an address".to_owned())
+}
+
 async fn send(world: &dyn WorldRead, channel: &Notify, message: &Value) -> Result<(), String> {
     let body = serde_json::to_vec(message).unwrap_or_default();
-    if let Some(url) = &channel.webhook {
+    if let Some(url) = &address(world, channel)? {
         let place = format!("the webhook at {}", url.host_str().unwrap_or("?"));
         let headers = BTreeMap::from([("content-type".to_owned(), "application/json".to_owned())]);
         let request = HttpRequest {

@@ -103,3 +103,19 @@ fn demo_that_is_killed_is_cleaned_up_by_lab_down() {
     assert_eq!(desk.processes(), Vec::<String>::new());
     assert_eq!(desk.leavings(), BTreeSet::from([home.clone()]), "the journal stays, for whoever wants to look");
 }
+
+#[test]
+fn demo_that_is_killed_is_cleaned_up_by_the_next_one() {
+    let desk = Desk::new();
+    let mut killed = desk.start(&["demo"]);
+    killed.until_event("run_created");
+    killed.signal(Signal::KILL);
+    assert_eq!(killed.end().code, None);
+    assert_ne!(desk.processes(), Vec::<String>::new(), "the lab outlives a demo that is killed");
+    let mut next = desk.start(&["demo"]);
+    next.until_event("run_created");
+    next.signal(Signal::INT);
+    assert_eq!(next.end().code, Some(2));
+    assert_eq!(desk.processes(), Vec::<String>::new());
+    assert_eq!(desk.leavings(), BTreeSet::new());
+}

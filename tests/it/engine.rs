@@ -194,7 +194,8 @@ fn a_running_run_is_paused_from_outside_and_watched() {
     assert_eq!(said.statuses(), ["succeeded"; 2]);
     assert_eq!(place.words("log"), ["a", "end", "b"]);
     let watched = watch.end().expect(0);
-    let kinds: Vec<_> = watched.lines().iter().map(|line| line["event"]["body"]["kind"].as_str().unwrap().to_owned()).collect();
+    let kinds: Vec<_> = watched.lines().iter().filter_map(|line| Some(line["event"]["body"]["kind"].as_str()?.to_owned())).collect();
+    assert_eq!(watched.last()["status"], "succeeded", "the result comes last");
     assert_eq!(kinds.first().map(String::as_str), Some("run_created"));
     assert_eq!(kinds.last().map(String::as_str), Some("run_finished"));
     assert!(kinds.contains(&"resumed".to_owned()), "it was followed from one process to the next");
