@@ -221,7 +221,9 @@ async fn a_thawed_region_acknowledges_nothing_once_the_lease_is_elsewhere() {
     let lab = Box::up().await;
     until("east holds the lease", || async { lab.predict("east").await.0 == 200 }).await;
     assert!(lab.lab.freeze("east").unwrap() >= 4);
-    assert!(lab.lab.status().unwrap().iter().filter(|p| p.region == "east").all(|p| p.state == "stopped"));
+    // A signal is on its way for a moment.
+    let stopped = || lab.lab.status().unwrap().iter().filter(|p| p.region == "east").all(|p| p.state == "stopped");
+    until("east is frozen", || async { stopped() }).await;
     assert_eq!(lab.predict("east").await.0, 0, "a frozen region answers nothing");
     lab.allow(None).await;
     lab.lease_over().await;
