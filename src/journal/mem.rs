@@ -50,18 +50,7 @@ impl Inner {
 
     fn advance(&mut self, run: &RunId, sealed: Vec<Sealed>) {
         let Some((row, _)) = self.rows.get_mut(run) else { return };
-        let mut ended = false;
-        for one in &sealed {
-            row.seq = one.stored.event.seq;
-            row.head.clone_from(&one.stored.hash);
-            if let Some((status, end)) = project(&one.stored.event.body) {
-                row.status = status;
-                ended |= end;
-                if end {
-                    row.finished_at = Some(one.stored.event.at);
-                }
-            }
-        }
+        let ended = row.advance(&sealed);
         let row = row.clone();
         self.events.entry(run.clone()).or_default().extend(sealed);
         if ended {

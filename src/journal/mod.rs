@@ -86,6 +86,25 @@ pub struct ChainRow {
     pub owner: Option<String>,
 }
 
+impl ChainRow {
+    /// Brings the row up to events that were just appended; true when the chain has ended with them.
+    fn advance(&mut self, sealed: &[chain::Sealed]) -> bool {
+        let mut ended = false;
+        for one in sealed {
+            self.seq = one.stored.event.seq;
+            self.head.clone_from(&one.stored.hash);
+            if let Some((status, end)) = project(&one.stored.event.body) {
+                self.status = status;
+                if end {
+                    self.finished_at = Some(one.stored.event.at);
+                }
+                ended |= end;
+            }
+        }
+        ended
+    }
+}
+
 /// What an operator asks of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]

@@ -88,18 +88,7 @@ impl SqliteJournal {
     /// Brings the chain's row up to its last events, and the chain of heads when it has ended.
     async fn advance(&self, tx: &mut Transaction<'_, Sqlite>, row: ChainRow, sealed: &[Sealed]) -> Result<(), JournalError> {
         let mut row = row;
-        let mut ended = false;
-        for one in sealed {
-            row.seq = one.stored.event.seq;
-            row.head.clone_from(&one.stored.hash);
-            if let Some((status, end)) = project(&one.stored.event.body) {
-                row.status = status;
-                ended |= end;
-                if end {
-                    row.finished_at = Some(one.stored.event.at);
-                }
-            }
-        }
+        let ended = row.advance(sealed);
         sqlx::query("UPDATE chains SET seq = ?, head = ?, status = ?, finished_at = ? WHERE id = ?")
             .bind(signed(row.seq))
             .bind(&row.head)
