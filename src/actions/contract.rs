@@ -28,6 +28,10 @@ pub struct Spec {
     pub example: &'static str,
 }
 
+/// How long a request to a provider may be on its way after its sender died. What a provider takes up is in its
+/// answers at once; this is for the network and the provider's queue.
+const IN_FLIGHT: Duration = Duration::from_secs(2);
+
 /// What one step of one run may look at.
 #[derive(Clone)]
 pub struct ReadCx {
@@ -165,6 +169,11 @@ pub trait Action: Send + Sync + 'static {
     fn observes(_with: &Node) -> bool {
         !matches!(Self::spec().effect, Effect::Read | Effect::OneShot)
     }
+    /// How long after its sender was last heard of a request may still take effect. An attempt without an
+    /// outcome that is not to be seen is made again only after that. What may be sent twice need not wait.
+    fn lands_within(with: &Node) -> Duration {
+        if Self::effect(with) == Effect::Observable { IN_FLIGHT } else { Duration::ZERO }
+    }
     /// What it depends on, and where, as far as the input says. `with` may still hold expressions
     /// over other steps' outputs.
     fn reach(with: &Node, estate: &Estate) -> Vec<Reach>;
@@ -191,6 +200,7 @@ pub trait DynAction: Send + Sync {
     fn output_schema(&self) -> schemars::Schema;
     fn effect(&self, with: &Node) -> Effect;
     fn observes(&self, with: &Node) -> bool;
+    fn lands_within(&self, with: &Node) -> Duration;
     fn reach(&self, with: &Node, estate: &Estate) -> Vec<Reach>;
     fn locks(&self, with: &Node) -> Vec<Resource>;
     fn prepare<'a>(&'a self, cx: &'a ReadCx, with: &'a Node) -> BoxFuture<'a, Result<Prepared<serde_json::Value>, Refusal>>;
@@ -233,6 +243,9 @@ impl<A: Action> DynAction for Erased<A> {
     }
     fn observes(&self, with: &Node) -> bool {
         A::observes(with)
+    }
+    fn lands_within(&self, with: &Node) -> Duration {
+        A::lands_within(with)
     }
     fn reach(&self, with: &Node, estate: &Estate) -> Vec<Reach> {
         A::reach(with, estate)

@@ -97,6 +97,10 @@ impl Action for Command {
     fn observes(with: &Node) -> bool {
         with.get("observe").is_some()
     }
+    fn lands_within(_with: &Node) -> Duration {
+        // A command that nobody waits for holds its lock: it is seen to be under way.
+        Duration::ZERO
+    }
 
     fn reach(_with: &Node, _estate: &Estate) -> Vec<Reach> {
         vec![reach_here()]

@@ -114,8 +114,9 @@ impl Engine {
         owner.append(begin).await?;
         let outcome = owner.work().await;
         owner.owned.store(false, Ordering::SeqCst);
-        outcome?;
-        Ok(Outcome { state: owner.state, head: owner.head })
+        let Owner { claim, state, head, .. } = owner;
+        self.journal.release(claim).await;
+        outcome.map(|()| Outcome { state, head })
     }
 
     fn draft(&self, body: Body) -> Draft {
@@ -143,6 +144,9 @@ struct Owner {
 impl Owner {
     async fn work(&mut self) -> Result<(), EngineError> {
         loop {
+            if !self.claim.hold.permits(self.engine.clock.monotonic()) {
+                return self.let_go().await;
+            }
             self.read_inbox().await?;
             self.heed_interrupt().await?;
             let decisions = decide(&self.state, &self.in_flight, self.engine.clock.now());
@@ -169,6 +173,17 @@ impl Owner {
                 self.wait(wake).await?;
             }
         }
+    }
+
+    /// The lease has run out: nothing is begun any more. What is under way is seen to its end, and put on
+    /// record if nobody has taken the run over meanwhile.
+    async fn let_go(&mut self) -> Result<(), EngineError> {
+        self.waiting.send_replace(true);
+        self.reading.send_replace(true);
+        while let Some(done) = self.tasks.join_next_with_id().await {
+            self.settle(done).await?;
+        }
+        Err(JournalError::Lapsed { run: self.claim.run.clone() }.into())
     }
 
     /// Until a task reports, it is time for a retry, or the inbox is due.
@@ -293,12 +308,20 @@ impl Owner {
         let at = self.engine.clock.now();
         let drafts: Vec<_> = bodies.into_iter().map(|body| Draft { at, actor: actor.to_owned(), body }).collect();
         let begun = self.engine.clock.monotonic();
+        let mut unheard = false;
         let stored = loop {
+            let now = self.engine.clock.monotonic();
+            let patient = now.saturating_sub(begun) < APPEND_PATIENCE && self.claim.hold.permits(now);
             match self.engine.journal.append(&self.claim, self.state.seq, drafts.clone()).await {
                 Ok(stored) => break stored,
-                Err(JournalError::Store { place, why }) if self.engine.clock.monotonic().saturating_sub(begun) < APPEND_PATIENCE => {
+                Err(JournalError::Store { place, why }) if patient => {
                     tracing::warn!("the journal in {place} does not take what happened ({why}); trying again");
+                    unheard = true;
                     self.engine.clock.sleep(INBOX).await;
+                }
+                // The store took it, and its answer was lost.
+                Err(JournalError::Behind { .. }) if unheard && self.is_ours(&drafts).await? => {
+                    break self.engine.journal.load(&self.claim.run, self.state.seq).await?;
                 }
                 Err(error) => {
                     self.owned.store(false, Ordering::SeqCst);
@@ -312,6 +335,18 @@ impl Owner {
             (self.engine.listener)(one);
         }
         Ok(())
+    }
+
+    /// Is what follows our last event exactly what we tried to append, under our epoch?
+    async fn is_ours(&self, drafts: &[Draft]) -> Result<bool, EngineError> {
+        let there = self.engine.journal.load(&self.claim.run, self.state.seq).await?;
+        let same = |(one, draft): (&Stored, &Draft)| {
+            one.event.epoch == self.claim.epoch
+                && one.event.body == draft.body
+                && one.event.at == draft.at
+                && one.event.actor == draft.actor
+        };
+        Ok(there.len() == drafts.len() && there.iter().zip(drafts).all(same))
     }
 }
 

@@ -118,8 +118,9 @@ pub fn task(
         deadline: planned.timeout.duration(),
         scratch: engine.scratch.join(claim.run.as_str()),
     };
-    let owned = owned.clone();
-    let write = WriteCx::new(read.clone(), engine.world.clone(), Arc::new(move || owned.load(Ordering::SeqCst)));
+    let (owned, hold, time) = (owned.clone(), claim.hold.clone(), engine.clock.clone());
+    let permit = move || owned.load(Ordering::SeqCst) && hold.permits(time.monotonic());
+    let write = WriteCx::new(read.clone(), engine.world.clone(), Arc::new(permit));
     let limit = planned.timeout.duration();
     let clock = engine.clock.clone();
     let intent = known.intent.clone().unwrap_or(Value::Null);
@@ -142,7 +143,10 @@ pub fn task(
             Some(if reads { Box::pin(unless_told(told.reading, applied)) } else { Box::pin(applied) })
         }
         Work::Observe { accepted } => {
-            Some(Box::pin(async move { observe(action, read, intent, clock, limit, accepted, told.waiting).await }))
+            // What was sent and not answered may still be on its way: "absent" is believed only when it cannot land any more.
+            let lands = if accepted { Duration::ZERO } else { action.lands_within(&planned.with) };
+            let look = Look { limit: limit.max(lands), accepted, lands };
+            Some(Box::pin(async move { observe(action, read, intent, clock, look, told.waiting).await }))
         }
         Work::Undo => Some(Box::pin(async move {
             let undone = tokio::time::timeout(limit + OVERTIME, action.undo(&write, &intent, output)).await;
@@ -188,14 +192,22 @@ async fn prepare(action: Box<dyn DynAction>, cx: ReadCx, rendered: Result<Option
     }
 }
 
+/// How a task looks at what was attempted.
+struct Look {
+    limit: Duration,
+    /// The other side took it, and only its completion is awaited.
+    accepted: bool,
+    /// How long what nobody answered may still land.
+    lands: Duration,
+}
+
 /// Looks until there is something to say. Once the other side has accepted, "absent" only means "not yet".
 async fn observe(
     action: Box<dyn DynAction>,
     cx: ReadCx,
     intent: Value,
     clock: Arc<dyn Clock>,
-    limit: Duration,
-    accepted: bool,
+    Look { limit, accepted, lands }: Look,
     mut waiting: watch::Receiver<bool>,
 ) -> Report {
     let begun = clock.monotonic();
@@ -207,7 +219,7 @@ async fn observe(
         };
         let poll = match &seen {
             Seen::Pending { poll_after_ms, .. } => *poll_after_ms,
-            Seen::Absent if accepted => 100,
+            Seen::Absent if accepted || clock.monotonic().saturating_sub(begun) < lands => 100,
             // Right after a crash what is to be looked at may be down as well: look again, up to the limit.
             Seen::CannotTell { .. } if accepted => 500,
             _ => return Report::Observed { seen, timed_out: false },

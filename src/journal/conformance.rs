@@ -60,13 +60,24 @@ async fn a_deposed_owner_is_refused_by_the_store(journal: &dyn Journal) {
     let (claim, _) = journal.create(new("run-b", &[]), "one", first(0)).await.unwrap();
     let owned = journal.claim(&"run-b".into(), "two").await.unwrap_err();
     assert!(matches!(owned, JournalError::Owned { .. }), "{owned}");
-    let stale = Claim { run: claim.run.clone(), epoch: claim.epoch, owner: "one".to_owned(), _guard: Box::new(()) };
-    drop(claim);
+    let (run, hold) = (claim.run.clone(), lease::Hold::unlimited());
+    let stale = Claim { run, epoch: claim.epoch, owner: "one".to_owned(), hold, _guard: Box::new(()) };
+    journal.release(claim).await;
     let claim = journal.claim(&"run-b".into(), "two").await.unwrap();
     assert_eq!(claim.epoch, 2);
     let fenced = journal.append(&stale, 1, vec![draft(1, Body::Resumed)]).await.unwrap_err();
     assert!(matches!(fenced, JournalError::Fenced { ours: 1, now: 2, .. }), "{fenced}");
-    assert_eq!(journal.append(&claim, 1, vec![draft(1, finished())]).await.unwrap()[0].event.epoch, 2);
+    assert_eq!(journal.append(&claim, 1, vec![draft(1, Body::Resumed)]).await.unwrap()[0].event.epoch, 2);
+    // Taken over while it is owned: the owner is refused, and letting go of its claim frees nothing.
+    let seized = journal.seize(&"run-b".into(), "three").await.unwrap();
+    let fenced = journal.append(&claim, 2, vec![draft(2, finished())]).await.unwrap_err();
+    assert!(matches!(fenced, JournalError::Fenced { ours: 2, now: 3, .. }), "{fenced}");
+    journal.release(claim).await;
+    journal.append(&seized, 2, vec![draft(2, Body::Resumed)]).await.unwrap();
+    journal.release(seized).await;
+    let claim = journal.claim(&"run-b".into(), "four").await.unwrap();
+    assert_eq!(journal.append(&claim, 3, vec![draft(3, finished())]).await.unwrap()[0].event.epoch, 4);
+    assert!(matches!(journal.seize(&"run-z".into(), "one").await, Err(JournalError::NoSuchRun(_))));
 }
 
 async fn a_resource_has_one_run_at_a_time(journal: &dyn Journal) {
@@ -91,7 +102,7 @@ async fn letters_are_read_once(journal: &dyn Journal) {
 async fn the_whole_verifies_and_lists(journal: &dyn Journal) {
     let whole = verify(&journal.dump(None).await.unwrap());
     assert_eq!(whole.problems, Vec::<String>::new());
-    assert_eq!((whole.chains, whole.events), (4, 8));
+    assert_eq!((whole.chains, whole.events), (4, 10));
     let one = verify(&journal.dump(Some(&["run-a".into()])).await.unwrap());
     assert_eq!((one.verified, one.chains, one.events, one.head), (true, 1, 3, None));
     assert_eq!(journal.find("run-a").await.unwrap().as_str(), "run-a");

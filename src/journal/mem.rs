@@ -22,12 +22,15 @@ pub struct MemJournal {
     inner: Arc<Mutex<Inner>>,
 }
 
-/// Releases the chain when the claim is dropped.
-struct Guard(Arc<Mutex<Inner>>, RunId);
+/// Releases the chain when the claim is dropped, unless somebody has taken it over.
+struct Guard(Arc<Mutex<Inner>>, RunId, u64);
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).owned.remove(&self.1);
+        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if inner.rows.get(&self.1).is_some_and(|(_, epoch)| *epoch == self.2) {
+            inner.owned.remove(&self.1);
+        }
     }
 }
 
@@ -36,7 +39,8 @@ impl MemJournal {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
     fn claim_on(&self, run: &RunId, epoch: u64, owner: &str) -> Claim {
-        Claim { run: run.clone(), epoch, owner: owner.to_owned(), _guard: Box::new(Guard(self.inner.clone(), run.clone())) }
+        let guard = Box::new(Guard(self.inner.clone(), run.clone(), epoch));
+        Claim { run: run.clone(), epoch, owner: owner.to_owned(), hold: lease::Hold::unlimited(), _guard: guard }
     }
 }
 
@@ -97,12 +101,20 @@ impl Journal for MemJournal {
     }
 
     async fn claim(&self, run: &RunId, owner: &str) -> Result<Claim, JournalError> {
-        let mut inner = self.inner();
-        let owned = inner.owned.contains(run);
-        let (row, epoch) = inner.rows.get_mut(run).ok_or_else(|| JournalError::NoSuchRun(run.clone()))?;
-        if owned {
-            return Err(JournalError::Owned { run: run.clone(), owner: row.owner.clone().unwrap_or_default() });
+        let owner_now = {
+            let inner = self.inner();
+            let (row, _) = inner.rows.get(run).ok_or_else(|| JournalError::NoSuchRun(run.clone()))?;
+            inner.owned.contains(run).then(|| row.owner.clone().unwrap_or_default())
+        };
+        match owner_now {
+            Some(owner) => Err(JournalError::Owned { run: run.clone(), owner }),
+            None => self.seize(run, owner).await,
         }
+    }
+
+    async fn seize(&self, run: &RunId, owner: &str) -> Result<Claim, JournalError> {
+        let mut inner = self.inner();
+        let (row, epoch) = inner.rows.get_mut(run).ok_or_else(|| JournalError::NoSuchRun(run.clone()))?;
         *epoch += 1;
         row.owner = Some(owner.to_owned());
         let epoch = *epoch;

@@ -2,11 +2,13 @@
 //!
 //! Every append is conditional on the chain's sequence *and* on the owner's epoch: a deposed owner's
 //! append is refused by the store, not by good manners. The stored bytes of an event are what its hash
-//! covers; nothing is re-serialised to verify it. [`mem`] and [`sqlite`] pass one conformance suite.
+//! covers; nothing is re-serialised to verify it. Every store passes one conformance suite. [`lease`] is how
+//! long a process may believe that it owns a chain, where the store is not on its own machine.
 
 pub mod chain;
 #[cfg(test)]
 mod conformance;
+pub mod lease;
 pub mod mem;
 pub mod sqlite;
 
@@ -25,6 +27,8 @@ pub enum JournalError {
     Owned { run: RunId, owner: String },
     #[error("this process no longer owns {run}: the epoch is {now}, not {ours}")]
     Fenced { run: RunId, ours: u64, now: u64 },
+    #[error("the lease on {run} could not be renewed in time; another process may go on with it: `muster resume {run}`")]
+    Lapsed { run: RunId },
     #[error("{run} has gone on meanwhile: its last event is {now}, not {ours}")]
     Behind { run: RunId, ours: u64, now: u64 },
     #[error("`{resource}` is held by run {holder}; resume or abort that run first", resource = resource.0)]
@@ -37,11 +41,14 @@ pub enum JournalError {
     Store { place: String, why: String },
 }
 
-/// The right to append to one chain. Dropping it releases it.
+/// The right to append to one chain. Dropping it lets go of it, at the latest when its lease has run out;
+/// [`Journal::release`] does so at once.
 pub struct Claim {
     pub run: RunId,
     pub epoch: u64,
     pub owner: String,
+    /// How long an effect may be begun under it.
+    pub hold: lease::Hold,
     /// What holds the lock while this lives.
     pub(crate) _guard: Box<dyn Any + Send + Sync>,
 }
@@ -146,6 +153,13 @@ pub trait Journal: Send + Sync {
     async fn create(&self, chain: NewChain, owner: &str, first: Draft) -> Result<(Claim, Stored), JournalError>;
     /// Takes a chain over if nobody owns it; the epoch grows by one.
     async fn claim(&self, run: &RunId, owner: &str) -> Result<Claim, JournalError>;
+    /// Takes a chain over whoever owns it: the epoch grows by one, so that the owner's next append is refused.
+    /// What its owner has under way is not stopped by it; that is for a person to judge, or for a lease.
+    async fn seize(&self, run: &RunId, owner: &str) -> Result<Claim, JournalError>;
+    /// Lets go of a chain, so that the next owner need not wait.
+    async fn release(&self, claim: Claim) {
+        drop(claim);
+    }
     /// Appends, if the epoch is still ours and the last event is `after`.
     async fn append(&self, claim: &Claim, after: u64, drafts: Vec<Draft>) -> Result<Vec<Stored>, JournalError>;
     /// Every event after `after`, in order.

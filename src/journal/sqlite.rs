@@ -142,6 +142,20 @@ impl SqliteJournal {
         Ok(())
     }
 
+    /// The epoch grows by one, and with it the claim is somebody's.
+    async fn raise(&self, run: &RunId, owner: &str, guard: Box<dyn Any + Send + Sync>) -> Result<Claim, JournalError> {
+        let mut tx = self.begin().await?;
+        let epoch = sqlx::query("UPDATE chains SET epoch = epoch + 1, owner = ? WHERE id = ? RETURNING epoch")
+            .bind(owner)
+            .bind(run.as_str())
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(|e| self.fail(&e))?;
+        tx.commit().await.map_err(|e| self.fail(&e))?;
+        let epoch = epoch.get::<i64, _>(0).unsigned_abs();
+        Ok(Claim { run: run.clone(), epoch, owner: owner.to_owned(), hold: lease::Hold::unlimited(), _guard: guard })
+    }
+
     fn rows(&self, rows: Result<Vec<SqliteRow>, sqlx::Error>) -> Result<Vec<ChainRow>, JournalError> {
         rows.map_err(|e| self.fail(&e))?.iter().map(chain_row).collect::<Result<_, _>>().map_err(|e| self.fail(&e))
     }
@@ -235,7 +249,8 @@ impl Journal for SqliteJournal {
         self.advance(&mut tx, row, &sealed).await?;
         tx.commit().await.map_err(|e| self.fail(&e))?;
         let stored = sealed.into_iter().next().map(|one| one.stored);
-        let claim = Claim { run: chain.id.clone(), epoch: 1, owner: owner.to_owned(), _guard: Box::new(guard) };
+        let claim =
+            Claim { run: chain.id.clone(), epoch: 1, owner: owner.to_owned(), hold: lease::Hold::unlimited(), _guard: Box::new(guard) };
         stored.map(|stored| (claim, stored)).ok_or(JournalError::NoSuchRun(chain.id))
     }
 
@@ -244,15 +259,14 @@ impl Journal for SqliteJournal {
         let Some(guard) = self.lock(run)? else {
             return Err(JournalError::Owned { run: run.clone(), owner: row.owner.unwrap_or_else(|| "unknown".to_owned()) });
         };
-        let mut tx = self.begin().await?;
-        let epoch = sqlx::query("UPDATE chains SET epoch = epoch + 1, owner = ? WHERE id = ? RETURNING epoch")
-            .bind(owner)
-            .bind(run.as_str())
-            .fetch_one(&mut *tx)
-            .await
-            .map_err(|e| self.fail(&e))?;
-        tx.commit().await.map_err(|e| self.fail(&e))?;
-        Ok(Claim { run: run.clone(), epoch: epoch.get::<i64, _>(0).unsigned_abs(), owner: owner.to_owned(), _guard: Box::new(guard) })
+        self.raise(run, owner, Box::new(guard)).await
+    }
+
+    async fn seize(&self, run: &RunId, owner: &str) -> Result<Claim, JournalError> {
+        self.row(run).await?;
+        // A frozen owner keeps its lock; the epoch refuses what it would append.
+        let guard = self.lock(run)?;
+        self.raise(run, owner, Box::new(guard)).await
     }
 
     async fn append(&self, claim: &Claim, after: u64, drafts: Vec<Draft>) -> Result<Vec<Stored>, JournalError> {

@@ -89,13 +89,16 @@ impl Muster {
         told(&state_of(&*journal, run).await?)?;
         match journal.claim(run, &self.actor()).await {
             Ok(claim) => {
-                // It may have gone on between the look and the claim.
-                let state = state_of(&*journal, run).await?;
-                let bodies = told(&state)?;
-                let draft = |body| Draft { at: self.clock.now(), actor: by.to_owned(), body };
-                let drafts = bodies.into_iter().map(draft).collect();
-                journal.append(&claim, state.seq, drafts).await?;
-                Ok(Told::OnRecord)
+                let record = async {
+                    // It may have gone on between the look and the claim.
+                    let state = state_of(&*journal, run).await?;
+                    let draft = |body| Draft { at: self.clock.now(), actor: by.to_owned(), body };
+                    let drafts = told(&state)?.into_iter().map(draft).collect();
+                    journal.append(&claim, state.seq, drafts).await.map_err(ServiceError::from)
+                };
+                let appended = record.await;
+                journal.release(claim).await;
+                appended.map(|_| Told::OnRecord)
             }
             Err(JournalError::Owned { owner, .. }) => {
                 journal.post(run, self.clock.now(), by, command).await?;
