@@ -314,6 +314,20 @@ fn a_run_has_one_owner() {
 }
 
 #[test]
+fn a_run_keeps_the_plan_that_it_began_with() {
+    let place = Place::new();
+    place.book(WAITS);
+    let running = place.start(&["run", "book.yaml", "--json"]);
+    place.until_there("log");
+    running.signal("KILL");
+    running.end();
+    place.book("  - id: other\n    uses: exec.command\n    with: { argv: [touch, '@/other'] }\n").file("go", "");
+    let said = place.muster(&["resume"]);
+    assert!(!place.path("other").exists(), "an edited runbook is for the next run");
+    assert_eq!(said.statuses().len(), 2, "{}", said.out);
+}
+
+#[test]
 fn a_journal_that_cannot_be_written_is_a_clear_error() {
     let place = Place::new();
     place.book("  - id: a\n    uses: exec.command\n    with: { argv: [touch, '@/a'] }\n").file("file", "");
