@@ -146,14 +146,17 @@ async fn tampering_is_found() {
     let edits = [
         (
             "an edited record",
-            "UPDATE events SET record = CAST(replace(CAST(record AS TEXT), 'tester', 'nobody') AS BLOB) WHERE run = 'run-a' AND seq = 2",
+            "UPDATE events SET record = CAST(replace(CAST(record AS TEXT), 'tester', 'nobody') AS BLOB) WHERE chain = (SELECT n FROM chains WHERE id = 'run-a') AND seq = 2",
         ),
-        ("an edited record with its hash made to fit", "UPDATE events SET hash = 'x' WHERE run = 'run-a' AND seq = 2"),
-        ("an edited column", "UPDATE events SET actor = 'nobody' WHERE run = 'run-a' AND seq = 2"),
-        ("a removed event", "DELETE FROM events WHERE run = 'run-a' AND seq = 2"),
-        ("a cut-off end", "DELETE FROM events WHERE run = 'run-a' AND seq = 3"),
-        ("swapped events", "UPDATE events SET seq = 5 - seq WHERE run = 'run-a' AND seq IN (2, 3)"),
-        ("a removed run", "DELETE FROM events WHERE run = 'run-a'"),
+        (
+            "an edited record with its hash made to fit",
+            "UPDATE events SET hash = x'00' WHERE chain = (SELECT n FROM chains WHERE id = 'run-a') AND seq = 2",
+        ),
+        ("an edited column", "UPDATE events SET kind = 'nobody' WHERE chain = (SELECT n FROM chains WHERE id = 'run-a') AND seq = 2"),
+        ("a removed event", "DELETE FROM events WHERE chain = (SELECT n FROM chains WHERE id = 'run-a') AND seq = 2"),
+        ("a cut-off end", "DELETE FROM events WHERE chain = (SELECT n FROM chains WHERE id = 'run-a') AND seq = 3"),
+        ("swapped events", "UPDATE events SET seq = 5 - seq WHERE chain = (SELECT n FROM chains WHERE id = 'run-a') AND seq IN (2, 3)"),
+        ("a removed run", "DELETE FROM events WHERE chain = (SELECT n FROM chains WHERE id = 'run-a')"),
         ("a removed run, with its entry in the list", "DELETE FROM chains WHERE id = 'run-a'"),
         ("a status that was made better", "UPDATE chains SET status = 'failed' WHERE id = 'run-a'"),
         ("a removed head", "DELETE FROM heads WHERE n = 2"),
@@ -172,8 +175,14 @@ async fn tampering_is_found() {
             sqlx::query(sqlx::AssertSqlSafe(format!("DROP TRIGGER {trigger}"))).execute(&pool).await.unwrap();
         }
         if what.starts_with("swapped") {
-            sqlx::query("UPDATE events SET seq = seq + 100 WHERE run = 'run-a' AND seq IN (2, 3)").execute(&pool).await.unwrap();
-            sqlx::query("UPDATE events SET seq = 105 - seq WHERE run = 'run-a' AND seq > 100").execute(&pool).await.unwrap();
+            sqlx::query("UPDATE events SET seq = seq + 100 WHERE chain = (SELECT n FROM chains WHERE id = 'run-a') AND seq IN (2, 3)")
+                .execute(&pool)
+                .await
+                .unwrap();
+            sqlx::query("UPDATE events SET seq = 105 - seq WHERE chain = (SELECT n FROM chains WHERE id = 'run-a') AND seq > 100")
+                .execute(&pool)
+                .await
+                .unwrap();
         } else {
             sqlx::query(edit).execute(&pool).await.unwrap();
         }

@@ -132,6 +132,20 @@ pub struct Letter {
     pub command: Command,
 }
 
+/// Rings for one run, as long as it is kept.
+pub struct Bell {
+    pub(crate) rung: std::sync::Arc<tokio::sync::Notify>,
+    /// Takes the bell down when it is dropped.
+    pub(crate) _hung: Box<dyn Any + Send + Sync>,
+}
+
+impl Bell {
+    /// Until there are letters, or have been since the last time.
+    pub async fn rung(&self) {
+        self.rung.notified().await;
+    }
+}
+
 /// One event before it has its place in the chain.
 #[derive(Clone, Debug)]
 pub struct Draft {
@@ -176,6 +190,11 @@ pub trait Journal: Send + Sync {
     async fn post(&self, run: &RunId, at: jiff::Timestamp, actor: &str, command: &Command) -> Result<i64, JournalError>;
     async fn letters(&self, run: &RunId) -> Result<Vec<Letter>, JournalError>;
     async fn taken(&self, letter: i64) -> Result<(), JournalError>;
+    /// Rings when there are letters for a run, so that its owner need not look again and again; a store that
+    /// has none is asked for letters from time to time.
+    fn bell(&self, _run: &RunId) -> Option<Bell> {
+        None
+    }
 
     async fn considered(&self, drill: &str) -> Result<Option<jiff::Timestamp>, JournalError>;
     async fn consider(&self, drill: &str, until: jiff::Timestamp) -> Result<(), JournalError>;

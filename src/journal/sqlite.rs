@@ -1,28 +1,65 @@
 //! The embedded journal: SQLite in the state directory.
 //!
-//! WAL with `synchronous=FULL`, one writer connection, and `BEGIN IMMEDIATE` for every writing
-//! transaction (a deferred one that reads first gets `SQLITE_BUSY` at once, whatever the busy timeout).
-//! Ownership of a chain is an OS lock (flock) on a file in the state directory: it ends with the
-//! process, so `resume` takes over at once; the epoch in the store then refuses what a deposed owner
+//! WAL with `synchronous=FULL`, and `BEGIN IMMEDIATE` for every writing transaction (a deferred one that
+//! reads first gets `SQLITE_BUSY` at once, whatever the busy timeout). All that a process writes goes
+//! through one [`writer`], which lets those who write at the same time share a commit; who owns a chain is
+//! told by the lock file of its process ([`hold`]). The epoch in the store refuses what a deposed owner
 //! might still send.
+//!
+//! Reading goes through sqlx, as does bringing an older journal to today's form. Writing goes through
+//! rusqlite, over the same library: a prepared insert is a function call there, and many a millisecond are
+//! what the engine asks for.
+
+mod bells;
+mod hold;
+mod writer;
 
 use super::{chain::*, *};
+use sqlx::Row;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
-use sqlx::{Row, Sqlite, Transaction};
 use std::{
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
+use tokio::sync::oneshot;
+use writer::{Answer, Append, Desk, Job, Taken, signed};
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// How long a statement waits for another process's transaction.
 const BUSY: Duration = Duration::from_secs(10);
+/// After so many pages of 4 KiB what was written moves from the log to its place.
+const CHECKPOINT: u32 = 2_000;
+
+/// Columns of an event for a dump: its chain's identifier, else what its record says.
+const EVENT: &str = "SELECT c.id AS run, e.seq, e.kind, e.hash, e.record FROM events e LEFT JOIN chains c ON c.n = e.chain";
 
 pub struct SqliteJournal {
-    write: SqlitePool,
     read: SqlitePool,
     dir: PathBuf,
+    /// Begun with the first thing that is written.
+    desk: OnceLock<Result<Desk, String>>,
+    bells: Arc<bells::Bells>,
+}
+
+/// What holds a chain while its claim lives.
+struct Held {
+    desk: Desk,
+    chain: i64,
+    epoch: u64,
+    /// The end of the chain as this process left it: sequence and hash.
+    end: Mutex<(u64, String)>,
+    /// The chain has ended, or was let go of: nothing is left to be said.
+    done: std::sync::atomic::AtomicBool,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if !*self.done.get_mut() {
+            self.desk.send(Job::Release { chain: self.chain, epoch: self.epoch, answer: None });
+        }
+    }
 }
 
 impl SqliteJournal {
@@ -36,124 +73,62 @@ impl SqliteJournal {
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
             .busy_timeout(BUSY);
-        let pool = |n| SqlitePoolOptions::new().max_connections(n).acquire_timeout(BUSY);
-        let write = pool(1).connect_with(options.clone()).await.map_err(|e| fail(explain(&e)))?;
-        MIGRATIONS.run(&write).await.map_err(|e| fail(explain_migration(&e)))?;
-        let read = pool(2).connect_with(options).await.map_err(|e| fail(explain(&e)))?;
-        Ok(Self { write, read, dir: dir.to_owned() })
+        let read = SqlitePoolOptions::new().max_connections(2).acquire_timeout(BUSY);
+        let read = read.connect_with(options).await.map_err(|e| fail(explain(&e)))?;
+        // Of two processes that bring a journal up to date at once, one finds it done when it looks again.
+        if MIGRATIONS.run(&read).await.is_err() {
+            MIGRATIONS.run(&read).await.map_err(|e| fail(explain_migration(&e)))?;
+        }
+        let bells = Arc::new(bells::Bells::new(read.clone()));
+        Ok(Self { read, dir: dir.to_owned(), desk: OnceLock::new(), bells })
     }
 
     fn fail(&self, error: &sqlx::Error) -> JournalError {
         JournalError::Store { place: self.dir.display().to_string(), why: explain(error) }
     }
 
-    async fn begin(&self) -> Result<Transaction<'_, Sqlite>, JournalError> {
-        self.write.begin_with("BEGIN IMMEDIATE").await.map_err(|e| self.fail(&e))
+    fn trouble(&self, why: String) -> JournalError {
+        JournalError::Store { place: self.dir.display().to_string(), why }
     }
 
-    /// The OS lock of a chain; `None` when another process (or another claim in this one) has it.
-    fn lock(&self, run: &RunId) -> Result<Option<std::fs::File>, JournalError> {
-        let path = self.dir.join("locks").join(format!("{run}.lock"));
-        let fail = |why: std::io::Error| JournalError::Store { place: path.display().to_string(), why: why.to_string() };
-        let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(fail)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(file)),
-            Err(std::fs::TryLockError::WouldBlock) => Ok(None),
-            Err(std::fs::TryLockError::Error(error)) => Err(fail(error)),
+    fn desk(&self) -> Result<&Desk, JournalError> {
+        let open = || {
+            let connection = rusqlite::Connection::open(self.dir.join("journal.db")).and_then(|connection| {
+                connection.busy_timeout(BUSY)?;
+                connection.pragma_update(None, "synchronous", "FULL")?;
+                connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT)?;
+                connection.set_prepared_statement_cache_capacity(32);
+                Ok(connection)
+            });
+            Desk::open(connection.map_err(|error| writer::explain(&error))?, self.dir.clone())
+        };
+        self.desk.get_or_init(open).as_ref().map_err(|why| self.trouble(why.clone()))
+    }
+
+    /// Asks the writer, and waits for what it says: it has then been flushed to the disk.
+    async fn ask<T>(&self, job: impl FnOnce(Answer<T>) -> Job) -> Result<T, JournalError> {
+        let (answer, answered) = oneshot::channel();
+        let gone = || self.trouble("its writer has ended".to_owned());
+        if !self.desk()?.send(job(answer)) {
+            return Err(gone());
         }
+        answered.await.map_err(|_| gone())?
     }
 
-    async fn insert(&self, tx: &mut Transaction<'_, Sqlite>, sealed: &[Sealed]) -> Result<(), JournalError> {
-        for one in sealed {
-            let event = &one.stored.event;
-            sqlx::query("INSERT INTO events (run, seq, at, actor, epoch, kind, prev, hash, record) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)")
-                .bind(event.run.as_str())
-                .bind(signed(event.seq))
-                .bind(event.at.to_string())
-                .bind(&event.actor)
-                .bind(signed(event.epoch))
-                .bind(&one.kind)
-                .bind(&event.prev)
-                .bind(&one.stored.hash)
-                .bind(&one.record)
-                .execute(&mut **tx)
-                .await
-                .map_err(|e| self.fail(&e))?;
-        }
-        Ok(())
+    async fn simple(&self, run: impl FnMut(&rusqlite::Connection) -> rusqlite::Result<i64> + Send + 'static) -> Result<i64, JournalError> {
+        self.ask(|answer| Job::Simple { run: Box::new(run), answer, row: 0 }).await
     }
 
-    /// Brings the chain's row up to its last events, and the chain of heads when it has ended.
-    async fn advance(&self, tx: &mut Transaction<'_, Sqlite>, row: ChainRow, sealed: &[Sealed]) -> Result<(), JournalError> {
-        let mut row = row;
-        let ended = row.advance(sealed);
-        sqlx::query("UPDATE chains SET seq = ?, head = ?, status = ?, finished_at = ? WHERE id = ?")
-            .bind(signed(row.seq))
-            .bind(&row.head)
-            .bind(&row.status)
-            .bind(row.finished_at.map(|at| at.to_string()))
-            .bind(row.id.as_str())
-            .execute(&mut **tx)
-            .await
-            .map_err(|e| self.fail(&e))?;
-        if ended {
-            sqlx::query("DELETE FROM locks WHERE run = ?").bind(row.id.as_str()).execute(&mut **tx).await.map_err(|e| self.fail(&e))?;
-            self.head(tx, &row, true).await?;
-        }
-        Ok(())
+    async fn take(&self, run: &RunId, owner: &str, force: bool) -> Result<Claim, JournalError> {
+        let asked = |answer| Job::Take { run: run.clone(), owner: owner.to_owned(), force, answer, taken: None };
+        let Taken { chain, epoch, seq, head } = self.ask(asked).await?;
+        self.claim_of(run.clone(), owner, chain, epoch, (seq, head))
     }
 
-    async fn head(&self, tx: &mut Transaction<'_, Sqlite>, row: &ChainRow, ended: bool) -> Result<(), JournalError> {
-        let last =
-            sqlx::query("SELECT n, hash FROM heads ORDER BY n DESC LIMIT 1").fetch_optional(&mut **tx).await.map_err(|e| self.fail(&e))?;
-        let (n, prev) = last.map_or((1, String::new()), |last| (last.get::<i64, _>(0) + 1, last.get::<String, _>(1)));
-        let (record, hash) = seal_head(n.unsigned_abs(), &prev, row, ended);
-        sqlx::query("INSERT INTO heads (n, run, prev, hash, record) VALUES (?, ?, ?, ?, ?)")
-            .bind(n)
-            .bind(row.id.as_str())
-            .bind(&prev)
-            .bind(&hash)
-            .bind(&record)
-            .execute(&mut **tx)
-            .await
-            .map_err(|e| self.fail(&e))?;
-        Ok(())
-    }
-
-    async fn take_locks(&self, tx: &mut Transaction<'_, Sqlite>, chain: &NewChain) -> Result<(), JournalError> {
-        for resource in &chain.locks {
-            let holder = sqlx::query("SELECT run FROM locks WHERE resource = ?")
-                .bind(&resource.0)
-                .fetch_optional(&mut **tx)
-                .await
-                .map_err(|e| self.fail(&e))?;
-            if let Some(holder) = holder {
-                return Err(JournalError::Locked { resource: resource.clone(), holder: RunId(holder.get(0)) });
-            }
-            sqlx::query("INSERT INTO locks (resource, run) VALUES (?, ?)")
-                .bind(&resource.0)
-                .bind(chain.id.as_str())
-                .execute(&mut **tx)
-                .await
-                .map_err(|e| self.fail(&e))?;
-        }
-        Ok(())
-    }
-
-    /// The epoch grows by one, and with it the claim is somebody's.
-    async fn raise(&self, run: &RunId, owner: &str, guard: Box<dyn Any + Send + Sync>) -> Result<Claim, JournalError> {
-        let mut tx = self.begin().await?;
-        let epoch = sqlx::query("UPDATE chains SET epoch = epoch + 1, owner = ? WHERE id = ? RETURNING epoch")
-            .bind(owner)
-            .bind(run.as_str())
-            .fetch_one(&mut *tx)
-            .await
-            .map_err(|e| self.fail(&e))?;
-        tx.commit().await.map_err(|e| self.fail(&e))?;
-        let epoch = epoch.get::<i64, _>(0).unsigned_abs();
-        Ok(Claim { run: run.clone(), epoch, owner: owner.to_owned(), hold: lease::Hold::unlimited(), _guard: guard })
+    fn claim_of(&self, run: RunId, owner: &str, chain: i64, epoch: u64, end: (u64, String)) -> Result<Claim, JournalError> {
+        let held = Held { desk: self.desk()?.clone(), chain, epoch, end: Mutex::new(end), done: false.into() };
+        Ok(Claim { run, epoch, owner: owner.to_owned(), hold: lease::Hold::unlimited(), _guard: Box::new(held) })
     }
 
     fn rows(&self, rows: Result<Vec<SqliteRow>, sqlx::Error>) -> Result<Vec<ChainRow>, JournalError> {
@@ -166,11 +141,13 @@ fn explain(error: &sqlx::Error) -> String {
     let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code).and_then(|code| code.parse::<u32>().ok());
     // The primary code is in the lowest byte: 11 is SQLITE_CORRUPT, 26 SQLITE_NOTADB.
     match code.map(|code| code & 0xff) {
-        Some(11 | 26) => {
-            format!("journal.db is damaged or was cut off ({error}); keep it, and put a copy of the state directory in its place")
-        }
+        Some(11 | 26) => damaged(error),
         _ => error.to_string(),
     }
+}
+
+fn damaged(error: &dyn std::error::Error) -> String {
+    format!("journal.db is damaged or was cut off ({error}); keep it, and put a copy of the state directory in its place")
 }
 
 fn explain_migration(error: &sqlx::migrate::MigrateError) -> String {
@@ -186,8 +163,8 @@ fn explain_migration(error: &sqlx::migrate::MigrateError) -> String {
     }
 }
 
-fn signed(n: u64) -> i64 {
-    i64::try_from(n).unwrap_or(i64::MAX)
+fn kind_word(kind: ChainKind) -> &'static str {
+    if kind == ChainKind::Drill { "drill" } else { "run" }
 }
 
 fn chain_row(row: &SqliteRow) -> Result<ChainRow, sqlx::Error> {
@@ -210,105 +187,68 @@ fn chain_row(row: &SqliteRow) -> Result<ChainRow, sqlx::Error> {
 #[async_trait]
 impl Journal for SqliteJournal {
     async fn create(&self, chain: NewChain, owner: &str, first: Draft) -> Result<(Claim, Stored), JournalError> {
-        let guard = self.lock(&chain.id)?.ok_or_else(|| JournalError::Exists { run: chain.id.clone() })?;
-        let at = first.at;
-        let mut tx = self.begin().await?;
-        let there = sqlx::query("SELECT 1 FROM chains WHERE id = ?").bind(chain.id.as_str()).fetch_optional(&mut *tx).await;
-        if there.map_err(|e| self.fail(&e))?.is_some() {
-            return Err(JournalError::Exists { run: chain.id });
-        }
-        self.take_locks(&mut tx, &chain).await?;
-        let kind = if chain.kind == ChainKind::Drill { "drill" } else { "run" };
-        sqlx::query(
-            "INSERT INTO chains (id, kind, name, parent, status, started_at, epoch, owner) VALUES (?, ?, ?, ?, 'running', ?, 1, ?)",
-        )
-        .bind(chain.id.as_str())
-        .bind(kind)
-        .bind(&chain.name)
-        .bind(chain.parent.as_ref().map(RunId::as_str))
-        .bind(at.to_string())
-        .bind(owner)
-        .execute(&mut *tx)
-        .await
-        .map_err(|e| self.fail(&e))?;
-        let sealed = seal(&chain.id, 1, 0, "", vec![first])?;
-        self.insert(&mut tx, &sealed).await?;
-        let row = ChainRow {
-            id: chain.id.clone(),
-            kind: chain.kind,
-            name: chain.name,
-            parent: chain.parent,
-            status: "running".to_owned(),
-            started_at: at,
-            finished_at: None,
-            seq: 1,
-            head: sealed.first().map(|one| one.stored.hash.clone()).unwrap_or_default(),
-            owner: Some(owner.to_owned()),
-        };
-        self.head(&mut tx, &row, false).await?;
-        self.advance(&mut tx, row, &sealed).await?;
-        tx.commit().await.map_err(|e| self.fail(&e))?;
-        let stored = sealed.into_iter().next().map(|one| one.stored);
-        let claim =
-            Claim { run: chain.id.clone(), epoch: 1, owner: owner.to_owned(), hold: lease::Hold::unlimited(), _guard: Box::new(guard) };
-        stored.map(|stored| (claim, stored)).ok_or(JournalError::NoSuchRun(chain.id))
+        let run = chain.id.clone();
+        let sealed = seal(&run, 1, 0, "", vec![first])?;
+        let asked = |answer| Job::Create { chain, owner: owner.to_owned(), first: sealed, answer, number: 0 };
+        let (number, stored) = self.ask(asked).await?;
+        let claim = self.claim_of(run, owner, number, 1, (1, stored.hash.clone()))?;
+        Ok((claim, stored))
     }
 
     async fn claim(&self, run: &RunId, owner: &str) -> Result<Claim, JournalError> {
-        let row = self.row(run).await?;
-        let Some(guard) = self.lock(run)? else {
-            return Err(JournalError::Owned { run: run.clone(), owner: row.owner.unwrap_or_else(|| "unknown".to_owned()) });
-        };
-        self.raise(run, owner, Box::new(guard)).await
+        self.take(run, owner, false).await
     }
 
     async fn seize(&self, run: &RunId, owner: &str) -> Result<Claim, JournalError> {
-        self.row(run).await?;
-        // A frozen owner keeps its lock; the epoch refuses what it would append.
-        let guard = self.lock(run)?;
-        self.raise(run, owner, Box::new(guard)).await
+        self.take(run, owner, true).await
+    }
+
+    async fn release(&self, claim: Claim) {
+        let Some(held) = claim._guard.downcast_ref::<Held>() else { return };
+        if !held.done.swap(true, std::sync::atomic::Ordering::SeqCst) {
+            let (chain, epoch) = (held.chain, held.epoch);
+            // If the store cannot take it down now, the writer does with its next commit.
+            let _ = self.ask(|answer| Job::Release { chain, epoch, answer: Some(answer) }).await;
+        }
     }
 
     async fn append(&self, claim: &Claim, after: u64, drafts: Vec<Draft>) -> Result<Vec<Stored>, JournalError> {
-        let run = &claim.run;
-        let mut tx = self.begin().await?;
-        let row = sqlx::query("SELECT * FROM chains WHERE id = ?")
-            .bind(run.as_str())
-            .fetch_optional(&mut *tx)
-            .await
-            .map_err(|e| self.fail(&e))?
-            .ok_or_else(|| JournalError::NoSuchRun(run.clone()))?;
-        let epoch = row.get::<i64, _>("epoch").unsigned_abs();
-        let row = chain_row(&row).map_err(|e| self.fail(&e))?;
-        if epoch != claim.epoch {
-            return Err(JournalError::Fenced { run: run.clone(), ours: claim.epoch, now: epoch });
+        let held = claim._guard.downcast_ref::<Held>().filter(|held| held.epoch == claim.epoch);
+        let end = held.map(|held| held.end.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        let known = end.filter(|(seq, _)| *seq == after).map(|(_, hash)| hash);
+        let chain = held.map(|held| held.chain).filter(|_| known.is_some());
+        let prev = known.unwrap_or_default();
+        // Sealed here, on the caller's thread; the writer seals again if the chain does not end so.
+        let sealed = seal(&claim.run, claim.epoch, after, &prev, drafts)?;
+        let run = claim.run.clone();
+        let asked = |answer| Job::Append(Append { run, chain, epoch: claim.epoch, after, prev, sealed, answer });
+        let stored = self.ask(asked).await?;
+        if let (Some(held), Some(last)) = (held, stored.last()) {
+            *held.end.lock().unwrap_or_else(PoisonError::into_inner) = (last.event.seq, last.hash.clone());
+            if stored.iter().any(|one| project(&one.event.body).is_some_and(|(_, end)| end)) {
+                held.done.store(true, std::sync::atomic::Ordering::SeqCst);
+            }
         }
-        if row.seq != after {
-            return Err(JournalError::Behind { run: run.clone(), ours: after, now: row.seq });
-        }
-        let sealed = seal(run, claim.epoch, after, &row.head, drafts)?;
-        self.insert(&mut tx, &sealed).await?;
-        self.advance(&mut tx, row, &sealed).await?;
-        tx.commit().await.map_err(|e| self.fail(&e))?;
-        Ok(sealed.into_iter().map(|one| one.stored).collect())
+        Ok(stored)
     }
 
     async fn load(&self, run: &RunId, after: u64) -> Result<Vec<Stored>, JournalError> {
-        let rows = sqlx::query("SELECT seq, hash, record FROM events WHERE run = ? AND seq > ? ORDER BY seq")
-            .bind(run.as_str())
-            .bind(signed(after))
-            .fetch_all(&self.read)
-            .await
-            .map_err(|e| self.fail(&e))?;
+        let rows =
+            sqlx::query("SELECT seq, hash, record FROM events WHERE chain = (SELECT n FROM chains WHERE id = ?) AND seq > ? ORDER BY seq")
+                .bind(run.as_str())
+                .bind(signed(after))
+                .fetch_all(&self.read)
+                .await
+                .map_err(|e| self.fail(&e))?;
         let mut events = Vec::with_capacity(rows.len());
         for row in rows {
             let seq = row.get::<i64, _>(0).unsigned_abs();
-            let (hash, record): (String, Vec<u8>) = (row.get(1), row.get(2));
+            let (hash, record) = (hex::encode(row.get::<&[u8], _>(1)), row.get::<&[u8], _>(2));
             let corrupt = |why: String| JournalError::Corrupt { run: run.clone(), seq, why };
-            if sha256_hex(&record) != hash {
+            if sha256_hex(record) != hash {
                 return Err(corrupt("its bytes do not have the hash on record".to_owned()));
             }
-            let event = serde_json::from_slice(&record).map_err(|e| corrupt(e.to_string()))?;
+            let event = serde_json::from_slice(record).map_err(|e| corrupt(e.to_string()))?;
             events.push(Stored { event, hash });
         }
         Ok(events)
@@ -321,9 +261,8 @@ impl Journal for SqliteJournal {
     }
 
     async fn list(&self, kind: ChainKind, limit: u32) -> Result<Vec<ChainRow>, JournalError> {
-        let kind = if kind == ChainKind::Drill { "drill" } else { "run" };
         let rows = sqlx::query("SELECT * FROM chains WHERE kind = ? ORDER BY started_at DESC, id DESC LIMIT ?");
-        self.rows(rows.bind(kind).bind(i64::from(limit)).fetch_all(&self.read).await)
+        self.rows(rows.bind(kind_word(kind)).bind(i64::from(limit)).fetch_all(&self.read).await)
     }
 
     async fn children(&self, parent: &RunId) -> Result<Vec<ChainRow>, JournalError> {
@@ -337,7 +276,7 @@ impl Journal for SqliteJournal {
     }
 
     async fn find(&self, prefix: &str) -> Result<RunId, JournalError> {
-        let rows = sqlx::query("SELECT id FROM chains WHERE substr(id, 1, length(?1)) = ?1 ORDER BY id LIMIT 3")
+        let rows = sqlx::query("SELECT id FROM chains WHERE id >= ?1 AND id < ?1 || char(1114111) ORDER BY id LIMIT 3")
             .bind(prefix)
             .fetch_all(&self.read)
             .await;
@@ -351,16 +290,10 @@ impl Journal for SqliteJournal {
     }
 
     async fn post(&self, run: &RunId, at: jiff::Timestamp, actor: &str, command: &Command) -> Result<i64, JournalError> {
+        let (run, at, actor) = (run.0.clone(), at.to_string(), actor.to_owned());
         let text = serde_json::to_string(command).unwrap_or_default();
-        let done = sqlx::query("INSERT INTO inbox (run, at, actor, command) VALUES (?, ?, ?, ?)")
-            .bind(run.as_str())
-            .bind(at.to_string())
-            .bind(actor)
-            .bind(text)
-            .execute(&self.write)
-            .await
-            .map_err(|e| self.fail(&e))?;
-        Ok(done.last_insert_rowid())
+        let insert = "INSERT INTO inbox (run, at, actor, command) VALUES (?1, ?2, ?3, ?4)";
+        self.simple(move |store| store.prepare_cached(insert)?.insert([&run, &at, &actor, &text])).await
     }
 
     async fn letters(&self, run: &RunId) -> Result<Vec<Letter>, JournalError> {
@@ -377,8 +310,12 @@ impl Journal for SqliteJournal {
     }
 
     async fn taken(&self, letter: i64) -> Result<(), JournalError> {
-        let done = sqlx::query("UPDATE inbox SET taken = 1 WHERE id = ?").bind(letter).execute(&self.write).await;
-        done.map(|_| ()).map_err(|e| self.fail(&e))
+        let take = "UPDATE inbox SET taken = 1 WHERE id = ?1";
+        self.simple(move |store| store.prepare_cached(take)?.execute([letter]).map(|_| letter)).await.map(|_| ())
+    }
+
+    fn bell(&self, run: &RunId) -> Option<Bell> {
+        Some(bells::Bells::hang(&self.bells, run))
     }
 
     async fn considered(&self, drill: &str) -> Result<Option<jiff::Timestamp>, JournalError> {
@@ -387,14 +324,10 @@ impl Journal for SqliteJournal {
     }
 
     async fn consider(&self, drill: &str, until: jiff::Timestamp) -> Result<(), JournalError> {
-        let done = sqlx::query(
-            "INSERT INTO schedules (drill, considered) VALUES (?, ?) ON CONFLICT (drill) DO UPDATE SET considered = excluded.considered",
-        )
-        .bind(drill)
-        .bind(until.to_string())
-        .execute(&self.write)
-        .await;
-        done.map(|_| ()).map_err(|e| self.fail(&e))
+        let (drill, until) = (drill.to_owned(), until.to_string());
+        let put =
+            "INSERT INTO schedules (drill, considered) VALUES (?1, ?2) ON CONFLICT (drill) DO UPDATE SET considered = excluded.considered";
+        self.simple(move |store| store.prepare_cached(put)?.execute([&drill, &until]).map(|_| 0)).await.map(|_| ())
     }
 
     async fn dump(&self, only: Option<&[RunId]>) -> Result<Dump, JournalError> {
@@ -403,8 +336,10 @@ impl Journal for SqliteJournal {
         let mut tx = self.read.begin().await.map_err(|e| self.fail(&e))?;
         let rows = "SELECT * FROM chains WHERE ?1 IS NULL OR id IN (SELECT value FROM json_each(?1)) ORDER BY started_at, id";
         let rows = sqlx::query(rows).bind(&only).fetch_all(&mut *tx).await.map_err(|e| self.fail(&e))?;
-        let events = "SELECT * FROM events WHERE ?1 IS NULL OR run IN (SELECT value FROM json_each(?1)) ORDER BY run, seq";
-        let events = sqlx::query(events).bind(&only).fetch_all(&mut *tx).await.map_err(|e| self.fail(&e))?;
+        let few = " WHERE e.chain IN (SELECT n FROM chains WHERE id IN (SELECT value FROM json_each(?1)))";
+        let which = if only.is_some() { few } else { "" };
+        let events = format!("{EVENT}{which} ORDER BY c.id, e.chain, e.seq");
+        let events = sqlx::query(sqlx::AssertSqlSafe(events)).bind(&only).fetch_all(&mut *tx).await.map_err(|e| self.fail(&e))?;
         let heads = sqlx::query("SELECT * FROM heads ORDER BY n").fetch_all(&mut *tx).await.map_err(|e| self.fail(&e))?;
         let rows = rows.iter().map(chain_row).collect::<Result<_, _>>().map_err(|e| self.fail(&e))?;
         let heads = only.is_none().then(|| heads.iter().map(head_row).collect());
@@ -412,17 +347,21 @@ impl Journal for SqliteJournal {
     }
 }
 
+/// Whose the event is, its place, kind and hash are copies beside the record; the rest stands in it alone.
 fn event_row(row: &SqliteRow) -> EventRow {
+    let record: Vec<u8> = row.get("record");
+    let event = serde_json::from_slice::<Event>(&record).ok();
+    let said = |what: fn(&Event) -> String| event.as_ref().map(what).unwrap_or_default();
     EventRow {
-        run: RunId(row.get("run")),
+        run: RunId(row.get::<Option<String>, _>("run").unwrap_or_else(|| said(|event| event.run.0.clone()))),
         seq: row.get::<i64, _>("seq").unsigned_abs(),
-        at: row.get("at"),
-        actor: row.get("actor"),
-        epoch: row.get::<i64, _>("epoch").unsigned_abs(),
+        at: said(|event| event.at.to_string()),
+        actor: said(|event| event.actor.clone()),
+        epoch: event.as_ref().map_or(0, |event| event.epoch),
         kind: row.get("kind"),
-        prev: row.get("prev"),
-        hash: row.get("hash"),
-        record: row.get("record"),
+        prev: said(|event| event.prev.clone()),
+        hash: hex::encode(row.get::<&[u8], _>("hash")),
+        record,
     }
 }
 

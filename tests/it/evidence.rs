@@ -55,7 +55,7 @@ async fn evidence_names_what_was_changed() {
             &[UNGUARD, "UPDATE events SET record = CAST(replace(CAST(record AS TEXT), 'muster@', 'nobody@') AS BLOB) WHERE seq = 4"],
             &["event 4", "bytes do not have the hash"],
         ),
-        (&[UNGUARD, "UPDATE events SET actor = 'nobody' WHERE seq = 3"], &["event 3", "columns beside it"]),
+        (&[UNGUARD, "UPDATE events SET kind = 'nobody' WHERE seq = 3"], &["event 3", "columns beside it"]),
         (&[UNGUARD_DELETE, "DELETE FROM events WHERE seq = 3"], &["event 3 is missing"]),
         (&["UPDATE chains SET status = 'failed'"], &["the list says `failed`"]),
         (&[UNGUARD_DELETE, "DELETE FROM events", "DELETE FROM chains"], &["head 1", "quick", "is gone"]),
