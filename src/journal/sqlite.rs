@@ -16,6 +16,10 @@ use std::{
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite");
 
+/// Kept back on the disk, so that a run can still say why it stopped when the disk is full: what was under way,
+/// and the pause. A commit is a few pages.
+const RESERVE: u64 = 1024 * 1024;
+
 /// How long a statement waits for another process's transaction.
 const BUSY: Duration = Duration::from_secs(10);
 
@@ -30,7 +34,7 @@ impl SqliteJournal {
     pub async fn open(dir: &Path) -> Result<Self, JournalError> {
         let place = dir.display().to_string();
         let fail = |why: String| JournalError::Store { place: place.clone(), why };
-        std::fs::create_dir_all(dir.join("locks")).map_err(|e| fail(e.to_string()))?;
+        std::fs::create_dir_all(dir.join("locks")).map_err(|e| fail(explain_io(&e)))?;
         let options = SqliteConnectOptions::new()
             .filename(dir.join("journal.db"))
             .create_if_missing(true)
@@ -42,7 +46,29 @@ impl SqliteJournal {
         let write = pool(1).connect_with(options.clone()).await.map_err(|e| fail(explain(&e)))?;
         MIGRATIONS.run(&write).await.map_err(|e| fail(explain_migration(&e)))?;
         let read = pool(2).connect_with(options).await.map_err(|e| fail(explain(&e)))?;
-        Ok(Self { write, read, dir: dir.to_owned() })
+        let journal = Self { write, read, dir: dir.to_owned() };
+        journal.keep_room();
+        Ok(journal)
+    }
+
+    fn reserve(&self) -> PathBuf {
+        self.dir.join("journal.reserve")
+    }
+
+    /// A disk that has no room for it now may have some when the journal is opened next.
+    fn keep_room(&self) {
+        use rustix::fs::{FallocateFlags, fallocate};
+        let path = self.reserve();
+        if path.exists() {
+            return;
+        }
+        let made = std::fs::OpenOptions::new().create_new(true).write(true).open(&path);
+        let kept = made.is_ok_and(|file| fallocate(&file, FallocateFlags::empty(), 0, RESERVE).is_ok());
+        if !kept {
+            tracing::debug!("no room is kept back in {}", path.display());
+            // It may not even have been made.
+            let _ = std::fs::remove_file(&path);
+        }
     }
 
     fn fail(&self, error: &sqlx::Error) -> JournalError {
@@ -55,14 +81,34 @@ impl SqliteJournal {
 
     /// The OS lock of a chain; `None` when another process (or another claim in this one) has it.
     fn lock(&self, run: &RunId) -> Result<Option<std::fs::File>, JournalError> {
+        use std::os::unix::fs::MetadataExt;
         let path = self.dir.join("locks").join(format!("{run}.lock"));
-        let fail = |why: std::io::Error| JournalError::Store { place: path.display().to_string(), why: why.to_string() };
-        let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(fail)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(file)),
-            Err(std::fs::TryLockError::WouldBlock) => Ok(None),
-            Err(std::fs::TryLockError::Error(error)) => Err(fail(error)),
+        let fail = |why: std::io::Error| JournalError::Store { place: path.display().to_string(), why: explain_io(&why) };
+        loop {
+            let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(fail)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(std::fs::TryLockError::WouldBlock) => return Ok(None),
+                Err(std::fs::TryLockError::Error(error)) => return Err(fail(error)),
+            }
+            // Whoever took the chain over meanwhile has put a lock of its own in this one's place.
+            let ours = file.metadata().map_err(fail)?;
+            if std::fs::metadata(&path).is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())) {
+                return Ok(Some(file));
+            }
         }
+    }
+
+    /// A lock of our own in place of one whose holder does not let go: nobody else takes the chain when that
+    /// holder ends.
+    fn replace_lock(&self, run: &RunId, owner: &str) -> Result<std::fs::File, JournalError> {
+        let locks = self.dir.join("locks");
+        let (path, new) = (locks.join(format!("{run}.lock")), locks.join(format!("{run}.{}", sha256_hex(owner.as_bytes()))));
+        let fail = |why: std::io::Error| JournalError::Store { place: path.display().to_string(), why: explain_io(&why) };
+        let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&new).map_err(fail)?;
+        file.lock().map_err(fail)?;
+        std::fs::rename(&new, &path).map_err(fail)?;
+        Ok(file)
     }
 
     async fn insert(&self, tx: &mut Transaction<'_, Sqlite>, sealed: &[Sealed]) -> Result<(), JournalError> {
@@ -161,11 +207,18 @@ impl SqliteJournal {
     }
 }
 
+const FULL: &str = "its disk is full: make room there";
+
+fn explain_io(error: &std::io::Error) -> String {
+    if error.kind() == std::io::ErrorKind::StorageFull { FULL.to_owned() } else { error.to_string() }
+}
+
 /// What is wrong with the store, in words for a person.
 fn explain(error: &sqlx::Error) -> String {
     let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code).and_then(|code| code.parse::<u32>().ok());
     // The primary code is in the lowest byte: 11 is SQLITE_CORRUPT, 26 SQLITE_NOTADB.
     match code.map(|code| code & 0xff) {
+        Some(13) => FULL.to_owned(),
         Some(11 | 26) => {
             format!("journal.db is damaged or was cut off ({error}); keep it, and put a copy of the state directory in its place")
         }
@@ -264,8 +317,11 @@ impl Journal for SqliteJournal {
 
     async fn seize(&self, run: &RunId, owner: &str) -> Result<Claim, JournalError> {
         self.row(run).await?;
-        // A frozen owner keeps its lock; the epoch refuses what it would append.
-        let guard = self.lock(run)?;
+        // A frozen owner keeps its lock, which is then nobody's; the epoch refuses what it would append.
+        let guard = match self.lock(run)? {
+            Some(guard) => guard,
+            None => self.replace_lock(run, owner)?,
+        };
         self.raise(run, owner, Box::new(guard)).await
     }
 
@@ -291,6 +347,10 @@ impl Journal for SqliteJournal {
         self.advance(&mut tx, row, &sealed).await?;
         tx.commit().await.map_err(|e| self.fail(&e))?;
         Ok(sealed.into_iter().map(|one| one.stored).collect())
+    }
+
+    async fn make_room(&self) -> bool {
+        std::fs::remove_file(self.reserve()).is_ok()
     }
 
     async fn load(&self, run: &RunId, after: u64) -> Result<Vec<Stored>, JournalError> {

@@ -34,4 +34,5 @@ mod providers;
 mod providers_postgres;
 mod receiver;
 mod serve;
+mod sweep;
 mod tidy;
