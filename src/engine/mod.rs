@@ -321,7 +321,9 @@ impl Owner {
             match self.engine.journal.append(&self.claim, self.state.seq, drafts.clone()).await {
                 Ok(stored) => break stored,
                 Err(JournalError::Store { place, why }) if patient => {
-                    tracing::warn!("the journal in {place} does not take what happened ({why}); trying again");
+                    if !unheard {
+                        tracing::warn!("the journal in {place} does not take what happened ({why}); nothing is begun until it does");
+                    }
                     unheard = true;
                     self.engine.clock.sleep(INBOX).await;
                 }

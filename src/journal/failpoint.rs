@@ -94,7 +94,10 @@ impl Journal for FailingJournal {
     }
     async fn release(&self, claim: Claim) {
         let here = self.before();
-        Self::after(here, self.inner.release(claim).await);
+        self.inner.release(claim).await;
+        if here {
+            end(Signal::KILL);
+        }
     }
     async fn append(&self, claim: &Claim, after: u64, drafts: Vec<Draft>) -> Result<Vec<Stored>, JournalError> {
         let here = self.before();

@@ -76,7 +76,15 @@ impl SqliteJournal {
     }
 
     async fn begin(&self) -> Result<Transaction<'_, Sqlite>, JournalError> {
-        self.write.begin_with("BEGIN IMMEDIATE").await.map_err(|e| self.fail(&e))
+        let begun = self.write.begin_with("BEGIN IMMEDIATE").await;
+        // SQLite itself ends a transaction that finds the disk full; the driver then believes that it is still open,
+        // for as long as the connection lives.
+        if matches!(begun, Err(sqlx::Error::InvalidSavePointStatement)) {
+            let stuck = self.write.acquire().await.map_err(|e| self.fail(&e))?;
+            stuck.close().await.map_err(|e| self.fail(&e))?;
+            return self.write.begin_with("BEGIN IMMEDIATE").await.map_err(|e| self.fail(&e));
+        }
+        begun.map_err(|e| self.fail(&e))
     }
 
     /// The OS lock of a chain; `None` when another process (or another claim in this one) has it.
@@ -219,6 +227,8 @@ fn explain(error: &sqlx::Error) -> String {
     // The primary code is in the lowest byte: 11 is SQLITE_CORRUPT, 26 SQLITE_NOTADB.
     match code.map(|code| code & 0xff) {
         Some(13) => FULL.to_owned(),
+        // SQLITE_IOERR_SHMSIZE: not even the file through which processes share the log can be made.
+        Some(10) if code == Some(4874) => FULL.to_owned(),
         Some(11 | 26) => {
             format!("journal.db is damaged or was cut off ({error}); keep it, and put a copy of the state directory in its place")
         }

@@ -14,6 +14,7 @@ mod actions;
 mod cli;
 #[cfg(feature = "lab")]
 mod demo;
+mod disk;
 mod docs;
 #[cfg(feature = "lab")]
 mod drill;
