@@ -54,8 +54,8 @@ fn a_full_disk_stops_the_run_with_its_last_words_on_record() {
 said 1 run book.yaml
 head -c 100000000 /dev/zero >> @/state/filler || :
 said 2 resume
-said 3 evidence verify
 rm @/state/filler
+said 3 evidence verify
 said 4 resume
 said 5 evidence verify
 test -e @/state/journal.reserve\n"
