@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Both install what a fresh Debian or Ubuntu machine
 # with a Rust toolchain lacks, and say what they install.
 
-.PHONY: help deps build demo test lint fmt bench clean
+.PHONY: help deps build demo test sweep lint fmt bench clean
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -18,6 +18,9 @@ demo: deps ## Lose a region on this machine, recover, measure it, lead back
 
 test: deps ## Every test
 	@bash scripts/test.sh
+
+sweep: ## Kill the program at every write to its journal and at random, and count every effect
+	cargo test --no-default-features --test it -- sweep::the_whole --ignored --nocapture --test-threads=1
 
 lint: ## Formatting and clippy
 	cargo fmt --all --check

@@ -165,6 +165,10 @@ pub trait Action: Send + Sync + 'static {
     fn effect(_with: &Node) -> Effect {
         Self::spec().effect
     }
+    /// What undoing can do, where that depends on the input.
+    fn undo_policy(_with: &Node) -> UndoPolicy {
+        Self::spec().undo
+    }
     /// Can `observe` see anything of it? Where not, the answer of `apply` is all there is.
     fn observes(_with: &Node) -> bool {
         !matches!(Self::spec().effect, Effect::Read | Effect::OneShot)
@@ -199,6 +203,7 @@ pub trait DynAction: Send + Sync {
     fn input_schema(&self) -> schemars::Schema;
     fn output_schema(&self) -> schemars::Schema;
     fn effect(&self, with: &Node) -> Effect;
+    fn undo_policy(&self, with: &Node) -> UndoPolicy;
     fn observes(&self, with: &Node) -> bool;
     fn lands_within(&self, with: &Node) -> Duration;
     fn reach(&self, with: &Node, estate: &Estate) -> Vec<Reach>;
@@ -240,6 +245,9 @@ impl<A: Action> DynAction for Erased<A> {
     }
     fn effect(&self, with: &Node) -> Effect {
         A::effect(with)
+    }
+    fn undo_policy(&self, with: &Node) -> UndoPolicy {
+        A::undo_policy(with)
     }
     fn observes(&self, with: &Node) -> bool {
         A::observes(with)

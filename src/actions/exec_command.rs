@@ -11,7 +11,8 @@
 //! until nobody holds the lock any more. Then `observe`, if given, tells: exit 0 it happened, 1 it did not,
 //! anything else it cannot be told. Without `observe` a lost answer stays unknown and a person is asked.
 //!
-//! **Undone** it is by the `undo` program, if given; nothing otherwise.
+//! **Undone** it is by the `undo` program, if given; nothing otherwise, and the record says so. A crash in the
+//! middle runs it again, unless `observe` says that nothing is left to undo.
 
 use super::{contract::*, shared::*};
 use crate::model::{effect::*, estate::Estate, node::Node, runbook::UndoPolicy, time::Span};
@@ -94,6 +95,13 @@ impl Action for Command {
         };
         if given { Effect::Observable } else { Effect::OneShot }
     }
+    fn undo_policy(with: &Node) -> UndoPolicy {
+        let given = match &with.value {
+            crate::model::node::NodeValue::Typed(value) => value.get("undo").is_some_and(|v| !v.is_null()),
+            _ => with.get("undo").is_some_and(|n| n.value != crate::model::node::NodeValue::Null),
+        };
+        if given { UndoPolicy::Automatic } else { UndoPolicy::None }
+    }
     fn observes(with: &Node) -> bool {
         with.get("observe").is_some()
     }
@@ -143,13 +151,18 @@ impl Action for Command {
 
     async fn undo(cx: &WriteCx, intent: &Intent, _output: Option<Output>) -> Result<(), ApplyError> {
         let Some(undo) = &intent.undo else { return Ok(()) };
+        // An undo, too, outlives a Muster that is killed: the next one waits for it, and looks at what it left.
+        let lock = cx.scratch.join(format!("{}.undo", cx.key)).to_string_lossy().into_owned();
+        if !cx.read.world.processes().wait_released(&lock, cx.deadline).await? {
+            return Err(ApplyError::Retry { after: GLANCE, failure: Failure::new("running", "an earlier undo still runs") });
+        }
         match look(cx, intent, cx.deadline).await {
             // What still runs would do its work after it was taken back.
             Seen::Pending { note, .. } => return Err(ApplyError::Retry { after: GLANCE, failure: Failure::new("running", note) }),
             Seen::Absent => return Ok(()),
             _ => {}
         }
-        run(cx, &beside(&intent.spec, undo)).await.map(|_| ())
+        run(cx, &ProcessSpec { lock_file: Some(lock), ..beside(&intent.spec, undo) }).await.map(|_| ())
     }
 }
 

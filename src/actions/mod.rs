@@ -18,6 +18,7 @@ use crate::model::{
     effect::{Effect, Reach, Resource},
     estate::Estate,
     node::Node,
+    runbook::UndoPolicy,
 };
 use contract::{DynAction, Erased};
 
@@ -92,6 +93,9 @@ impl Catalogue for Known {
     }
     fn effect(&self, action: &str, with: &Node) -> Effect {
         find(action).map_or(Effect::OneShot, |action| action.effect(with))
+    }
+    fn undo(&self, action: &str, with: &Node) -> UndoPolicy {
+        find(action).map_or(UndoPolicy::None, |action| action.undo_policy(with))
     }
     fn reach(&self, action: &str, with: &Node, estate: &Estate) -> Vec<Reach> {
         find(action).map(|action| action.reach(with, estate)).unwrap_or_default()

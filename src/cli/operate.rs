@@ -7,9 +7,16 @@ use crate::service::{Muster, ServiceError, runs::Told};
 use serde_json::json;
 
 #[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  muster resume                      everything that is open\n  muster resume 0198f2                one run, by the beginning of its identifier\n  muster resume 0198f2 --take-over    one whose owner is frozen or out of reach"
+)]
 pub struct ResumeArgs {
     /// A run or drill, by the beginning of its identifier; everything that is open if left out
     run: Option<String>,
+    /// Go on with the run although another process owns it: that one is refused from now on, but what it
+    /// has under way may still happen
+    #[arg(long, requires = "run")]
+    take_over: bool,
 }
 
 #[derive(clap::Args)]
@@ -137,6 +144,14 @@ pub async fn resume(args: &ResumeArgs, muster: &Muster, output: &Output) -> Done
     let mut worst = 0;
     for row in rows.iter().filter(|row| row.parent.as_ref().is_none_or(|parent| !drills.contains(parent))) {
         let code = match (row.kind, &row.parent) {
+            (ChainKind::Run, _) if args.take_over => {
+                let owner = row.owner.as_deref().unwrap_or("nobody");
+                output.say(format!("taking {} over from {owner}: what that process has under way may still happen", row.id));
+                super::run::told(&muster.take_over_run(&row.id).await?, output)
+            }
+            (ChainKind::Drill, _) if args.take_over => {
+                return Err(ServiceError::Usage("a drill is not taken over; end the process that owns it, then resume it".to_owned()));
+            }
             (ChainKind::Drill, _) => super::drill::told(&muster.drill_resume(&row.id).await?, output),
             // A drill's run is resumed with its drill, so that the drill is healed and led back.
             (ChainKind::Run, Some(drill)) if journal.row(drill).await?.finished_at.is_none() => {

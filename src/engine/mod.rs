@@ -104,6 +104,7 @@ impl Engine {
             tasks: JoinSet::new(),
             begun: HashMap::new(),
             owned: Arc::new(AtomicBool::new(true)),
+            spent: None,
             waiting: watch::channel(false).0,
             reading: watch::channel(false).0,
         };
@@ -136,6 +137,8 @@ struct Owner {
     begun: HashMap<tokio::task::Id, (StepId, Work)>,
     /// False once the store refused us: every permit fails from then on.
     owned: Arc<AtomicBool>,
+    /// The store took no more, and took this only with what it keeps in reserve: why.
+    spent: Option<String>,
     /// True tells tasks that only wait to stop waiting, and tasks that only read to stop reading.
     waiting: watch::Sender<bool>,
     reading: watch::Sender<bool>,
@@ -200,6 +203,9 @@ impl Owner {
     async fn heed_interrupt(&mut self) -> Result<(), EngineError> {
         if *self.engine.interrupt.borrow() && !self.state.interrupted() {
             self.append(vec![Body::PauseRequested { reason: INTERRUPTED.to_owned() }]).await?;
+        }
+        if let Some(reason) = self.spent.clone().filter(|_| !self.state.interrupted()) {
+            self.append(vec![Body::PauseRequested { reason }]).await?;
         }
         self.waiting.send_replace(self.state.interrupted());
         self.reading.send_replace(self.state.interrupted() || self.state.aborting.is_some());
@@ -315,9 +321,16 @@ impl Owner {
             match self.engine.journal.append(&self.claim, self.state.seq, drafts.clone()).await {
                 Ok(stored) => break stored,
                 Err(JournalError::Store { place, why }) if patient => {
-                    tracing::warn!("the journal in {place} does not take what happened ({why}); trying again");
+                    if !unheard {
+                        tracing::warn!("the journal in {place} does not take what happened ({why}); nothing is begun until it does");
+                    }
                     unheard = true;
                     self.engine.clock.sleep(INBOX).await;
+                }
+                // Room for the last words: what is under way is put on record, and the run pauses.
+                Err(JournalError::Store { place, why }) if self.spent.is_none() && self.engine.journal.make_room().await => {
+                    self.spent = Some(format!("the journal in {place} took no more: {why}"));
+                    unheard = true;
                 }
                 // The store took it, and its answer was lost.
                 Err(JournalError::Behind { .. }) if unheard && self.is_ours(&drafts).await? => {

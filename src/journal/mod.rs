@@ -8,6 +8,8 @@
 pub mod chain;
 #[cfg(test)]
 mod conformance;
+#[cfg(debug_assertions)]
+pub mod failpoint;
 pub mod lease;
 pub mod mem;
 pub mod sqlite;
@@ -23,9 +25,11 @@ pub enum JournalError {
     NoSuchRun(RunId),
     #[error("`{0}` is ambiguous: it begins {1} runs or drills")]
     Ambiguous(String, usize),
-    #[error("another process owns {run} ({owner})")]
+    #[error(
+        "another process owns {run} ({owner}); `muster pause`, `muster abort` and the like reach it there, and if it is frozen or out of reach, `muster resume {run} --take-over` goes on without it"
+    )]
     Owned { run: RunId, owner: String },
-    #[error("this process no longer owns {run}: the epoch is {now}, not {ours}")]
+    #[error("this process no longer owns {run}: another has taken it over (the epoch is {now}, not {ours}); see `muster show {run}`")]
     Fenced { run: RunId, ours: u64, now: u64 },
     #[error("the lease on {run} could not be renewed in time; another process may go on with it: `muster resume {run}`")]
     Lapsed { run: RunId },
@@ -176,6 +180,10 @@ pub trait Journal: Send + Sync {
     }
     /// Appends, if the epoch is still ours and the last event is `after`.
     async fn append(&self, claim: &Claim, after: u64, drafts: Vec<Draft>) -> Result<Vec<Stored>, JournalError>;
+    /// Frees what the store keeps back for the last words of a run whose disk is full; false when there is none.
+    async fn make_room(&self) -> bool {
+        false
+    }
     /// Every event after `after`, in order.
     async fn load(&self, run: &RunId, after: u64) -> Result<Vec<Stored>, JournalError>;
     async fn row(&self, run: &RunId) -> Result<ChainRow, JournalError>;

@@ -12,6 +12,8 @@
 
 mod bells;
 mod hold;
+mod reserve;
+mod trouble;
 mod writer;
 
 use super::{chain::*, *};
@@ -19,7 +21,7 @@ use sqlx::Row;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::sync::oneshot;
@@ -39,7 +41,7 @@ pub struct SqliteJournal {
     read: SqlitePool,
     dir: PathBuf,
     /// Begun with the first thing that is written.
-    desk: OnceLock<Result<Desk, String>>,
+    desk: Mutex<Option<Desk>>,
     bells: Arc<bells::Bells>,
 }
 
@@ -67,7 +69,7 @@ impl SqliteJournal {
     pub async fn open(dir: &Path) -> Result<Self, JournalError> {
         let place = dir.display().to_string();
         let fail = |why: String| JournalError::Store { place: place.clone(), why };
-        std::fs::create_dir_all(dir.join("locks")).map_err(|e| fail(e.to_string()))?;
+        std::fs::create_dir_all(dir.join("locks")).map_err(|e| fail(trouble::of_io(&e)))?;
         let options = SqliteConnectOptions::new()
             .filename(dir.join("journal.db"))
             .create_if_missing(true)
@@ -75,35 +77,40 @@ impl SqliteJournal {
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(BUSY);
         let read = SqlitePoolOptions::new().max_connections(2).acquire_timeout(BUSY);
-        let read = read.connect_with(options).await.map_err(|e| fail(explain(&e)))?;
+        let read = read.connect_with(options).await.map_err(|e| fail(trouble::of_sqlx(&e)))?;
         // Of two processes that bring a journal up to date at once, one finds it done when it looks again.
         if MIGRATIONS.run(&read).await.is_err() {
-            MIGRATIONS.run(&read).await.map_err(|e| fail(explain_migration(&e)))?;
+            MIGRATIONS.run(&read).await.map_err(|e| fail(trouble::of_migration(&e)))?;
         }
         let bells = Arc::new(bells::Bells::new(read.clone()));
-        Ok(Self { read, dir: dir.to_owned(), desk: OnceLock::new(), bells })
+        reserve::keep(dir);
+        Ok(Self { read, dir: dir.to_owned(), desk: Mutex::default(), bells })
     }
 
     fn fail(&self, error: &sqlx::Error) -> JournalError {
-        JournalError::Store { place: self.dir.display().to_string(), why: explain(error) }
+        JournalError::Store { place: self.dir.display().to_string(), why: trouble::of_sqlx(error) }
     }
 
     fn trouble(&self, why: String) -> JournalError {
         JournalError::Store { place: self.dir.display().to_string(), why }
     }
 
-    fn desk(&self) -> Result<&Desk, JournalError> {
-        let open = || {
-            let connection = rusqlite::Connection::open(self.dir.join("journal.db")).and_then(|connection| {
-                connection.busy_timeout(BUSY)?;
-                connection.pragma_update(None, "synchronous", "FULL")?;
-                connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT)?;
-                connection.set_prepared_statement_cache_capacity(32);
-                Ok(connection)
-            });
-            Desk::open(connection.map_err(|error| writer::explain(&error))?, self.dir.clone())
-        };
-        self.desk.get_or_init(open).as_ref().map_err(|why| self.trouble(why.clone()))
+    /// What could not be opened on a full disk may be opened when there is room.
+    fn desk(&self) -> Result<Desk, JournalError> {
+        let mut kept = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(desk) = &*kept {
+            return Ok(desk.clone());
+        }
+        let connection = rusqlite::Connection::open(self.dir.join("journal.db")).and_then(|connection| {
+            connection.busy_timeout(BUSY)?;
+            connection.pragma_update(None, "synchronous", "FULL")?;
+            connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT)?;
+            connection.set_prepared_statement_cache_capacity(32);
+            Ok(connection)
+        });
+        let connection = connection.map_err(|error| self.trouble(trouble::of_rusqlite(&error)))?;
+        let desk = Desk::open(connection, self.dir.clone()).map_err(|why| self.trouble(why))?;
+        Ok(kept.insert(desk).clone())
     }
 
     /// Asks the writer, and waits for what it says: it has then been flushed to the disk.
@@ -127,39 +134,12 @@ impl SqliteJournal {
     }
 
     fn claim_of(&self, run: RunId, owner: &str, chain: i64, epoch: u64, end: (u64, String)) -> Result<Claim, JournalError> {
-        let held = Held { desk: self.desk()?.clone(), chain, epoch, end: Mutex::new(end), done: false.into() };
+        let held = Held { desk: self.desk()?, chain, epoch, end: Mutex::new(end), done: false.into() };
         Ok(Claim { run, epoch, owner: owner.to_owned(), hold: lease::Hold::unlimited(), _guard: Box::new(held) })
     }
 
     fn rows(&self, rows: Result<Vec<SqliteRow>, sqlx::Error>) -> Result<Vec<ChainRow>, JournalError> {
         rows.map_err(|e| self.fail(&e))?.iter().map(chain_row).collect::<Result<_, _>>().map_err(|e| self.fail(&e))
-    }
-}
-
-/// What is wrong with the store, in words for a person.
-fn explain(error: &sqlx::Error) -> String {
-    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code).and_then(|code| code.parse::<u32>().ok());
-    // The primary code is in the lowest byte: 11 is SQLITE_CORRUPT, 26 SQLITE_NOTADB.
-    match code.map(|code| code & 0xff) {
-        Some(11 | 26) => damaged(error),
-        _ => error.to_string(),
-    }
-}
-
-fn damaged(error: &dyn std::error::Error) -> String {
-    format!("journal.db is damaged or was cut off ({error}); keep it, and put a copy of the state directory in its place")
-}
-
-fn explain_migration(error: &sqlx::migrate::MigrateError) -> String {
-    use sqlx::migrate::MigrateError::{Execute, VersionMismatch, VersionMissing};
-    let ours = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default();
-    match error {
-        VersionMissing(theirs) => {
-            format!("a newer Muster wrote it: its schema is version {theirs}, and this Muster knows {ours}; use the newer one")
-        }
-        VersionMismatch(version) => format!("its schema {version} is not the one that Muster made"),
-        Execute(error) => explain(error),
-        other => other.to_string(),
     }
 }
 
@@ -230,6 +210,10 @@ impl Journal for SqliteJournal {
             }
         }
         Ok(stored)
+    }
+
+    async fn make_room(&self) -> bool {
+        reserve::spend(&self.dir)
     }
 
     async fn load(&self, run: &RunId, after: u64) -> Result<Vec<Stored>, JournalError> {

@@ -24,6 +24,10 @@ pub struct ActionInfo {
 pub trait Catalogue: Send + Sync {
     fn names(&self) -> Vec<&'static str>;
     fn info(&self, action: &str) -> Option<ActionInfo>;
+    /// What undoing can do with this input.
+    fn undo(&self, action: &str, _with: &Node) -> UndoPolicy {
+        self.info(action).map_or(UndoPolicy::None, |info| info.undo)
+    }
     /// For most actions that of its `ActionInfo`; for some it depends on the input.
     fn effect(&self, action: &str, with: &Node) -> Effect;
     fn reach(&self, action: &str, with: &Node, estate: &Estate) -> Vec<Reach>;

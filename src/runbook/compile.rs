@@ -106,7 +106,12 @@ impl Compiler<'_> {
         let effect = self.catalogue.effect(&step.uses, &with);
         let reach = self.catalogue.reach(&step.uses, &with, self.estate);
         let kind = StepKind::Action { name: step.uses.clone(), version: info.version, effect };
-        let made = self.made(step, kind, with, step.timeout.unwrap_or(info.timeout), step.undo.unwrap_or(info.undo));
+        // Nothing is undone by an action that was given nothing to undo with, whatever the step asks for.
+        let undo = match self.catalogue.undo(&step.uses, &with) {
+            UndoPolicy::None => UndoPolicy::None,
+            offered => step.undo.unwrap_or(offered),
+        };
+        let made = self.made(step, kind, with, step.timeout.unwrap_or(info.timeout), undo);
         Some(PlanStep { reach, ..made })
     }
 

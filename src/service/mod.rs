@@ -40,6 +40,9 @@ pub enum ServiceError {
     Engine(#[from] EngineError),
     #[error(transparent)]
     Drill(#[from] DrillError),
+    /// A run that goes no further, because what happens can no longer be put on record.
+    #[error("run {run} stopped: {why}. Nothing was begun that is not on record; when that is mended: muster resume {run}")]
+    Stopped { run: RunId, why: JournalError },
     #[error("{0}")]
     Port(#[from] crate::providers::port::PortError),
 }
@@ -49,7 +52,7 @@ impl ServiceError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Drill(DrillError::Interrupted(_) | DrillError::NeedsAPerson { .. }) => 3,
+            Self::Drill(DrillError::Interrupted(_) | DrillError::NeedsAPerson { .. }) | Self::Stopped { .. } => 3,
             _ => 2,
         }
     }
@@ -59,7 +62,7 @@ impl ServiceError {
         match self {
             Self::Invalid(_) => "invalid",
             Self::Usage(_) => "usage",
-            Self::Journal(_) => "journal",
+            Self::Journal(_) | Self::Stopped { .. } => "journal",
             Self::Engine(_) => "engine",
             Self::Drill(_) => "drill",
             Self::Port(_) => "port",
@@ -102,7 +105,10 @@ impl Muster {
     }
 
     pub async fn journal(&self) -> Result<Arc<dyn Journal>, ServiceError> {
-        Ok(Arc::new(SqliteJournal::open(&self.state).await?))
+        let journal: Arc<dyn Journal> = Arc::new(SqliteJournal::open(&self.state).await?);
+        #[cfg(debug_assertions)]
+        let journal = crate::journal::failpoint::wrap(journal)?;
+        Ok(journal)
     }
 
     /// Opens the journal if there is one: reading commands make nothing.

@@ -1,7 +1,7 @@
 //! Runs: beginning one, going on with one, and what operators do to one.
 
 use super::{Muster, ServiceError, notices, view};
-use crate::engine::{Engine, Outcome, inbox};
+use crate::engine::{Engine, EngineError, Outcome, inbox};
 use crate::journal::{Claim, Command, Draft, Journal, JournalError};
 use crate::model::{effect::Place, estate::Estate, event::Body, ids::*, plan::*};
 use crate::plan::state::RunState;
@@ -67,16 +67,31 @@ impl Muster {
 
     /// Goes on with a run that this process does not own yet.
     pub async fn resume_run(&self, run: &RunId) -> Result<Ran, ServiceError> {
+        self.go_on(run, false).await
+    }
+
+    /// The same, whoever owns it: its owner's next record is refused, but what it has under way may still happen.
+    pub async fn take_over_run(&self, run: &RunId) -> Result<Ran, ServiceError> {
+        self.go_on(run, true).await
+    }
+
+    async fn go_on(&self, run: &RunId, by_force: bool) -> Result<Ran, ServiceError> {
         let journal = self.existing_journal().await?;
         let state = state_of(&*journal, run).await?;
         let engine = self.engine(&state.plan.estate).await?;
-        let claim = engine.journal.claim(run, &engine.actor).await?;
+        let claim = match by_force {
+            true => engine.journal.seize(run, &engine.actor).await?,
+            false => engine.journal.claim(run, &engine.actor).await?,
+        };
         self.carry_on(&engine, claim, true).await
     }
 
     async fn carry_on(&self, engine: &Engine, claim: Claim, resume: bool) -> Result<Ran, ServiceError> {
         let run = claim.run.clone();
-        let Outcome { state, .. } = engine.carry_on(claim, resume).await?;
+        let Outcome { state, .. } = engine.carry_on(claim, resume).await.map_err(|error| match error {
+            EngineError::Journal(why @ JournalError::Store { .. }) => ServiceError::Stopped { run: run.clone(), why },
+            other => other.into(),
+        })?;
         notices::run_left(engine, &run, &state).await;
         let evidence = view::evidence(&*engine.journal, std::slice::from_ref(&run)).await?;
         Ok(Ran { run, state, evidence })

@@ -14,6 +14,7 @@ mod actions;
 mod cli;
 #[cfg(feature = "lab")]
 mod demo;
+mod disk;
 mod docs;
 #[cfg(feature = "lab")]
 mod drill;
@@ -34,4 +35,5 @@ mod providers;
 mod providers_postgres;
 mod receiver;
 mod serve;
+mod sweep;
 mod tidy;

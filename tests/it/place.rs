@@ -70,6 +70,10 @@ impl Running {
         let sent = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status().unwrap();
         assert!(sent.success());
     }
+    /// It may have ended by itself.
+    pub fn signal_if_there(&self, name: &str) {
+        let _ = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).stderr(Stdio::null()).status().unwrap();
+    }
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.as_mut().unwrap().try_wait().unwrap()
     }
@@ -99,6 +103,10 @@ impl Drop for Running {
 impl Place {
     pub fn new() -> Self {
         Self { dir: tempfile::tempdir().unwrap() }
+    }
+    /// A place below a directory other than the usual one.
+    pub fn within(dir: &str) -> Self {
+        Self { dir: tempfile::tempdir_in(dir).unwrap() }
     }
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
@@ -148,6 +156,13 @@ impl Place {
     pub fn muster(&self, args: &[&str]) -> Said {
         let said = self.plain(&[args, &["--json"]].concat());
         said.lines();
+        said
+    }
+    /// A command that may also end with this code.
+    #[track_caller]
+    pub fn muster_or(&self, args: &[&str], code: i32) -> Said {
+        let said = self.muster(args);
+        assert!(said.code == Some(0) || said.code == Some(code), "{}\n{}", said.out, said.err);
         said
     }
     pub fn run_book(&self) -> Said {

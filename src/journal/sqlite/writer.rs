@@ -6,7 +6,10 @@
 //! trusted in the next, since other processes write as well: what a caller believes to be the end of its
 //! chain is a condition of its update.
 
-use super::hold::{self, Token};
+use super::{
+    hold::{self, Token},
+    trouble,
+};
 use crate::journal::{chain::*, *};
 use rusqlite::{CachedStatement, Connection, OptionalExtension, TransactionBehavior, params};
 use std::{
@@ -99,9 +102,10 @@ impl Desk {
     /// Starts the writer over a connection of its own. It ends when nobody can ask it any more.
     pub fn open(connection: Connection, dir: PathBuf) -> Result<Self, String> {
         // The store's random numbers, so that a name is never used twice, by whatever machine.
-        let name: String =
-            connection.query_row("SELECT lower(hex(randomblob(16)))", [], |row| row.get(0)).map_err(|error| error.to_string())?;
-        let token = Token::new(&dir.join("locks"), name).map_err(|error| format!("its locks: {error}"))?;
+        let name: String = connection
+            .query_row("SELECT lower(hex(randomblob(16)))", [], |row| row.get(0))
+            .map_err(|error| trouble::of_rusqlite(&error))?;
+        let token = Token::new(&dir.join("locks"), name).map_err(|error| format!("its locks: {}", trouble::of_io(&error)))?;
         let token = Arc::new(token);
         let (jobs, waiting) = mpsc::channel();
         let mut writer = Writer { connection, dir, token: token.name.clone(), head: None, owed: Vec::new() };
@@ -173,7 +177,7 @@ impl Writer {
     }
 
     fn store(&self, error: &rusqlite::Error) -> JournalError {
-        JournalError::Store { place: self.dir.display().to_string(), why: explain(error) }
+        JournalError::Store { place: self.dir.display().to_string(), why: trouble::of_rusqlite(error) }
     }
 }
 
@@ -190,14 +194,6 @@ fn concerns_one(error: &rusqlite::Error) -> bool {
                 | rusqlite::ErrorCode::NotADatabase
         )
     )
-}
-
-/// What is wrong with the store, in words for a person.
-pub fn explain(error: &rusqlite::Error) -> String {
-    match error.sqlite_error_code() {
-        Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => super::damaged(error),
-        _ => error.to_string(),
-    }
 }
 
 /// Tells each what became of it. Whoever does not wait any more loses nothing.
