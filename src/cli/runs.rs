@@ -72,6 +72,9 @@ pub fn steps_table(state: &RunState) -> String {
     table.trim_fmt()
 }
 
+/// How many more looks a run that waits for a person is given: a second.
+const LINGER: u32 = 5;
+
 /// What a watcher has told already of each chain.
 type Seen = BTreeMap<RunId, u64>;
 
@@ -81,6 +84,7 @@ pub async fn watch(args: &WatchArgs, muster: &Muster, output: &Output) -> Done {
     let id: RunId = muster.find(&*journal, &args.run).await?;
     let tell = output.listener();
     let mut seen = Seen::new();
+    let mut still = 0;
     loop {
         // Read before the events, so that none comes between: what has ended has all its events by now.
         let row = journal.row(&id).await?;
@@ -99,7 +103,9 @@ pub async fn watch(args: &WatchArgs, muster: &Muster, output: &Output) -> Done {
         if row.finished_at.is_some() {
             return ended(&*journal, &row.id, row.kind, output).await;
         }
-        if let Some(run) = parked {
+        // One that is gone on with at once is followed to the next process.
+        still = if parked.is_some() { still + 1 } else { 0 };
+        if let Some(run) = parked.filter(|_| still > LINGER) {
             let state = state_of(&*journal, &run).await?;
             if crate::engine::needs_a_person(state.status) {
                 for line in super::show::next(&output.program, &run, &state) {
