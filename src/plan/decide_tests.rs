@@ -26,6 +26,7 @@ fn step(id: &str, needs: &[&str]) -> PlanStep {
         on_failure: OnFailure::Pause,
         undo: UndoPolicy::Automatic,
         reach: Vec::new(),
+        approve: None,
         pos: Pos::default(),
     }
 }
@@ -46,7 +47,7 @@ fn retry(mut step: PlanStep, attempts: u32, backoff: u64, max_backoff: u64) -> P
     step
 }
 fn approval(id: &str, needs: &[&str], approvers: u32) -> PlanStep {
-    let kind = StepKind::Approval(Approval { approvers, expires: Span::from_secs(60), message: None });
+    let kind = StepKind::Approval(Approval { approvers, expires: Span::from_secs(60), ..Approval::default() });
     PlanStep { kind, ..step(id, needs) }
 }
 
@@ -148,10 +149,17 @@ impl Story {
     }
     fn asked(&mut self, id: &str) -> &mut Self {
         let expires_at = self.now + jiff::SignedDuration::from_secs(60);
-        self.say(Body::ApprovalAsked { step: id.into(), over: "plan".into(), approvers: 2, expires_at, message: None })
+        self.say(Body::ApprovalAsked {
+            step: id.into(),
+            over: "plan".into(),
+            approvers: 2,
+            expires_at,
+            message: None,
+            facts: Default::default(),
+        })
     }
     fn approves(&mut self, id: &str, by: &str, over: &str) -> &mut Self {
-        self.say(Body::Approved { step: id.into(), by: by.into(), over: over.into() })
+        self.say(Body::Approved { step: id.into(), by: by.into(), over: over.into(), signed: None })
     }
     fn later(&mut self, ms: i64) -> &mut Self {
         self.now += jiff::SignedDuration::from_millis(ms);
@@ -173,6 +181,8 @@ impl Story {
             Decision::Prepare(id) => format!("prepare {id}"),
             Decision::SkipApproval(id) => format!("skip {id}"),
             Decision::Ask(id) => format!("ask {id}"),
+            Decision::Confirm(id) => format!("confirm {id}"),
+            Decision::Void { step, .. } => format!("void {step}"),
             Decision::Apply { step, attempt } => format!("apply {step} #{attempt}"),
             Decision::Observe(id) => format!("observe {id}"),
             Decision::Undo(id) => format!("undo {id}"),
@@ -452,7 +462,10 @@ fn an_approval_needs_different_people_in_time_over_this_very_plan() {
     assert_eq!(s.next(), ["park waiting_approval", "wake in 60000"], "one person twice is one; another plan is none");
     s.approves("ok", "ben", "plan");
     assert_eq!(s.next(), ["end ok succeeded"]);
-    assert_eq!(s.later(3_600_000).crash().next(), ["end ok succeeded"], "given in time, it stands");
+    assert_eq!(s.crash().next(), ["end ok succeeded"], "given in time, it stands, whoever goes on");
+    assert_eq!(s.later(3_600_000).next(), ["void ok"], "but not for ever: nothing is done on what was approved an hour ago");
+    s.say(Body::ApprovalVoid { step: "ok".into(), why: "late".into(), facts: Default::default() });
+    assert_eq!(s.next(), ["ask ok"]);
 }
 
 #[test]
