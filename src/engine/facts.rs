@@ -34,9 +34,11 @@ pub fn task(cx: &work::Doing<'_>, step: &PlanStep, confirm: bool, told: Told) ->
     let context = work::context(cx.state, &cx.claim.run);
     let now = cx.engine.clock.now();
     let sources = sources(&approval);
+    // Whoever was asked before is asked again because something changed.
+    let anew = confirm || cx.state.step(&step.id).is_some_and(|known| known.mark > 0);
     let due = |id: &StepId| {
         let ended = cx.state.step(id).and_then(|known| known.ended_at);
-        confirm || ended.is_none_or(|at| now.duration_since(at) > FRESH)
+        anew || ended.is_none_or(|at| now.duration_since(at) > FRESH)
     };
     let named = cx.state.plan.steps.iter().filter(|step| sources.contains(&step.id) && due(&step.id));
     let checks: Vec<Again> = named.filter_map(|step| again(cx, step)).collect();

@@ -251,6 +251,7 @@ pub fn fold(state: &mut RunState, event: &Event) {
             }
             if matches!(event.body, Body::Overridden { .. }) && planned.is_some_and(|step| step.approve.is_some()) {
                 // The guard of this step gave way; the step itself is still to be done.
+                step.withdraw();
                 step.again();
             }
             if matches!(event.body, Body::StepEnded { .. }) && step.status.is_failure() {
@@ -407,6 +408,7 @@ fn fold_guard(step: &mut StepState, event: &Event) {
         {
             step.approvals.insert(by.clone());
         }
+        Body::Rejected { by, reason, .. } => step.rejected = Some(format!("rejected by {by}: {reason}")),
         Body::FactsConfirmed { .. } => step.confirmed = true,
         Body::ApprovalVoid { why, .. } => {
             step.notes.push(format!("the approval is void: {why}"));

@@ -135,7 +135,8 @@ impl Muster {
             return Err(ServiceError::Usage(format!("`{by}` is no longer among the estate's people")));
         };
         let asked = state.plan.step(step).and_then(PlanStep::asks).map(|approval| approval.roles.clone()).unwrap_or_default();
-        if !asked.is_empty() && !person.roles.iter().any(|role| asked.contains(role)) {
+        let has = |person: &crate::model::estate::Person| person.roles.iter().any(|role| asked.contains(role));
+        if has(then) && !has(person) {
             return Err(ServiceError::Usage(format!("`{by}` no longer has the role {}", asked.join(" or "))));
         }
         if !then.keys.iter().all(|key| person.keys.contains(key)) {

@@ -44,7 +44,6 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ("cli/status.rs", "providers", "status reads the world"),
     ("cli/output.rs", "journal", "events are told as they become durable"),
     ("cli/output.rs", "runbook", "diagnostics are printed in one place"),
-    ("cli/approve.rs", "journal", "an operator's commands are the journal's type"),
     ("cli/operate.rs", "journal", "an operator's commands are the journal's type"),
     ("cli/runs.rs", "journal", "rows and events are the journal's types"),
     ("cli/runs.rs", "plan", "a run is shown from its fold"),
