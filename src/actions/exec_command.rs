@@ -11,6 +11,9 @@
 //! until nobody holds the lock any more. Then `observe`, if given, tells: exit 0 it happened, 1 it did not,
 //! anything else it cannot be told. Without `observe` a lost answer stays unknown and a person is asked.
 //!
+//! With `read_only` it is a check of the operator's own: it says that it changes nothing, and is simply run
+//! again, also to look afresh at a fact that an approval is bound to.
+//!
 //! **Undone** it is by the `undo` program, if given; nothing otherwise, and the record says so. A crash in the
 //! middle runs it again, unless `observe` says that nothing is left to undo.
 
@@ -33,6 +36,9 @@ pub struct Input {
     /// The program and its arguments; no shell is involved.
     #[schemars(length(min = 1))]
     pub argv: Vec<String>,
+    /// It only looks and changes nothing: a check, which may be made again at any time.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
     /// Tells whether it happened: exit 0 yes, 1 no, anything else cannot tell. It must change nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observe: Option<Vec<String>>,
@@ -89,6 +95,14 @@ impl Action for Command {
         }
     }
     fn effect(with: &Node) -> Effect {
+        let reads = match with.get("read_only").map(|node| &node.value) {
+            Some(crate::model::node::NodeValue::Text { text, .. }) => text == "true",
+            Some(crate::model::node::NodeValue::Typed(value)) => *value == true,
+            _ => false,
+        };
+        if reads {
+            return Effect::Read;
+        }
         let given = match &with.value {
             crate::model::node::NodeValue::Typed(value) => value.get("observe").is_some_and(|v| !v.is_null()),
             _ => with.get("observe").is_some_and(|n| n.value != crate::model::node::NodeValue::Null),
@@ -103,7 +117,7 @@ impl Action for Command {
         if given { UndoPolicy::Automatic } else { UndoPolicy::None }
     }
     fn observes(with: &Node) -> bool {
-        with.get("observe").is_some()
+        with.get("observe").is_some() && Self::effect(with) != Effect::Read
     }
     fn lands_within(_with: &Node) -> Duration {
         // A command that nobody waits for holds its lock: it is seen to be under way.
@@ -125,6 +139,7 @@ impl Action for Command {
         }
         let what = change(input.argv.join(" "), None, Some("run".into()));
         let notes = match &input.observe {
+            _ if input.read_only => vec!["a check: it says of itself that it changes nothing".to_owned()],
             Some(observe) => vec![format!("afterwards `{}` tells whether it happened", observe.join(" "))],
             None => vec!["without `observe`, a lost answer needs a person".to_owned()],
         };

@@ -43,6 +43,9 @@ fn told(found: &Evidence, output: &Output) {
     let same = found.ledgers.iter().filter(|ledger| ledger.state == LedgerState::Same).count();
     let ledgers = if found.ledgers.is_empty() { String::new() } else { format!(", {same} of {} ledgers as measured", found.ledgers.len()) };
     output.line(format!("{word}: {} events in {} {chains}{ledgers}", journal.events, journal.chains));
+    if found.signed + found.unsigned > 0 {
+        output.line(format!("approvals and overrides: {} signed, their signatures hold; {} by name alone", found.signed, found.unsigned));
+    }
     if let Some(head) = &journal.head {
         output.line(format!("head {head}: keep it elsewhere, and a later cut is found"));
     }

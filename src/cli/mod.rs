@@ -4,6 +4,7 @@
 //! Exit codes: 0 done and good; 1 ran, and the answer is no; 2 could not run; 3 stopped and needs a person.
 
 mod actions;
+mod approve;
 mod drill;
 mod evidence;
 mod operate;
@@ -82,13 +83,15 @@ enum Command {
     /// End a run: what is under way is settled, nothing new begins, nothing is undone
     Abort(operate::ReasonArgs),
     /// Approve a step that waits for it
-    Approve(operate::StepArgs),
+    Approve(approve::Args),
     /// Refuse approval
     Reject(operate::StepReasonArgs),
     /// Try a failed step again
     Retry(operate::StepArgs),
     /// Go on without a step
     Skip(operate::StepReasonArgs),
+    /// Let a run go on past a guard that does not hold; it stays visible for ever
+    Override(approve::OverrideArgs),
     /// Say what happened in a step whose outcome is not known
     Resolve(operate::ResolveArgs),
     /// Drills: run, list, next, history, report
@@ -160,10 +163,11 @@ async fn dispatch(cli: Cli, output: &Output) -> Done {
         Command::Evidence(args) => return evidence::main(&args, &muster, output).await,
         Command::Pause(args) => return operate::pause(args, &muster, output).await,
         Command::Abort(args) => return operate::abort(args, &muster, output).await,
-        Command::Approve(args) => return operate::approve(args, &muster, output).await,
+        Command::Approve(args) => return approve::approve(args, &muster, output).await,
         Command::Reject(args) => return operate::reject(args, &muster, output).await,
         Command::Retry(args) => return operate::retry(args, &muster, output).await,
         Command::Skip(args) => return operate::skip(args, &muster, output).await,
+        Command::Override(args) => return approve::overrule(args, &muster, output).await,
         Command::Resolve(args) => return operate::resolve(args, &muster, output).await,
         _ => {}
     }

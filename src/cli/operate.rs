@@ -1,4 +1,5 @@
-//! What an operator may do to a run: resume, pause, abort, approve, reject, retry, skip, resolve.
+//! What an operator may do to a run: resume, pause, abort, reject, retry, skip, resolve. What is signed
+//! stands in `approve.rs`.
 
 use super::{Done, output::Output};
 use crate::journal::{ChainKind, Command};
@@ -88,10 +89,6 @@ pub async fn abort(args: ReasonArgs, muster: &Muster, output: &Output) -> Done {
     }
 }
 
-pub async fn approve(args: StepArgs, muster: &Muster, output: &Output) -> Done {
-    tell(&args.run, args.by, Command::Approve { step: StepId(args.step) }, muster, output).await
-}
-
 pub async fn reject(args: StepReasonArgs, muster: &Muster, output: &Output) -> Done {
     tell(&args.run, args.by, Command::Reject { step: StepId(args.step), reason: args.reason }, muster, output).await
 }
@@ -109,7 +106,7 @@ pub async fn resolve(args: ResolveArgs, muster: &Muster, output: &Output) -> Don
     tell(&args.run, None, Command::Resolve { step: StepId(args.step), done, reason: args.reason }, muster, output).await
 }
 
-async fn tell(run: &str, by: Option<String>, command: Command, muster: &Muster, output: &Output) -> Done {
+pub(super) async fn tell(run: &str, by: Option<String>, command: Command, muster: &Muster, output: &Output) -> Done {
     let journal = muster.existing_journal().await?;
     let run = muster.find(&*journal, run).await?;
     let by = by.unwrap_or_else(Muster::person);

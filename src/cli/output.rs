@@ -134,7 +134,7 @@ impl Output {
 pub fn brief(stored: &Stored) -> Value {
     let mut event = view::event(stored);
     if let Some(body) = event.get_mut("body").and_then(Value::as_object_mut) {
-        for large in ["plan", "context", "drill", "intent", "notes", "summary"] {
+        for large in ["plan", "context", "drill", "intent", "notes", "signed", "summary"] {
             if body.get(large).is_some_and(|value| value.is_object() || value.is_array()) {
                 body.remove(large);
             }
@@ -154,6 +154,11 @@ pub fn sentence(body: &Body) -> Option<(char, String)> {
         Body::RunCreated { plan, .. } => ('.', format!("run of {} begins", plan.runbook)),
         Body::PauseRequested { reason } => ('?', format!("pausing: {reason}")),
         Body::Resumed => ('.', "resumed".to_owned()),
+        Body::CommandRefused { by, command, step, why } => {
+            let step = step.as_ref().map(|step| format!(" {step}")).unwrap_or_default();
+            ('?', format!("refused: {command}{step} by {by}: {why}"))
+        }
+        Body::Preempted { run, how } => ('!', format!("run {run} made way: {how}")),
         Body::AbortRequested { reason } => ('!', format!("aborting: {reason}")),
         Body::Parked { status, reason } => ('?', format!("the run is {}: {reason}", status.word())),
         Body::RunFinished { status, reason } => {
@@ -170,7 +175,17 @@ fn step_sentence(body: &Body) -> Option<(char, String)> {
         Body::Skipped { step, reason } => ('.', format!("{} skipped: {reason}", named(step))),
         Body::Refused { step, failure, .. } => ('!', format!("{} refused: {failure}", named(step))),
         Body::ApprovalAsked { step, approvers, .. } => ('?', format!("{} waits for {approvers} approvals", named(step))),
-        Body::Approved { step, by, .. } => ('+', format!("{} approved by {by}", named(step))),
+        Body::Approved { step, by, signed, .. } => {
+            let key = signed.as_ref().map_or("by name alone, unsigned", |signed| signed.key.as_str());
+            ('+', format!("{} approved by {by} ({key})", named(step)))
+        }
+        Body::FactsConfirmed { step, .. } => ('+', format!("{} the facts are within their bounds", named(step))),
+        Body::ApprovalVoid { step, why, .. } => ('!', format!("{} the approval is void: {why}", named(step))),
+        Body::ApprovalSkipped { step, reason } => ('.', format!("{} not approved: {reason}", named(step))),
+        Body::Overridden { step, by, reason, was, signed, .. } => {
+            let how = if signed.is_some() { "signed" } else { "unsigned" };
+            ('!', format!("{} OVERRIDDEN by {by} ({how}); it was {was}: {reason}", named(step)))
+        }
         Body::Rejected { step, by, reason } => ('!', format!("{} rejected by {by}: {reason}", named(step))),
         Body::Applying { step, attempt, .. } if *attempt > 1 => ('.', format!("{} attempt {attempt}", named(step))),
         Body::Applying { step, .. } => ('.', format!("{} begins", named(step))),
@@ -185,8 +200,8 @@ fn step_sentence(body: &Body) -> Option<(char, String)> {
             (mark, format!("{} {}{why}", named(step), status.word().replace('_', " ")))
         }
         Body::Indeterminate { step, question } => ('?', format!("{} indeterminate: {question}", named(step))),
-        Body::Resolved { step, done, by, .. } => {
-            ('?', format!("{} resolved as {} by {by}", named(step), if *done { "done" } else { "not done" }))
+        Body::Resolved { step, done, by, reason } => {
+            ('?', format!("{} resolved as {} by {by}: {reason}", named(step), if *done { "done" } else { "not done" }))
         }
         Body::Undoing { step } => ('.', format!("{} being undone", named(step))),
         Body::Undone { step } => ('+', format!("{} undone", named(step))),

@@ -16,6 +16,9 @@ pub struct Args {
     /// Act on what is outside a lab
     #[arg(long)]
     live: bool,
+    /// Who starts it, and so does not approve it; the user of this machine if left out
+    #[arg(long, value_name = "PERSON")]
+    by: Option<String>,
 }
 
 #[derive(clap::Args)]
@@ -43,7 +46,7 @@ impl Inputs {
 }
 
 pub async fn main(args: &Args, muster: &Muster, output: &Output) -> Done {
-    let ran = muster.run(&args.runbook, &args.inputs.read()?, args.live).await?;
+    let ran = muster.run_by(&args.runbook, &args.inputs.read()?, args.live, args.by.as_deref()).await?;
     Ok(told(&ran, output))
 }
 
@@ -53,7 +56,7 @@ pub fn told(ran: &Ran, output: &Output) -> u8 {
         output.object(&view::run(&ran.run, &ran.state, &ran.evidence));
     } else {
         output.line(super::runs::steps_table(&ran.state));
-        output.line(format!("run {} {}", ran.run, ran.state.status.word().replace('_', " ")));
+        output.line(format!("run {} {}", ran.run, super::runs::status(ran.state.status.word(), !ran.state.overridden().is_empty())));
     }
     for line in super::show::next(&output.program, &ran.run, &ran.state) {
         output.say(line);

@@ -27,8 +27,10 @@ pub struct WatchArgs {
 pub async fn list(args: &ListArgs, muster: &Muster, output: &Output) -> Done {
     let journal = muster.existing_journal().await?;
     let rows = journal.list(ChainKind::Run, args.limit).await?;
+    let ids: Vec<_> = rows.iter().map(|row| row.id.clone()).collect();
+    let overridden = journal.holding(&ids, OVERRIDDEN).await?;
     if output.json {
-        output.object(&json!({ "runs": rows.iter().map(view::row).collect::<Vec<_>>() }));
+        output.object(&json!({ "runs": rows.iter().map(|row| view::row(row, &overridden)).collect::<Vec<_>>() }));
         return Ok(0);
     }
     if rows.is_empty() {
@@ -42,7 +44,7 @@ pub async fn list(args: &ListArgs, muster: &Muster, output: &Output) -> Done {
         table.add_row(vec![
             short(&row.id),
             row.name.clone(),
-            row.status.replace('_', " "),
+            status(&row.status, overridden.contains(&row.id)),
             seconds(row.started_at),
             ms(took),
             drill.to_owned(),
@@ -52,6 +54,14 @@ pub async fn list(args: &ListArgs, muster: &Muster, output: &Output) -> Done {
     Ok(0)
 }
 
+/// The kind of event that marks a run for ever.
+pub(super) const OVERRIDDEN: &str = "overridden";
+
+/// A status as people read it; what was overridden is never without its mark.
+pub(super) fn status(word: &str, overridden: bool) -> String {
+    format!("{}{}", word.replace('_', " "), if overridden { " (overridden)" } else { "" })
+}
+
 /// The steps of a run as people read them.
 #[must_use]
 pub fn steps_table(state: &RunState) -> String {
@@ -59,11 +69,12 @@ pub fn steps_table(state: &RunState) -> String {
     for step in &state.plan.steps {
         let known = state.steps.get(&step.id).cloned().unwrap_or_default();
         let took = known.started_at.zip(known.ended_at).map(|(from, to)| to.duration_since(from).as_millis());
-        let note = known.question.or(known.failure.map(|failure| failure.message)).or(known.skipped);
+        let overridden = known.overridden.as_ref().map(|by| format!("overridden by {} ({}): {}", by.by, by.was, by.reason));
+        let note = overridden.or(known.question).or(known.failure.map(|failure| failure.message)).or(known.skipped);
         table.add_row(vec![
             step.id.to_string(),
             step.kind.uses().to_owned(),
-            known.status.word().replace('_', " "),
+            status(known.status.word(), known.overridden.is_some()),
             known.attempts.to_string(),
             ms(took),
             note.unwrap_or_default(),

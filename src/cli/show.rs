@@ -9,14 +9,13 @@ use crate::journal::{ChainKind, Journal, Stored};
 use crate::model::{
     event::{Body, RunRole},
     ids::RunId,
-    status::StepStatus,
     time::rfc3339_ms,
 };
 use crate::plan::state::RunState;
 use crate::service::{
     Muster,
     drills::drill_view,
-    next::{Next, for_run, observed},
+    next::{Next, Unknown, for_run, unknowns},
     runs::state_of,
     view,
 };
@@ -61,13 +60,17 @@ fn timeline(events: &[Stored], output: &Output) {
 async fn run(id: &RunId, journal: &dyn Journal, output: &Output) -> Done {
     let events = journal.load(id, 0).await?;
     let state = state_of(journal, id).await?;
+    let unknowns = unknowns(&output.program, id, &state, &events);
+    // What only a person can say.
+    let code = if unknowns.is_empty() { 0 } else { 3 };
     if output.json {
         let evidence = view::evidence(journal, std::slice::from_ref(id)).await?;
         let mut view = view::run(id, &state, &evidence);
         view["next"] = json!(commands(&output.program, id, &state));
+        view["unknown"] = json!(unknowns);
         view["events"] = json!(events.iter().map(view::event).collect::<Vec<_>>());
         output.object(&view);
-        return Ok(0);
+        return Ok(code);
     }
     output.line(format!("run       {id}"));
     output.line(format!("runbook   {} ({})", state.plan.runbook, state.plan.file));
@@ -75,7 +78,8 @@ async fn run(id: &RunId, journal: &dyn Journal, output: &Output) -> Done {
         output.line(format!("drill     {drill}"));
     }
     let why = state.reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
-    output.line(format!("status    {}{why}", state.status.word().replace('_', " ")));
+    output.line(format!("status    {}{why}", super::runs::status(state.status.word(), !state.overridden().is_empty())));
+    output.line(format!("by        {}", state.initiator));
     span("started", state.started_at, output);
     span("finished", state.finished_at, output);
     for (name, value) in &state.plan.inputs {
@@ -83,23 +87,38 @@ async fn run(id: &RunId, journal: &dyn Journal, output: &Output) -> Done {
     }
     output.line(format!("\n{}\n", super::runs::steps_table(&state)));
     timeline(&events, output);
-    for (step, known) in state.steps.iter().filter(|(_, known)| known.status == StepStatus::Indeterminate) {
-        output.line(format!("\nstep {step}: whether it happened is not known: {}", known.question.as_deref().unwrap_or("nobody saw")));
-        for change in &known.change {
-            output.line(format!("  it was to change {}", sentence_of(change)));
+    for (step, known) in &state.steps {
+        if let Some(resolved) = &known.resolved {
+            output.line(format!("\nstep {step}: what had happened was not known; {resolved}"));
         }
-        for line in observed(&events, step) {
-            output.line(format!("  {line}"));
-        }
+    }
+    for unknown in &unknowns {
+        not_known(unknown, output);
     }
     let next = next(&output.program, id, &state);
     if !next.is_empty() {
         output.line(format!("\n{}", next.join("\n")));
     }
-    Ok(0)
+    Ok(code)
 }
 
-fn sentence_of(change: &crate::model::effect::Change) -> String {
+/// What is not known, which attempt it is about, and what everybody saw who looked.
+fn not_known(unknown: &Unknown, output: &Output) {
+    output.line(format!("\nstep {}: whether it happened is not known: {}", unknown.step, unknown.question));
+    if let Some(attempt) = &unknown.attempt {
+        output
+            .line(format!("  attempt {} was begun at {} by {} under epoch {}", attempt.attempt, attempt.at, attempt.owner, attempt.epoch));
+        output.line(format!("  its idempotency key is {}", attempt.key));
+    }
+    for change in &unknown.change {
+        output.line(format!("  it was to change {}", sentence_of(change)));
+    }
+    for seen in &unknown.observed {
+        output.line(format!("  {} {} (by {})", seen.at, seen.what, seen.by));
+    }
+}
+
+pub(super) fn sentence_of(change: &crate::model::effect::Change) -> String {
     match (&change.from, &change.to) {
         (Some(from), Some(to)) => format!("{}: from {from} to {to}", change.what),
         (None, Some(to)) => format!("{}: to {to}", change.what),

@@ -14,16 +14,19 @@ pub async fn main(muster: &Muster, output: &Output) -> Done {
     let estate = muster.estate()?;
     let world = crate::providers::world::World::new(Arc::new(estate.clone()), muster.clock.clone());
     let facts = as_found::capture(&world, &estate).await;
-    let (open, last) = if muster.state.join("journal.db").is_file() {
+    let (open, last, overridden) = if muster.state.join("journal.db").is_file() {
         let journal = muster.existing_journal().await?;
-        (journal.open().await?, muster.drill_history(1).await?.into_iter().next())
+        let open = journal.open().await?;
+        let ids: Vec<_> = open.iter().map(|row| row.id.clone()).collect();
+        let overridden = journal.holding(&ids, super::runs::OVERRIDDEN).await?;
+        (open, muster.drill_history(1).await?.into_iter().next(), overridden)
     } else {
-        (Vec::new(), None)
+        (Vec::new(), None, Vec::new())
     };
     let next = muster.drill_next(None, muster.clock.now(), 1).unwrap_or_default().into_iter().next();
     if output.json {
         let next = next.map(|(drill, at)| json!({ "drill": drill, "at": rfc3339_ms(at) }));
-        let open = open.iter().map(view::row).collect::<Vec<_>>();
+        let open = open.iter().map(|row| view::row(row, &overridden)).collect::<Vec<_>>();
         output.object(&json!({ "estate": facts, "open": open, "last_drill": last, "next_drill": next }));
         return Ok(0);
     }
@@ -36,7 +39,7 @@ pub async fn main(muster: &Muster, output: &Output) -> Done {
     }
     output.line("");
     for row in &open {
-        let status = row.status.replace('_', " ");
+        let status = super::runs::status(&row.status, overridden.contains(&row.id));
         output.line(format!(
             "open        {} {status} since {}: {} show {}",
             row.name,

@@ -159,11 +159,21 @@ impl<'a> Sim<'a> {
 
     fn carry_out(&mut self, decision: Decision) -> Result<(), Crash> {
         match decision {
-            Decision::SkipApproval(_) | Decision::WakeAt(_) | Decision::Park { .. } | Decision::Finish { .. } => unreachable!(),
+            Decision::SkipApproval(_) | Decision::Confirm(_) | Decision::WakeAt(_) | Decision::Park { .. } | Decision::Finish { .. } => {
+                unreachable!()
+            }
             Decision::Ask(step) => {
                 let expires_at = self.now + jiff::SignedDuration::from_secs(900);
-                self.append(vec![Body::ApprovalAsked { step, over: "plan".into(), approvers: 1, expires_at, message: None }])?;
+                self.append(vec![Body::ApprovalAsked {
+                    step,
+                    over: "plan".into(),
+                    approvers: 1,
+                    expires_at,
+                    message: None,
+                    facts: Default::default(),
+                }])?;
             }
+            Decision::Void { step, why } => self.append(vec![Body::ApprovalVoid { step, why, facts: Default::default() }])?,
             Decision::End { step, status, failure } => self.append(vec![Body::StepEnded { step, status, failure }])?,
             Decision::LeaveUndo { step, reason } => self.append(vec![Body::UndoLeft { step, reason }])?,
             Decision::Prepare(step) => drop(self.in_flight.insert(step, Work::Prepare)),
@@ -195,6 +205,7 @@ impl<'a> Sim<'a> {
                 self.world.done.remove(step);
                 Report::Undone(Ok(()))
             }
+            Work::Facts { .. } => unreachable!("no approval here has facts"),
         };
         // The effect has happened, and nobody has heard of it yet.
         self.instant()?;
@@ -257,7 +268,9 @@ impl<'a> Sim<'a> {
                     let done = self.world.done.contains(&id);
                     bodies.push(Body::Resolved { step: id, done, by: by(), reason: reason() });
                 }
-                (RunStatus::WaitingApproval, Phase::Asked) => bodies.push(Body::Approved { step: id, by: by(), over: "plan".into() }),
+                (RunStatus::WaitingApproval, Phase::Asked) => {
+                    bodies.push(Body::Approved { step: id, by: by(), over: "plan".into(), signed: None })
+                }
                 (RunStatus::Paused, _) if known.status.is_failure() => {
                     bodies.push(Body::SkipRequested { step: id, by: by(), reason: reason() });
                 }
@@ -342,7 +355,7 @@ fn script(index: usize) -> impl Strategy<Value = Script> {
         move |((effect, visible), on_failure, undo, attempts, calls, needs, (approval, refused_first, skipped))| {
             let needs = (0..index).filter(|n| needs >> n & 1 == 1).map(|n| StepId(format!("s{n}"))).collect();
             let action = StepKind::Action { name: "exec.command".into(), version: 1, effect };
-            let asks = StepKind::Approval(Approval { approvers: 1, expires: Span::from_secs(900), message: None });
+            let asks = StepKind::Approval(Approval { expires: Span::from_secs(900), ..Approval::default() });
             let step = PlanStep {
                 id: StepId(format!("s{index}")),
                 kind: if approval { asks } else { action },
@@ -354,6 +367,7 @@ fn script(index: usize) -> impl Strategy<Value = Script> {
                 on_failure,
                 undo,
                 reach: Vec::new(),
+                approve: None,
                 pos: Pos::default(),
             };
             Script { step, visible, refused_first, skipped, calls }

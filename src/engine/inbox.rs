@@ -1,31 +1,35 @@
 //! What an operator may do to a run, and when: a command becomes events, or a refusal that says why.
 
 use crate::journal::Command;
-use crate::model::{event::*, ids::*, status::*, time::rfc3339_ms};
-use crate::plan::state::{Phase, RunState, StepState, UndoState};
+use crate::model::{effect::Effect, event::*, ids::*, plan::*, status::*};
+use crate::plan::{
+    approval,
+    state::{Phase, RunState, StepState, UndoState},
+};
 
 /// The events that a command amounts to in this state.
-pub fn bodies(state: &RunState, by: &str, command: &Command, now: jiff::Timestamp) -> Result<Vec<Body>, String> {
+pub fn bodies(state: &RunState, run: &RunId, by: &str, command: &Command, now: jiff::Timestamp) -> Result<Vec<Body>, String> {
     if state.finished_at.is_some() {
         return Err(format!("the run has ended: {}", state.status.word()));
     }
     let undoing = state.steps.values().any(|known| known.undo != UndoState::Not);
-    if undoing && matches!(command, Command::Retry { .. } | Command::Skip { .. }) {
+    if undoing && matches!(command, Command::Retry { .. } | Command::Skip { .. } | Command::Override { .. }) {
         return Err("the run is being undone; it can only be resumed to its end".to_owned());
     }
     let by = by.to_owned();
     Ok(match command {
         Command::Pause { reason } => vec![Body::PauseRequested { reason: reason.clone() }],
         Command::Abort { reason } => vec![Body::AbortRequested { reason: format!("{reason} (by {by})") }],
-        Command::Approve { step } => {
+        Command::Approve { step, signed } => {
             let known = asked(state, step)?;
-            if let Some(end) = known.expires_at.filter(|end| *end <= now) {
-                return Err(format!("the time to approve step `{step}` ended at {}", rfc3339_ms(end)));
-            }
-            if known.approvals.contains(&by) {
-                return Err(format!("{by} has approved step `{step}` already"));
-            }
-            vec![Body::Approved { step: step.clone(), by, over: known.hash.clone().unwrap_or_default() }]
+            approval::check(state, run, step, &by, signed.as_ref(), now)?;
+            vec![Body::Approved { step: step.clone(), by, over: known.hash.clone().unwrap_or_default(), signed: signed.clone() }]
+        }
+        Command::Override { step, reason, signed } => {
+            let known = find(state, step)?;
+            let was = overridable(state, step, known)?;
+            approval::check_override(state, run, step, &by, reason, signed.as_ref())?;
+            vec![Body::Overridden { step: step.clone(), by, reason: reason.clone(), was, output: None, signed: signed.clone() }]
         }
         Command::Reject { step, reason } => {
             asked(state, step)?;
@@ -40,6 +44,9 @@ pub fn bodies(state: &RunState, by: &str, command: &Command, now: jiff::Timestam
         }
         Command::Skip { step, reason } => {
             let known = find(state, step)?;
+            if state.plan.step(step).is_some_and(|step| matches!(step.kind, StepKind::Approval(_))) {
+                return Err(format!("step `{step}` is an approval: it is approved, rejected or overridden, not skipped"));
+            }
             let open = known.status.is_failure() || matches!(known.phase, Phase::New | Phase::Asked | Phase::Prepared);
             if !open || known.status == StepStatus::Skipped {
                 return Err(format!("step `{step}` is {}; it cannot be skipped now", known.status.word()));
@@ -54,6 +61,45 @@ pub fn bodies(state: &RunState, by: &str, command: &Command, now: jiff::Timestam
             vec![Body::Resolved { step: step.clone(), done: *done, by, reason: reason.clone() }]
         }
     })
+}
+
+/// What an override would go past: a guard that waits or did not hold. What acts is never overridden: it was
+/// done or it was not, and saying otherwise would be a lie on record.
+fn overridable(state: &RunState, step: &StepId, known: &StepState) -> Result<String, String> {
+    let Some(planned) = state.plan.step(step) else { return Err(format!("there is no step `{step}`")) };
+    let code = known.failure.as_ref().map(|failure| failure.code.as_str()).unwrap_or_default();
+    let failed = known.status.is_failure();
+    let refused = failed && ["approval_expired", "rejected", "out_of_bounds", "fact_unknown"].contains(&code);
+    let guard = match &planned.kind {
+        StepKind::Approval(_) => known.phase == Phase::Asked || failed,
+        StepKind::Action { effect: Effect::Read, .. } if planned.approve.is_none() => failed,
+        StepKind::Action { .. } => planned.approve.is_some() && (known.phase == Phase::Asked || refused),
+    };
+    if guard {
+        let word = known.status.word().replace('_', " ");
+        return Ok(if code.is_empty() || !failed { word } else { format!("{word}: {code}") });
+    }
+    Err(format!(
+        "step `{step}` ({}) is {}; only a guard is overridden: an approval that waits or failed, or a check that failed",
+        planned.kind.uses(),
+        known.status.word().replace('_', " ")
+    ))
+}
+
+/// A command that does not apply any more, as an event.
+#[must_use]
+pub fn refused(by: &str, command: &Command, why: String) -> Body {
+    let (word, step) = match command {
+        Command::Pause { .. } => ("pause", None),
+        Command::Abort { .. } => ("abort", None),
+        Command::Approve { step, .. } => ("approve", Some(step)),
+        Command::Override { step, .. } => ("override", Some(step)),
+        Command::Reject { step, .. } => ("reject", Some(step)),
+        Command::Retry { step } => ("retry", Some(step)),
+        Command::Skip { step, .. } => ("skip", Some(step)),
+        Command::Resolve { step, .. } => ("resolve", Some(step)),
+    };
+    Body::CommandRefused { by: by.to_owned(), command: word.to_owned(), step: step.cloned(), why }
 }
 
 fn find<'a>(state: &'a RunState, step: &StepId) -> Result<&'a StepState, String> {

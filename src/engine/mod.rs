@@ -7,6 +7,7 @@
 
 #[cfg(test)]
 mod crash_tests;
+pub mod facts;
 pub mod inbox;
 pub mod work;
 
@@ -31,6 +32,8 @@ use work::{Report, Work};
 
 /// Why a run is paused that was paused because its process was told to stop.
 pub const INTERRUPTED: &str = "interrupted (Ctrl-C or SIGTERM)";
+/// Why a drill goes past an approval.
+const UNASKED: &str = "a drill does not ask for approval";
 /// How often the inbox is looked into.
 const INBOX: Duration = Duration::from_millis(200);
 /// How long an append is tried again while the store is in trouble, before the process gives the run up.
@@ -73,6 +76,11 @@ pub struct Outcome {
 impl Engine {
     /// Begins a run: its chain, its locks and its first event, all or nothing.
     pub async fn create(&self, plan: Plan, drill: Option<RunId>) -> Result<(Claim, Stored), EngineError> {
+        self.create_by(plan, drill, &self.actor).await
+    }
+
+    /// The same in a person's name: who starts a run is who may not approve it.
+    pub async fn create_by(&self, plan: Plan, drill: Option<RunId>, by: &str) -> Result<(Claim, Stored), EngineError> {
         let id = RunId(self.clock.new_id());
         let chain = crate::journal::NewChain {
             id,
@@ -81,7 +89,7 @@ impl Engine {
             parent: drill.clone(),
             locks: plan.locks.clone(),
         };
-        let first = self.draft(Body::RunCreated { plan: Box::new(plan), drill });
+        let first = Draft { actor: by.to_owned(), ..self.draft(Body::RunCreated { plan: Box::new(plan), drill }) };
         let (claim, stored) = self.journal.create(chain, &self.actor, first).await?;
         (self.listener)(&stored);
         Ok((claim, stored))
@@ -214,9 +222,11 @@ impl Owner {
 
     async fn read_inbox(&mut self) -> Result<(), EngineError> {
         for letter in self.engine.journal.letters(&self.claim.run).await? {
-            let bodies = inbox::bodies(&self.state, &letter.actor, &letter.command, self.engine.clock.now()).unwrap_or_default();
-            if !bodies.is_empty() {
-                self.append_as(&letter.actor, bodies).await?;
+            let now = self.engine.clock.now();
+            match inbox::bodies(&self.state, &self.claim.run, &letter.actor, &letter.command, now) {
+                Ok(bodies) => self.append_as(&letter.actor, bodies).await?,
+                // It came too late, twice, or beside another: whoever gave it finds the answer on record.
+                Err(why) => self.append(vec![inbox::refused(&letter.actor, &letter.command, why)]).await?,
             }
             self.engine.journal.taken(letter.id).await?;
         }
@@ -225,10 +235,13 @@ impl Owner {
 
     async fn carry_out(&mut self, decision: Decision) -> Result<(), EngineError> {
         match decision {
-            Decision::SkipApproval(step) => {
-                self.append(vec![Body::Skipped { step, reason: "a drill does not ask for approval".to_owned() }]).await
-            }
+            Decision::SkipApproval(step) => self.append(vec![Body::Skipped { step, reason: UNASKED.to_owned() }]).await,
             Decision::Ask(step) => self.ask(step).await,
+            Decision::Confirm(step) => {
+                self.begin(step, Work::Facts { confirm: true });
+                Ok(())
+            }
+            Decision::Void { step, why } => self.append(vec![Body::ApprovalVoid { step, why, facts: facts::Facts::new() }]).await,
             Decision::End { step, status, failure } => self.append(vec![Body::StepEnded { step, status, failure }]).await,
             Decision::LeaveUndo { step, reason } => self.append(vec![Body::UndoLeft { step, reason }]).await,
             Decision::Prepare(step) => {
@@ -238,7 +251,10 @@ impl Owner {
             Decision::Apply { step, attempt } => {
                 let key = work::key(&self.claim.run, &step);
                 let applying = Body::Applying { step: step.clone(), attempt, epoch: self.claim.epoch, key };
-                self.append(vec![applying]).await?;
+                let unasked =
+                    self.state.plan.scope == Scope::Drill && self.state.plan.step(&step).is_some_and(|step| step.approve.is_some());
+                let skipped = Body::ApprovalSkipped { step: step.clone(), reason: UNASKED.to_owned() };
+                self.append((unasked && attempt == 1).then_some(skipped).into_iter().chain([applying]).collect()).await?;
                 self.begin(step, Work::Apply { attempt });
                 Ok(())
             }
@@ -257,16 +273,30 @@ impl Owner {
     }
 
     async fn ask(&mut self, step: StepId) -> Result<(), EngineError> {
-        let Some(StepKind::Approval(approval)) = self.state.plan.step(&step).map(|step| step.kind.clone()) else { return Ok(()) };
-        let over = work::plan_digest(&self.state.plan);
-        let expires_at = self.engine.clock.now() + approval.expires.signed();
-        let asked = Body::ApprovalAsked { step, over, approvers: approval.approvers, expires_at, message: approval.message };
+        let (Some(planned), Some(known)) = (self.state.plan.step(&step), self.state.step(&step)) else { return Ok(()) };
+        // An action's `when` has been asked before it was prepared.
+        if matches!(planned.kind, StepKind::Approval(_)) {
+            match work::holds(&self.state, &self.claim, planned) {
+                Ok(true) => {}
+                Ok(false) => return self.append(vec![Body::Skipped { step, reason: "its `when` is false".to_owned() }]).await,
+                Err(why) => {
+                    let failure = Some(crate::model::effect::Failure::new("expression", why));
+                    return self.append(vec![Body::StepEnded { step, status: StepStatus::Failed, failure }]).await;
+                }
+            }
+        }
+        if facts::needed(planned) {
+            self.begin(step, Work::Facts { confirm: false });
+            return Ok(());
+        }
+        let asked = facts::asked(planned, known, &self.state, facts::Facts::new(), self.engine.clock.now());
         self.append(vec![asked]).await
     }
 
     fn begin(&mut self, step: StepId, work: Work) {
         let told = work::Told { waiting: self.waiting.subscribe(), reading: self.reading.subscribe() };
-        let Some(task) = work::task(&self.engine, &self.state, &self.claim, &step, work, &self.owned, told) else {
+        let doing = work::Doing { engine: &self.engine, state: &self.state, claim: &self.claim, owned: &self.owned };
+        let Some(task) = work::task(&doing, &step, work, told) else {
             return;
         };
         self.in_flight.insert(step.clone());
@@ -297,10 +327,14 @@ impl Owner {
         let (Some(planned), Some(known)) = (self.state.plan.step(step), self.state.step(step)) else { return Vec::new() };
         let jitter = 0.8 + 0.4 * self.engine.clock.jitter();
         let context = work::Context { planned, known, now: self.engine.clock.now() };
-        work::bodies(&context, report, |after_ms| {
+        let at = |after_ms| {
             let ms = std::time::Duration::from_millis(after_ms).mul_f64(jitter);
             self.engine.clock.now() + jiff::SignedDuration::try_from(ms).unwrap_or_default()
-        })
+        };
+        match report {
+            Report::Facts { confirm, facts } => facts::bodies(&context, &self.state, confirm, facts, at),
+            report => work::bodies(&context, report, at),
+        }
     }
 
     async fn append(&mut self, bodies: Vec<Body>) -> Result<(), EngineError> {

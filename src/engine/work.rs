@@ -4,7 +4,7 @@
 use super::{Engine, Retry, failed};
 use crate::actions::contract::*;
 use crate::journal::{Claim, chain::sha256_hex};
-use crate::model::{effect::*, event::*, ids::*, node::Node, plan::*};
+use crate::model::{effect::*, event::*, ids::*, node::*, plan::*};
 use crate::plan::state::{Phase, RunState, StepState};
 use crate::providers::clock::Clock;
 use crate::runbook::expr;
@@ -42,6 +42,10 @@ pub enum Work {
         accepted: bool,
     },
     Undo,
+    /// Look at the facts of an approval; `confirm`: before its approvals count.
+    Facts {
+        confirm: bool,
+    },
 }
 
 /// What the loop tells its tasks: to wait for nothing any more, to read no further.
@@ -75,6 +79,10 @@ pub enum Report {
     /// Told to stop waiting; nothing new is known.
     StoppedWaiting,
     Undone(Result<(), ApplyError>),
+    Facts {
+        confirm: bool,
+        facts: Result<super::facts::Facts, Failure>,
+    },
 }
 
 /// The same for every attempt of a step, and for no other step: what the outside world may deduplicate by.
@@ -83,44 +91,30 @@ pub fn key(run: &RunId, step: &StepId) -> String {
     sha256_hex(format!("{run}/{step}").as_bytes())
 }
 
-/// What an approval is given over: plan and inputs.
-#[must_use]
-pub fn plan_digest(plan: &Plan) -> String {
-    sha256_hex(&serde_json::to_vec(plan).unwrap_or_default())
+/// What a task is begun from.
+pub struct Doing<'a> {
+    pub engine: &'a Engine,
+    pub state: &'a RunState,
+    pub claim: &'a Claim,
+    pub owned: &'a Arc<AtomicBool>,
 }
 
 type Task = Pin<Box<dyn Future<Output = Report> + Send>>;
 
 /// The task for one piece of work; `None` when the step is not an action, or was never prepared.
-pub fn task(
-    engine: &Engine,
-    state: &RunState,
-    claim: &Claim,
-    step: &StepId,
-    work: Work,
-    owned: &Arc<AtomicBool>,
-    told: Told,
-) -> Option<Task> {
+pub fn task(doing: &Doing<'_>, step: &StepId, work: Work, told: Told) -> Option<Task> {
+    let Doing { engine, state, claim, .. } = *doing;
     let planned = state.plan.step(step)?;
     let known = state.step(step)?;
+    if let Work::Facts { confirm } = work {
+        return super::facts::task(doing, planned, confirm, told);
+    }
     let StepKind::Action { name, .. } = &planned.kind else { return None };
     let Some(action) = crate::actions::find(name) else {
         let refusal = Refusal::no("unknown_action", format!("this version of muster has no action `{name}`"));
         return Some(Box::pin(async move { Report::Refused { refusal, timed_out: false } }));
     };
-    let read = ReadCx {
-        world: engine.world.clone(),
-        estate: Arc::new(state.plan.estate.clone()),
-        run: claim.run.clone(),
-        step: step.clone(),
-        scope: state.plan.scope,
-        key: key(&claim.run, step),
-        deadline: planned.timeout.duration(),
-        scratch: engine.scratch.join(claim.run.as_str()),
-    };
-    let (owned, hold, time) = (owned.clone(), claim.hold.clone(), engine.clock.clone());
-    let permit = move || owned.load(Ordering::SeqCst) && hold.permits(time.monotonic());
-    let write = WriteCx::new(read.clone(), engine.world.clone(), Arc::new(permit));
+    let (read, write) = contexts(doing, planned);
     let limit = planned.timeout.duration();
     let clock = engine.clock.clone();
     let intent = known.intent.clone().unwrap_or(Value::Null);
@@ -152,7 +146,27 @@ pub fn task(
             let undone = tokio::time::timeout(limit + OVERTIME, action.undo(&write, &intent, output)).await;
             Report::Undone(undone.unwrap_or_else(|_| Err(ApplyError::Unknown(late(limit)))))
         })),
+        Work::Facts { .. } => None,
     }
+}
+
+/// What a step's action sees, and the permit without which it changes nothing.
+pub(super) fn contexts(doing: &Doing<'_>, planned: &PlanStep) -> (ReadCx, WriteCx) {
+    let Doing { engine, state, claim, owned } = *doing;
+    let read = ReadCx {
+        world: engine.world.clone(),
+        estate: Arc::new(state.plan.estate.clone()),
+        run: claim.run.clone(),
+        step: planned.id.clone(),
+        scope: state.plan.scope,
+        key: key(&claim.run, &planned.id),
+        deadline: planned.timeout.duration(),
+        scratch: engine.scratch.join(claim.run.as_str()),
+    };
+    let (owned, hold, time) = (owned.clone(), claim.hold.clone(), engine.clock.clone());
+    let permit = move || owned.load(Ordering::SeqCst) && hold.permits(time.monotonic());
+    let write = WriteCx::new(read.clone(), engine.world.clone(), Arc::new(permit));
+    (read, write)
 }
 
 fn late(limit: Duration) -> Failure {
@@ -163,17 +177,35 @@ fn late(limit: Duration) -> Failure {
 }
 
 /// What `when` and `with` come to with what is known now; `None` when the step is not to run.
-fn render(state: &RunState, claim: &Claim, planned: &PlanStep) -> Result<Option<Node>, String> {
+pub(super) fn render(state: &RunState, claim: &Claim, planned: &PlanStep) -> Result<Option<Node>, String> {
     let context = context(state, &claim.run);
-    if let Some(when) = &planned.when
-        && !expr::truth(when, &context).map_err(|e| e.to_string())?
-    {
+    if !holds(state, claim, planned)? {
         return Ok(None);
     }
     expr::render(&planned.with, &context).map(Some).map_err(|e| e.to_string())
 }
 
-fn context(state: &RunState, run: &RunId) -> expr::Context {
+/// Does the step's `when` hold?
+pub fn holds(state: &RunState, claim: &Claim, planned: &PlanStep) -> Result<bool, String> {
+    planned.when.as_ref().map_or(Ok(true), |when| expr::truth(when, &context(state, &claim.run)).map_err(|e| e.to_string()))
+}
+
+/// What a value comes to that may be an expression.
+pub(super) fn value(value: &Value, context: &expr::Context) -> Result<Value, String> {
+    let Some(text) = value.as_str() else { return Ok(value.clone()) };
+    let node = Node { pos: Default::default(), value: NodeValue::Text { text: text.to_owned(), quoted: true } };
+    match expr::render(&node, context).map_err(|e| e.to_string())?.value {
+        NodeValue::Typed(value) => Ok(value),
+        _ => Ok(value.clone()),
+    }
+}
+
+/// The variables in a text's expressions.
+pub(super) fn variables(text: &str) -> std::collections::BTreeSet<String> {
+    expr::variables(text).unwrap_or_default()
+}
+
+pub(super) fn context(state: &RunState, run: &RunId) -> expr::Context {
     let context = expr::Context::new(&state.plan.inputs).with_run(run.as_str());
     let outputs = state.steps.iter().filter_map(|(id, known)| Some((id, known.output.clone()?)));
     outputs.fold(context, |context, (id, output)| context.with_step(id.as_str(), output))
@@ -244,7 +276,7 @@ async fn truth(waiting: &mut watch::Receiver<bool>) {
 }
 
 /// Work that changes nothing, dropped when nothing is waited for any more.
-async fn unless_told(mut reading: watch::Receiver<bool>, work: impl Future<Output = Report>) -> Report {
+pub(super) async fn unless_told(mut reading: watch::Receiver<bool>, work: impl Future<Output = Report>) -> Report {
     tokio::select! {
         report = work => report,
         () = truth(&mut reading) => Report::StoppedWaiting,
@@ -260,6 +292,7 @@ pub fn died(work: Work, why: &str) -> Report {
         Work::Apply { attempt } => Report::Applied { attempt, result: Err(ApplyError::Unknown(failure)), timed_out: false, observes: true },
         Work::Observe { .. } => Report::Observed { seen: Seen::CannotTell { why: failure.message }, timed_out: true },
         Work::Undo => Report::Undone(Err(ApplyError::Unknown(failure))),
+        Work::Facts { confirm } => Report::Facts { confirm, facts: Err(failure) },
     }
 }
 
@@ -294,7 +327,8 @@ pub fn bodies(cx: &Context<'_>, report: Report, at: impl Fn(u64) -> jiff::Timest
         }
         Report::Applied { attempt, result: Err(error), timed_out, .. } => not_applied(cx, step, attempt, error, timed_out, at),
         Report::Observed { seen, timed_out } => observed(cx, step, seen, timed_out, at),
-        Report::StoppedWaiting => Vec::new(),
+        // What facts amount to is decided over the whole run, in `facts`.
+        Report::StoppedWaiting | Report::Facts { .. } => Vec::new(),
         Report::Undone(Ok(())) => vec![Body::Undone { step }],
         Report::Undone(Err(ApplyError::Definite(failure) | ApplyError::Retry { failure, .. } | ApplyError::Unknown(failure))) => {
             vec![Body::UndoFailed { step, failure }]

@@ -120,13 +120,39 @@ impl ChainRow {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
 pub enum Command {
-    Pause { reason: String },
-    Abort { reason: String },
-    Approve { step: crate::model::ids::StepId },
-    Reject { step: crate::model::ids::StepId, reason: String },
-    Retry { step: crate::model::ids::StepId },
-    Skip { step: crate::model::ids::StepId, reason: String },
-    Resolve { step: crate::model::ids::StepId, done: bool, reason: String },
+    Pause {
+        reason: String,
+    },
+    Abort {
+        reason: String,
+    },
+    Approve {
+        step: crate::model::ids::StepId,
+        #[serde(default)]
+        signed: Option<crate::model::signing::Signed>,
+    },
+    Override {
+        step: crate::model::ids::StepId,
+        reason: String,
+        #[serde(default)]
+        signed: Option<crate::model::signing::Signed>,
+    },
+    Reject {
+        step: crate::model::ids::StepId,
+        reason: String,
+    },
+    Retry {
+        step: crate::model::ids::StepId,
+    },
+    Skip {
+        step: crate::model::ids::StepId,
+        reason: String,
+    },
+    Resolve {
+        step: crate::model::ids::StepId,
+        done: bool,
+        reason: String,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -192,6 +218,13 @@ pub trait Journal: Send + Sync {
     async fn children(&self, parent: &RunId) -> Result<Vec<ChainRow>, JournalError>;
     /// Chains that have not ended, oldest first.
     async fn open(&self) -> Result<Vec<ChainRow>, JournalError>;
+    /// Those of these chains that hold an event of this kind.
+    async fn holding(&self, chains: &[RunId], kind: &str) -> Result<Vec<RunId>, JournalError> {
+        let dump = self.dump(Some(chains)).await?;
+        let mut found: Vec<_> = dump.events.into_iter().filter(|event| event.kind == kind).map(|event| event.run).collect();
+        found.dedup();
+        Ok(found)
+    }
     /// The whole identifier for a unique beginning of one.
     async fn find(&self, prefix: &str) -> Result<RunId, JournalError>;
 

@@ -259,6 +259,17 @@ impl Journal for SqliteJournal {
         self.rows(rows.fetch_all(&self.read).await)
     }
 
+    async fn holding(&self, chains: &[RunId], kind: &str) -> Result<Vec<RunId>, JournalError> {
+        let chains = serde_json::to_string(chains).unwrap_or_default();
+        let rows = sqlx::query("SELECT DISTINCT run FROM events WHERE run IN (SELECT value FROM json_each(?)) AND kind = ?")
+            .bind(chains)
+            .bind(kind)
+            .fetch_all(&self.read)
+            .await
+            .map_err(|e| self.fail(&e))?;
+        Ok(rows.iter().map(|row| RunId(row.get(0))).collect())
+    }
+
     async fn find(&self, prefix: &str) -> Result<RunId, JournalError> {
         let rows = sqlx::query("SELECT id FROM chains WHERE id >= ?1 AND id < ?1 || char(1114111) ORDER BY id LIMIT 3")
             .bind(prefix)

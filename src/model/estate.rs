@@ -234,6 +234,9 @@ pub struct Person {
     pub keys: Vec<String>,
     #[serde(default)]
     pub roles: Vec<String>,
+    /// The person's user names on machines: who starts a run as one of these is this person.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logins: Vec<String>,
 }
 
 /// One channel for notices.

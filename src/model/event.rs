@@ -3,7 +3,7 @@
 //! One step goes through `Prepared -> [ApprovalAsked -> Approved] -> Applying -> Applied | ApplyFailed |
 //! ApplyUnknown -> [Observed...] -> Verified`; each is durable before any effect that follows it.
 
-use super::{drill::*, effect::*, ids::*, objective::*, plan::*, status::*};
+use super::{drill::*, effect::*, ids::*, objective::*, plan::*, signing::Signed, status::*};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -42,6 +42,18 @@ pub enum Body {
     AbortRequested {
         reason: String,
     },
+    /// What a person asked for no longer applied when the run's owner came to it.
+    CommandRefused {
+        by: String,
+        command: String,
+        step: Option<StepId>,
+        why: String,
+    },
+    /// This run took the place of another that held its resources.
+    Preempted {
+        run: RunId,
+        how: String,
+    },
     /// The run stopped, and a person must act.
     Parked {
         status: RunStatus,
@@ -77,11 +89,46 @@ pub enum Body {
         approvers: u32,
         expires_at: jiff::Timestamp,
         message: Option<String>,
+        /// As they were shown; their bounds stand in the plan.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        facts: BTreeMap<String, serde_json::Value>,
     },
     Approved {
         step: StepId,
         by: String,
         over: String,
+        /// Where the estate lists people, this is what makes it count.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        signed: Option<Signed>,
+    },
+    /// All approvals are there, and the facts, looked at once more, are within their bounds.
+    FactsConfirmed {
+        step: StepId,
+        facts: BTreeMap<String, serde_json::Value>,
+    },
+    /// What was approved counts no more: a fact left its bounds, or its time ended before it was used.
+    ApprovalVoid {
+        step: StepId,
+        why: String,
+        facts: BTreeMap<String, serde_json::Value>,
+    },
+    /// A drill does not ask: the approval of this step's intent was left out.
+    ApprovalSkipped {
+        step: StepId,
+        reason: String,
+    },
+    /// A person lets the run go on past a guard that did not hold. It never becomes a success.
+    Overridden {
+        step: StepId,
+        by: String,
+        reason: String,
+        /// What the step was when it was overridden.
+        was: String,
+        /// What the person vouches for in place of the step's own output.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        output: Option<serde_json::Value>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        signed: Option<Signed>,
     },
     Rejected {
         step: StepId,

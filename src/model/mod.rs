@@ -15,5 +15,6 @@ pub mod node;
 pub mod objective;
 pub mod plan;
 pub mod runbook;
+pub mod signing;
 pub mod status;
 pub mod time;

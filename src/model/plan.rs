@@ -45,7 +45,21 @@ pub struct PlanStep {
     pub on_failure: OnFailure,
     pub undo: UndoPolicy,
     pub reach: Vec<Reach>,
+    /// Live, what it is about to do is approved before it is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approve: Option<Approval>,
     pub pos: super::node::Pos,
+}
+
+impl PlanStep {
+    /// What people are asked before this step: it is an approval, or has one of its own.
+    #[must_use]
+    pub fn asks(&self) -> Option<&Approval> {
+        match &self.kind {
+            StepKind::Approval(approval) => Some(approval),
+            StepKind::Action { .. } => self.approve.as_ref(),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,19 +80,84 @@ impl StepKind {
     }
 }
 
-/// What an `approval` step asks for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+/// What an `approval` step, or `approve:` on a step, asks for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Approval {
     /// How many different people must approve.
     #[serde(default = "one")]
     pub approvers: u32,
+    /// Each of them must have one of these roles; anyone that the estate lists when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub roles: Vec<String>,
     /// After so long an approval counts no more and the step fails.
     #[serde(default = "fifteen_minutes")]
     pub expires: Span,
     /// Shown to whoever approves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// What is shown to whoever approves, and the bounds outside which no approval counts.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub facts: BTreeMap<String, Fact>,
+}
+
+impl Default for Approval {
+    fn default() -> Self {
+        Self { approvers: one(), roles: Vec::new(), expires: fifteen_minutes(), message: None, facts: BTreeMap::new() }
+    }
+}
+
+/// One fact, and its bounds. A bound is a number, or a length of time (then the fact is in milliseconds, or
+/// a length of time itself).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Fact {
+    /// Mostly an expression over what a check before it gave: `"{{ steps.readiness.replicas[0].lag_ms }}"`.
+    pub value: serde_json::Value,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_most: Option<Bound>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_least: Option<Bound>,
+    /// Exactly this text, number or truth value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub equals: Option<serde_json::Value>,
+}
+
+/// A number or a length of time, as it was written.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct Bound(pub serde_json::Value);
+
+impl Bound {
+    /// A quantity: a number as it stands, a length of time in milliseconds.
+    #[must_use]
+    pub fn quantity(value: &serde_json::Value) -> Option<f64> {
+        match value {
+            serde_json::Value::Number(number) => number.as_f64(),
+            serde_json::Value::String(text) => {
+                let plain = text.parse::<f64>().ok().filter(|number| number.is_finite());
+                plain.or_else(|| text.parse::<Span>().ok().map(|span| span.ms as f64))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Bound {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let value = serde_json::Value::deserialize(from)?;
+        let wrong = || serde::de::Error::custom("a bound is a number or a length of time, such as `5` or `30s`");
+        Self::quantity(&value).map(|_| Self(value.clone())).ok_or_else(wrong)
+    }
+}
+
+impl schemars::JsonSchema for Bound {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Bound".into()
+    }
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": ["number", "string"], "description": "A number, or a length of time such as `30s`." })
+    }
 }
 
 fn one() -> u32 {

@@ -86,6 +86,8 @@ pub struct Step {
     pub timeout: Option<Span>,
     pub on_failure: Option<OnFailure>,
     pub undo: Option<UndoPolicy>,
+    /// What people are asked once it is known what the step would do; decoded when it is compiled.
+    pub approve: Option<Node>,
     /// Where the step stands in its file.
     pub pos: super::node::Pos,
 }

@@ -8,6 +8,8 @@ use super::state::*;
 use crate::model::{effect::*, ids::*, plan::*, runbook::*, status::*};
 use std::collections::BTreeSet;
 
+/// Why an approval that was given is void that nothing was done on.
+const LATE: &str = "its time ended before anything was done on it";
 /// How many steps are at work at once.
 pub const PARALLEL: usize = 16;
 
@@ -18,6 +20,13 @@ pub enum Decision {
     /// A drill does not ask: the approval is journaled as skipped.
     SkipApproval(StepId),
     Ask(StepId),
+    /// Every approval is there: look at the facts once more.
+    Confirm(StepId),
+    /// What was approved counts no more, and is asked for anew.
+    Void {
+        step: StepId,
+        why: String,
+    },
     Apply {
         step: StepId,
         attempt: u32,
@@ -67,7 +76,11 @@ pub fn decide(state: &RunState, in_flight: &BTreeSet<StepId>, now: jiff::Timesta
     let mut decisions = Vec::new();
     for step in &state.plan.steps {
         if let Some(known) = state.steps.get(&step.id).filter(|_| !in_flight.contains(&step.id)) {
-            decisions.extend(for_step(state, step, known, now));
+            if stale(state, &step.id, in_flight, now) {
+                decisions.push(Decision::Void { step: step.id.clone(), why: LATE.to_owned() });
+            } else if !(known.phase == Phase::New && step.needs.iter().any(|need| stale(state, need, in_flight, now))) {
+                decisions.extend(for_step(state, step, known, now));
+            }
         }
     }
     let acts = |d: &&Decision| !matches!(d, Decision::WakeAt(_));
@@ -97,16 +110,47 @@ fn for_step(state: &RunState, step: &PlanStep, known: &StepState, now: jiff::Tim
                 StepKind::Action { .. } => Decision::Prepare(id()),
             }),
         },
-        Phase::Prepared => (!halted).then(|| Decision::Apply { step: id(), attempt: known.attempts + 1 }),
-        Phase::Asked => asked(step, known, now),
+        Phase::Prepared if halted => None,
+        Phase::Prepared => match known.asked.as_ref().filter(|asked| Some(&asked.over) == known.hash.as_ref()) {
+            _ if !gated(state, step, known) => Some(apply(step, known)),
+            Some(_) => asked(state, step, known, now),
+            None => Some(Decision::Ask(id())),
+        },
+        Phase::Asked => asked(state, step, known, now),
         // Reads are run again freely; everything else is looked at first.
-        Phase::Applying | Phase::Unknown(_) | Phase::Applied if is_read(step) => {
-            (!halted).then(|| Decision::Apply { step: id(), attempt: known.attempts + 1 })
-        }
+        Phase::Applying | Phase::Unknown(_) | Phase::Applied if is_read(step) => (!halted).then(|| apply(step, known)),
         // An operator's pause stops waiting, too: what was applied can be looked at when the run goes on.
         Phase::Applying | Phase::Unknown(_) | Phase::Applied => (!state.interrupted()).then(|| Decision::Observe(id())),
         Phase::Held | Phase::Ended => None,
     }
+}
+
+fn apply(step: &PlanStep, known: &StepState) -> Decision {
+    Decision::Apply { step: step.id.clone(), attempt: known.attempts + 1 }
+}
+
+/// Must this step's intent be approved before it is applied? A drill does not ask, and an override has answered.
+fn gated(state: &RunState, step: &PlanStep, known: &StepState) -> bool {
+    step.approve.is_some() && state.plan.scope == Scope::Live && known.overridden.is_none()
+}
+
+/// An approval that was given, whose time ended before anything that needs it was begun.
+fn stale(state: &RunState, id: &StepId, in_flight: &BTreeSet<StepId>, now: jiff::Timestamp) -> bool {
+    let halted = state.paused.is_some() || state.aborting.is_some() || state.stopping.is_some();
+    let given = state
+        .steps
+        .get(id)
+        .is_some_and(|known| known.status == StepStatus::Succeeded && known.asked.as_ref().is_some_and(|asked| asked.expires_at <= now));
+    let approval = || state.plan.step(id).is_some_and(|step| matches!(step.kind, StepKind::Approval(_)));
+    if !given || halted || !approval() {
+        return false;
+    }
+    let mut needing = state.plan.steps.iter().filter(|step| step.needs.contains(id)).peekable();
+    let untouched = |step: &PlanStep| {
+        let known = state.steps.get(&step.id);
+        known.is_none_or(|known| known.phase == Phase::New && known.started_at.is_none()) && !in_flight.contains(&step.id)
+    };
+    needing.peek().is_some() && needing.all(untouched)
 }
 
 fn is_read(step: &PlanStep) -> bool {
@@ -117,14 +161,23 @@ fn needs_met(state: &RunState, step: &PlanStep) -> bool {
     step.needs.iter().all(|need| state.steps.get(need).is_some_and(|known| known.status.satisfies()))
 }
 
-fn asked(step: &PlanStep, known: &StepState, now: jiff::Timestamp) -> Option<Decision> {
-    let StepKind::Approval(approval) = &step.kind else { return None };
+fn asked(state: &RunState, step: &PlanStep, known: &StepState, now: jiff::Timestamp) -> Option<Decision> {
+    let approval = step.asks()?;
+    let halted = state.paused.is_some() || state.aborting.is_some() || state.stopping.is_some();
+    let id = || step.id.clone();
     let end = |status, failure| Some(Decision::End { step: step.id.clone(), status, failure });
     if let Some(reason) = &known.rejected {
         return end(StepStatus::Failed, Some(Failure::new("rejected", reason.clone())));
     }
     if known.approvals.len() >= approval.approvers as usize {
-        return end(StepStatus::Succeeded, None);
+        let acts = matches!(step.kind, StepKind::Action { .. });
+        return match known.expires_at {
+            _ if halted && (acts || !approval.facts.is_empty()) => None,
+            Some(at) if at <= now => Some(Decision::Void { step: id(), why: LATE.to_owned() }),
+            _ if !approval.facts.is_empty() && !known.confirmed => Some(Decision::Confirm(id())),
+            _ if acts => Some(apply(step, known)),
+            _ => end(StepStatus::Succeeded, None),
+        };
     }
     match known.expires_at {
         Some(at) if at <= now => {
@@ -175,7 +228,14 @@ fn at_rest(state: &RunState, waiting: Vec<Decision>) -> Vec<Decision> {
     if let Some((id, _)) = state.steps.iter().find(|(_, known)| known.status.is_failure()) {
         return park(RunStatus::Paused, format!("step `{id}` failed"));
     }
-    close(state, RunStatus::Succeeded, None)
+    close(state, RunStatus::Succeeded, overridden(state))
+}
+
+/// What the end of a run says of the guards that did not hold.
+fn overridden(state: &RunState) -> Option<String> {
+    let marked = state.overridden();
+    let names: Vec<_> = marked.iter().map(|(id, by)| format!("step `{id}` was overridden by {}", by.by)).collect();
+    (!names.is_empty()).then(|| names.join("; "))
 }
 
 /// Would a run that is held have anything to do if it went on, other than to end?

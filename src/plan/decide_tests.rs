@@ -26,6 +26,7 @@ fn step(id: &str, needs: &[&str]) -> PlanStep {
         on_failure: OnFailure::Pause,
         undo: UndoPolicy::Automatic,
         reach: Vec::new(),
+        approve: None,
         pos: Pos::default(),
     }
 }
@@ -46,7 +47,7 @@ fn retry(mut step: PlanStep, attempts: u32, backoff: u64, max_backoff: u64) -> P
     step
 }
 fn approval(id: &str, needs: &[&str], approvers: u32) -> PlanStep {
-    let kind = StepKind::Approval(Approval { approvers, expires: Span::from_secs(60), message: None });
+    let kind = StepKind::Approval(Approval { approvers, expires: Span::from_secs(60), ..Approval::default() });
     PlanStep { kind, ..step(id, needs) }
 }
 
@@ -148,10 +149,17 @@ impl Story {
     }
     fn asked(&mut self, id: &str) -> &mut Self {
         let expires_at = self.now + jiff::SignedDuration::from_secs(60);
-        self.say(Body::ApprovalAsked { step: id.into(), over: "plan".into(), approvers: 2, expires_at, message: None })
+        self.say(Body::ApprovalAsked {
+            step: id.into(),
+            over: "plan".into(),
+            approvers: 2,
+            expires_at,
+            message: None,
+            facts: Default::default(),
+        })
     }
     fn approves(&mut self, id: &str, by: &str, over: &str) -> &mut Self {
-        self.say(Body::Approved { step: id.into(), by: by.into(), over: over.into() })
+        self.say(Body::Approved { step: id.into(), by: by.into(), over: over.into(), signed: None })
     }
     fn later(&mut self, ms: i64) -> &mut Self {
         self.now += jiff::SignedDuration::from_millis(ms);
@@ -173,6 +181,8 @@ impl Story {
             Decision::Prepare(id) => format!("prepare {id}"),
             Decision::SkipApproval(id) => format!("skip {id}"),
             Decision::Ask(id) => format!("ask {id}"),
+            Decision::Confirm(id) => format!("confirm {id}"),
+            Decision::Void { step, .. } => format!("void {step}"),
             Decision::Apply { step, attempt } => format!("apply {step} #{attempt}"),
             Decision::Observe(id) => format!("observe {id}"),
             Decision::Undo(id) => format!("undo {id}"),
@@ -441,56 +451,8 @@ fn a_pause_holds_between_two_undos() {
     assert_eq!(s.say(Body::Resumed).next(), ["undo b"]);
 }
 
-// ---- approvals
-#[test]
-fn an_approval_needs_different_people_in_time_over_this_very_plan() {
-    let mut s = story(vec![approval("ok", &[], 2), step("a", &["ok"])]);
-    assert_eq!(s.next(), ["ask ok"]);
-    s.asked("ok");
-    assert_eq!(s.next(), ["park waiting_approval", "wake in 60000"]);
-    s.approves("ok", "ana", "plan").approves("ok", "ana", "plan").approves("ok", "ben", "another plan");
-    assert_eq!(s.next(), ["park waiting_approval", "wake in 60000"], "one person twice is one; another plan is none");
-    s.approves("ok", "ben", "plan");
-    assert_eq!(s.next(), ["end ok succeeded"]);
-    assert_eq!(s.later(3_600_000).crash().next(), ["end ok succeeded"], "given in time, it stands");
-}
-
-#[test]
-fn an_approval_that_comes_too_late_counts_for_nothing() {
-    let mut s = story(vec![approval("ok", &[], 2), step("a", &["ok"])]);
-    s.asked("ok").approves("ok", "ana", "plan").later(60_000).approves("ok", "ben", "plan");
-    assert_eq!(s.next(), ["end ok failed: approval_expired"]);
-    s.say(Body::StepEnded { step: "ok".into(), status: StepStatus::Failed, failure: None });
-    assert_eq!(s.next(), ["park paused"]);
-    s.say(Body::RetryRequested { step: "ok".into(), by: "ana".into() });
-    assert_eq!(s.next(), ["ask ok"]);
-    assert_eq!(s.asked("ok").approves("ok", "ben", "plan").next().first().unwrap(), "park waiting_approval", "it begins at none");
-}
-
-#[test]
-fn a_rejection_fails_the_step_whoever_approved() {
-    let mut s = story(vec![approval("ok", &[], 1)]);
-    s.asked("ok").approves("ok", "ana", "plan");
-    s.say(Body::Rejected { step: "ok".into(), by: "ben".into(), reason: "not today".into() });
-    assert_eq!(s.next(), ["end ok failed: rejected"]);
-}
-
-#[test]
-fn a_drill_does_not_ask() {
-    let s = story_in(Scope::Drill, vec![approval("ok", &[], 2)]);
-    assert_eq!(s.next(), ["skip ok"]);
-}
-
-#[test]
-fn others_go_on_while_one_step_waits_for_approval() {
-    let mut s = story(vec![approval("ok", &[], 1), retry(step("a", &[]), 2, 1_000, 60_000), step("b", &["ok"])]);
-    s.asked("ok");
-    assert_eq!(s.next(), ["wake in 60000", "prepare a"]);
-    s.fails("a");
-    assert_eq!(s.next(), ["wake in 60000", "wake in 1000"], "what is due to be tried again is not left for the approval");
-    s.later(1_000).done("a");
-    assert_eq!(s.next(), ["park waiting_approval", "wake in 59000"]);
-}
+#[path = "decide_tests/approvals.rs"]
+mod approvals;
 
 // ---- pause, resume, abort
 #[test]

@@ -6,6 +6,7 @@
 //! [`state`] folds a run's events into what is known of it, [`decide`] says what to do next: together they
 //! are the whole policy of the engine, the same in normal running and after a crash.
 
+pub mod approval;
 pub mod crontab;
 pub mod decide;
 pub mod measure;

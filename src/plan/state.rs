@@ -4,6 +4,7 @@
 //! certainly not been applied, so a new owner prepares it afresh; `Applying` without an outcome may
 //! have been, so it is observed before anything else.
 
+use super::approval;
 use crate::model::{effect::*, event::*, ids::*, plan::*, runbook::OnFailure, status::*};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct RunState {
     pub plan: Plan,
     pub drill: Option<RunId>,
+    /// Who started it: the actor of its first event.
+    pub initiator: String,
     pub status: RunStatus,
     /// The last event folded in.
     pub seq: u64,
@@ -60,6 +63,27 @@ pub enum UndoState {
     Failed,
 }
 
+/// What people were asked: this very request is what they sign.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Asked {
+    /// Its place in the chain.
+    pub seq: u64,
+    pub over: String,
+    pub expires_at: jiff::Timestamp,
+    pub facts: BTreeMap<String, serde_json::Value>,
+}
+
+/// Who let the run go on past what, and why.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Override {
+    pub by: String,
+    pub reason: String,
+    /// What the step was when it was overridden.
+    pub was: String,
+    /// Was it signed with a key that the estate lists?
+    pub signed: bool,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepState {
     pub status: StepStatus,
@@ -79,6 +103,14 @@ pub struct StepState {
     pub approvals: BTreeSet<String>,
     pub rejected: Option<String>,
     pub expires_at: Option<jiff::Timestamp>,
+    pub asked: Option<Asked>,
+    /// The facts were within their bounds when the last approval was there.
+    pub confirmed: bool,
+    pub overridden: Option<Override>,
+    /// Who said what had happened, when it was not known.
+    pub resolved: Option<String>,
+    /// The event that last ended it, or asked: what an override is about.
+    pub mark: u64,
     pub skipped: Option<String>,
     pub undo: UndoState,
     pub started_at: Option<jiff::Timestamp>,
@@ -103,6 +135,11 @@ impl Default for StepState {
             approvals: BTreeSet::new(),
             rejected: None,
             expires_at: None,
+            asked: None,
+            confirmed: false,
+            overridden: None,
+            resolved: None,
+            mark: 0,
             skipped: None,
             undo: UndoState::Not,
             started_at: None,
@@ -124,6 +161,13 @@ impl StepState {
         self.retry_at = None;
         self.question = None;
     }
+    /// What was asked counts no more.
+    fn withdraw(&mut self) {
+        self.asked = None;
+        self.approvals.clear();
+        self.rejected = None;
+        self.confirmed = false;
+    }
     fn again(&mut self) {
         self.phase = Phase::New;
         self.status = StepStatus::Pending;
@@ -142,6 +186,7 @@ impl RunState {
         Some(Self {
             plan: (**plan).clone(),
             drill: drill.clone(),
+            initiator: first.actor.clone(),
             status: RunStatus::Running,
             seq: first.seq,
             steps,
@@ -172,6 +217,12 @@ impl RunState {
         self.paused.is_some() && self.paused_by.is_none()
     }
 
+    /// The steps that a person let the run go on past, in the order of the file.
+    #[must_use]
+    pub fn overridden(&self) -> Vec<(&StepId, &Override)> {
+        self.plan.steps.iter().filter_map(|step| Some((&step.id, self.steps.get(&step.id)?.overridden.as_ref()?))).collect()
+    }
+
     #[must_use]
     pub fn step(&self, id: &StepId) -> Option<&StepState> {
         self.steps.get(id)
@@ -181,6 +232,9 @@ impl RunState {
 /// Takes one more event in.
 pub fn fold(state: &mut RunState, event: &Event) {
     state.seq = event.seq;
+    if !counts(state, event) {
+        return;
+    }
     if let Some(id) = step_of(&event.body) {
         let planned = state.plan.step(id);
         let policy = planned.map(|step| step.on_failure);
@@ -192,11 +246,19 @@ pub fn fold(state: &mut RunState, event: &Event) {
                 step.phase = Phase::Prepared;
             }
             fold_step(step, event);
+            if matches!(event.body, Body::StepEnded { .. } | Body::ApprovalAsked { .. } | Body::Indeterminate { .. }) {
+                step.mark = event.seq;
+            }
+            if matches!(event.body, Body::Overridden { .. }) && planned.is_some_and(|step| step.approve.is_some()) {
+                // The guard of this step gave way; the step itself is still to be done.
+                step.withdraw();
+                step.again();
+            }
             if matches!(event.body, Body::StepEnded { .. }) && step.status.is_failure() {
                 hold_or_stop(state, id.clone(), policy);
             }
         }
-        if matches!(event.body, Body::RetryRequested { .. } | Body::SkipRequested { .. }) {
+        if matches!(event.body, Body::RetryRequested { .. } | Body::SkipRequested { .. } | Body::Overridden { .. }) {
             relieve(state, id);
         }
         return;
@@ -204,8 +266,16 @@ pub fn fold(state: &mut RunState, event: &Event) {
     match &event.body {
         Body::Claimed { .. } => {
             state.status = RunStatus::Running;
-            for step in state.steps.values_mut().filter(|step| step.phase == Phase::Prepared) {
-                step.again();
+            for planned in &state.plan.steps {
+                let Some(step) = state.steps.get_mut(&planned.id) else { continue };
+                // What waits for its approval is prepared afresh as well: the approval stands if it comes to the same.
+                let asks = step.phase == Phase::Asked && planned.approve.is_some();
+                if step.phase == Phase::Prepared || asks {
+                    step.again();
+                }
+                if step.phase != Phase::Ended {
+                    step.confirmed = false;
+                }
             }
         }
         Body::PauseRequested { reason } => {
@@ -228,6 +298,17 @@ pub fn fold(state: &mut RunState, event: &Event) {
             state.finished_at = Some(event.at);
         }
         _ => {}
+    }
+}
+
+/// An approval or an override without its signature, where one is needed, is as if it were not there.
+fn counts(state: &RunState, event: &Event) -> bool {
+    match &event.body {
+        Body::Approved { step, by, signed, .. } => approval::check(state, &event.run, step, by, signed.as_ref(), event.at).is_ok(),
+        Body::Overridden { step, by, reason, signed, .. } => {
+            approval::check_override(state, &event.run, step, by, reason, signed.as_ref()).is_ok()
+        }
+        _ => true,
     }
 }
 
@@ -276,6 +357,10 @@ fn fold_step(step: &mut StepState, event: &Event) {
         Body::Prepared { intent, hash, change, notes, .. } => {
             step.begin(at);
             step.phase = Phase::Prepared;
+            if step.asked.as_ref().is_some_and(|asked| asked.over == *hash) {
+                step.phase = Phase::Asked;
+                step.status = StepStatus::WaitingApproval;
+            }
             step.intent = Some(intent.clone());
             step.hash = Some(hash.clone());
             step.change.clone_from(change);
@@ -287,22 +372,6 @@ fn fold_step(step: &mut StepState, event: &Event) {
             step.failure = Some(failure.clone());
             step.phase = Phase::New;
         }
-        Body::ApprovalAsked { over, expires_at, .. } => {
-            step.begin(at);
-            step.phase = Phase::Asked;
-            step.status = StepStatus::WaitingApproval;
-            step.hash = Some(over.clone());
-            step.expires_at = Some(*expires_at);
-            step.approvals.clear();
-            step.rejected = None;
-        }
-        Body::Approved { by, over, .. } if step.phase == Phase::Asked && step.hash.as_ref() == Some(over) => {
-            // One that came too late counts for nothing, whenever the run is gone on with.
-            if step.expires_at.is_none_or(|end| at < end) {
-                step.approvals.insert(by.clone());
-            }
-        }
-        Body::Rejected { by, reason, .. } => step.rejected = Some(format!("rejected by {by}: {reason}")),
         Body::Applying { attempt, .. } => {
             step.begin(at);
             step.first_applying.get_or_insert(event.seq);
@@ -315,6 +384,45 @@ fn fold_step(step: &mut StepState, event: &Event) {
             step.phase = Phase::Applied;
         }
         _ => fold_outcome(step, event),
+    }
+}
+
+/// What people are asked, and what they say.
+fn fold_guard(step: &mut StepState, event: &Event) {
+    let at = event.at;
+    match &event.body {
+        Body::ApprovalAsked { over, expires_at, facts, .. } => {
+            step.asked = Some(Asked { seq: event.seq, over: over.clone(), expires_at: *expires_at, facts: facts.clone() });
+            step.confirmed = false;
+            step.begin(at);
+            step.phase = Phase::Asked;
+            step.status = StepStatus::WaitingApproval;
+            step.hash = Some(over.clone());
+            step.expires_at = Some(*expires_at);
+            step.approvals.clear();
+            step.rejected = None;
+        }
+        // One that came too late counts for nothing, whenever the run is gone on with.
+        Body::Approved { by, over, .. }
+            if step.phase == Phase::Asked && step.hash.as_ref() == Some(over) && step.expires_at.is_none_or(|end| at < end) =>
+        {
+            step.approvals.insert(by.clone());
+        }
+        Body::Rejected { by, reason, .. } => step.rejected = Some(format!("rejected by {by}: {reason}")),
+        Body::FactsConfirmed { .. } => step.confirmed = true,
+        Body::ApprovalVoid { why, .. } => {
+            step.notes.push(format!("the approval is void: {why}"));
+            step.withdraw();
+            step.again();
+        }
+        Body::ApprovalSkipped { reason, .. } => step.notes.push(format!("not approved: {reason}")),
+        Body::Overridden { by, reason, was, output, signed, .. } => {
+            step.overridden = Some(Override { by: by.clone(), reason: reason.clone(), was: was.clone(), signed: signed.is_some() });
+            step.skipped = Some(format!("overridden by {by} ({was}): {reason}"));
+            step.output.clone_from(output);
+            step.end(at, StepStatus::Skipped);
+        }
+        _ => {}
     }
 }
 
@@ -335,7 +443,8 @@ fn fold_outcome(step: &mut StepState, event: &Event) {
             step.output = Some(output.clone());
             step.failure = None;
             step.notes.extend(warnings.iter().cloned());
-            step.end(at, if warnings.is_empty() { StepStatus::Succeeded } else { StepStatus::SucceededWithWarning });
+            let clean = warnings.is_empty() && step.overridden.is_none();
+            step.end(at, if clean { StepStatus::Succeeded } else { StepStatus::SucceededWithWarning });
         }
         Body::RetryAt { at, .. } => {
             step.retry_at = Some(*at);
@@ -355,9 +464,16 @@ fn fold_outcome(step: &mut StepState, event: &Event) {
         }
         Body::Resolved { done: true, by, reason, .. } => {
             step.notes.push(format!("resolved as done by {by}: {reason}"));
+            step.resolved = Some(format!("done, says {by}: {reason}"));
             step.end(at, StepStatus::SucceededWithWarning);
         }
-        Body::Resolved { done: false, .. } | Body::RetryRequested { .. } => {
+        Body::Resolved { done: false, by, reason, .. } => {
+            step.resolved = Some(format!("not done, says {by}: {reason}"));
+            step.attempts = 0;
+            step.again();
+        }
+        Body::RetryRequested { .. } => {
+            step.withdraw();
             step.attempts = 0;
             step.again();
         }
@@ -371,7 +487,7 @@ fn fold_outcome(step: &mut StepState, event: &Event) {
             step.failure = Some(failure.clone());
         }
         Body::UndoLeft { .. } => step.undo = UndoState::Left,
-        _ => {}
+        _ => fold_guard(step, event),
     }
 }
 
@@ -384,6 +500,10 @@ pub fn step_of(body: &Body) -> Option<&StepId> {
         | Body::Refused { step, .. }
         | Body::ApprovalAsked { step, .. }
         | Body::Approved { step, .. }
+        | Body::FactsConfirmed { step, .. }
+        | Body::ApprovalVoid { step, .. }
+        | Body::ApprovalSkipped { step, .. }
+        | Body::Overridden { step, .. }
         | Body::Rejected { step, .. }
         | Body::Applying { step, .. }
         | Body::Applied { step, .. }

@@ -74,27 +74,25 @@ struct Compiler<'a> {
 
 impl Compiler<'_> {
     fn step(&mut self, step: &Step) -> Option<PlanStep> {
-        let with = match render_partial(&step.with, &self.context) {
-            Ok(with) => with,
-            Err(e) => {
-                self.found.push(self.loaded.source.error(e.pos, "bad-expression", e.to_string()));
-                return None;
-            }
-        };
+        let with = self.rendered(&step.with)?;
         if step.uses == APPROVAL { self.approval(step, with) } else { self.action(step, with) }
     }
 
+    /// With the inputs' values where their expressions stood.
+    fn rendered(&mut self, node: &Node) -> Option<Node> {
+        let rendered = render_partial(node, &self.context);
+        rendered.map_err(|e| self.found.push(self.loaded.source.error(e.pos, "bad-expression", e.to_string()))).ok()
+    }
+
+    fn decoded(&mut self, node: &Node) -> Option<Approval> {
+        let decoded = decode::<Approval>(node);
+        decoded.map_err(|e| self.found.push(decode_diagnostic(&self.loaded.source, &e))).ok()
+    }
+
     fn approval(&mut self, step: &Step, with: Node) -> Option<PlanStep> {
-        match decode::<Approval>(&with) {
-            Ok(approval) => {
-                let timeout = step.timeout.unwrap_or(approval.expires);
-                Some(self.made(step, StepKind::Approval(approval), with, timeout, UndoPolicy::None))
-            }
-            Err(e) => {
-                self.found.push(decode_diagnostic(&self.loaded.source, &e));
-                None
-            }
-        }
+        let approval = self.decoded(&with)?;
+        let timeout = step.timeout.unwrap_or(approval.expires);
+        Some(self.made(step, StepKind::Approval(approval), with, timeout, UndoPolicy::None))
     }
 
     fn action(&mut self, step: &Step, with: Node) -> Option<PlanStep> {
@@ -111,8 +109,15 @@ impl Compiler<'_> {
             UndoPolicy::None => UndoPolicy::None,
             offered => step.undo.unwrap_or(offered),
         };
+        let approve = match &step.approve {
+            Some(node) => {
+                let node = self.rendered(node)?;
+                Some(self.decoded(&node)?)
+            }
+            None => None,
+        };
         let made = self.made(step, kind, with, step.timeout.unwrap_or(info.timeout), undo);
-        Some(PlanStep { reach, ..made })
+        Some(PlanStep { reach, approve, ..made })
     }
 
     fn made(&self, step: &Step, kind: StepKind, with: Node, timeout: crate::model::time::Span, undo: UndoPolicy) -> PlanStep {
@@ -131,6 +136,7 @@ impl Compiler<'_> {
             on_failure: step.on_failure.unwrap_or(default),
             undo,
             reach: Vec::new(),
+            approve: None,
             pos: step.pos,
         }
     }

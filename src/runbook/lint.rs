@@ -141,10 +141,15 @@ impl Lint<'_> {
 
     fn action(&mut self, step: &Step, node: &Node) {
         if step.uses == APPROVAL {
-            if !holds_expression(&step.with) {
-                decode_all::<Approval>(&self.loaded.source, &step.with, &mut self.found);
+            self.approval(&step.with, place(node, "with"));
+            if step.approve.is_some() {
+                let help = Some("take it away: the step is itself an approval".to_owned());
+                self.error(place(node, "approve"), "unknown-key", "an approval has no `approve` of its own".to_owned(), help);
             }
             return;
+        }
+        if let Some(approve) = &step.approve {
+            self.approval(approve, approve.pos);
         }
         let Some(info) = self.catalogue.info(&step.uses) else {
             let names = self.catalogue.names();
@@ -160,6 +165,16 @@ impl Lint<'_> {
             let message = format!("`{}` cannot be undone as `{}`: the most it offers is `{}`", step.uses, word(asked), word(info.undo));
             self.error(place(node, "undo"), "undo-too-strong", message, Some("a step may only ask for less".to_owned()));
         }
+    }
+
+    /// What an approval asks for, as far as it is known before a run: the facts' values come later.
+    fn approval(&mut self, with: &Node, pos: Pos) {
+        let plain = super::lint_people::without_values(with);
+        if holds_expression(&plain) {
+            return;
+        }
+        let Some(approval) = decode_all::<Approval>(&self.loaded.source, &plain, &mut self.found) else { return };
+        super::lint_people::check_approval(&self.loaded.source, with, pos, &approval, self.estate, &mut self.found);
     }
 
     fn policy(&mut self, step: &Step, node: &Node) {
@@ -178,6 +193,9 @@ impl Lint<'_> {
         }
         let mut texts = Vec::new();
         collect(&step.with, &mut texts);
+        if let Some(approve) = &step.approve {
+            collect(approve, &mut texts);
+        }
         for (pos, text) in texts {
             self.variables(step, pos, expr::variables(text));
         }

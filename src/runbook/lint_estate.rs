@@ -19,6 +19,7 @@ pub(super) fn check(source: &Source, root: &Node, estate: &Estate, found: &mut V
     lint.endpoints();
     lint.repositories();
     lint.notices();
+    super::lint_people::check_people(source, root, estate, lint.found);
     if estate.lab {
         lint.loopback();
     }

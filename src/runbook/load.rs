@@ -265,6 +265,8 @@ struct RawStep {
     on_failure: Option<OnFailure>,
     #[serde(default)]
     undo: Option<UndoPolicy>,
+    #[serde(default, rename = "approve")]
+    _approve: IgnoredAny,
 }
 
 #[derive(Deserialize)]
@@ -355,6 +357,7 @@ impl Reader<'_> {
             timeout: raw.timeout,
             on_failure: raw.on_failure,
             undo: raw.undo,
+            approve: item.get("approve").filter(|node| node.value != NodeValue::Null).cloned(),
             pos: item.pos,
         });
         self.nodes.push(item.clone());

@@ -11,6 +11,7 @@ pub mod diagnostic;
 pub mod expr;
 pub mod lint;
 mod lint_estate;
+mod lint_people;
 mod lint_schema;
 pub mod load;
 pub mod parse;

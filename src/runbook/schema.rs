@@ -86,6 +86,7 @@ fn step_properties(generator: &mut SchemaGenerator, catalogue: &dyn Catalogue) -
         ("timeout", generator.subschema_for::<Span>()),
         ("on_failure", generator.subschema_for::<OnFailure>()),
         ("undo", generator.subschema_for::<UndoPolicy>()),
+        ("approve", generator.subschema_for::<Approval>()),
     ];
     for (name, schema) in policies {
         insert(&mut step, name, schema.to_value());

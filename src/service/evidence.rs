@@ -1,4 +1,8 @@
-//! Is the record whole? The journal's chains, and the files whose digests stand in them.
+//! Is the record whole? The journal's chains, the signatures of people in them, and the files whose digests
+//! stand in them.
+//!
+//! Every approval and override of a run whose estate lists people is verified against the key that the plan
+//! itself carries: whoever rewrites a chain, hashes and all, cannot make those signatures.
 //!
 //! A ledger of acknowledged writes is a file beside the journal; the event `measured` has its digest, so a
 //! ledger that was changed afterwards is found. One that is gone is said to be gone: the record stands
@@ -10,6 +14,10 @@ use crate::model::{
     event::{Body, Event, LedgerDigest, RunRole},
     ids::RunId,
 };
+use crate::plan::{
+    approval,
+    state::{RunState, fold},
+};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +28,9 @@ pub struct Evidence {
     #[serde(flatten)]
     pub journal: Verification,
     pub ledgers: Vec<Ledger>,
+    /// Approvals and overrides whose signatures hold, and those that were given by name alone.
+    pub signed: u64,
+    pub unsigned: u64,
 }
 
 /// One ledger that the journal speaks of.
@@ -57,9 +68,50 @@ impl Muster {
         for ledger in ledgers.iter().filter(|ledger| ledger.state == LedgerState::Changed) {
             journal.problems.push(format!("{}: its ledger {} is not as it was measured", ledger.drill, ledger.file.display()));
         }
+        let vouched = vouched(&dump, &mut journal.problems);
         journal.verified = journal.problems.is_empty();
-        Ok(Evidence { journal, ledgers })
+        Ok(Evidence { journal, ledgers, signed: vouched.signed, unsigned: vouched.unsigned })
     }
+}
+
+#[derive(Default)]
+struct Vouched {
+    signed: u64,
+    unsigned: u64,
+}
+
+/// Holds every approval and override against the state in which it was given.
+fn vouched(dump: &Dump, problems: &mut Vec<String>) -> Vouched {
+    let mut vouched = Vouched::default();
+    let mut state: Option<RunState> = None;
+    for row in &dump.events {
+        let Ok(event) = serde_json::from_slice::<Event>(&row.record) else { continue };
+        if event.seq == 1 {
+            state = RunState::new(&event);
+            continue;
+        }
+        // What follows a first event that is missing has been told of already.
+        let Some(state) = state.as_mut() else { continue };
+        let (by, checked) = match &event.body {
+            Body::Approved { step, by, signed, .. } => (by, approval::check(state, &event.run, step, by, signed.as_ref(), event.at)),
+            Body::Overridden { step, by, reason, signed, .. } => {
+                (by, approval::check_override(state, &event.run, step, by, reason, signed.as_ref()))
+            }
+            _ => {
+                fold(state, &event);
+                continue;
+            }
+        };
+        match checked {
+            Err(why) if !state.plan.estate.people.is_empty() => {
+                problems.push(format!("{} event {}: what `{by}` is said to have signed does not hold: {why}", event.run, event.seq));
+            }
+            _ if state.plan.estate.people.is_empty() => vouched.unsigned += 1,
+            _ => vouched.signed += 1,
+        }
+        fold(state, &event);
+    }
+    vouched
 }
 
 fn ledgers(dump: &Dump, state: &Path) -> Vec<Ledger> {

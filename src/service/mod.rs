@@ -1,10 +1,11 @@
 //! THE DOOR. The use cases, and all that `cli` (and later `api`) may call.
 //!
 //! [`Muster`] holds what a command was pointed at: the state directory and the estate. [`files`] finds and
-//! reads what people wrote, [`runs`] begins and resumes runs and takes operators' commands, [`drills`] does
-//! the same for drills, [`serve`] fires them on schedule and [`heartbeat`] says that it does, [`view`] is the
+//! reads what people wrote, [`runs`] begins and resumes runs and takes operators' commands, [`approvals`] is
+//! who signs what, [`drills`] does the same for drills, [`serve`] fires them on schedule and [`heartbeat`] says that it does, [`view`] is the
 //! JSON that machines read, [`notices`] tells people, [`next`] is what they can do, [`evidence`] verifies.
 
+pub mod approvals;
 pub mod drills;
 pub mod evidence;
 pub mod files;

@@ -116,8 +116,11 @@ pub async fn run_left(engine: &Engine, run: &RunId, state: &RunState) {
     let Some(notice) = notice_of(state.status) else { return };
     let muster = muster(engine);
     let why = state.reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
-    let text = format!("runbook {} is {}{why}", state.plan.runbook, state.status.word().replace('_', " "));
-    let about = json!({ "run": run, "drill": null, "runbook": state.plan.runbook, "status": state.status, "scope": state.plan.scope, "actor": engine.actor });
+    let marked = state.overridden();
+    let mark = if marked.is_empty() || state.status == RunStatus::Succeeded { "" } else { " (guards were overridden)" };
+    let text = format!("runbook {} is {}{mark}{why}", state.plan.runbook, state.status.word().replace('_', " "));
+    let marked: Vec<_> = marked.into_iter().map(|(id, _)| id).collect();
+    let about = json!({ "run": run, "overridden": marked, "drill": null, "runbook": state.plan.runbook, "status": state.status, "scope": state.plan.scope, "actor": engine.actor });
     let mut next = vec![format!("{muster} show {run}")];
     next.extend(commands(&for_run(&muster, run, state)));
     tell(&*engine.world, &state.plan.estate, &Message { notice, text, about, next }).await;

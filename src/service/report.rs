@@ -93,6 +93,7 @@ fn waived(plan: &Plan, waiver: &crate::model::runbook::Waiver) -> String {
 fn report_step(state: &RunState, id: &StepId, uses: &str, role: RunRole) -> Option<ReportStep> {
     let known = state.step(id)?;
     let duration = known.started_at.zip(known.ended_at).and_then(|(from, to)| u64::try_from(to.duration_since(from).as_millis()).ok());
+    let overridden = known.overridden.as_ref().map(|by| format!("OVERRIDDEN by {} ({}): {}", by.by, by.was, by.reason));
     let warnings = Some(known.notes.join("; ")).filter(|notes| !notes.is_empty() && known.status == StepStatus::SucceededWithWarning);
     Some(ReportStep {
         id: id.to_string(),
@@ -102,7 +103,7 @@ fn report_step(state: &RunState, id: &StepId, uses: &str, role: RunRole) -> Opti
         attempts: known.attempts,
         started_at: known.started_at,
         duration_ms: duration,
-        note: known.failure.as_ref().map(ToString::to_string).or(known.question.clone()).or(warnings),
+        note: overridden.or(known.failure.as_ref().map(ToString::to_string)).or(known.question.clone()).or(warnings),
     })
 }
 

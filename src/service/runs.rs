@@ -52,6 +52,11 @@ impl Muster {
 
     /// Runs a runbook here until it ends or a person must act.
     pub async fn run(&self, name: &str, inputs: &BTreeMap<String, String>, live: bool) -> Result<Ran, ServiceError> {
+        self.run_by(name, inputs, live, None).await
+    }
+
+    /// The same in a person's name, who then is not the one to approve it.
+    pub async fn run_by(&self, name: &str, inputs: &BTreeMap<String, String>, live: bool, by: Option<&str>) -> Result<Ran, ServiceError> {
         let plan = self.compile(name, inputs, live)?;
         if let Some(step) = outside_a_lab(&plan).filter(|_| !live) {
             return Err(ServiceError::Usage(format!(
@@ -60,8 +65,10 @@ impl Muster {
                 step.kind.uses()
             )));
         }
+        let by = Self::named(&plan.estate, by);
+        Self::could_be_approved(&plan, &by)?;
         let engine = self.engine(&plan.estate).await?;
-        let (claim, _) = engine.create(plan, None).await?;
+        let (claim, _) = engine.create_by(plan, None, &by).await?;
         self.carry_on(&engine, claim, false).await
     }
 
@@ -100,7 +107,7 @@ impl Muster {
     /// What an operator asks of a run: to its owner if it has one, else taken down right away.
     pub async fn command(&self, run: &RunId, by: &str, command: &Command) -> Result<Told, ServiceError> {
         let journal = self.existing_journal().await?;
-        let told = |state: &RunState| inbox::bodies(state, by, command, self.clock.now()).map_err(ServiceError::Usage);
+        let told = |state: &RunState| inbox::bodies(state, run, by, command, self.clock.now()).map_err(ServiceError::Usage);
         told(&state_of(&*journal, run).await?)?;
         match journal.claim(run, &self.actor()).await {
             Ok(claim) => {

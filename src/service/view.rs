@@ -28,11 +28,25 @@ fn step_view(id: &StepId, uses: &str, known: &StepState) -> Value {
         ("skipped", json!(known.skipped)),
         ("question", json!(known.question)),
         ("output", known.output.clone().unwrap_or_default()),
+        ("overridden", serde_json::to_value(&known.overridden).unwrap_or_default()),
+        ("resolved", json!(known.resolved)),
+        ("approval", approval(known)),
     ];
     if let Some(map) = view.as_object_mut() {
         map.extend(optional.into_iter().filter(|(_, value)| !value.is_null()).map(|(name, value)| (name.to_owned(), value)));
     }
     view
+}
+
+/// What people were asked, and who has answered.
+fn approval(known: &StepState) -> Value {
+    let Some(asked) = &known.asked else { return Value::Null };
+    json!({
+        "over": format!("sha256:{}", asked.over),
+        "expires_at": rfc3339_ms(asked.expires_at),
+        "facts": asked.facts,
+        "approved_by": known.approvals,
+    })
 }
 
 /// What `run --json` ends with.
@@ -45,6 +59,8 @@ pub fn run(id: &RunId, state: &RunState, evidence: &Value) -> Value {
         "reason": state.reason,
         "started_at": state.started_at.map(rfc3339_ms),
         "finished_at": state.finished_at.map(rfc3339_ms),
+        "by": state.initiator,
+        "overridden": state.overridden().iter().map(|(id, _)| id).collect::<Vec<_>>(),
         "steps": steps(state),
         "evidence": evidence,
     })
@@ -52,12 +68,13 @@ pub fn run(id: &RunId, state: &RunState, evidence: &Value) -> Value {
 
 /// One line of `runs --json`.
 #[must_use]
-pub fn row(row: &ChainRow) -> Value {
+pub fn row(row: &ChainRow, overridden: &[RunId]) -> Value {
     json!({
         "id": row.id,
         "runbook": row.name,
         "drill": row.parent,
         "status": row.status,
+        "overridden": overridden.contains(&row.id),
         "started_at": rfc3339_ms(row.started_at),
         "finished_at": row.finished_at.map(rfc3339_ms),
     })
