@@ -8,12 +8,15 @@
 #[cfg(test)]
 mod crash_tests;
 pub mod inbox;
+#[cfg(test)]
+pub(crate) mod sim;
 pub mod work;
 
 use crate::journal::{Claim, Draft, Journal, JournalError, Stored};
 use crate::model::{event::*, ids::*, plan::*, status::*};
 use crate::plan::{
     decide::{AfterFailure, Decision, after_failure, decide},
+    planted::{Defect, planted},
     state::{Phase, RunState, fold},
 };
 use crate::providers::{clock::Clock, port::WorldWrite};
@@ -191,7 +194,9 @@ impl Owner {
         let until = wake.map(|at| self.engine.clock.now().duration_until(at));
         let until = until.and_then(|left| Duration::try_from(left).ok()).unwrap_or(INBOX).min(INBOX);
         let clock = self.engine.clock.clone();
+        // In this order, so that a simulated run can be replayed.
         tokio::select! {
+            biased;
             Some(done) = self.tasks.join_next_with_id(), if !self.in_flight.is_empty() => self.settle(done).await,
             () = clock.sleep(until) => Ok(()),
         }
@@ -232,6 +237,10 @@ impl Owner {
             Decision::Apply { step, attempt } => {
                 let key = work::key(&self.claim.run, &step);
                 let applying = Body::Applying { step: step.clone(), attempt, epoch: self.claim.epoch, key };
+                if planted(Defect::EffectBeforeIntent) {
+                    self.begin(step, Work::Apply { attempt });
+                    return self.append(vec![applying]).await;
+                }
                 self.append(vec![applying]).await?;
                 self.begin(step, Work::Apply { attempt });
                 Ok(())

@@ -228,8 +228,9 @@ async fn observe(
             return Report::Observed { seen, timed_out: true };
         }
         tokio::select! {
-            () = clock.sleep(Duration::from_millis(poll).min(patience)) => {}
+            biased;
             () = truth(&mut waiting) => return Report::StoppedWaiting,
+            () = clock.sleep(Duration::from_millis(poll).min(patience)) => {}
         }
         patience = patience.saturating_mul(2);
     }
@@ -246,6 +247,7 @@ async fn truth(waiting: &mut watch::Receiver<bool>) {
 /// Work that changes nothing, dropped when nothing is waited for any more.
 async fn unless_told(mut reading: watch::Receiver<bool>, work: impl Future<Output = Report>) -> Report {
     tokio::select! {
+        biased;
         report = work => report,
         () = truth(&mut reading) => Report::StoppedWaiting,
     }

@@ -4,7 +4,7 @@
 //! After a crash nothing is in flight, and that is the only difference: an attempt that is open in the
 //! journal and not in flight here is observed, never repeated.
 
-use super::state::*;
+use super::{planted::*, state::*};
 use crate::model::{effect::*, ids::*, plan::*, runbook::*, status::*};
 use std::collections::BTreeSet;
 
@@ -103,6 +103,8 @@ fn for_step(state: &RunState, step: &PlanStep, known: &StepState, now: jiff::Tim
         Phase::Applying | Phase::Unknown(_) | Phase::Applied if is_read(step) => {
             (!halted).then(|| Decision::Apply { step: id(), attempt: known.attempts + 1 })
         }
+        Phase::Applying if planted(Defect::NoObservationAfterACrash) => Some(Decision::Apply { step: id(), attempt: known.attempts + 1 }),
+        Phase::Unknown(_) if planted(Defect::UnknownRetried) => Some(Decision::Apply { step: id(), attempt: known.attempts + 1 }),
         // An operator's pause stops waiting, too: what was applied can be looked at when the run goes on.
         Phase::Applying | Phase::Unknown(_) | Phase::Applied => (!state.interrupted()).then(|| Decision::Observe(id())),
         Phase::Held | Phase::Ended => None,
@@ -210,7 +212,8 @@ fn next_undo(state: &RunState) -> Option<Decision> {
     let begun = state.plan.steps.iter().filter_map(|step| {
         let known = state.steps.get(&step.id)?;
         let open = matches!(known.undo, UndoState::Not | UndoState::Undoing) && !is_read(step);
-        Some((known.first_applying?, step)).filter(|_| open)
+        let left = planted(Defect::UndoOnlyOfWhatSucceeded) && known.status != StepStatus::Succeeded;
+        Some((known.first_applying?, step)).filter(|_| open && !left)
     });
     let (_, step) = begun.max_by_key(|(seq, _)| *seq)?;
     Some(match step.undo {

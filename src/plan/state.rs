@@ -4,6 +4,7 @@
 //! certainly not been applied, so a new owner prepares it afresh; `Applying` without an outcome may
 //! have been, so it is observed before anything else.
 
+use super::planted::*;
 use crate::model::{effect::*, event::*, ids::*, plan::*, runbook::OnFailure, status::*};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -207,6 +208,9 @@ pub fn fold(state: &mut RunState, event: &Event) {
             for step in state.steps.values_mut().filter(|step| step.phase == Phase::Prepared) {
                 step.again();
             }
+            if planted(Defect::UndoTwice) {
+                state.steps.values_mut().filter(|step| step.undo == UndoState::Undone).for_each(|step| step.undo = UndoState::Not);
+            }
         }
         Body::PauseRequested { reason } => {
             state.paused = Some(reason.clone());
@@ -293,7 +297,9 @@ fn fold_step(step: &mut StepState, event: &Event) {
             step.status = StepStatus::WaitingApproval;
             step.hash = Some(over.clone());
             step.expires_at = Some(*expires_at);
-            step.approvals.clear();
+            if !planted(Defect::ApprovalReplayed) {
+                step.approvals.clear();
+            }
             step.rejected = None;
         }
         Body::Approved { by, over, .. } if step.phase == Phase::Asked && step.hash.as_ref() == Some(over) => {
