@@ -67,6 +67,8 @@ pub struct StepState {
     pub phase: Phase,
     /// Attempts that were begun, refusals included.
     pub attempts: u32,
+    /// The other side took the last attempt, and nothing has shown since that it came to nothing.
+    pub accepted: bool,
     /// The event that first began to apply it: what undo goes back by.
     pub first_applying: Option<u64>,
     pub intent: Option<serde_json::Value>,
@@ -92,6 +94,7 @@ impl Default for StepState {
             status: StepStatus::Pending,
             phase: Phase::New,
             attempts: 0,
+            accepted: false,
             first_applying: None,
             intent: None,
             hash: None,
@@ -185,14 +188,24 @@ pub fn fold(state: &mut RunState, event: &Event) {
     if let Some(id) = step_of(&event.body) {
         let planned = state.plan.step(id);
         let policy = planned.map(|step| step.on_failure);
-        let repeatable = planned.is_some_and(|step| matches!(step.kind, StepKind::Action { effect: Effect::Repeatable, .. }));
+        let effect = planned.and_then(|step| match step.kind {
+            StepKind::Action { effect, .. } => Some(effect),
+            StepKind::Approval(_) => None,
+        });
         if let Some(step) = state.steps.get_mut(id) {
             // Not seen, but the same intent twice is once: what was prepared still stands.
             let unseen = matches!(event.body, Body::Observed { seen: Seen::CannotTell { .. }, .. });
-            if unseen && repeatable && step.phase != Phase::Applied {
+            if unseen && effect == Some(Effect::Repeatable) && step.phase != Phase::Applied {
                 step.phase = Phase::Prepared;
             }
+            // It was accepted and took too long: trying again is looking again, since it cannot be sent twice.
+            let waits = effect == Some(Effect::Observable) && step.accepted && matches!(event.body, Body::RetryRequested { .. });
             fold_step(step, event);
+            if waits {
+                step.accepted = true;
+                step.status = StepStatus::Running;
+                step.phase = Phase::Applied;
+            }
             if matches!(event.body, Body::StepEnded { .. }) && step.status.is_failure() {
                 hold_or_stop(state, id.clone(), policy);
             }
@@ -314,10 +327,12 @@ fn fold_step(step: &mut StepState, event: &Event) {
             step.first_applying.get_or_insert(event.seq);
             step.attempts = *attempt;
             step.retry_at = None;
+            step.accepted = false;
             step.phase = Phase::Applying;
         }
         Body::Applied { output, .. } => {
             step.output = Some(output.clone());
+            step.accepted = true;
             step.phase = Phase::Applied;
         }
         _ => fold_outcome(step, event),
@@ -364,6 +379,7 @@ fn fold_outcome(step: &mut StepState, event: &Event) {
             step.end(at, StepStatus::SucceededWithWarning);
         }
         Body::Resolved { done: false, .. } | Body::RetryRequested { .. } => {
+            step.accepted = false;
             step.attempts = 0;
             step.again();
         }

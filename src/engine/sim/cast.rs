@@ -9,7 +9,7 @@ use crate::plan::state::RunState;
 use crate::providers::clock::Clock;
 use futures::FutureExt;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     panic::AssertUnwindSafe,
     path::{Path, PathBuf},
     sync::{
@@ -35,6 +35,8 @@ pub struct Stage {
     scratch: PathBuf,
     /// The process that runs on each node at this moment.
     pub lives: Mutex<BTreeMap<usize, Arc<Life>>>,
+    /// Runs of which a command was refused.
+    refused: Mutex<BTreeSet<RunId>>,
     /// Runs that are still to be started.
     waiting: AtomicUsize,
 }
@@ -48,7 +50,7 @@ pub async fn play(sim: &Arc<Sim>, scratch: &Path) {
     };
     let (store, world) = (Store::new(sim, terms), World::new(sim));
     let (lives, waiting) = (Mutex::default(), AtomicUsize::new(runs));
-    let stage = Arc::new(Stage { sim: sim.clone(), store, world, scratch: scratch.to_owned(), lives, waiting });
+    let stage = Arc::new(Stage { sim: sim.clone(), store, world, scratch: scratch.to_owned(), lives, refused: Mutex::default(), waiting });
     for node in 0..nodes {
         tokio::spawn(host(stage.clone(), node));
     }

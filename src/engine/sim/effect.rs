@@ -68,7 +68,8 @@ impl Action for SimEffect {
         effect.unwrap_or(Effect::OneShot)
     }
     fn observes(with: &Node) -> bool {
-        !matches!(Self::effect(with), Effect::Read | Effect::OneShot)
+        let visible = with.get("visible").and_then(|node| crate::model::node::decode(node).ok());
+        visible.unwrap_or(false) && !matches!(Self::effect(with), Effect::Read | Effect::OneShot)
     }
     fn reach(_with: &Node, _estate: &Estate) -> Vec<Reach> {
         Vec::new()

@@ -20,7 +20,6 @@ const START_MS: i64 = 1_767_225_600_000;
 
 pub struct Life {
     pub sim: Arc<Sim>,
-    pub node: usize,
     /// `n1.3`: the third process on node 1.
     pub name: String,
     /// How far the node's wall clock is off, in milliseconds; it outlives the process.
@@ -40,7 +39,6 @@ impl Life {
     pub fn new(sim: &Arc<Sim>, node: usize, number: u32, wall: Arc<AtomicI64>, ppm: i64) -> Arc<Self> {
         Arc::new(Self {
             sim: sim.clone(),
-            node,
             name: format!("n{node}.{number}"),
             wall,
             ppm,
@@ -55,10 +53,6 @@ impl Life {
 
     pub fn is_alive(&self) -> bool {
         self.alive.load(Ordering::SeqCst)
-    }
-
-    pub fn is_frozen(&self) -> bool {
-        *self.frozen.lock().unwrap() > Instant::now()
     }
 
     /// SIGKILL: nothing of it does anything any more.
@@ -144,7 +138,7 @@ impl Clock for NodeClock {
         self.0.gate().await;
     }
     fn new_id(&self) -> String {
-        format!("00000000-0000-7000-8000-{:012x}", self.0.sim.next_id())
+        format!("run{:02}", self.0.sim.next_id())
     }
     fn jitter(&self) -> f64 {
         self.0.sim.dice().range(0, 1000) as f64 / 1000.0

@@ -4,10 +4,10 @@
 use super::{Stage, parked};
 use crate::engine::{inbox, sim::life::true_time, sim::tally::Fault};
 use crate::journal::{ChainRow, Command, Draft, Journal, JournalError};
-use crate::model::{ids::*, status::*};
+use crate::model::{ids::*, plan::StepKind, status::*};
 use crate::plan::state::{Phase, RunState};
 use crate::providers::clock::Clock;
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 use tokio::time::sleep;
 
 /// How often a person tries a failed step again before going on without it.
@@ -51,9 +51,14 @@ fn answer(stage: &Arc<Stage>, memory: &mut Memory, row: &ChainRow, state: &RunSt
             (Phase::Held, _) => wait = true,
             (Phase::Asked, RunStatus::WaitingApproval) => {
                 let key = (row.id.clone(), id.clone(), known.expires_at);
-                let ignored = *memory.ignored.entry(key).or_insert_with(|| stage.sim.dice().of_1000(250));
-                let over = known.expires_at.is_some_and(|end| end <= true_time(&stage.sim));
-                let enough = known.approvals.len() >= 2 || known.rejected.is_some();
+                let ignored = *memory.ignored.entry(key).or_insert_with(|| stage.sim.dice().of_1000(250)) && !stage.sim.is_calm();
+                // A person's clock is right; the nodes' need not be. In the end the answer counts, not the guess.
+                let over = !stage.sim.is_calm() && known.expires_at.is_some_and(|end| end <= true_time(&stage.sim));
+                let wanted = match state.plan.step(id).map(|step| &step.kind) {
+                    Some(StepKind::Approval(approval)) => approval.approvers as usize,
+                    _ => 0,
+                };
+                let enough = known.approvals.len() >= wanted || known.rejected.is_some();
                 if stage.sim.fault(Fault::Reject, 60) {
                     commands.push(Command::Reject { step, reason: "not today".into() });
                 } else if !over && !enough && (!ignored || (known.approvals.is_empty() && stage.sim.dice().of_1000(300))) {
@@ -73,7 +78,9 @@ fn answer(stage: &Arc<Stage>, memory: &mut Memory, row: &ChainRow, state: &RunSt
             _ => {}
         }
     }
-    if commands.is_empty() && !wait || stage.sim.fault(Fault::Resume, 50) {
+    // Who is told that it is too late, by whatever clock, goes on from there.
+    let refused = stage.refused.lock().unwrap().remove(&row.id);
+    if commands.is_empty() && !wait || refused || stage.sim.fault(Fault::Resume, 50) {
         resume(stage, &row.id);
     }
     for command in commands {
@@ -157,11 +164,16 @@ fn tell(stage: &Arc<Stage>, run: &RunId, command: Command) {
             Ok(claim) => {
                 let events = journal.load(&run, 0).await.unwrap_or_default();
                 let state = RunState::of(events.iter().map(|one| &one.event));
-                if let Some(state) = state
-                    && let Ok(bodies) = inbox::bodies(&state, who, &command, clock.now())
-                {
-                    let draft = |body| Draft { at: clock.now(), actor: who.to_owned(), body };
-                    let _ = journal.append(&claim, state.seq, bodies.into_iter().map(draft).collect()).await;
+                match state.map(|state| (state.seq, inbox::bodies(&state, who, &command, clock.now()))) {
+                    Some((seq, Ok(bodies))) => {
+                        let draft = |body| Draft { at: clock.now(), actor: who.to_owned(), body };
+                        let _ = journal.append(&claim, seq, bodies.into_iter().map(draft).collect()).await;
+                    }
+                    Some((_, Err(why))) => {
+                        stage.sim.note(who, || format!("is refused: {why}"));
+                        stage.refused.lock().unwrap().insert(run);
+                    }
+                    None => {}
                 }
                 journal.release(claim).await;
             }
@@ -169,5 +181,4 @@ fn tell(stage: &Arc<Stage>, run: &RunId, command: Command) {
             Err(_) => {}
         }
     });
-    let _ = Duration::ZERO;
 }
