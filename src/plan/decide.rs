@@ -90,7 +90,8 @@ fn for_step(state: &RunState, step: &PlanStep, known: &StepState, now: jiff::Tim
     match &known.phase {
         Phase::New if halted || !needs_met(state, step) => None,
         Phase::New => match known.retry_at {
-            Some(at) if at > now => Some(Decision::WakeAt(at)),
+            // Who waits by a clock that was set back would wait for ever.
+            Some(at) if at > now && known.retry_from.is_none_or(|from| from <= now) => Some(Decision::WakeAt(at)),
             _ => Some(match &step.kind {
                 StepKind::Approval(_) if state.plan.scope == Scope::Drill => Decision::SkipApproval(id()),
                 StepKind::Approval(_) => Decision::Ask(id()),

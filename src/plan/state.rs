@@ -79,6 +79,8 @@ pub struct StepState {
     pub failure: Option<Failure>,
     pub question: Option<String>,
     pub retry_at: Option<jiff::Timestamp>,
+    /// When that was decided: before it no clock that has not been set back can stand.
+    pub retry_from: Option<jiff::Timestamp>,
     pub approvals: BTreeSet<String>,
     pub rejected: Option<String>,
     pub expires_at: Option<jiff::Timestamp>,
@@ -104,6 +106,7 @@ impl Default for StepState {
             failure: None,
             question: None,
             retry_at: None,
+            retry_from: None,
             approvals: BTreeSet::new(),
             rejected: None,
             expires_at: None,
@@ -358,8 +361,9 @@ fn fold_outcome(step: &mut StepState, event: &Event) {
             step.notes.extend(warnings.iter().cloned());
             step.end(at, if warnings.is_empty() { StepStatus::Succeeded } else { StepStatus::SucceededWithWarning });
         }
-        Body::RetryAt { at, .. } => {
-            step.retry_at = Some(*at);
+        Body::RetryAt { at: due, .. } => {
+            step.retry_at = Some(*due);
+            step.retry_from = Some(at);
             step.phase = Phase::New;
             step.status = StepStatus::Ready;
         }
