@@ -40,7 +40,7 @@ pub fn bodies(state: &RunState, by: &str, command: &Command, now: jiff::Timestam
         }
         Command::Skip { step, reason } => {
             let known = find(state, step)?;
-            let open = known.status.is_failure() || matches!(known.phase, Phase::New | Phase::Asked | Phase::Prepared);
+            let open = known.status.is_failure() || matches!(known.phase, Phase::New | Phase::Asked | Phase::Prepared) && !known.doubt;
             if !open || known.status == StepStatus::Skipped {
                 return Err(format!("step `{step}` is {}; it cannot be skipped now", known.status.word()));
             }

@@ -98,6 +98,8 @@ fn for_step(state: &RunState, step: &PlanStep, known: &StepState, now: jiff::Tim
                 StepKind::Action { .. } => Decision::Prepare(id()),
             }),
         },
+        // Nothing is sent any more: what was sent before and may still land is waited for after all.
+        Phase::Prepared if halted && known.doubt => (!state.interrupted()).then(|| Decision::Observe(id())),
         Phase::Prepared => (!halted).then(|| Decision::Apply { step: id(), attempt: known.attempts + 1 }),
         Phase::Asked => asked(step, known, now),
         // Reads are run again freely; everything else is looked at first.

@@ -69,6 +69,8 @@ pub struct StepState {
     pub attempts: u32,
     /// The other side took the last attempt, and nothing has shown since that it came to nothing.
     pub accepted: bool,
+    /// An earlier attempt was not seen, and not waited for either, since it may be sent twice: it may still land.
+    pub doubt: bool,
     /// The event that first began to apply it: what undo goes back by.
     pub first_applying: Option<u64>,
     pub intent: Option<serde_json::Value>,
@@ -97,6 +99,7 @@ impl Default for StepState {
             phase: Phase::New,
             attempts: 0,
             accepted: false,
+            doubt: false,
             first_applying: None,
             intent: None,
             hash: None,
@@ -128,6 +131,7 @@ impl StepState {
         self.ended_at = Some(at);
         self.status = status;
         self.phase = Phase::Ended;
+        self.doubt = false;
         self.retry_at = None;
         self.question = None;
     }
@@ -198,6 +202,9 @@ pub fn fold(state: &mut RunState, event: &Event) {
         if let Some(step) = state.steps.get_mut(id) {
             // Not seen, but the same intent twice is once: what was prepared still stands.
             let unseen = matches!(event.body, Body::Observed { seen: Seen::CannotTell { .. }, .. });
+            if matches!(event.body, Body::Observed { seen: Seen::Absent | Seen::CannotTell { .. }, .. }) {
+                step.doubt = effect == Some(Effect::Repeatable) && step.phase == Phase::Applying;
+            }
             if unseen && effect == Some(Effect::Repeatable) && step.phase != Phase::Applied {
                 step.phase = Phase::Prepared;
             }
@@ -222,7 +229,11 @@ pub fn fold(state: &mut RunState, event: &Event) {
         Body::Claimed { .. } => {
             state.status = RunStatus::Running;
             for step in state.steps.values_mut().filter(|step| step.phase == Phase::Prepared) {
-                step.again();
+                if step.doubt {
+                    step.phase = Phase::Applying;
+                } else {
+                    step.again();
+                }
             }
             if planted(Defect::UndoTwice) {
                 state.steps.values_mut().filter(|step| step.undo == UndoState::Undone).for_each(|step| step.undo = UndoState::Not);
@@ -336,6 +347,7 @@ fn fold_step(step: &mut StepState, event: &Event) {
         Body::Applied { output, .. } => {
             step.output = Some(output.clone());
             step.accepted = true;
+            step.doubt = false;
             step.phase = Phase::Applied;
         }
         _ => fold_outcome(step, event),
