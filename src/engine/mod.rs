@@ -167,8 +167,13 @@ impl Owner {
                         return Ok(());
                     }
                     other => {
+                        // A step that fails may stop the run: what else was to be begun is asked for anew.
+                        let ends = matches!(other, Decision::End { .. });
                         self.carry_out(other).await?;
                         moved = true;
+                        if ends {
+                            break;
+                        }
                     }
                 }
             }
