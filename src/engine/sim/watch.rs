@@ -62,8 +62,10 @@ fn visible(state: &RunState, step: &StepId) -> bool {
     with.and_then(|node| crate::model::node::decode(node).ok()).unwrap_or(false)
 }
 
-fn open(phase: &Phase) -> bool {
-    matches!(phase, Phase::Applying | Phase::Unknown(_) | Phase::Applied | Phase::Held)
+/// Nothing is open but what changes nothing.
+fn settled(state: &RunState) -> bool {
+    let open = |phase: &Phase| matches!(phase, Phase::Applying | Phase::Unknown(_) | Phase::Applied | Phase::Held);
+    state.steps.iter().all(|(id, known)| effect(state, id) == Effect::Read || !open(&known.phase))
 }
 
 fn undo_left(state: &RunState, known: &StepState, id: &StepId) -> bool {
@@ -174,8 +176,7 @@ impl Watch {
             }
             Body::Undoing { step } => {
                 let at = known(step).first_applying;
-                let settled = state.steps.values().all(|known| !open(&known.phase));
-                self.must(settled, "undo begins when everything is settled", what);
+                self.must(settled(state), "undo begins when everything is settled", what);
                 let later = |(id, other): (&StepId, &StepState)| other.first_applying > at && undo_left(state, other, id);
                 self.must(at.is_some() && !state.steps.iter().any(later), "undo goes in reverse order", what);
                 self.must(!run.undone.contains_key(step), "each is undone once", what);
@@ -186,7 +187,7 @@ impl Watch {
                 let stands = self.stands(&(event.run.clone(), step.clone())) && !run.forced;
                 self.must(!stands, "what is recorded as undone does not stand", what);
             }
-            Body::RunFinished { status, .. } => self.before_the_end(run, &event.run, *status, what),
+            Body::RunFinished { status, .. } => self.before_the_end(run, *status, what),
             _ => {}
         }
     }
@@ -213,16 +214,15 @@ impl Watch {
         }
     }
 
-    fn before_the_end(&mut self, run: &Run, id: &RunId, status: RunStatus, what: impl Fn() -> String + Copy) {
+    fn before_the_end(&mut self, run: &Run, status: RunStatus, what: impl Fn() -> String + Copy) {
         let state = &run.state;
-        self.must(state.steps.values().all(|known| !open(&known.phase)), "a run ends when everything is settled", what);
+        self.must(settled(state), "a run ends when everything is settled", what);
         let undoes = status == RunStatus::Failed && state.stopping.as_ref().is_some_and(|stopping| stopping.undo);
         let left = state.steps.iter().any(|(id, known)| undo_left(state, known, id));
         self.must(!undoes || !left, "undo goes through every step that was begun", what);
         let good = state.steps.values().all(|known| known.status.satisfies());
         self.must(status != RunStatus::Succeeded || good, "success is the success of every step", what);
         self.must(status.is_final(), "an end is final", what);
-        let _ = id;
     }
 
     /// What the record has made of the state.
