@@ -160,6 +160,14 @@ fn tell(stage: &Arc<Stage>, run: &RunId, command: Command) {
     life.spawn(async move {
         stage.sim.note(who, || format!("says {command:?} to {run} at {}", by.name));
         let (journal, clock) = (stage.journal(&by), by.clock());
+        // First a look whether it makes sense at all; by the time that it arrives it may not.
+        let events = journal.load(&run, 0).await.unwrap_or_default();
+        let Some(state) = RunState::of(events.iter().map(|one| &one.event)) else { return };
+        if let Err(why) = inbox::bodies(&state, who, &command, clock.now()) {
+            stage.sim.note(who, || format!("is refused: {why}"));
+            stage.refused.lock().unwrap().insert(run);
+            return;
+        }
         match journal.claim(&run, &by.name).await {
             Ok(claim) => {
                 let events = journal.load(&run, 0).await.unwrap_or_default();
