@@ -174,9 +174,10 @@ pub trait Action: Send + Sync + 'static {
         !matches!(Self::spec().effect, Effect::Read | Effect::OneShot)
     }
     /// How long after its sender was last heard of a request may still take effect. An attempt without an
-    /// outcome that is not to be seen is made again only after that. What may be sent twice need not wait.
+    /// outcome that is not to be seen counts as failed, and is made again, only after that; one that may be sent
+    /// twice is sent again at once, and waited for only where nothing is sent any more.
     fn lands_within(with: &Node) -> Duration {
-        if Self::effect(with) == Effect::Observable { IN_FLIGHT } else { Duration::ZERO }
+        if matches!(Self::effect(with), Effect::Observable | Effect::Repeatable) { IN_FLIGHT } else { Duration::ZERO }
     }
     /// What it depends on, and where, as far as the input says. `with` may still hold expressions
     /// over other steps' outputs.

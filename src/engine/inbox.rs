@@ -47,7 +47,7 @@ pub fn bodies(state: &RunState, run: &RunId, by: &str, command: &Command, now: j
             if state.plan.step(step).is_some_and(|step| matches!(step.kind, StepKind::Approval(_))) {
                 return Err(format!("step `{step}` is an approval: it is approved, rejected or overridden, not skipped"));
             }
-            let open = known.status.is_failure() || matches!(known.phase, Phase::New | Phase::Asked | Phase::Prepared);
+            let open = known.status.is_failure() || matches!(known.phase, Phase::New | Phase::Asked | Phase::Prepared) && !known.doubt;
             if !open || known.status == StepStatus::Skipped {
                 return Err(format!("step `{step}` is {}; it cannot be skipped now", known.status.word()));
             }

@@ -9,12 +9,15 @@
 mod crash_tests;
 pub mod facts;
 pub mod inbox;
+#[cfg(test)]
+pub(crate) mod sim;
 pub mod work;
 
 use crate::journal::{Claim, Draft, Journal, JournalError, Stored};
 use crate::model::{event::*, ids::*, plan::*, status::*};
 use crate::plan::{
     decide::{AfterFailure, Decision, after_failure, decide},
+    planted::{Defect, planted},
     state::{Phase, RunState, fold},
 };
 use crate::providers::{clock::Clock, port::WorldWrite};
@@ -175,8 +178,13 @@ impl Owner {
                         return Ok(());
                     }
                     other => {
+                        // A step that fails may stop the run: what else was to be begun is asked for anew.
+                        let ends = matches!(other, Decision::End { .. });
                         self.carry_out(other).await?;
                         moved = true;
+                        if ends {
+                            break;
+                        }
                     }
                 }
             }
@@ -202,7 +210,9 @@ impl Owner {
         let until = wake.map(|at| self.engine.clock.now().duration_until(at));
         let until = until.and_then(|left| Duration::try_from(left).ok()).unwrap_or(INBOX).min(INBOX);
         let clock = self.engine.clock.clone();
+        // In this order, so that a simulated run can be replayed.
         tokio::select! {
+            biased;
             Some(done) = self.tasks.join_next_with_id(), if !self.in_flight.is_empty() => self.settle(done).await,
             () = clock.sleep(until) => Ok(()),
         }
@@ -251,6 +261,10 @@ impl Owner {
             Decision::Apply { step, attempt } => {
                 let key = work::key(&self.claim.run, &step);
                 let applying = Body::Applying { step: step.clone(), attempt, epoch: self.claim.epoch, key };
+                if planted(Defect::EffectBeforeIntent) {
+                    self.begin(step, Work::Apply { attempt });
+                    return self.append(vec![applying]).await;
+                }
                 let unasked =
                     self.state.plan.scope == Scope::Drill && self.state.plan.step(&step).is_some_and(|step| step.approve.is_some());
                 let skipped = Body::ApprovalSkipped { step: step.clone(), reason: UNASKED.to_owned() };

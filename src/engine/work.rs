@@ -137,8 +137,12 @@ pub fn task(doing: &Doing<'_>, step: &StepId, work: Work, told: Told) -> Option<
             Some(if reads { Box::pin(unless_told(told.reading, applied)) } else { Box::pin(applied) })
         }
         Work::Observe { accepted } => {
-            // What was sent and not answered may still be on its way: "absent" is believed only when it cannot land any more.
-            let lands = if accepted { Duration::ZERO } else { action.lands_within(&planned.with) };
+            // What was sent and not answered may still be on its way: "absent" is believed only when it cannot land any
+            // more. What is about to be sent again, because twice is once, need not wait for that.
+            let repeatable = matches!(&planned.kind, StepKind::Action { effect: Effect::Repeatable, .. });
+            let halted = state.paused.is_some() || state.aborting.is_some() || state.stopping.is_some();
+            let again = repeatable && !halted && known.phase == Phase::Applying;
+            let lands = if accepted || again { Duration::ZERO } else { action.lands_within(&planned.with) };
             let look = Look { limit: limit.max(lands), accepted, lands };
             Some(Box::pin(async move { observe(action, read, intent, clock, look, told.waiting).await }))
         }
@@ -252,6 +256,7 @@ async fn observe(
         let poll = match &seen {
             Seen::Pending { poll_after_ms, .. } => *poll_after_ms,
             Seen::Absent if accepted || clock.monotonic().saturating_sub(begun) < lands => 100,
+            Seen::CannotTell { .. } if clock.monotonic().saturating_sub(begun) < lands => 100,
             // Right after a crash what is to be looked at may be down as well: look again, up to the limit.
             Seen::CannotTell { .. } if accepted => 500,
             _ => return Report::Observed { seen, timed_out: false },
@@ -260,8 +265,9 @@ async fn observe(
             return Report::Observed { seen, timed_out: true };
         }
         tokio::select! {
-            () = clock.sleep(Duration::from_millis(poll).min(patience)) => {}
+            biased;
             () = truth(&mut waiting) => return Report::StoppedWaiting,
+            () = clock.sleep(Duration::from_millis(poll).min(patience)) => {}
         }
         patience = patience.saturating_mul(2);
     }
@@ -278,6 +284,7 @@ async fn truth(waiting: &mut watch::Receiver<bool>) {
 /// Work that changes nothing, dropped when nothing is waited for any more.
 pub(super) async fn unless_told(mut reading: watch::Receiver<bool>, work: impl Future<Output = Report>) -> Report {
     tokio::select! {
+        biased;
         report = work => report,
         () = truth(&mut reading) => Report::StoppedWaiting,
     }
@@ -349,6 +356,10 @@ fn not_applied(
         // A read that was not answered has changed nothing.
         ApplyError::Unknown(failure) if read => (failure, Retry { allowed: true, timed_out, hint_ms: None }),
         ApplyError::Unknown(failure) => return vec![Body::ApplyUnknown { step, attempt, failure }],
+        // What was said of this attempt says nothing of the one before it.
+        ApplyError::Definite(failure) | ApplyError::Retry { failure, .. } if cx.known.doubt => {
+            return vec![Body::ApplyUnknown { step, attempt, failure }];
+        }
         ApplyError::Retry { after, failure } => {
             (failure, Retry { allowed: true, timed_out: false, hint_ms: u64::try_from(after.as_millis()).ok() })
         }

@@ -4,7 +4,7 @@
 //! After a crash nothing is in flight, and that is the only difference: an attempt that is open in the
 //! journal and not in flight here is observed, never repeated.
 
-use super::state::*;
+use super::{planted::*, state::*};
 use crate::model::{effect::*, ids::*, plan::*, runbook::*, status::*};
 use std::collections::BTreeSet;
 
@@ -103,14 +103,16 @@ fn for_step(state: &RunState, step: &PlanStep, known: &StepState, now: jiff::Tim
     match &known.phase {
         Phase::New if halted || !needs_met(state, step) => None,
         Phase::New => match known.retry_at {
-            Some(at) if at > now => Some(Decision::WakeAt(at)),
+            // Who waits by a clock that was set back would wait for ever.
+            Some(at) if at > now && known.retry_from.is_none_or(|from| from <= now) => Some(Decision::WakeAt(at)),
             _ => Some(match &step.kind {
                 StepKind::Approval(_) if state.plan.scope == Scope::Drill => Decision::SkipApproval(id()),
                 StepKind::Approval(_) => Decision::Ask(id()),
                 StepKind::Action { .. } => Decision::Prepare(id()),
             }),
         },
-        Phase::Prepared if halted => None,
+        // Nothing is sent any more: what was sent before and may still land is waited for after all.
+        Phase::Prepared if halted => (known.doubt && !state.interrupted()).then(|| Decision::Observe(id())),
         Phase::Prepared => match known.asked.as_ref().filter(|asked| Some(&asked.over) == known.hash.as_ref()) {
             _ if !gated(state, step, known) => Some(apply(step, known)),
             Some(_) => asked(state, step, known, now),
@@ -119,6 +121,8 @@ fn for_step(state: &RunState, step: &PlanStep, known: &StepState, now: jiff::Tim
         Phase::Asked => asked(state, step, known, now),
         // Reads are run again freely; everything else is looked at first.
         Phase::Applying | Phase::Unknown(_) | Phase::Applied if is_read(step) => (!halted).then(|| apply(step, known)),
+        Phase::Applying if planted(Defect::NoObservationAfterACrash) => Some(apply(step, known)),
+        Phase::Unknown(_) if planted(Defect::UnknownRetried) => Some(apply(step, known)),
         // An operator's pause stops waiting, too: what was applied can be looked at when the run goes on.
         Phase::Applying | Phase::Unknown(_) | Phase::Applied => (!state.interrupted()).then(|| Decision::Observe(id())),
         Phase::Held | Phase::Ended => None,
@@ -270,7 +274,8 @@ fn next_undo(state: &RunState) -> Option<Decision> {
     let begun = state.plan.steps.iter().filter_map(|step| {
         let known = state.steps.get(&step.id)?;
         let open = matches!(known.undo, UndoState::Not | UndoState::Undoing) && !is_read(step);
-        Some((known.first_applying?, step)).filter(|_| open)
+        let left = planted(Defect::UndoOnlyOfWhatSucceeded) && known.status != StepStatus::Succeeded;
+        Some((known.first_applying?, step)).filter(|_| open && !left)
     });
     let (_, step) = begun.max_by_key(|(seq, _)| *seq)?;
     Some(match step.undo {

@@ -4,7 +4,7 @@
 //! certainly not been applied, so a new owner prepares it afresh; `Applying` without an outcome may
 //! have been, so it is observed before anything else.
 
-use super::approval;
+use super::{approval, planted::*};
 use crate::model::{effect::*, event::*, ids::*, plan::*, runbook::OnFailure, status::*};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -90,6 +90,10 @@ pub struct StepState {
     pub phase: Phase,
     /// Attempts that were begun, refusals included.
     pub attempts: u32,
+    /// The other side took the last attempt, and nothing has shown since that it came to nothing.
+    pub accepted: bool,
+    /// An earlier attempt was not seen, and not waited for either, since it may be sent twice: it may still land.
+    pub doubt: bool,
     /// The event that first began to apply it: what undo goes back by.
     pub first_applying: Option<u64>,
     pub intent: Option<serde_json::Value>,
@@ -100,6 +104,8 @@ pub struct StepState {
     pub failure: Option<Failure>,
     pub question: Option<String>,
     pub retry_at: Option<jiff::Timestamp>,
+    /// When that was decided: before it no clock that has not been set back can stand.
+    pub retry_from: Option<jiff::Timestamp>,
     pub approvals: BTreeSet<String>,
     pub rejected: Option<String>,
     pub expires_at: Option<jiff::Timestamp>,
@@ -123,6 +129,8 @@ impl Default for StepState {
             status: StepStatus::Pending,
             phase: Phase::New,
             attempts: 0,
+            accepted: false,
+            doubt: false,
             first_applying: None,
             intent: None,
             hash: None,
@@ -132,6 +140,7 @@ impl Default for StepState {
             failure: None,
             question: None,
             retry_at: None,
+            retry_from: None,
             approvals: BTreeSet::new(),
             rejected: None,
             expires_at: None,
@@ -158,6 +167,7 @@ impl StepState {
         self.ended_at = Some(at);
         self.status = status;
         self.phase = Phase::Ended;
+        self.doubt = false;
         self.retry_at = None;
         self.question = None;
     }
@@ -238,13 +248,21 @@ pub fn fold(state: &mut RunState, event: &Event) {
     if let Some(id) = step_of(&event.body) {
         let planned = state.plan.step(id);
         let policy = planned.map(|step| step.on_failure);
-        let repeatable = planned.is_some_and(|step| matches!(step.kind, StepKind::Action { effect: Effect::Repeatable, .. }));
+        let effect = planned.and_then(|step| match step.kind {
+            StepKind::Action { effect, .. } => Some(effect),
+            StepKind::Approval(_) => None,
+        });
         if let Some(step) = state.steps.get_mut(id) {
             // Not seen, but the same intent twice is once: what was prepared still stands.
             let unseen = matches!(event.body, Body::Observed { seen: Seen::CannotTell { .. }, .. });
-            if unseen && repeatable && step.phase != Phase::Applied {
+            if matches!(event.body, Body::Observed { seen: Seen::Absent | Seen::CannotTell { .. }, .. }) {
+                step.doubt = effect == Some(Effect::Repeatable) && step.phase == Phase::Applying;
+            }
+            if unseen && effect == Some(Effect::Repeatable) && step.phase != Phase::Applied {
                 step.phase = Phase::Prepared;
             }
+            // It was accepted and took too long: trying again is looking again, since it cannot be sent twice.
+            let waits = effect == Some(Effect::Observable) && step.accepted && matches!(event.body, Body::RetryRequested { .. });
             fold_step(step, event);
             if matches!(event.body, Body::StepEnded { .. } | Body::ApprovalAsked { .. } | Body::Indeterminate { .. }) {
                 step.mark = event.seq;
@@ -253,6 +271,11 @@ pub fn fold(state: &mut RunState, event: &Event) {
                 // The guard of this step gave way; the step itself is still to be done.
                 step.withdraw();
                 step.again();
+            }
+            if waits {
+                step.accepted = true;
+                step.status = StepStatus::Running;
+                step.phase = Phase::Applied;
             }
             if matches!(event.body, Body::StepEnded { .. }) && step.status.is_failure() {
                 hold_or_stop(state, id.clone(), policy);
@@ -270,11 +293,16 @@ pub fn fold(state: &mut RunState, event: &Event) {
                 let Some(step) = state.steps.get_mut(&planned.id) else { continue };
                 // What waits for its approval is prepared afresh as well: the approval stands if it comes to the same.
                 let asks = step.phase == Phase::Asked && planned.approve.is_some();
-                if step.phase == Phase::Prepared || asks {
+                if step.phase == Phase::Prepared && step.doubt {
+                    step.phase = Phase::Applying;
+                } else if step.phase == Phase::Prepared || asks {
                     step.again();
                 }
                 if step.phase != Phase::Ended {
                     step.confirmed = false;
+                }
+                if planted(Defect::UndoTwice) && step.undo == UndoState::Undone {
+                    step.undo = UndoState::Not;
                 }
             }
         }
@@ -377,10 +405,13 @@ fn fold_step(step: &mut StepState, event: &Event) {
             step.first_applying.get_or_insert(event.seq);
             step.attempts = *attempt;
             step.retry_at = None;
+            step.accepted = false;
             step.phase = Phase::Applying;
         }
         Body::Applied { output, .. } => {
             step.output = Some(output.clone());
+            step.accepted = true;
+            step.doubt = false;
             step.phase = Phase::Applied;
         }
         _ => fold_outcome(step, event),
@@ -399,7 +430,9 @@ fn fold_guard(step: &mut StepState, event: &Event) {
             step.status = StepStatus::WaitingApproval;
             step.hash = Some(over.clone());
             step.expires_at = Some(*expires_at);
-            step.approvals.clear();
+            if !planted(Defect::ApprovalReplayed) {
+                step.approvals.clear();
+            }
             step.rejected = None;
         }
         // One that came too late counts for nothing, whenever the run is gone on with.
@@ -446,8 +479,9 @@ fn fold_outcome(step: &mut StepState, event: &Event) {
             let clean = warnings.is_empty() && step.overridden.is_none();
             step.end(at, if clean { StepStatus::Succeeded } else { StepStatus::SucceededWithWarning });
         }
-        Body::RetryAt { at, .. } => {
-            step.retry_at = Some(*at);
+        Body::RetryAt { at: due, .. } => {
+            step.retry_at = Some(*due);
+            step.retry_from = Some(at);
             step.phase = Phase::New;
             step.status = StepStatus::Ready;
         }
@@ -469,10 +503,12 @@ fn fold_outcome(step: &mut StepState, event: &Event) {
         }
         Body::Resolved { done: false, by, reason, .. } => {
             step.resolved = Some(format!("not done, says {by}: {reason}"));
+            step.accepted = false;
             step.attempts = 0;
             step.again();
         }
         Body::RetryRequested { .. } => {
+            step.accepted = false;
             step.withdraw();
             step.attempts = 0;
             step.again();
