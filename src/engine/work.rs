@@ -4,7 +4,7 @@
 use super::{Engine, Retry, failed};
 use crate::actions::contract::*;
 use crate::journal::{Claim, chain::sha256_hex};
-use crate::model::{effect::*, event::*, ids::*, node::Node, plan::*};
+use crate::model::{effect::*, estate::Estate, event::*, ids::*, node::Node, plan::*};
 use crate::plan::state::{Phase, RunState, StepState};
 use crate::providers::clock::Clock;
 use crate::runbook::expr;
@@ -44,8 +44,10 @@ pub enum Work {
     Undo,
 }
 
-/// What the loop tells its tasks: to wait for nothing any more, to read no further.
-pub struct Told {
+/// What the loop lends its tasks, and tells them: to wait for nothing any more, to read no further.
+pub struct Lent {
+    pub owned: Arc<AtomicBool>,
+    pub estate: Arc<Estate>,
     pub waiting: watch::Receiver<bool>,
     pub reading: watch::Receiver<bool>,
 }
@@ -92,15 +94,7 @@ pub fn plan_digest(plan: &Plan) -> String {
 type Task = Pin<Box<dyn Future<Output = Report> + Send>>;
 
 /// The task for one piece of work; `None` when the step is not an action, or was never prepared.
-pub fn task(
-    engine: &Engine,
-    state: &RunState,
-    claim: &Claim,
-    step: &StepId,
-    work: Work,
-    owned: &Arc<AtomicBool>,
-    told: Told,
-) -> Option<Task> {
+pub fn task(engine: &Engine, state: &RunState, claim: &Claim, step: &StepId, work: Work, lent: Lent) -> Option<Task> {
     let planned = state.plan.step(step)?;
     let known = state.step(step)?;
     let StepKind::Action { name, .. } = &planned.kind else { return None };
@@ -110,7 +104,7 @@ pub fn task(
     };
     let read = ReadCx {
         world: engine.world.clone(),
-        estate: Arc::new(state.plan.estate.clone()),
+        estate: lent.estate,
         run: claim.run.clone(),
         step: step.clone(),
         scope: state.plan.scope,
@@ -118,20 +112,22 @@ pub fn task(
         deadline: planned.timeout.duration(),
         scratch: engine.scratch.join(claim.run.as_str()),
     };
-    let (owned, hold, time) = (owned.clone(), claim.hold.clone(), engine.clock.clone());
-    let permit = move || owned.load(Ordering::SeqCst) && hold.permits(time.monotonic());
-    let write = WriteCx::new(read.clone(), engine.world.clone(), Arc::new(permit));
+    let write = |read: ReadCx| {
+        let (owned, hold, time) = (lent.owned, claim.hold.clone(), engine.clock.clone());
+        let permit = move || owned.load(Ordering::SeqCst) && hold.permits(time.monotonic());
+        WriteCx::new(read, engine.world.clone(), Arc::new(permit))
+    };
     let limit = planned.timeout.duration();
     let clock = engine.clock.clone();
-    let intent = known.intent.clone().unwrap_or(Value::Null);
-    let output = known.output.clone();
+    let intent = || known.intent.clone().unwrap_or(Value::Null);
     match work {
         Work::Prepare => {
             let rendered = render(state, claim, planned);
-            Some(Box::pin(unless_told(told.reading, async move { prepare(action, read, rendered, limit).await })))
+            Some(Box::pin(unless_told(lent.reading, async move { prepare(action, read, rendered, limit).await })))
         }
         Work::Apply { attempt } => {
             let observes = action.observes(&planned.with);
+            let (write, intent) = (write(read), intent());
             let reads = matches!(&planned.kind, StepKind::Action { effect: Effect::Read, .. });
             let applied = async move {
                 match tokio::time::timeout(limit + OVERTIME, action.apply(&write, &intent)).await {
@@ -140,18 +136,22 @@ pub fn task(
                 }
             };
             // A read may be dropped at any point; what changes something is always seen to its end.
-            Some(if reads { Box::pin(unless_told(told.reading, applied)) } else { Box::pin(applied) })
+            Some(if reads { Box::pin(unless_told(lent.reading, applied)) } else { Box::pin(applied) })
         }
         Work::Observe { accepted } => {
             // What was sent and not answered may still be on its way: "absent" is believed only when it cannot land any more.
             let lands = if accepted { Duration::ZERO } else { action.lands_within(&planned.with) };
+            let intent = intent();
             let look = Look { limit: limit.max(lands), accepted, lands };
-            Some(Box::pin(async move { observe(action, read, intent, clock, look, told.waiting).await }))
+            Some(Box::pin(async move { observe(action, read, intent, clock, look, lent.waiting).await }))
         }
-        Work::Undo => Some(Box::pin(async move {
-            let undone = tokio::time::timeout(limit + OVERTIME, action.undo(&write, &intent, output)).await;
-            Report::Undone(undone.unwrap_or_else(|_| Err(ApplyError::Unknown(late(limit)))))
-        })),
+        Work::Undo => {
+            let (write, intent, output) = (write(read), intent(), known.output.clone());
+            Some(Box::pin(async move {
+                let undone = tokio::time::timeout(limit + OVERTIME, action.undo(&write, &intent, output)).await;
+                Report::Undone(undone.unwrap_or_else(|_| Err(ApplyError::Unknown(late(limit)))))
+            }))
+        }
     }
 }
 
@@ -164,6 +164,9 @@ fn late(limit: Duration) -> Failure {
 
 /// What `when` and `with` come to with what is known now; `None` when the step is not to run.
 fn render(state: &RunState, claim: &Claim, planned: &PlanStep) -> Result<Option<Node>, String> {
+    if planned.when.is_none() && expr::is_plain(&planned.with) {
+        return Ok(Some(planned.with.clone()));
+    }
     let context = context(state, &claim.run);
     if let Some(when) = &planned.when
         && !expr::truth(when, &context).map_err(|e| e.to_string())?
@@ -236,7 +239,7 @@ async fn observe(
 }
 
 /// Until the loop says that nothing is waited for any more.
-async fn truth(waiting: &mut watch::Receiver<bool>) {
+pub async fn truth(waiting: &mut watch::Receiver<bool>) {
     // The sender lives as long as the loop that waits for this task.
     if waiting.wait_for(|stop| *stop).await.is_err() {
         std::future::pending::<()>().await;

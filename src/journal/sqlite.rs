@@ -12,6 +12,8 @@
 
 mod bells;
 mod hold;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use super::{chain::*, *};
@@ -222,7 +224,7 @@ impl Journal for SqliteJournal {
         let sealed = seal(&claim.run, claim.epoch, after, &prev, drafts)?;
         let run = claim.run.clone();
         let asked = |answer| Job::Append(Append { run, chain, epoch: claim.epoch, after, prev, sealed, answer });
-        let stored = self.ask(asked).await?;
+        let stored: Vec<_> = self.ask(asked).await?.into_iter().map(|one| one.stored).collect();
         if let (Some(held), Some(last)) = (held, stored.last()) {
             *held.end.lock().unwrap_or_else(PoisonError::into_inner) = (last.event.seq, last.hash.clone());
             if stored.iter().any(|one| project(&one.event.body).is_some_and(|(_, end)| end)) {

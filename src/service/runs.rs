@@ -1,8 +1,8 @@
 //! Runs: beginning one, going on with one, and what operators do to one.
 
 use super::{Muster, ServiceError, notices, view};
-use crate::engine::{Engine, Outcome, inbox};
-use crate::journal::{Claim, Command, Draft, Journal, JournalError};
+use crate::engine::{Engine, EngineError, Outcome, inbox};
+use crate::journal::{ChainKind, Command, Draft, Journal, JournalError};
 use crate::model::{effect::Place, estate::Estate, event::Body, ids::*, plan::*};
 use crate::plan::state::RunState;
 use crate::providers::world::World;
@@ -61,22 +61,30 @@ impl Muster {
             )));
         }
         let engine = self.engine(&plan.estate).await?;
-        let (claim, _) = engine.create(plan, None).await?;
-        self.carry_on(&engine, claim, false).await
+        let (claim, first) = engine.create(plan, None).await?;
+        let run = claim.run.clone();
+        let outcome = engine.start(claim, first).await?;
+        self.left(&engine, run, outcome).await
     }
 
     /// Goes on with a run that this process does not own yet.
     pub async fn resume_run(&self, run: &RunId) -> Result<Ran, ServiceError> {
         let journal = self.existing_journal().await?;
-        let state = state_of(&*journal, run).await?;
-        let engine = self.engine(&state.plan.estate).await?;
-        let claim = engine.journal.claim(run, &engine.actor).await?;
-        self.carry_on(&engine, claim, true).await
+        if journal.row(run).await?.kind == ChainKind::Drill {
+            state_of(&*journal, run).await?;
+        }
+        let claim = journal.claim(run, &self.actor()).await?;
+        let events = journal.load(run, 0).await?;
+        let Some(Body::RunCreated { plan, .. }) = events.first().map(|stored| &stored.event.body) else {
+            return Err(EngineError::NotARun(run.clone()).into());
+        };
+        let engine = self.engine(&plan.estate).await?;
+        let run = claim.run.clone();
+        let outcome = engine.carry_on_from(claim, &events, true).await?;
+        self.left(&engine, run, outcome).await
     }
 
-    async fn carry_on(&self, engine: &Engine, claim: Claim, resume: bool) -> Result<Ran, ServiceError> {
-        let run = claim.run.clone();
-        let Outcome { state, .. } = engine.carry_on(claim, resume).await?;
+    async fn left(&self, engine: &Engine, run: RunId, Outcome { state, .. }: Outcome) -> Result<Ran, ServiceError> {
         notices::run_left(engine, &run, &state).await;
         let evidence = view::evidence(&*engine.journal, std::slice::from_ref(&run)).await?;
         Ok(Ran { run, state, evidence })

@@ -62,7 +62,8 @@ pub struct Append {
     /// The hash of event `after` that `sealed` was sealed with.
     pub prev: String,
     pub sealed: Vec<Sealed>,
-    pub answer: Answer<Vec<Stored>>,
+    /// All of it goes back, so that it is the asker that tidies it up.
+    pub answer: Answer<Vec<Sealed>>,
 }
 
 /// A chain that was taken.
@@ -209,7 +210,7 @@ fn answer(batch: Vec<Job>, done: Vec<Result<(), JournalError>>) {
                 let _ = answer.send(done.and_then(|()| stored).map(|stored| (number, stored)));
             }
             Job::Append(Append { sealed, answer, .. }) => {
-                let _ = answer.send(done.map(|()| sealed.into_iter().map(|one| one.stored).collect()));
+                let _ = answer.send(done.map(|()| sealed));
             }
             Job::Take { run, answer, taken, .. } => {
                 let _ = answer.send(done.and_then(|()| taken.ok_or(JournalError::NoSuchRun(run))));
@@ -399,10 +400,7 @@ impl Work<'_> {
     fn insert(&self, chain: i64, sealed: &[Sealed]) -> rusqlite::Result<()> {
         let mut insert = self.sql("INSERT INTO events (chain, seq, kind, hash, record) VALUES (?1, ?2, ?3, ?4, ?5)")?;
         for one in sealed {
-            let mut hash = [0; 32];
-            // What `seal` made is 64 hexadecimal digits.
-            hex::decode_to_slice(&one.stored.hash, &mut hash).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
-            insert.execute(params![chain, signed(one.stored.event.seq), one.kind, hash, one.record])?;
+            insert.execute(params![chain, signed(one.stored.event.seq), one.kind, one.digest, one.record])?;
         }
         Ok(())
     }
