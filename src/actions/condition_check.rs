@@ -40,7 +40,7 @@ impl Action for Check {
             danger: Danger::None,
             undo: UndoPolicy::None,
             timeout: Span::from_secs(10),
-            example: "id: enough\nuses: condition.check\nwith: { that: \"{{ inputs.to != inputs.from }}\", otherwise: both regions are the same }\n",
+            example: "id: enough\nuses: condition.check\nwith: { that: \"{{ steps.fence.proof.epoch > 1 }}\", otherwise: no lease was ever granted }\n",
         }
     }
     fn reach(_with: &Node, _estate: &Estate) -> Vec<Reach> {

@@ -8,7 +8,7 @@ use crate::engine::Engine;
 use crate::model::{estate::Estate, plan::Plan, status::RunStatus};
 use crate::runbook::load;
 use serde::Serialize;
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 use tokio::task::JoinSet;
 
 /// What to do, and for how long.
@@ -79,17 +79,24 @@ impl Muster {
         let apart = Self { state: folder.clone(), opened: Arc::default(), ..self.clone() };
         let loaded = apart.noop(load).await;
         drop(apart);
-        let removed = remove(folder.clone());
+        let removed = self.remove(&folder).await;
         // The state directory is left as it was found, which may be not at all.
         let _ = std::fs::remove_dir(&self.state);
         let loaded = loaded?;
         removed.map_err(|e| ServiceError::Usage(format!("{} could not be removed: {e}", folder.display())))?;
         Ok(loaded)
     }
-}
 
-fn remove(folder: PathBuf) -> std::io::Result<()> {
-    std::fs::remove_dir_all(folder)
+    /// The store closes its files after the last one who used it is gone, and may tidy them up meanwhile.
+    async fn remove(&self, folder: &Path) -> std::io::Result<()> {
+        for _ in 0..20 {
+            if std::fs::remove_dir_all(folder).is_ok() {
+                return Ok(());
+            }
+            self.clock.sleep(Duration::from_millis(50)).await;
+        }
+        std::fs::remove_dir_all(folder)
+    }
 }
 
 async fn lane(engine: Engine, plan: Arc<Plan>, until: Duration) -> Result<Vec<Duration>, ServiceError> {
@@ -112,4 +119,41 @@ async fn one(engine: &Engine, plan: &Plan) -> Result<(), ServiceError> {
         return Ok(());
     }
     Err(ServiceError::Usage(format!("run {run} is {}: {}", outcome.state.status.word(), outcome.state.reason.unwrap_or_default())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many commits the write-ahead log holds: frames that say how large the database is after them.
+    fn commits(state: &std::path::Path) -> usize {
+        let log = std::fs::read(state.join("journal.db-wal")).unwrap();
+        let frames = log.get(32..).unwrap_or_default().chunks_exact(24 + 4_096);
+        frames.filter(|frame| frame[4..8] != [0; 4]).count()
+    }
+
+    #[tokio::test]
+    async fn a_step_costs_one_commit_and_everything_is_on_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let muster = Muster::new(dir.path().join("state"), dir.path().join("muster.yaml"));
+        let journal = muster.journal().await.unwrap();
+        let before = commits(&muster.state);
+        // No time at all: only the run that comes before the measurement.
+        let load = Load { steps: 10, concurrency: 3, length: Duration::ZERO };
+        assert_eq!(muster.noop(&load).await.unwrap().workflows, 0);
+        // Its creation, each step's intent with the outcome of the one before, its end.
+        assert_eq!(commits(&muster.state) - before, 12);
+        let found = crate::journal::chain::verify(&journal.dump(None).await.unwrap());
+        assert_eq!((found.problems, found.chains, found.events), (Vec::new(), 1, 43));
+    }
+
+    #[tokio::test]
+    async fn a_journal_apart_is_removed_and_many_at_once_all_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let muster = Muster::new(dir.path().join("state"), dir.path().join("muster.yaml"));
+        let load = Load { steps: 3, concurrency: 20, length: Duration::from_millis(300) };
+        let loaded = muster.noop_apart(&load).await.unwrap();
+        assert!(loaded.workflows >= 20 && loaded.p50_ms > 0.0 && loaded.p99_ms >= loaded.p50_ms, "{loaded:?}");
+        assert!(!muster.state.exists(), "nothing is left behind");
+    }
 }
