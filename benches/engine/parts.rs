@@ -101,7 +101,10 @@ async fn lane(engine: Engine, plan: Arc<Plan>, until: Instant) -> Vec<Duration> 
 
 /// Runs of ten steps, each durable before the next one begins, beside the store's own commits.
 pub fn steps(store: &Store, dir: &Path) {
-    println!("\n{}: runs of {STEPS} steps; {COMMITS} commits each; limit: as many commits and records, with nothing of Muster's", store.name);
+    println!(
+        "\n{}: runs of {STEPS} steps; {COMMITS} commits each; limit: as many commits and records, with nothing of Muster's",
+        store.name
+    );
     for concurrency in [1_u32, 16, 128] {
         let place = dir.join(format!("{}-{concurrency}", store.name));
         std::fs::create_dir_all(&place).expect("a directory");
@@ -435,7 +438,8 @@ pub fn list(dir: &Path) {
         let mut chains = tx
             .prepare("INSERT INTO chains (id, kind, name, status, started_at, finished_at, epoch, owner, seq, head) VALUES (?1, 'run', 'noop', 'succeeded', ?2, ?2, 1, 'bench', 1, ?3)")
             .expect("prepares");
-        let mut events = tx.prepare("INSERT INTO events (chain, seq, kind, hash, record) VALUES (?1, 1, 'run_created', ?2, ?3)").expect("prepares");
+        let mut events =
+            tx.prepare("INSERT INTO events (chain, seq, kind, hash, record) VALUES (?1, 1, 'run_created', ?2, ?3)").expect("prepares");
         let (head, record) = ("00".repeat(32), vec![b'x'; 200]);
         for n in 0..RUNS {
             let at = jiff::Timestamp::from_second(1_700_000_000 + n).expect("an instant").to_string();

@@ -59,7 +59,9 @@ pub fn seal(run: &RunId, epoch: u64, after: u64, prev: &str, drafts: Vec<Draft>)
     for (n, draft) in (after + 1..).zip(drafts) {
         let event = Event { run: run.clone(), seq: n, at: draft.at, actor: draft.actor, epoch, body: draft.body, prev };
         let corrupt = |why: String| JournalError::Corrupt { run: run.clone(), seq: n, why };
-        let record = serde_json::to_vec(&event).map_err(|e| corrupt(e.to_string()))?;
+        // Most records are shorter than this.
+        let mut record = Vec::with_capacity(768);
+        serde_json::to_writer(&mut record, &event).map_err(|e| corrupt(e.to_string()))?;
         let kind = kind_of(&record).unwrap_or_default().to_owned();
         let digest = Sha256::digest(&record).into();
         let hash = hexadecimal(&digest);

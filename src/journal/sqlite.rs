@@ -206,7 +206,7 @@ impl Journal for SqliteJournal {
     }
 
     async fn release(&self, claim: Claim) {
-        let Some(held) = claim._guard.downcast_ref::<Held>() else { return };
+        let Some(held) = claim.kept::<Held>() else { return };
         if !held.done.swap(true, std::sync::atomic::Ordering::SeqCst) {
             let (chain, epoch) = (held.chain, held.epoch);
             // If the store cannot take it down now, the writer does with its next commit.
@@ -215,7 +215,7 @@ impl Journal for SqliteJournal {
     }
 
     async fn append(&self, claim: &Claim, after: u64, drafts: Vec<Draft>) -> Result<Vec<Stored>, JournalError> {
-        let held = claim._guard.downcast_ref::<Held>().filter(|held| held.epoch == claim.epoch);
+        let held = claim.kept::<Held>().filter(|held| held.epoch == claim.epoch);
         let end = held.map(|held| held.end.lock().unwrap_or_else(PoisonError::into_inner).clone());
         let known = end.filter(|(seq, _)| *seq == after).map(|(_, hash)| hash);
         let chain = held.map(|held| held.chain).filter(|_| known.is_some());

@@ -101,7 +101,15 @@ impl Muster {
     pub fn new(state: PathBuf, estate_file: PathBuf) -> Self {
         // A receiver whose sender is gone keeps its last value: never interrupted.
         let interrupt = watch::channel(false).1;
-        Self { state, estate_file, clock: Arc::new(SystemClock::new()), listener: Arc::new(|_| {}), interrupt, faults: None, opened: Arc::default() }
+        Self {
+            state,
+            estate_file,
+            clock: Arc::new(SystemClock::new()),
+            listener: Arc::new(|_| {}),
+            interrupt,
+            faults: None,
+            opened: Arc::default(),
+        }
     }
 
     pub async fn journal(&self) -> Result<Arc<dyn Journal>, ServiceError> {

@@ -94,7 +94,7 @@ async fn a_chain_is_free_as_soon_as_its_owner_is_gone() {
     let owned = two.claim(&run, "two").await.unwrap_err();
     assert!(matches!(&owned, JournalError::Owned { owner, .. } if owner == "one"), "{owned}");
     // Nothing is said, as when a process is killed: its lock is gone with it.
-    let held = claim._guard.downcast_ref::<Held>().unwrap();
+    let held = claim.kept::<Held>().unwrap();
     held.done.store(true, std::sync::atomic::Ordering::SeqCst);
     drop((claim, one));
     let claim = two.claim(&run, "two").await.unwrap();

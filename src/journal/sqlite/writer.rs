@@ -207,7 +207,7 @@ fn answer(batch: Vec<Job>, done: Vec<Result<(), JournalError>>) {
         match job {
             Job::Create { chain, first, answer, number, .. } => {
                 let stored = first.into_iter().next().map(|one| one.stored).ok_or(JournalError::NoSuchRun(chain.id));
-                let _ = answer.send(done.and_then(|()| stored).map(|stored| (number, stored)));
+                let _ = answer.send(done.and(stored).map(|stored| (number, stored)));
             }
             Job::Append(Append { sealed, answer, .. }) => {
                 let _ = answer.send(done.map(|()| sealed));
@@ -320,10 +320,7 @@ impl Work<'_> {
         });
         append.sealed = seal(&append.run, append.epoch, append.after, &head, drafts.collect()).map_err(Refused::Refusal)?;
         append.prev = head;
-        match self.advance(chain, append)? {
-            true => Ok(()),
-            false => Err(Refused::Refusal(JournalError::NoSuchRun(append.run.clone()))),
-        }
+        if self.advance(chain, append)? { Ok(()) } else { Err(Refused::Refusal(JournalError::NoSuchRun(append.run.clone()))) }
     }
 
     /// The chain's number and last hash, if its epoch and its sequence are the caller's.
