@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Both install what a fresh Debian or Ubuntu machine
 # with a Rust toolchain lacks, and say what they install.
 
-.PHONY: help deps build demo test sweep lint fmt bench clean
+.PHONY: help deps build demo test sweep lint fmt bench bench-engine clean
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -31,6 +31,9 @@ fmt: ## Format the code
 
 bench: ## The benches of the hot paths (they need neither the cloud nor the lab)
 	cargo bench --no-default-features
+
+bench-engine: ## The engine and its journal: steps a second, recovery, memory, schedules (PARTS="steps list" for some)
+	cargo bench --no-default-features --bench engine -- $(PARTS)
 
 clean: ## Remove what was built
 	cargo clean

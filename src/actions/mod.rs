@@ -47,6 +47,7 @@ macro_rules! actions {
 actions! {
     bucket_backup::Backup,
     bucket_verify::Verify,
+    condition_check::Check,
     database_admit::Admit,
     database_fence::Fence,
     database_promote::Promote,

@@ -5,6 +5,7 @@
 
 mod actions;
 mod approve;
+mod bench;
 mod drill;
 mod evidence;
 mod operate;
@@ -106,6 +107,9 @@ enum Command {
     Schema(schema::Args),
     /// Completions for a shell
     Completions { shell: clap_complete::Shell },
+    /// What the engine and its journal can do on this machine
+    #[command(hide = true)]
+    Bench(bench::Args),
     #[cfg(feature = "lab")]
     #[command(hide = true)]
     LabProcess(lab::ProcessArgs),
@@ -155,6 +159,7 @@ async fn dispatch(cli: Cli, output: &Output) -> Done {
             clap_complete::generate(shell, &mut public(), "muster", &mut std::io::stdout());
             return Ok(0);
         }
+        Command::Bench(args) => return bench::main(args, &muster, output).await,
         Command::Plan(args) => return plan::main(&args, &muster, output).await,
         Command::Status => return status::main(&muster, output).await,
         Command::Runs(args) => return runs::list(&args, &muster, output).await,

@@ -4,6 +4,9 @@
 //! (durable before the effect), and hands the effect to a task; the task never touches the journal, it
 //! reports back to the loop. So there is one writer, and whatever kills the process leaves an open
 //! attempt that the next owner observes. [`work`] is what the tasks do; [`inbox`] what operators may say.
+//!
+//! Records with no effect between them share a commit: the outcome of one step goes with the intent of the
+//! next. They are durable before anything is applied or undone, and before the loop waits for anything.
 
 #[cfg(test)]
 mod crash_tests;
@@ -13,21 +16,24 @@ pub mod inbox;
 pub(crate) mod sim;
 pub mod work;
 
-use crate::journal::{Claim, Draft, Journal, JournalError, Stored};
-use crate::model::{event::*, ids::*, plan::*, status::*};
+use crate::journal::{Bell, Claim, Draft, Journal, JournalError, Stored};
+use crate::model::{effect::Effect, estate::Estate, event::*, ids::*, plan::*, status::*};
 use crate::plan::{
     decide::{AfterFailure, Decision, after_failure, decide},
     planted::{Defect, planted},
     state::{Phase, RunState, fold},
 };
 use crate::providers::{clock::Clock, port::WorldWrite};
+use futures::FutureExt as _;
 use std::{
     collections::{BTreeSet, HashMap},
+    panic::AssertUnwindSafe,
     path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 use tokio::{sync::watch, task::JoinSet};
@@ -39,6 +45,8 @@ pub const INTERRUPTED: &str = "interrupted (Ctrl-C or SIGTERM)";
 const UNASKED: &str = "a drill does not ask for approval";
 /// How often the inbox is looked into.
 const INBOX: Duration = Duration::from_millis(200);
+/// How often a loop that is called when there are letters looks up all the same: clocks are set now and then.
+const IDLE: Duration = Duration::from_secs(5);
 /// How long an append is tried again while the store is in trouble, before the process gives the run up.
 const APPEND_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -101,16 +109,33 @@ impl Engine {
     /// Carries a run on until it ends or a person must act. `resume` lifts a pause.
     pub async fn carry_on(&self, claim: Claim, resume: bool) -> Result<Outcome, EngineError> {
         let events = self.journal.load(&claim.run, 0).await?;
+        self.carry_on_from(claim, &events, resume).await
+    }
+
+    /// Carries a run on that this process has just created.
+    pub async fn start(&self, claim: Claim, first: Stored) -> Result<Outcome, EngineError> {
+        self.carry_on_from(claim, &[first], false).await
+    }
+
+    /// The same, when all of its events were read under this very claim.
+    pub async fn carry_on_from(&self, claim: Claim, events: &[Stored], resume: bool) -> Result<Outcome, EngineError> {
         let head = events.last().map(|stored| stored.hash.clone()).unwrap_or_default();
         let state = RunState::of(events.iter().map(|stored| &stored.event)).ok_or_else(|| EngineError::NotARun(claim.run.clone()))?;
         if state.finished_at.is_some() {
             return Ok(Outcome { state, head });
         }
-        let mut owner = Owner {
+        let bell = self.journal.bell(&claim.run);
+        let mut owner = Box::new(Owner {
             engine: self.clone(),
+            estate: Arc::new(state.plan.estate.clone()),
+            // The bell rings by itself for what is waiting.
+            looked: bell.as_ref().map(|_| self.clock.monotonic()),
+            bell,
             claim,
+            durable: state.seq,
             state,
             head,
+            pending: Vec::new(),
             in_flight: BTreeSet::new(),
             tasks: JoinSet::new(),
             begun: HashMap::new(),
@@ -118,15 +143,13 @@ impl Engine {
             spent: None,
             waiting: watch::channel(false).0,
             reading: watch::channel(false).0,
-        };
-        let folder = self.scratch.join(owner.claim.run.as_str());
-        std::fs::create_dir_all(&folder).map_err(|e| EngineError::Scratch { folder: folder.display().to_string(), why: e.to_string() })?;
+        });
         let mut begin = vec![Body::Claimed { owner: self.actor.clone() }];
         begin.extend(resume.then_some(Body::Resumed));
-        owner.append(begin).await?;
+        owner.note(begin);
         let outcome = owner.work().await;
         owner.owned.store(false, Ordering::SeqCst);
-        let Owner { claim, state, head, .. } = owner;
+        let Owner { claim, state, head, .. } = *owner;
         self.journal.release(claim).await;
         outcome.map(|()| Outcome { state, head })
     }
@@ -140,7 +163,18 @@ impl Engine {
 struct Owner {
     engine: Engine,
     claim: Claim,
+    /// The plan's estate, lent to every task.
+    estate: Arc<Estate>,
+    /// Rings when there are letters; without one the inbox is looked into from time to time.
+    bell: Option<Bell>,
+    /// When it was last looked into.
+    looked: Option<Duration>,
+    /// With what is pending folded in.
     state: RunState,
+    /// What is not durable yet. No effect is begun and nothing is waited for while there is any.
+    pending: Vec<Draft>,
+    /// The last event that is, and its hash.
+    durable: u64,
     head: String,
     in_flight: BTreeSet<StepId>,
     tasks: JoinSet<(StepId, Report)>,
@@ -162,7 +196,7 @@ impl Owner {
                 return self.let_go().await;
             }
             self.read_inbox().await?;
-            self.heed_interrupt().await?;
+            self.heed_interrupt();
             let decisions = decide(&self.state, &self.in_flight, self.engine.clock.now());
             let mut wake = None;
             let mut moved = false;
@@ -170,25 +204,26 @@ impl Owner {
                 match decision {
                     Decision::WakeAt(at) => wake = Some(wake.map_or(at, |other: jiff::Timestamp| other.min(at))),
                     Decision::Park { status, reason } => {
-                        self.append(vec![Body::Parked { status, reason }]).await?;
-                        return Ok(());
+                        self.note(vec![Body::Parked { status, reason }]);
+                        return self.flush().await;
                     }
                     Decision::Finish { status, reason } => {
-                        self.append(vec![Body::RunFinished { status, reason }]).await?;
-                        return Ok(());
+                        self.note(vec![Body::RunFinished { status, reason }]);
+                        return self.flush().await;
                     }
                     other => {
+                        moved = true;
                         // A step that fails may stop the run: what else was to be begun is asked for anew.
                         let ends = matches!(other, Decision::End { .. });
-                        self.carry_out(other).await?;
-                        moved = true;
-                        if ends {
+                        if self.carry_out(other).await? || ends {
+                            // Something is known that was not when this was decided.
                             break;
                         }
                     }
                 }
             }
             if !moved {
+                self.flush().await?;
                 self.wait(wake).await?;
             }
         }
@@ -200,127 +235,169 @@ impl Owner {
         self.waiting.send_replace(true);
         self.reading.send_replace(true);
         while let Some(done) = self.tasks.join_next_with_id().await {
-            self.settle(done).await?;
+            self.settle(done);
         }
+        self.flush().await?;
         Err(JournalError::Lapsed { run: self.claim.run.clone() }.into())
     }
 
-    /// Until a task reports, it is time for a retry, or the inbox is due.
+    /// Until a task reports, it is time for a retry, there are letters, or everything is told to stop.
     async fn wait(&mut self, wake: Option<jiff::Timestamp>) -> Result<(), EngineError> {
+        let most = if self.bell.is_some() { IDLE } else { INBOX };
         let until = wake.map(|at| self.engine.clock.now().duration_until(at));
-        let until = until.and_then(|left| Duration::try_from(left).ok()).unwrap_or(INBOX).min(INBOX);
-        let clock = self.engine.clock.clone();
+        let until = until.and_then(|left| Duration::try_from(left).ok()).unwrap_or(most).min(most);
+        let (clock, mut interrupt) = (self.engine.clock.clone(), self.engine.interrupt.clone());
+        let heeded = *interrupt.borrow();
         // In this order, so that a simulated run can be replayed.
         tokio::select! {
             biased;
-            Some(done) = self.tasks.join_next_with_id(), if !self.in_flight.is_empty() => self.settle(done).await,
-            () = clock.sleep(until) => Ok(()),
+            Some(done) = self.tasks.join_next_with_id(), if !self.in_flight.is_empty() => self.settle(done),
+            () = rung(self.bell.as_ref()) => self.looked = None,
+            () = work::truth(&mut interrupt), if !heeded => {}
+            () = clock.sleep(until) => {}
         }
+        Ok(())
     }
 
-    async fn heed_interrupt(&mut self) -> Result<(), EngineError> {
+    fn heed_interrupt(&mut self) {
         if *self.engine.interrupt.borrow() && !self.state.interrupted() {
-            self.append(vec![Body::PauseRequested { reason: INTERRUPTED.to_owned() }]).await?;
+            self.note(vec![Body::PauseRequested { reason: INTERRUPTED.to_owned() }]);
+        }
+        let waiting = self.state.interrupted();
+        let reading = waiting || self.state.aborting.is_some();
+        for (tell, what) in [(&self.waiting, waiting), (&self.reading, reading)] {
+            tell.send_if_modified(|told| std::mem::replace(told, what) != what);
         }
         if let Some(reason) = self.spent.clone().filter(|_| !self.state.interrupted()) {
-            self.append(vec![Body::PauseRequested { reason }]).await?;
+            self.note(vec![Body::PauseRequested { reason }]);
         }
-        self.waiting.send_replace(self.state.interrupted());
-        self.reading.send_replace(self.state.interrupted() || self.state.aborting.is_some());
-        Ok(())
     }
 
     async fn read_inbox(&mut self) -> Result<(), EngineError> {
+        let now = self.engine.clock.monotonic();
+        let due = self.looked.is_none_or(|then| self.bell.is_none() && now.saturating_sub(then) >= INBOX);
+        if !due {
+            return Ok(());
+        }
         for letter in self.engine.journal.letters(&self.claim.run).await? {
             let now = self.engine.clock.now();
             match inbox::bodies(&self.state, &self.claim.run, &letter.actor, &letter.command, now) {
-                Ok(bodies) => self.append_as(&letter.actor, bodies).await?,
+                Ok(bodies) => self.note_as(&letter.actor, bodies),
                 // It came too late, twice, or beside another: whoever gave it finds the answer on record.
-                Err(why) => self.append(vec![inbox::refused(&letter.actor, &letter.command, why)]).await?,
+                Err(why) => self.note(vec![inbox::refused(&letter.actor, &letter.command, why)]),
             }
+            self.flush().await?;
             self.engine.journal.taken(letter.id).await?;
         }
+        self.looked = Some(now);
         Ok(())
     }
 
-    async fn carry_out(&mut self, decision: Decision) -> Result<(), EngineError> {
+    /// True when it came to something at once that the next decision must know.
+    async fn carry_out(&mut self, decision: Decision) -> Result<bool, EngineError> {
         match decision {
-            Decision::SkipApproval(step) => self.append(vec![Body::Skipped { step, reason: UNASKED.to_owned() }]).await,
-            Decision::Ask(step) => self.ask(step).await,
-            Decision::Confirm(step) => {
-                self.begin(step, Work::Facts { confirm: true });
-                Ok(())
-            }
-            Decision::Void { step, why } => self.append(vec![Body::ApprovalVoid { step, why, facts: facts::Facts::new() }]).await,
-            Decision::End { step, status, failure } => self.append(vec![Body::StepEnded { step, status, failure }]).await,
-            Decision::LeaveUndo { step, reason } => self.append(vec![Body::UndoLeft { step, reason }]).await,
-            Decision::Prepare(step) => {
-                self.begin(step, Work::Prepare);
-                Ok(())
-            }
+            Decision::SkipApproval(step) => self.note(vec![Body::Skipped { step, reason: UNASKED.to_owned() }]),
+            Decision::Confirm(step) => return Ok(self.begin(step, Work::Facts { confirm: true }).await),
+            Decision::Void { step, why } => self.note(vec![Body::ApprovalVoid { step, why, facts: facts::Facts::new() }]),
+            Decision::Ask(step) => return Ok(self.ask(step).await),
+            Decision::End { step, status, failure } => self.note(vec![Body::StepEnded { step, status, failure }]),
+            Decision::LeaveUndo { step, reason } => self.note(vec![Body::UndoLeft { step, reason }]),
+            Decision::Prepare(step) => return Ok(self.begin(step, Work::Prepare).await),
             Decision::Apply { step, attempt } => {
+                self.room_for(&step)?;
                 let key = work::key(&self.claim.run, &step);
                 let applying = Body::Applying { step: step.clone(), attempt, epoch: self.claim.epoch, key };
                 if planted(Defect::EffectBeforeIntent) {
-                    self.begin(step, Work::Apply { attempt });
-                    return self.append(vec![applying]).await;
+                    let done = self.begin(step, Work::Apply { attempt }).await;
+                    self.note(vec![applying]);
+                    self.flush().await?;
+                    return Ok(done);
                 }
                 let unasked =
                     self.state.plan.scope == Scope::Drill && self.state.plan.step(&step).is_some_and(|step| step.approve.is_some());
                 let skipped = Body::ApprovalSkipped { step: step.clone(), reason: UNASKED.to_owned() };
-                self.append((unasked && attempt == 1).then_some(skipped).into_iter().chain([applying]).collect()).await?;
-                self.begin(step, Work::Apply { attempt });
-                Ok(())
+                self.note((unasked && attempt == 1).then_some(skipped).into_iter().chain([applying]).collect());
+                self.flush().await?;
+                return Ok(self.begin(step, Work::Apply { attempt }).await);
             }
             Decision::Observe(step) => {
                 let known = self.state.step(&step).map(|known| known.phase.clone());
-                self.begin(step, Work::Observe { accepted: known == Some(Phase::Applied) });
-                Ok(())
+                return Ok(self.begin(step, Work::Observe { accepted: known == Some(Phase::Applied) }).await);
             }
             Decision::Undo(step) => {
-                self.append(vec![Body::Undoing { step: step.clone() }]).await?;
-                self.begin(step, Work::Undo);
-                Ok(())
+                self.room_for(&step)?;
+                self.note(vec![Body::Undoing { step: step.clone() }]);
+                self.flush().await?;
+                return Ok(self.begin(step, Work::Undo).await);
             }
-            Decision::WakeAt(_) | Decision::Park { .. } | Decision::Finish { .. } => Ok(()),
+            Decision::WakeAt(_) | Decision::Park { .. } | Decision::Finish { .. } => {}
         }
+        Ok(false)
     }
 
-    async fn ask(&mut self, step: StepId) -> Result<(), EngineError> {
-        let (Some(planned), Some(known)) = (self.state.plan.step(&step), self.state.step(&step)) else { return Ok(()) };
+    /// The run's folder on this machine, for a step that may need it: what only reads keeps no files.
+    fn room_for(&self, step: &StepId) -> Result<(), EngineError> {
+        let reads = |step: &PlanStep| matches!(step.kind, StepKind::Action { effect: Effect::Read, .. });
+        if self.state.plan.step(step).is_some_and(reads) {
+            return Ok(());
+        }
+        let folder = self.engine.scratch.join(self.claim.run.as_str());
+        std::fs::create_dir_all(&folder).map_err(|e| EngineError::Scratch { folder: folder.display().to_string(), why: e.to_string() })
+    }
+
+    async fn ask(&mut self, step: StepId) -> bool {
+        let (Some(planned), Some(known)) = (self.state.plan.step(&step), self.state.step(&step)) else { return false };
         // An action's `when` has been asked before it was prepared.
         if matches!(planned.kind, StepKind::Approval(_)) {
-            match work::holds(&self.state, &self.claim, planned) {
-                Ok(true) => {}
-                Ok(false) => return self.append(vec![Body::Skipped { step, reason: "its `when` is false".to_owned() }]).await,
+            let ends = match work::holds(&self.state, &self.claim, planned) {
+                Ok(true) => None,
+                Ok(false) => Some(Body::Skipped { step: step.clone(), reason: "its `when` is false".to_owned() }),
                 Err(why) => {
                     let failure = Some(crate::model::effect::Failure::new("expression", why));
-                    return self.append(vec![Body::StepEnded { step, status: StepStatus::Failed, failure }]).await;
+                    Some(Body::StepEnded { step: step.clone(), status: StepStatus::Failed, failure })
                 }
+            };
+            if let Some(end) = ends {
+                self.note(vec![end]);
+                return true;
             }
         }
         if facts::needed(planned) {
-            self.begin(step, Work::Facts { confirm: false });
-            return Ok(());
+            return self.begin(step, Work::Facts { confirm: false }).await;
         }
         let asked = facts::asked(planned, known, &self.state, facts::Facts::new(), self.engine.clock.now());
-        self.append(vec![asked]).await
+        self.note(vec![asked]);
+        false
     }
 
-    fn begin(&mut self, step: StepId, work: Work) {
+    /// Begins a piece of work. What needs no waiting is done at once, without a task of its own: then true.
+    async fn begin(&mut self, step: StepId, work: Work) -> bool {
         let told = work::Told { waiting: self.waiting.subscribe(), reading: self.reading.subscribe() };
-        let doing = work::Doing { engine: &self.engine, state: &self.state, claim: &self.claim, owned: &self.owned };
-        let Some(task) = work::task(&doing, &step, work, told) else {
-            return;
+        let doing = work::Doing { engine: &self.engine, state: &self.state, claim: &self.claim, owned: &self.owned, estate: &self.estate };
+        let Some(mut task) = work::task(&doing, &step, work, told) else {
+            return false;
         };
+        let first = std::future::poll_fn(|cx| Poll::Ready(task.as_mut().poll(cx)));
+        match AssertUnwindSafe(first).catch_unwind().await {
+            Ok(Poll::Pending) => {}
+            Ok(Poll::Ready(report)) => {
+                self.report(&step, report);
+                return true;
+            }
+            Err(_) => {
+                self.report(&step, work::died(work, "it panicked"));
+                return true;
+            }
+        }
         self.in_flight.insert(step.clone());
         let known = step.clone();
         let handle = self.tasks.spawn(async move { (step, task.await) });
         self.begun.insert(handle.id(), (known, work));
+        false
     }
 
-    /// Journals what a task reported.
-    async fn settle(&mut self, done: Result<(tokio::task::Id, (StepId, Report)), tokio::task::JoinError>) -> Result<(), EngineError> {
+    /// Takes down what a task reported.
+    fn settle(&mut self, done: Result<(tokio::task::Id, (StepId, Report)), tokio::task::JoinError>) {
         let (step, report) = match done {
             Ok((id, (step, report))) => {
                 self.begun.remove(&id);
@@ -329,19 +406,23 @@ impl Owner {
             // A defect of ours: what the task was about may or may not have happened.
             Err(died) => match self.begun.remove(&died.id()) {
                 Some((step, work)) => (step, work::died(work, &died.to_string())),
-                None => return Ok(()),
+                None => return,
             },
         };
         self.in_flight.remove(&step);
-        let bodies = self.outcome(&step, report);
-        if bodies.is_empty() { Ok(()) } else { self.append(bodies).await }
+        self.report(&step, report);
+    }
+
+    fn report(&mut self, step: &StepId, report: Report) {
+        let bodies = self.outcome(step, report);
+        self.note(bodies);
     }
 
     fn outcome(&self, step: &StepId, report: Report) -> Vec<Body> {
         let (Some(planned), Some(known)) = (self.state.plan.step(step), self.state.step(step)) else { return Vec::new() };
-        let jitter = 0.8 + 0.4 * self.engine.clock.jitter();
         let context = work::Context { planned, known, now: self.engine.clock.now() };
         let at = |after_ms| {
+            let jitter = 0.8 + 0.4 * self.engine.clock.jitter();
             let ms = std::time::Duration::from_millis(after_ms).mul_f64(jitter);
             self.engine.clock.now() + jiff::SignedDuration::try_from(ms).unwrap_or_default()
         };
@@ -351,22 +432,36 @@ impl Owner {
         }
     }
 
-    async fn append(&mut self, bodies: Vec<Body>) -> Result<(), EngineError> {
+    /// Takes something down, to be durable with what follows.
+    fn note(&mut self, bodies: Vec<Body>) {
         let actor = self.engine.actor.clone();
-        self.append_as(&actor, bodies).await
+        self.note_as(&actor, bodies);
     }
 
-    /// Durable before anything that follows. A store in trouble is tried again for a while: nothing new is
-    /// begun meanwhile, since this loop is the only one that begins anything.
-    async fn append_as(&mut self, actor: &str, bodies: Vec<Body>) -> Result<(), EngineError> {
-        let at = self.engine.clock.now();
-        let drafts: Vec<_> = bodies.into_iter().map(|body| Draft { at, actor: actor.to_owned(), body }).collect();
+    fn note_as(&mut self, actor: &str, bodies: Vec<Body>) {
+        let (at, epoch) = (self.engine.clock.now(), self.claim.epoch);
+        for body in bodies {
+            // Its place in the chain is the store's to give, and nothing in the fold depends on it.
+            let (run, seq) = (RunId(String::new()), self.state.seq + 1);
+            let event = Event { run, seq, at, actor: actor.to_owned(), epoch, body, prev: String::new() };
+            fold(&mut self.state, &event);
+            self.pending.push(Draft { at, actor: event.actor, body: event.body });
+        }
+    }
+
+    /// Makes everything durable that was taken down. A store in trouble is tried again for a while: nothing
+    /// new is begun meanwhile, since this loop is the only one that begins anything.
+    async fn flush(&mut self) -> Result<(), EngineError> {
+        let drafts = std::mem::take(&mut self.pending);
+        if drafts.is_empty() {
+            return Ok(());
+        }
         let begun = self.engine.clock.monotonic();
         let mut unheard = false;
         let stored = loop {
             let now = self.engine.clock.monotonic();
             let patient = now.saturating_sub(begun) < APPEND_PATIENCE && self.claim.hold.permits(now);
-            match self.engine.journal.append(&self.claim, self.state.seq, drafts.clone()).await {
+            match self.engine.journal.append(&self.claim, self.durable, drafts.clone()).await {
                 Ok(stored) => break stored,
                 Err(JournalError::Store { place, why }) if patient => {
                     if !unheard {
@@ -382,7 +477,7 @@ impl Owner {
                 }
                 // The store took it, and its answer was lost.
                 Err(JournalError::Behind { .. }) if unheard && self.is_ours(&drafts).await? => {
-                    break self.engine.journal.load(&self.claim.run, self.state.seq).await?;
+                    break self.engine.journal.load(&self.claim.run, self.durable).await?;
                 }
                 Err(error) => {
                     self.owned.store(false, Ordering::SeqCst);
@@ -391,7 +486,7 @@ impl Owner {
             }
         };
         for one in &stored {
-            fold(&mut self.state, &one.event);
+            self.durable = one.event.seq;
             self.head.clone_from(&one.hash);
             (self.engine.listener)(one);
         }
@@ -400,7 +495,7 @@ impl Owner {
 
     /// Is what follows our last event exactly what we tried to append, under our epoch?
     async fn is_ours(&self, drafts: &[Draft]) -> Result<bool, EngineError> {
-        let there = self.engine.journal.load(&self.claim.run, self.state.seq).await?;
+        let there = self.engine.journal.load(&self.claim.run, self.durable).await?;
         let same = |(one, draft): (&Stored, &Draft)| {
             one.event.epoch == self.claim.epoch
                 && one.event.body == draft.body
@@ -408,6 +503,14 @@ impl Owner {
                 && one.event.actor == draft.actor
         };
         Ok(there.len() == drafts.len() && there.iter().zip(drafts).all(same))
+    }
+}
+
+/// Until the bell rings; for ever without one.
+async fn rung(bell: Option<&Bell>) {
+    match bell {
+        Some(bell) => bell.rung().await,
+        None => std::future::pending().await,
     }
 }
 

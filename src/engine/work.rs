@@ -4,7 +4,7 @@
 use super::{Engine, Retry, failed};
 use crate::actions::contract::*;
 use crate::journal::{Claim, chain::sha256_hex};
-use crate::model::{effect::*, event::*, ids::*, node::*, plan::*};
+use crate::model::{effect::*, estate::Estate, event::*, ids::*, node::*, plan::*};
 use crate::plan::state::{Phase, RunState, StepState};
 use crate::providers::clock::Clock;
 use crate::runbook::expr;
@@ -97,6 +97,8 @@ pub struct Doing<'a> {
     pub state: &'a RunState,
     pub claim: &'a Claim,
     pub owned: &'a Arc<AtomicBool>,
+    /// The plan's, shared by all its tasks.
+    pub estate: &'a Arc<Estate>,
 }
 
 type Task = Pin<Box<dyn Future<Output = Report> + Send>>;
@@ -117,8 +119,7 @@ pub fn task(doing: &Doing<'_>, step: &StepId, work: Work, told: Told) -> Option<
     let (read, write) = contexts(doing, planned);
     let limit = planned.timeout.duration();
     let clock = engine.clock.clone();
-    let intent = known.intent.clone().unwrap_or(Value::Null);
-    let output = known.output.clone();
+    let intent = || known.intent.clone().unwrap_or(Value::Null);
     match work {
         Work::Prepare => {
             let rendered = render(state, claim, planned);
@@ -126,6 +127,7 @@ pub fn task(doing: &Doing<'_>, step: &StepId, work: Work, told: Told) -> Option<
         }
         Work::Apply { attempt } => {
             let observes = action.observes(&planned.with);
+            let intent = intent();
             let reads = matches!(&planned.kind, StepKind::Action { effect: Effect::Read, .. });
             let applied = async move {
                 match tokio::time::timeout(limit + OVERTIME, action.apply(&write, &intent)).await {
@@ -143,23 +145,27 @@ pub fn task(doing: &Doing<'_>, step: &StepId, work: Work, told: Told) -> Option<
             let halted = state.paused.is_some() || state.aborting.is_some() || state.stopping.is_some();
             let again = repeatable && !halted && known.phase == Phase::Applying;
             let lands = if accepted || again { Duration::ZERO } else { action.lands_within(&planned.with) };
+            let intent = intent();
             let look = Look { limit: limit.max(lands), accepted, lands };
             Some(Box::pin(async move { observe(action, read, intent, clock, look, told.waiting).await }))
         }
-        Work::Undo => Some(Box::pin(async move {
-            let undone = tokio::time::timeout(limit + OVERTIME, action.undo(&write, &intent, output)).await;
-            Report::Undone(undone.unwrap_or_else(|_| Err(ApplyError::Unknown(late(limit)))))
-        })),
+        Work::Undo => {
+            let (intent, output) = (intent(), known.output.clone());
+            Some(Box::pin(async move {
+                let undone = tokio::time::timeout(limit + OVERTIME, action.undo(&write, &intent, output)).await;
+                Report::Undone(undone.unwrap_or_else(|_| Err(ApplyError::Unknown(late(limit)))))
+            }))
+        }
         Work::Facts { .. } => None,
     }
 }
 
 /// What a step's action sees, and the permit without which it changes nothing.
 pub(super) fn contexts(doing: &Doing<'_>, planned: &PlanStep) -> (ReadCx, WriteCx) {
-    let Doing { engine, state, claim, owned } = *doing;
+    let Doing { engine, state, claim, owned, estate } = *doing;
     let read = ReadCx {
         world: engine.world.clone(),
-        estate: Arc::new(state.plan.estate.clone()),
+        estate: estate.clone(),
         run: claim.run.clone(),
         step: planned.id.clone(),
         scope: state.plan.scope,
@@ -182,6 +188,9 @@ fn late(limit: Duration) -> Failure {
 
 /// What `when` and `with` come to with what is known now; `None` when the step is not to run.
 pub(super) fn render(state: &RunState, claim: &Claim, planned: &PlanStep) -> Result<Option<Node>, String> {
+    if planned.when.is_none() && expr::is_plain(&planned.with) {
+        return Ok(Some(planned.with.clone()));
+    }
     let context = context(state, &claim.run);
     if !holds(state, claim, planned)? {
         return Ok(None);
@@ -274,7 +283,7 @@ async fn observe(
 }
 
 /// Until the loop says that nothing is waited for any more.
-async fn truth(waiting: &mut watch::Receiver<bool>) {
+pub async fn truth(waiting: &mut watch::Receiver<bool>) {
     // The sender lives as long as the loop that waits for this task.
     if waiting.wait_for(|stop| *stop).await.is_err() {
         std::future::pending::<()>().await;

@@ -57,6 +57,14 @@ pub struct Claim {
     pub(crate) _guard: Box<dyn Any + Send + Sync>,
 }
 
+impl Claim {
+    /// What the store keeps with it, if this store made it.
+    #[allow(clippy::used_underscore_binding)] // named so because most stores only keep it
+    pub(crate) fn kept<T: Any>(&self) -> Option<&T> {
+        self._guard.downcast_ref()
+    }
+}
+
 impl std::fmt::Debug for Claim {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Claim({} epoch {})", self.run, self.epoch)

@@ -13,6 +13,8 @@
 mod bells;
 mod hold;
 mod reserve;
+#[cfg(test)]
+mod tests;
 mod trouble;
 mod writer;
 
@@ -184,7 +186,7 @@ impl Journal for SqliteJournal {
     }
 
     async fn release(&self, claim: Claim) {
-        let Some(held) = claim._guard.downcast_ref::<Held>() else { return };
+        let Some(held) = claim.kept::<Held>() else { return };
         if !held.done.swap(true, std::sync::atomic::Ordering::SeqCst) {
             let (chain, epoch) = (held.chain, held.epoch);
             // If the store cannot take it down now, the writer does with its next commit.
@@ -193,7 +195,7 @@ impl Journal for SqliteJournal {
     }
 
     async fn append(&self, claim: &Claim, after: u64, drafts: Vec<Draft>) -> Result<Vec<Stored>, JournalError> {
-        let held = claim._guard.downcast_ref::<Held>().filter(|held| held.epoch == claim.epoch);
+        let held = claim.kept::<Held>().filter(|held| held.epoch == claim.epoch);
         let end = held.map(|held| held.end.lock().unwrap_or_else(PoisonError::into_inner).clone());
         let known = end.filter(|(seq, _)| *seq == after).map(|(_, hash)| hash);
         let chain = held.map(|held| held.chain).filter(|_| known.is_some());
@@ -202,7 +204,7 @@ impl Journal for SqliteJournal {
         let sealed = seal(&claim.run, claim.epoch, after, &prev, drafts)?;
         let run = claim.run.clone();
         let asked = |answer| Job::Append(Append { run, chain, epoch: claim.epoch, after, prev, sealed, answer });
-        let stored = self.ask(asked).await?;
+        let stored: Vec<_> = self.ask(asked).await?.into_iter().map(|one| one.stored).collect();
         if let (Some(held), Some(last)) = (held, stored.last()) {
             *held.end.lock().unwrap_or_else(PoisonError::into_inner) = (last.event.seq, last.hash.clone());
             if stored.iter().any(|one| project(&one.event.body).is_some_and(|(_, end)| end)) {

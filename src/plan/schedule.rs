@@ -224,6 +224,14 @@ pub fn decide_fires(
     Ok(fires)
 }
 
+/// The first instant after `now` at which [`decide_fires`] can have anything to say; `None` when it never will.
+///
+/// # Errors
+/// When the cron line or the time zone cannot be read.
+pub fn next_look(schedule: &Schedule, now: Timestamp) -> Result<Option<Timestamp>, ScheduleError> {
+    Ok(Cron::parse(&schedule.cron)?.next_after(&zone(&schedule.timezone)?, now))
+}
+
 fn missed(at: Timestamp, reason: String) -> Fire {
     Fire { at, what: FireKind::Missed { reason } }
 }

@@ -142,6 +142,17 @@ pub fn render(node: &Node, context: &Context) -> Result<Node, ExprError> {
     walk(node, &environment(), &context.value(), &|_| true)
 }
 
+/// True if no text in the tree holds an expression: rendered, it is itself.
+#[must_use]
+pub fn is_plain(node: &Node) -> bool {
+    match &node.value {
+        NodeValue::Text { text, .. } => !has_expression(text),
+        NodeValue::List(items) => items.iter().all(is_plain),
+        NodeValue::Map(entries) => entries.iter().all(|(_, item)| is_plain(item)),
+        NodeValue::Null | NodeValue::Typed(_) => true,
+    }
+}
+
 /// Like [`render`], but text that mentions anything beside `inputs` stays as it is, whole.
 pub fn render_partial(node: &Node, context: &Context) -> Result<Node, ExprError> {
     walk(node, &environment(), &context.value(), &|text| {

@@ -2,10 +2,12 @@
 //!
 //! [`Muster`] holds what a command was pointed at: the state directory and the estate. [`files`] finds and
 //! reads what people wrote, [`runs`] begins and resumes runs and takes operators' commands, [`approvals`] is
-//! who signs what, [`drills`] does the same for drills, [`serve`] fires them on schedule and [`heartbeat`] says that it does, [`view`] is the
-//! JSON that machines read, [`notices`] tells people, [`next`] is what they can do, [`evidence`] verifies.
+//! who signs what, [`drills`] does the same for drills, [`bench`] loads the engine, [`serve`] fires them on
+//! schedule and [`heartbeat`] says that it does, [`view`] is the JSON that machines read, [`notices`] tells
+//! people, [`next`] is what they can do, [`evidence`] verifies.
 
 pub mod approvals;
+pub mod bench;
 pub mod drills;
 pub mod evidence;
 pub mod files;
@@ -95,6 +97,8 @@ pub struct Muster {
     pub interrupt: watch::Receiver<bool>,
     /// Who can inject faults, when a lab is up.
     pub faults: Option<Arc<dyn Faults>>,
+    /// The journal once it is open, with its state directory: all that a process writes goes through one.
+    opened: Arc<tokio::sync::Mutex<Option<(PathBuf, Arc<dyn Journal>)>>>,
 }
 
 impl Muster {
@@ -102,14 +106,29 @@ impl Muster {
     pub fn new(state: PathBuf, estate_file: PathBuf) -> Self {
         // A receiver whose sender is gone keeps its last value: never interrupted.
         let interrupt = watch::channel(false).1;
-        Self { state, estate_file, clock: Arc::new(SystemClock::new()), listener: Arc::new(|_| {}), interrupt, faults: None }
+        Self {
+            state,
+            estate_file,
+            clock: Arc::new(SystemClock::new()),
+            listener: Arc::new(|_| {}),
+            interrupt,
+            faults: None,
+            opened: Arc::default(),
+        }
     }
 
     pub async fn journal(&self) -> Result<Arc<dyn Journal>, ServiceError> {
-        let journal: Arc<dyn Journal> = Arc::new(SqliteJournal::open(&self.state).await?);
-        #[cfg(debug_assertions)]
-        let journal = crate::journal::failpoint::wrap(journal)?;
-        Ok(journal)
+        let mut opened = self.opened.lock().await;
+        match &*opened {
+            Some((state, journal)) if *state == self.state => Ok(journal.clone()),
+            _ => {
+                let journal: Arc<dyn Journal> = Arc::new(SqliteJournal::open(&self.state).await?);
+                #[cfg(debug_assertions)]
+                let journal = crate::journal::failpoint::wrap(journal)?;
+                *opened = Some((self.state.clone(), journal.clone()));
+                Ok(journal)
+            }
+        }
     }
 
     /// Opens the journal if there is one: reading commands make nothing.

@@ -2,7 +2,7 @@
 
 use super::{Muster, ServiceError, notices, view};
 use crate::engine::{Engine, EngineError, Outcome, inbox};
-use crate::journal::{Claim, Command, Draft, Journal, JournalError};
+use crate::journal::{ChainKind, Command, Draft, Journal, JournalError};
 use crate::model::{effect::Place, estate::Estate, event::Body, ids::*, plan::*};
 use crate::plan::state::RunState;
 use crate::providers::world::World;
@@ -68,8 +68,10 @@ impl Muster {
         let by = Self::named(&plan.estate, by);
         Self::could_be_approved(&plan, &by)?;
         let engine = self.engine(&plan.estate).await?;
-        let (claim, _) = engine.create_by(plan, None, &by).await?;
-        self.carry_on(&engine, claim, false).await
+        let (claim, first) = engine.create_by(plan, None, &by).await?;
+        let run = claim.run.clone();
+        let outcome = engine.start(claim, first).await;
+        self.left(&engine, run, outcome).await
     }
 
     /// Goes on with a run that this process does not own yet.
@@ -84,18 +86,25 @@ impl Muster {
 
     async fn go_on(&self, run: &RunId, by_force: bool) -> Result<Ran, ServiceError> {
         let journal = self.existing_journal().await?;
-        let state = state_of(&*journal, run).await?;
-        let engine = self.engine(&state.plan.estate).await?;
+        if journal.row(run).await?.kind == ChainKind::Drill {
+            state_of(&*journal, run).await?;
+        }
         let claim = match by_force {
-            true => engine.journal.seize(run, &engine.actor).await?,
-            false => engine.journal.claim(run, &engine.actor).await?,
+            true => journal.seize(run, &self.actor()).await?,
+            false => journal.claim(run, &self.actor()).await?,
         };
-        self.carry_on(&engine, claim, true).await
+        let events = journal.load(run, 0).await?;
+        let Some(Body::RunCreated { plan, .. }) = events.first().map(|stored| &stored.event.body) else {
+            return Err(EngineError::NotARun(run.clone()).into());
+        };
+        let engine = self.engine(&plan.estate).await?;
+        let run = claim.run.clone();
+        let outcome = engine.carry_on_from(claim, &events, true).await;
+        self.left(&engine, run, outcome).await
     }
 
-    async fn carry_on(&self, engine: &Engine, claim: Claim, resume: bool) -> Result<Ran, ServiceError> {
-        let run = claim.run.clone();
-        let Outcome { state, .. } = engine.carry_on(claim, resume).await.map_err(|error| match error {
+    async fn left(&self, engine: &Engine, run: RunId, outcome: Result<Outcome, EngineError>) -> Result<Ran, ServiceError> {
+        let Outcome { state, .. } = outcome.map_err(|error| match error {
             EngineError::Journal(why @ JournalError::Store { .. }) => ServiceError::Stopped { run: run.clone(), why },
             other => other.into(),
         })?;

@@ -5,6 +5,9 @@
 //! identifier made of its name and its instant, so a scheduler that was killed between the two starts
 //! nothing twice. One scheduler serves a state directory: it holds an OS lock on it, which ends with it.
 //!
+//! Between its fires a schedule costs nothing: the calendar knows when each is due next, and only then is its
+//! place in the journal asked for. The files are looked at as often as they are few.
+//!
 //! What is wrong with one drill, or for a while with the journal, is told and does not stop the others.
 
 use super::{
@@ -17,7 +20,7 @@ use super::{
 use crate::drill::conduct::DrillError;
 use crate::journal::{ChainKind, ChainRow, Journal, JournalError};
 use crate::model::{drill::Drill, ids::*, status::RunStatus, time::rfc3339_ms};
-use crate::plan::schedule::{Fire, FireKind, decide_fires};
+use crate::plan::schedule::{Fire, FireKind, decide_fires, next_look};
 use crate::providers::world::World;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,6 +33,8 @@ use tokio::task::JoinSet;
 
 /// How often the calendar is looked at.
 const TICK: Duration = Duration::from_millis(250);
+/// What part of the time the drill files may be looked at: with many of them, less often than every tick.
+const FILES: u32 = 50;
 /// A fire that is noticed later than this was missed.
 const TOLERANCE: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
 
@@ -49,6 +54,9 @@ pub async fn serve(muster: &Muster, log: &Log) -> Result<(), ServiceError> {
         log: log.clone(),
         begun,
         drills: Vec::new(),
+        due: Vec::new(),
+        looked: begun,
+        reread: Duration::ZERO,
         stamp: None,
         told: BTreeSet::new(),
         tasks: JoinSet::new(),
@@ -106,6 +114,12 @@ struct Scheduler {
     /// When this scheduler began: a drill that was never considered begins its calendar then.
     begun: jiff::Timestamp,
     drills: Vec<Scheduled>,
+    /// When each of them is looked at next; `None` when it has no more fires.
+    due: Vec<Option<jiff::Timestamp>>,
+    /// When the calendar was looked at last.
+    looked: jiff::Timestamp,
+    /// When the files are looked at again, by the monotonic clock.
+    reread: Duration,
     /// The drill files as they were when they were read: name, length, time of change.
     stamp: Option<Vec<(PathBuf, u64, Option<std::time::SystemTime>)>>,
     /// What has been told of what is wrong, so that it is told once.
@@ -128,7 +142,13 @@ impl Scheduler {
             let (length, changed) = (about.as_ref().map_or(0, std::fs::Metadata::len), about.and_then(|about| about.modified().ok()));
             (path, length, changed)
         };
+        let begun = self.muster.clock.monotonic();
+        if begun < self.reread {
+            return;
+        }
         let stamp: Vec<_> = self.muster.folder(Folder::Drills).into_iter().map(look).collect();
+        let now = self.muster.clock.monotonic();
+        self.reread = now + now.saturating_sub(begun) * FILES;
         if self.stamp.as_ref() == Some(&stamp) {
             return;
         }
@@ -147,6 +167,7 @@ impl Scheduler {
             }
         }
         self.stamp = Some(stamp);
+        self.due = vec![Some(jiff::Timestamp::MIN); self.drills.len()];
     }
 
     fn read_drill(&mut self, file: &std::path::Path) -> Result<Option<Scheduled>, ServiceError> {
@@ -169,18 +190,29 @@ impl Scheduler {
     /// Looks at the whole calendar once; false when something of it could not be looked at.
     async fn round(&mut self) -> bool {
         let mut good = true;
-        for one in self.drills.clone() {
-            if let Err(error) = self.look(&one).await {
-                good = false;
-                self.trouble(format!("drill {}: {error}; tried again", one.drill.drill));
+        let now = self.muster.clock.now();
+        if now < self.looked {
+            // The clock was set back: what is due next is not what it was.
+            self.due.fill(Some(jiff::Timestamp::MIN));
+        }
+        self.looked = now;
+        let due = |(place, at): (usize, &Option<jiff::Timestamp>)| at.is_some_and(|at| at <= now).then_some(place);
+        for place in self.due.iter().enumerate().filter_map(due).collect::<Vec<_>>() {
+            let Some(one) = self.drills.get(place).cloned() else { continue };
+            match self.look(&one, now).await {
+                Ok(next) => self.due.iter_mut().skip(place).take(1).for_each(|due| *due = next),
+                Err(error) => {
+                    good = false;
+                    self.trouble(format!("drill {}: {error}; tried again", one.drill.drill));
+                }
             }
         }
         good
     }
 
-    async fn look(&mut self, one: &Scheduled) -> Result<(), ServiceError> {
+    /// Looks at one schedule; gives when it is to be looked at again.
+    async fn look(&mut self, one: &Scheduled, now: jiff::Timestamp) -> Result<Option<jiff::Timestamp>, ServiceError> {
         let name = &one.drill.drill;
-        let now = self.muster.clock.now();
         let last = if let Some(last) = self.journal.considered(name.as_str()).await? {
             last
         } else {
@@ -205,7 +237,7 @@ impl Scheduler {
             self.journal.consider(name.as_str(), now).await?;
         }
         self.tell_missed(&one.drill, &missed);
-        Ok(())
+        next_look(&one.schedule, now).map_err(|e| ServiceError::Usage(e.to_string()))
     }
 
     /// Puts a fire on record that started nothing, unless it did start, or is on record already.

@@ -65,7 +65,8 @@ pub struct Append {
     /// The hash of event `after` that `sealed` was sealed with.
     pub prev: String,
     pub sealed: Vec<Sealed>,
-    pub answer: Answer<Vec<Stored>>,
+    /// All of it goes back, so that it is the asker that tidies it up.
+    pub answer: Answer<Vec<Sealed>>,
 }
 
 /// A chain that was taken.
@@ -202,10 +203,10 @@ fn answer(batch: Vec<Job>, done: Vec<Result<(), JournalError>>) {
         match job {
             Job::Create { chain, first, answer, number, .. } => {
                 let stored = first.into_iter().next().map(|one| one.stored).ok_or(JournalError::NoSuchRun(chain.id));
-                let _ = answer.send(done.and_then(|()| stored).map(|stored| (number, stored)));
+                let _ = answer.send(done.and(stored).map(|stored| (number, stored)));
             }
             Job::Append(Append { sealed, answer, .. }) => {
-                let _ = answer.send(done.map(|()| sealed.into_iter().map(|one| one.stored).collect()));
+                let _ = answer.send(done.map(|()| sealed));
             }
             Job::Take { run, answer, taken, .. } => {
                 let _ = answer.send(done.and_then(|()| taken.ok_or(JournalError::NoSuchRun(run))));
@@ -315,10 +316,7 @@ impl Work<'_> {
         });
         append.sealed = seal(&append.run, append.epoch, append.after, &head, drafts.collect()).map_err(Refused::Refusal)?;
         append.prev = head;
-        match self.advance(chain, append)? {
-            true => Ok(()),
-            false => Err(Refused::Refusal(JournalError::NoSuchRun(append.run.clone()))),
-        }
+        if self.advance(chain, append)? { Ok(()) } else { Err(Refused::Refusal(JournalError::NoSuchRun(append.run.clone()))) }
     }
 
     /// The chain's number and last hash, if its epoch and its sequence are the caller's.
@@ -395,10 +393,7 @@ impl Work<'_> {
     fn insert(&self, chain: i64, sealed: &[Sealed]) -> rusqlite::Result<()> {
         let mut insert = self.sql("INSERT INTO events (chain, seq, kind, hash, record) VALUES (?1, ?2, ?3, ?4, ?5)")?;
         for one in sealed {
-            let mut hash = [0; 32];
-            // What `seal` made is 64 hexadecimal digits.
-            hex::decode_to_slice(&one.stored.hash, &mut hash).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
-            insert.execute(params![chain, signed(one.stored.event.seq), one.kind, hash, one.record])?;
+            insert.execute(params![chain, signed(one.stored.event.seq), one.kind, one.digest, one.record])?;
         }
         Ok(())
     }
