@@ -441,8 +441,8 @@ impl Owner {
     fn note_as(&mut self, actor: &str, bodies: Vec<Body>) {
         let (at, epoch) = (self.engine.clock.now(), self.claim.epoch);
         for body in bodies {
-            // Its place in the chain is the store's to give, and nothing in the fold depends on it.
-            let (run, seq) = (RunId(String::new()), self.state.seq + 1);
+            // What it will be once it is stored: one owner appends, in this order. Its hash is the store's to give.
+            let (run, seq) = (self.claim.run.clone(), self.state.seq + 1);
             let event = Event { run, seq, at, actor: actor.to_owned(), epoch, body, prev: String::new() };
             fold(&mut self.state, &event);
             self.pending.push(Draft { at, actor: event.actor, body: event.body });
