@@ -266,6 +266,11 @@ pub fn fold(state: &mut RunState, event: &Event) {
         }
         return;
     }
+    fold_run(state, event);
+}
+
+/// What is about the run as a whole.
+fn fold_run(state: &mut RunState, event: &Event) {
     match &event.body {
         Body::Claimed { .. } => {
             state.status = RunStatus::Running;

@@ -6,7 +6,12 @@
 //! then the run is seized under a new epoch, so that its owner can append nothing more, and what is not known
 //! stays not known. Both chains say what happened.
 
-use super::{Muster, ServiceError, drills::drill_state, runs::state_of};
+use super::{
+    Muster, ServiceError,
+    drills::drill_state,
+    runs::{Ran, state_of},
+};
+use crate::engine::Engine;
 use crate::journal::{Claim, Command, Draft, Journal, JournalError};
 use crate::model::{event::Body, ids::*, plan::*, runbook::Mode, status::*};
 use crate::plan::state::{Phase, RunState};
@@ -52,15 +57,15 @@ impl Taker<'_> {
         }
         tracing::warn!("`{resource}` is held by run {holder} ({}); it is asked to make way", state.plan.runbook);
         let how = match &row.parent {
-            Some(drill) => self.from_drill(journal, drill, holder).await?,
-            None => self.from_run(journal, holder).await?,
+            Some(drill) => self.free_drill(journal, drill, holder).await?,
+            None => self.free_run(journal, holder).await?,
         };
         tracing::warn!("run {holder}: {how}");
         Ok(how)
     }
 
     /// Until the run has ended, by its owner's hand or ours.
-    async fn from_run(&self, journal: &dyn Journal, holder: &RunId) -> Result<String, ServiceError> {
+    async fn free_run(&self, journal: &dyn Journal, holder: &RunId) -> Result<String, ServiceError> {
         let clock = &self.muster.clock;
         let (begun, patience) = (clock.monotonic(), if self.take_over { SHORT } else { PATIENCE });
         let (mut told, mut asked) = (begun, false);
@@ -111,8 +116,7 @@ impl Taker<'_> {
             let ask = crate::engine::inbox::bodies(&state, &holder, self.by, &self.command(), self.muster.clock.now());
             self.append(journal, &claim, state.seq, ask.map_err(ServiceError::Usage)?).await?;
         }
-        let engine = self.muster.engine(&state.plan.estate).await?;
-        let left = self.muster.carry_on(&engine, claim, true).await?;
+        let left = self.settled_in_time(&state, claim).await?;
         if left.state.finished_at.is_some() {
             return Ok("nobody owned it; it was settled and ended here".to_owned());
         }
@@ -125,6 +129,32 @@ impl Taker<'_> {
         }
         let claim = journal.seize(&holder, &self.muster.actor()).await?;
         self.force(journal, claim).await
+    }
+
+    /// Goes on with the other run until it has ended, or has had its time: a step may be watched for far longer
+    /// than an incident allows.
+    async fn settled_in_time(&self, state: &RunState, claim: Claim) -> Result<Ran, ServiceError> {
+        let (enough, told) = tokio::sync::watch::channel(false);
+        let engine = Engine { interrupt: told, ..self.muster.engine(&state.plan.estate).await? };
+        let (clock, mut stopped) = (self.muster.clock.clone(), self.muster.interrupt.clone());
+        let patience = if self.take_over { SHORT } else { PATIENCE };
+        let stop = async {
+            let asked = async {
+                if stopped.wait_for(|stop| *stop).await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::select! {
+                () = clock.sleep(patience) => {}
+                () = asked => {}
+            }
+            enough.send_replace(true);
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            left = self.muster.carry_on(&engine, claim, true) => left,
+            () = stop => Err(ServiceError::Usage("the other run was let go of".to_owned())),
+        }
     }
 
     /// The end of a run whose open attempt nobody can tell of: the step stays `indeterminate`.
@@ -153,22 +183,22 @@ impl Taker<'_> {
     }
 
     /// A drill makes way as a whole: its run ends, its faults are healed, nothing is led back.
-    async fn from_drill(&self, journal: &dyn Journal, drill: &RunId, holder: &RunId) -> Result<String, ServiceError> {
+    async fn free_drill(&self, journal: &dyn Journal, drill: &RunId, holder: &RunId) -> Result<String, ServiceError> {
         if journal.row(drill).await?.finished_at.is_some() {
-            return self.from_run(journal, holder).await;
+            return self.free_run(journal, holder).await;
         }
         let claim = match journal.claim(drill, &self.muster.actor()).await {
             Ok(claim) => claim,
-            Err(JournalError::Owned { .. }) => return self.from_owned_drill(journal, drill, holder).await,
+            Err(JournalError::Owned { .. }) => return self.free_owned_drill(journal, drill, holder).await,
             Err(other) => return Err(other.into()),
         };
         self.end_drill(journal, claim, holder).await
     }
 
     /// Its owner ends the run, heals, and closes the drill; both are waited for.
-    async fn from_owned_drill(&self, journal: &dyn Journal, drill: &RunId, holder: &RunId) -> Result<String, ServiceError> {
+    async fn free_owned_drill(&self, journal: &dyn Journal, drill: &RunId, holder: &RunId) -> Result<String, ServiceError> {
         let clock = &self.muster.clock;
-        let how = self.from_run(journal, holder).await?;
+        let how = self.free_run(journal, holder).await?;
         let begun = clock.monotonic();
         let patience = if self.take_over { SHORT } else { PATIENCE };
         while journal.row(drill).await?.finished_at.is_none() {
@@ -195,7 +225,7 @@ impl Taker<'_> {
             let body = Body::DrillPreempted { by: self.run.clone(), reason: self.reason() };
             self.append(journal, &claim, state.seq, vec![body]).await?;
         }
-        let how = self.from_run(journal, holder).await?;
+        let how = self.free_run(journal, holder).await?;
         self.muster.drill_end(claim).await?;
         Ok(format!("{how}; its drill was healed and closed here"))
     }
