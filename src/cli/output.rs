@@ -159,6 +159,7 @@ pub fn sentence(body: &Body) -> Option<(char, String)> {
             ('?', format!("refused: {command}{step} by {by}: {why}"))
         }
         Body::Preempted { run, how } => ('!', format!("run {run} made way: {how}")),
+        Body::MakeWay { to } => ('!', format!("making way for run {to}, a live failover")),
         Body::AbortRequested { reason } => ('!', format!("aborting: {reason}")),
         Body::Parked { status, reason } => ('?', format!("the run is {}: {reason}", status.word())),
         Body::RunFinished { status, reason } => {
@@ -223,6 +224,7 @@ fn drill_sentence(body: &Body) -> Option<(char, String)> {
         Body::Hole { reason } => ('?', format!("a hole in the measurement: {reason}")),
         Body::AsFound { same: true, .. } => ('+', "the estate is as it was found".to_owned()),
         Body::AsFound { differences, .. } => ('!', format!("the estate is not as it was found: {}", differences.join("; "))),
+        Body::DrillPreempted { reason, .. } => ('!', format!("the drill makes way: {reason}")),
         Body::DrillMissed { drill, reason, .. } => ('?', format!("drill {drill} was missed: {reason}")),
         Body::DrillFinished { verdict, reasons, .. } => {
             let good = *verdict == crate::model::objective::Verdict::Pass;

@@ -1,7 +1,11 @@
 //! `muster run`: a runbook, here and now.
 
 use super::{Done, output::Output};
-use crate::service::{Muster, ServiceError, run_exit_code, runs::Ran, view};
+use crate::service::{
+    Muster, ServiceError, run_exit_code,
+    runs::{Ran, Start},
+    view,
+};
 use std::collections::BTreeMap;
 
 #[derive(clap::Args)]
@@ -19,6 +23,9 @@ pub struct Args {
     /// Who starts it, and so does not approve it; the user of this machine if left out
     #[arg(long, value_name = "PERSON")]
     by: Option<String>,
+    /// Take the place also of a run that cannot be settled, does not answer, or is itself a live failover
+    #[arg(long, requires = "live")]
+    take_over: bool,
 }
 
 #[derive(clap::Args)]
@@ -46,7 +53,8 @@ impl Inputs {
 }
 
 pub async fn main(args: &Args, muster: &Muster, output: &Output) -> Done {
-    let ran = muster.run_by(&args.runbook, &args.inputs.read()?, args.live, args.by.as_deref()).await?;
+    let start = Start { live: args.live, by: args.by.clone(), take_over: args.take_over };
+    let ran = muster.run_as(&args.runbook, &args.inputs.read()?, &start).await?;
     Ok(told(&ran, output))
 }
 

@@ -107,6 +107,9 @@ pub(super) struct Underway {
 
 impl Underway {
     async fn go(&mut self) -> Result<(), DrillError> {
+        if self.state.preempted.is_some() {
+            return self.give_way().await;
+        }
         if !self.state.measured.contains_key(&RunRole::Main) {
             let prober = self.start_probe(RunRole::Main)?;
             let mut feed = prober.as_ref().map(Prober::subscribe);
@@ -117,6 +120,9 @@ impl Underway {
             let watch = self.detect(feed.as_mut()).await?;
             if self.state.detected.is_some() || self.state.drill.scenario.is_empty() {
                 self.run(RunRole::Main).await?;
+                if self.state.preempted.is_some() {
+                    return self.give_way().await;
+                }
                 self.await_recovery(feed.as_mut(), RunRole::Main).await;
             }
             self.measure(RunRole::Main, prober, watch).await?;
@@ -125,7 +131,7 @@ impl Underway {
         if self.state.context.then.is_some() && self.state.runs.contains_key(&RunRole::Main) {
             self.way_back().await?;
         }
-        self.finish().await
+        if self.state.preempted.is_some() { self.give_way().await } else { self.finish().await }
     }
 
     pub(super) async fn append(&mut self, bodies: Vec<Body>) -> Result<(), DrillError> {
@@ -256,17 +262,30 @@ impl Underway {
         } else {
             let plan = if role == RunRole::Main { Some(&self.state.context.main) } else { self.state.context.then.as_ref() };
             let Some(plan) = plan.cloned() else { return Ok(()) };
-            let (claim, _) = engine.create(plan, Some(self.state.id.clone())).await?;
+            let (claim, _) = match engine.create(plan, Some(self.state.id.clone())).await {
+                // No drill goes on during an incident: what it broke is healed, and that is all.
+                Err(EngineError::Journal(JournalError::Locked { holder, .. })) if self.for_real(&holder).await? => {
+                    return self.makes_way(Some(&holder)).await;
+                }
+                other => other?,
+            };
             self.append(vec![Body::RunStarted { run: claim.run.clone(), role }]).await?;
             claim
         };
         let run = claim.run.clone();
-        let status = engine.carry_on(claim, resume).await?.state.status;
+        let left = engine.carry_on(claim, resume).await?.state;
+        let status = left.status;
         if needs_a_person(status) {
             self.interrupted()?;
             return Err(DrillError::NeedsAPerson { drill: self.state.id.clone(), run, status });
         }
-        self.append(vec![Body::RunEnded { run, role, status }]).await
+        self.append(vec![Body::RunEnded { run, role, status }]).await?;
+        self.makes_way(left.made_way.as_ref()).await
+    }
+
+    /// Is this run no part of a drill?
+    async fn for_real(&self, run: &RunId) -> Result<bool, DrillError> {
+        Ok(self.conductor.engine.journal.row(run).await?.parent.is_none())
     }
 
     /// A run that was begun before: on record here, or made by a process that ended before it said so.
@@ -299,7 +318,7 @@ impl Underway {
     }
 
     /// Takes the faults back. Also when the runbook failed, and also when nothing was detected.
-    async fn heal(&mut self) -> Result<(), DrillError> {
+    pub(super) async fn heal(&mut self) -> Result<(), DrillError> {
         if self.state.healed.is_some() || self.state.injecting == 0 {
             return Ok(());
         }
@@ -317,6 +336,9 @@ impl Underway {
             let prober = self.start_probe(RunRole::Then)?;
             let mut feed = prober.as_ref().map(Prober::subscribe);
             self.run(RunRole::Then).await?;
+            if self.state.preempted.is_some() {
+                return Ok(());
+            }
             self.await_recovery(feed.as_mut(), RunRole::Then).await;
             self.measure_then(prober, stray).await?;
         }

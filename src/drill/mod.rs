@@ -9,6 +9,7 @@
 pub mod as_found;
 pub mod conduct;
 mod figures;
+mod preempted;
 pub mod probe;
 pub mod probe_ledger;
 pub mod probe_watch;

@@ -29,6 +29,8 @@ pub struct DrillState {
     pub as_found: Option<(bool, Vec<String>)>,
     pub holes: Vec<String>,
     pub skipped: Option<String>,
+    /// It made way for a live failover; nothing of it goes on but its healing.
+    pub preempted: Option<String>,
     pub verdict: Option<(Verdict, Vec<String>)>,
 }
 
@@ -70,6 +72,7 @@ impl DrillState {
             as_found: None,
             holes: Vec::new(),
             skipped: None,
+            preempted: None,
             verdict: None,
         })
     }
@@ -120,6 +123,7 @@ impl DrillState {
                 self.measured.insert(*phase, measurement);
             }
             Body::AsFound { same, differences } => self.as_found = Some((*same, differences.clone())),
+            Body::DrillPreempted { reason, .. } => self.preempted = Some(reason.clone()),
             Body::DrillSkipped { reason } => {
                 self.skipped = Some(reason.clone());
                 self.finished_at = Some(event.at);

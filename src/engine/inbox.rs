@@ -20,6 +20,9 @@ pub fn bodies(state: &RunState, run: &RunId, by: &str, command: &Command, now: j
     Ok(match command {
         Command::Pause { reason } => vec![Body::PauseRequested { reason: reason.clone() }],
         Command::Abort { reason } => vec![Body::AbortRequested { reason: format!("{reason} (by {by})") }],
+        Command::MakeWay { to, reason } => {
+            vec![Body::MakeWay { to: to.clone() }, Body::AbortRequested { reason: format!("{reason} (by {by})") }]
+        }
         Command::Approve { step, signed } => {
             let known = asked(state, step)?;
             approval::check(state, run, step, &by, signed.as_ref(), now)?;
@@ -92,6 +95,7 @@ pub fn refused(by: &str, command: &Command, why: String) -> Body {
     let (word, step) = match command {
         Command::Pause { .. } => ("pause", None),
         Command::Abort { .. } => ("abort", None),
+        Command::MakeWay { .. } => ("make way", None),
         Command::Approve { step, .. } => ("approve", Some(step)),
         Command::Override { step, .. } => ("override", Some(step)),
         Command::Reject { step, .. } => ("reject", Some(step)),

@@ -92,7 +92,11 @@ impl Engine {
 
     /// The same in a person's name: who starts a run is who may not approve it.
     pub async fn create_by(&self, plan: Plan, drill: Option<RunId>, by: &str) -> Result<(Claim, Stored), EngineError> {
-        let id = RunId(self.clock.new_id());
+        self.create_as(RunId(self.clock.new_id()), plan, drill, by).await
+    }
+
+    /// The same under an identifier that others have been told already.
+    pub async fn create_as(&self, id: RunId, plan: Plan, drill: Option<RunId>, by: &str) -> Result<(Claim, Stored), EngineError> {
         let chain = crate::journal::NewChain {
             id,
             kind: crate::journal::ChainKind::Run,

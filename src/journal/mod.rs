@@ -134,6 +134,11 @@ pub enum Command {
     Abort {
         reason: String,
     },
+    /// A live failover needs what the run holds.
+    MakeWay {
+        to: RunId,
+        reason: String,
+    },
     Approve {
         step: crate::model::ids::StepId,
         #[serde(default)]

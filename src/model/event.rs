@@ -49,6 +49,10 @@ pub enum Body {
         step: Option<StepId>,
         why: String,
     },
+    /// A live failover needs what this run holds: it is to end, settled.
+    MakeWay {
+        to: RunId,
+    },
     /// This run took the place of another that held its resources.
     Preempted {
         run: RunId,
@@ -220,6 +224,11 @@ pub enum Body {
         context: Box<DrillContext>,
     },
     DrillSkipped {
+        reason: String,
+    },
+    /// A live failover took its place: its faults are healed, nothing else of it goes on.
+    DrillPreempted {
+        by: RunId,
         reason: String,
     },
     DrillMissed {

@@ -23,6 +23,8 @@ pub struct RunState {
     /// The step that holds it; `None` when a person does.
     pub paused_by: Option<StepId>,
     pub aborting: Option<String>,
+    /// The live failover that it makes way for.
+    pub made_way: Option<RunId>,
     /// A step failed with `stop` or `undo`.
     pub stopping: Option<Stopping>,
     pub reason: Option<String>,
@@ -203,6 +205,7 @@ impl RunState {
             paused: None,
             paused_by: None,
             aborting: None,
+            made_way: None,
             stopping: None,
             reason: None,
             started_at: Some(first.at),
@@ -286,6 +289,11 @@ pub fn fold(state: &mut RunState, event: &Event) {
         }
         return;
     }
+    fold_run(state, event);
+}
+
+/// What is about the run as a whole.
+fn fold_run(state: &mut RunState, event: &Event) {
     match &event.body {
         Body::Claimed { .. } => {
             state.status = RunStatus::Running;
@@ -315,6 +323,7 @@ pub fn fold(state: &mut RunState, event: &Event) {
             state.paused_by = None;
             state.status = RunStatus::Running;
         }
+        Body::MakeWay { to } => state.made_way = Some(to.clone()),
         Body::AbortRequested { reason } => state.aborting = Some(reason.clone()),
         Body::Parked { status, reason } => {
             state.status = *status;

@@ -121,6 +121,14 @@ impl Muster {
         Ok(Begun { conductor, claim })
     }
 
+    /// Goes on with a drill that this process has claimed.
+    pub(super) async fn drill_end(&self, claim: Claim) -> Result<Drilled, ServiceError> {
+        let journal = self.existing_journal().await?;
+        let state = drill_state(&*journal, &claim.run).await?;
+        let conductor = self.conductor(self.engine(&state.context.estate).await?);
+        self.drill_go(Begun { conductor, claim }, true).await
+    }
+
     /// Conducts a drill to its end, or until a person must act; tells the channels how it was left.
     pub async fn drill_go(&self, begun: Begun, resumed: bool) -> Result<Drilled, ServiceError> {
         let Begun { conductor, claim } = begun;

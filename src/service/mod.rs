@@ -14,6 +14,7 @@ pub mod files;
 pub mod heartbeat;
 pub mod next;
 pub mod notices;
+mod preempt;
 pub mod report;
 pub mod runs;
 pub mod serve;

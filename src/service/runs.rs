@@ -1,8 +1,12 @@
 //! Runs: beginning one, going on with one, and what operators do to one.
 
-use super::{Muster, ServiceError, notices, view};
+use super::{
+    Muster, ServiceError, notices,
+    preempt::{Taker, is_live_failover},
+    view,
+};
 use crate::engine::{Engine, EngineError, Outcome, inbox};
-use crate::journal::{ChainKind, Command, Draft, Journal, JournalError};
+use crate::journal::{ChainKind, Claim, Command, Draft, Journal, JournalError, Stored};
 use crate::model::{effect::Place, estate::Estate, event::Body, ids::*, plan::*};
 use crate::plan::state::RunState;
 use crate::providers::world::World;
@@ -14,6 +18,16 @@ pub struct Ran {
     pub run: RunId,
     pub state: RunState,
     pub evidence: Value,
+}
+
+/// How a run is begun.
+#[derive(Clone, Debug, Default)]
+pub struct Start {
+    /// It may touch what is outside a lab; a failover that does is one for which others make way.
+    pub live: bool,
+    pub by: Option<String>,
+    /// Take the place also of what cannot be settled, does not answer, or is itself a live failover.
+    pub take_over: bool,
 }
 
 impl Muster {
@@ -52,26 +66,62 @@ impl Muster {
 
     /// Runs a runbook here until it ends or a person must act.
     pub async fn run(&self, name: &str, inputs: &BTreeMap<String, String>, live: bool) -> Result<Ran, ServiceError> {
-        self.run_by(name, inputs, live, None).await
+        self.run_as(name, inputs, &Start { live, ..Start::default() }).await
     }
 
-    /// The same in a person's name, who then is not the one to approve it.
-    pub async fn run_by(&self, name: &str, inputs: &BTreeMap<String, String>, live: bool, by: Option<&str>) -> Result<Ran, ServiceError> {
-        let plan = self.compile(name, inputs, live)?;
-        if let Some(step) = outside_a_lab(&plan).filter(|_| !live) {
+    /// The same in a person's name, who then is not the one to approve it; a live failover may make others make way.
+    pub async fn run_as(&self, name: &str, inputs: &BTreeMap<String, String>, start: &Start) -> Result<Ran, ServiceError> {
+        let plan = self.compile(name, inputs, start.live)?;
+        if let Some(step) = outside_a_lab(&plan).filter(|_| !start.live) {
             return Err(ServiceError::Usage(format!(
                 "step `{}` ({}) acts on what is outside a lab; say so with --live, or look first with `muster plan {name}`",
                 step.id,
                 step.kind.uses()
             )));
         }
-        let by = Self::named(&plan.estate, by);
+        if start.take_over && !is_live_failover(&plan) {
+            let text =
+                "only a live failover takes the place of another run: --take-over goes with --live and a runbook of `mode: failover`";
+            return Err(ServiceError::Usage(text.to_owned()));
+        }
+        let by = Self::named(&plan.estate, start.by.as_deref());
         Self::could_be_approved(&plan, &by)?;
         let engine = self.engine(&plan.estate).await?;
-        let (claim, first) = engine.create_by(plan, None, &by).await?;
+        let (claim, events) = self.begin(&engine, plan, &by, start.take_over).await?;
         let run = claim.run.clone();
-        let outcome = engine.start(claim, first).await;
+        let outcome = engine.carry_on_from(claim, &events, false).await;
         self.left(&engine, run, outcome).await
+    }
+
+    /// Begins a run; for a live failover, whoever holds its resources makes way first.
+    async fn begin(&self, engine: &Engine, plan: Plan, by: &str, take_over: bool) -> Result<(Claim, Vec<Stored>), ServiceError> {
+        let run = RunId(self.clock.new_id());
+        let mut moved = Vec::new();
+        let (claim, first) = loop {
+            match engine.create_as(run.clone(), plan.clone(), None, by).await {
+                Ok(created) => break created,
+                // Each holder at most once: whoever takes the lock anew meanwhile is somebody else's failover.
+                Err(EngineError::Journal(JournalError::Locked { resource, holder }))
+                    if is_live_failover(&plan) && !moved.iter().any(|(other, _)| *other == holder) =>
+                {
+                    let taker = Taker { muster: self, run: run.clone(), plan: &plan, by, take_over };
+                    let how = taker.take(&*engine.journal, &resource.0, &holder).await?;
+                    moved.push((holder, how));
+                }
+                Err(other) => return Err(other.into()),
+            }
+        };
+        let drafts: Vec<_> = moved
+            .into_iter()
+            .map(|(run, how)| Draft { at: self.clock.now(), actor: engine.actor.clone(), body: Body::Preempted { run, how } })
+            .collect();
+        let mut events = vec![first];
+        if !drafts.is_empty() {
+            let stored = engine.journal.append(&claim, 1, drafts).await?;
+            stored.iter().for_each(|one| (engine.listener)(one));
+            events.extend(stored);
+        }
+        Ok((claim, events))
     }
 
     /// Goes on with a run that this process does not own yet.
@@ -101,6 +151,12 @@ impl Muster {
         let run = claim.run.clone();
         let outcome = engine.carry_on_from(claim, &events, true).await;
         self.left(&engine, run, outcome).await
+    }
+
+    pub(super) async fn carry_on(&self, engine: &Engine, claim: Claim, resume: bool) -> Result<Ran, ServiceError> {
+        let run = claim.run.clone();
+        let outcome = engine.carry_on(claim, resume).await;
+        self.left(engine, run, outcome).await
     }
 
     async fn left(&self, engine: &Engine, run: RunId, outcome: Result<Outcome, EngineError>) -> Result<Ran, ServiceError> {

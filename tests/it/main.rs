@@ -31,6 +31,7 @@ mod lab;
 mod people;
 mod pg;
 mod place;
+mod preempt;
 #[cfg(feature = "lab")]
 mod providers;
 mod providers_postgres;
