@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Both install what a fresh Debian or Ubuntu machine
 # with a Rust toolchain lacks, and say what they install.
 
-.PHONY: help deps build demo test lint fmt bench clean
+.PHONY: help deps build demo test sim sim-bugs lint fmt bench clean
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -18,6 +18,17 @@ demo: deps ## Lose a region on this machine, recover, measure it, lead back
 
 test: deps ## Every test
 	@bash scripts/test.sh
+
+SIM := cargo test --profile sim --no-default-features --lib
+
+sim: ## Simulated worlds: SEEDS=10000, FROM=1; SEED=1234 replays one, with all that happens in it
+	@$(SIM) --no-run
+	@if [ -z "$(SEED)" ]; then export SEEDS=$(or $(SEEDS),10000); fi; \
+	SEED=$(SEED) FROM=$(FROM) $(SIM) --quiet -- --exact --nocapture engine::sim::seeds::nothing_is_lost_and_nothing_is_done_twice
+
+sim-bugs: ## Defects planted in engine and journal: each must be found within 2,000 seeds
+	@$(SIM) --no-run
+	@BUGS=all $(SIM) --quiet -- --exact --nocapture engine::sim::seeds::every_planted_defect_is_found
 
 lint: ## Formatting and clippy
 	cargo fmt --all --check

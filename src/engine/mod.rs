@@ -7,6 +7,8 @@
 
 #[cfg(test)]
 mod crash_tests;
+#[cfg(test)]
+mod found_tests;
 pub mod inbox;
 #[cfg(test)]
 pub(crate) mod sim;
@@ -217,7 +219,16 @@ impl Owner {
     }
 
     async fn read_inbox(&mut self) -> Result<(), EngineError> {
-        for letter in self.engine.journal.letters(&self.claim.run).await? {
+        let letters = match self.engine.journal.letters(&self.claim.run).await {
+            Ok(letters) => letters,
+            // What people ask can wait for the store. What is under way must not be dropped because of it.
+            Err(JournalError::Store { place, why }) => {
+                tracing::warn!("the inbox in {place} cannot be read ({why})");
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        for letter in letters {
             let bodies = inbox::bodies(&self.state, &letter.actor, &letter.command, self.engine.clock.now()).unwrap_or_default();
             if !bodies.is_empty() {
                 self.append_as(&letter.actor, bodies).await?;

@@ -307,6 +307,8 @@ pub fn bodies(cx: &Context<'_>, report: Report, at: impl Fn(u64) -> jiff::Timest
         Report::Observed { seen, timed_out } => observed(cx, step, seen, timed_out, at),
         Report::StoppedWaiting => Vec::new(),
         Report::Undone(Ok(())) => vec![Body::Undone { step }],
+        // Nothing was tried, and it is the next owner's to undo.
+        Report::Undone(Err(ApplyError::Definite(failure))) if failure.code == DEPOSED => Vec::new(),
         Report::Undone(Err(ApplyError::Definite(failure) | ApplyError::Retry { failure, .. } | ApplyError::Unknown(failure))) => {
             vec![Body::UndoFailed { step, failure }]
         }
@@ -335,7 +337,12 @@ fn not_applied(
         }
         ApplyError::Definite(failure) => (failure, Retry { allowed: true, timed_out: false, hint_ms: None }),
     };
-    let next = failed(cx.planned, &step, attempt, &failure, retry, at);
+    // The step did not fail, its owner did: the next one tries, however many attempts are left.
+    let next = if failure.code == DEPOSED {
+        Body::RetryAt { step: step.clone(), at: at(0) }
+    } else {
+        failed(cx.planned, &step, attempt, &failure, retry, at)
+    };
     vec![Body::ApplyFailed { step, attempt, failure, retry_after_ms: retry.hint_ms }, next]
 }
 
