@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Both install what a fresh Debian or Ubuntu machine
 # with a Rust toolchain lacks, and say what they install.
 
-.PHONY: help deps build demo test sweep lint fmt bench bench-engine clean
+.PHONY: help deps build demo test sweep sim sim-bugs lint fmt bench bench-engine clean
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -21,6 +21,17 @@ test: deps ## Every test
 
 sweep: ## Kill the program at every write to its journal and at random, and count every effect
 	cargo test --no-default-features --test it -- sweep::the_whole --ignored --nocapture --test-threads=1
+
+SIM := cargo test --profile sim --no-default-features --lib
+
+sim: ## Simulated worlds: SEEDS=10000, FROM=1; SEED=1234 replays one, with all that happens in it
+	@$(SIM) --no-run
+	@if [ -z "$(SEED)" ]; then export SEEDS=$(or $(SEEDS),10000); fi; \
+	SEED=$(SEED) FROM=$(FROM) $(SIM) --quiet -- --exact --nocapture engine::sim::seeds::nothing_is_lost_and_nothing_is_done_twice
+
+sim-bugs: ## Defects planted in engine and journal: each must be found within 2,000 seeds
+	@$(SIM) --no-run
+	@BUGS=all $(SIM) --quiet -- --exact --nocapture engine::sim::seeds::every_planted_defect_is_found
 
 lint: ## Formatting and clippy
 	cargo fmt --all --check

@@ -32,6 +32,9 @@ pub struct Spec {
 /// answers at once; this is for the network and the provider's queue.
 const IN_FLIGHT: Duration = Duration::from_secs(2);
 
+/// The code of the failure of an attempt that was not made, because its process had lost the run.
+pub const DEPOSED: &str = "deposed";
+
 /// What one step of one run may look at.
 #[derive(Clone)]
 pub struct ReadCx {
@@ -72,7 +75,7 @@ impl WriteCx {
         if (self.permit)() {
             Ok(&*self.write)
         } else {
-            Err(ApplyError::Definite(Failure::new("deposed", "this process no longer owns the run; nothing was tried")))
+            Err(ApplyError::Definite(Failure::new(DEPOSED, "this process no longer owns the run; nothing was tried")))
         }
     }
 }

@@ -11,6 +11,8 @@
 #[cfg(test)]
 mod crash_tests;
 pub mod facts;
+#[cfg(test)]
+mod found_tests;
 pub mod inbox;
 #[cfg(test)]
 pub(crate) mod sim;
@@ -283,7 +285,16 @@ impl Owner {
         if !due {
             return Ok(());
         }
-        for letter in self.engine.journal.letters(&self.claim.run).await? {
+        let letters = match self.engine.journal.letters(&self.claim.run).await {
+            Ok(letters) => letters,
+            // What people ask can wait for the store. What is under way must not be dropped because of it.
+            Err(JournalError::Store { place, why }) => {
+                tracing::warn!("the inbox in {place} cannot be read ({why})");
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        for letter in letters {
             let now = self.engine.clock.now();
             match inbox::bodies(&self.state, &self.claim.run, &letter.actor, &letter.command, now) {
                 Ok(bodies) => self.note_as(&letter.actor, bodies),

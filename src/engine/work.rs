@@ -331,7 +331,11 @@ pub fn bodies(cx: &Context<'_>, report: Report, at: impl Fn(u64) -> jiff::Timest
         Report::Refused { refusal, timed_out } => {
             let attempt = cx.known.attempts + 1;
             let retry = Retry { allowed: refusal.retry, timed_out, hint_ms: None };
-            let next = failed(cx.planned, &step, attempt, &refusal.failure, retry, at);
+            let mut next = failed(cx.planned, &step, attempt, &refusal.failure, retry, at);
+            if cx.known.doubt && matches!(next, Body::StepEnded { .. }) {
+                // Before it counts as failed: an attempt before this one may stand.
+                next = Body::ApplyUnknown { step: step.clone(), attempt, failure: refusal.failure.clone() };
+            }
             vec![Body::Refused { step, attempt, failure: refusal.failure, retry: refusal.retry }, next]
         }
         Report::Applied { attempt, result: Ok(output), observes, .. } => {
@@ -346,6 +350,8 @@ pub fn bodies(cx: &Context<'_>, report: Report, at: impl Fn(u64) -> jiff::Timest
         // What facts amount to is decided over the whole run, in `facts`.
         Report::StoppedWaiting | Report::Facts { .. } => Vec::new(),
         Report::Undone(Ok(())) => vec![Body::Undone { step }],
+        // Nothing was tried, and it is the next owner's to undo.
+        Report::Undone(Err(ApplyError::Definite(failure))) if failure.code == DEPOSED => Vec::new(),
         Report::Undone(Err(ApplyError::Definite(failure) | ApplyError::Retry { failure, .. } | ApplyError::Unknown(failure))) => {
             vec![Body::UndoFailed { step, failure }]
         }
@@ -374,7 +380,12 @@ fn not_applied(
         }
         ApplyError::Definite(failure) => (failure, Retry { allowed: true, timed_out: false, hint_ms: None }),
     };
-    let next = failed(cx.planned, &step, attempt, &failure, retry, at);
+    // The step did not fail, its owner did: the next one tries, however many attempts are left.
+    let next = if failure.code == DEPOSED {
+        Body::RetryAt { step: step.clone(), at: at(0) }
+    } else {
+        failed(cx.planned, &step, attempt, &failure, retry, at)
+    };
     vec![Body::ApplyFailed { step, attempt, failure, retry_after_ms: retry.hint_ms }, next]
 }
 
@@ -402,7 +413,9 @@ fn observed(cx: &Context<'_>, step: StepId, seen: Seen<Value>, timed_out: bool, 
         // The same intent twice is once: it is simply sent again.
         Seen::CannotTell { .. } if !accepted && repeatable => match &cx.known.phase {
             Phase::Unknown(failure) => {
-                failed(cx.planned, &step, cx.known.attempts, failure, Retry { allowed: true, timed_out: false, hint_ms: None }, at)
+                let remedy = "it may have been carried out, which could not be seen; look before you decide";
+                let failure = failure.clone().remedy(remedy);
+                failed(cx.planned, &step, cx.known.attempts, &failure, Retry { allowed: true, timed_out: false, hint_ms: None }, at)
             }
             _ => return bodies,
         },

