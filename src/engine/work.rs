@@ -23,6 +23,9 @@ use tokio::sync::watch;
 /// One look at the world may take so long; a step's own timeout bounds all its looks together.
 const LOOK: Duration = Duration::from_mins(1);
 
+/// So long one look at the wheel may take.
+const WHEEL: Duration = Duration::from_secs(10);
+
 /// An action keeps its deadline itself, and has something to tidy up when it passes (a child to end). Only
 /// one that takes so much longer is cut off.
 const OVERTIME: Duration = Duration::from_secs(5);
@@ -125,6 +128,7 @@ pub fn task(
     let clock = engine.clock.clone();
     let intent = known.intent.clone().unwrap_or(Value::Null);
     let output = known.output.clone();
+    let wheels = wheels(engine, state, planned, &read, &*action);
     match work {
         Work::Prepare => {
             let rendered = render(state, claim, planned);
@@ -134,6 +138,9 @@ pub fn task(
             let observes = action.observes(&planned.with);
             let reads = matches!(&planned.kind, StepKind::Action { effect: Effect::Read, .. });
             let applied = async move {
+                if let Err(error) = steer(&wheels).await {
+                    return Report::Applied { attempt, result: Err(error), timed_out: false, observes };
+                }
                 match tokio::time::timeout(limit + OVERTIME, action.apply(&write, &intent)).await {
                     Ok(result) => Report::Applied { attempt, result, timed_out: false, observes },
                     Err(_) => Report::Applied { attempt, result: Err(ApplyError::Unknown(late(limit))), timed_out: true, observes },
@@ -149,10 +156,55 @@ pub fn task(
             Some(Box::pin(async move { observe(action, read, intent, clock, look, told.waiting).await }))
         }
         Work::Undo => Some(Box::pin(async move {
+            if let Err(error) = steer(&wheels).await {
+                return Report::Undone(Err(error));
+            }
             let undone = tokio::time::timeout(limit + OVERTIME, action.undo(&write, &intent, output)).await;
             Report::Undone(undone.unwrap_or_else(|_| Err(ApplyError::Unknown(late(limit)))))
         })),
     }
+}
+
+/// A wheel that the run holds: the step that took it, as it is looked at.
+type Wheel = (ReadCx, Value);
+
+/// The wheels that must still be this run's before something is changed: none for a read, nor for what takes or
+/// releases one.
+fn wheels(engine: &Engine, state: &RunState, planned: &PlanStep, cx: &ReadCx, action: &dyn DynAction) -> Vec<Wheel> {
+    if action.effect(&planned.with) == Effect::Read || [WHEEL_TAKE, WHEEL_RELEASE].contains(&planned.kind.uses()) {
+        return Vec::new();
+    }
+    let of = |step: &StepId| {
+        let intent = state.step(step)?.intent.clone()?;
+        let key = key(&cx.run, step);
+        Some((ReadCx { step: step.clone(), key, world: engine.world.clone(), ..cx.clone() }, intent))
+    };
+    state.wheels().into_iter().filter_map(of).collect()
+}
+
+/// Is every one of them still this run's? If that cannot be seen, nothing is done: another may have it.
+async fn steer(wheels: &[Wheel]) -> Result<(), ApplyError> {
+    for (cx, intent) in wheels {
+        let Some(take) = crate::actions::find(WHEEL_TAKE) else { continue };
+        let seen = tokio::time::timeout(WHEEL, take.observe(cx, intent)).await;
+        let lost = |why: &str| {
+            ApplyError::Definite(Failure::new("deposed", format!("this run no longer has the wheel, and nothing was tried: {why}")))
+        };
+        match seen {
+            Ok(Seen::Done(_)) => {}
+            Ok(Seen::Differs { found }) => return Err(lost(&found)),
+            Ok(Seen::Absent | Seen::Pending { .. }) => return Err(lost("it is as it was before")),
+            Ok(Seen::CannotTell { why }) => return Err(unseen(&cx.step, &why)),
+            Err(_) => return Err(unseen(&cx.step, &late(WHEEL).message)),
+        }
+    }
+    Ok(())
+}
+
+fn unseen(step: &StepId, why: &str) -> ApplyError {
+    let failure =
+        Failure::new("wheel_unseen", format!("whether this run still has the wheel cannot be seen, and nothing was tried: {why}"));
+    ApplyError::Definite(failure.remedy(format!("try again, or go on without it, on record, by skipping step `{step}`")))
 }
 
 fn late(limit: Duration) -> Failure {

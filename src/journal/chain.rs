@@ -4,7 +4,7 @@
 //! of the record before it in `prev`. The chain of heads is made the same way; it has a record when a
 //! chain begins and one when it ends, so that removing a chain as a whole leaves a hole.
 
-use super::{ChainKind, ChainRow, Draft, JournalError, Stored, project};
+use super::{ChainKind, ChainRow, Draft, JournalError, Stored, adopt::Origin, project};
 use crate::model::{event::Event, ids::RunId};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -27,6 +27,9 @@ pub struct Head {
     pub seq: u64,
     pub hash: String,
     pub ended: bool,
+    /// Where the chain was written, if not here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
     pub prev: String,
 }
 
@@ -54,9 +57,32 @@ pub fn seal(run: &RunId, epoch: u64, after: u64, prev: &str, drafts: Vec<Draft>)
     Ok(sealed)
 }
 
+impl From<&Sealed> for EventRow {
+    fn from(one: &Sealed) -> Self {
+        let event = &one.stored.event;
+        Self {
+            run: event.run.clone(),
+            seq: event.seq,
+            at: event.at.to_string(),
+            actor: event.actor.clone(),
+            epoch: event.epoch,
+            kind: one.kind.clone(),
+            prev: event.prev.clone(),
+            hash: one.stored.hash.clone(),
+            record: one.record.clone(),
+        }
+    }
+}
+
+/// As they lie in a store.
+#[must_use]
+pub fn rows(sealed: &[Sealed]) -> Vec<EventRow> {
+    sealed.iter().map(EventRow::from).collect()
+}
+
 /// A record for the chain of heads.
 #[must_use]
-pub fn seal_head(n: u64, prev: &str, row: &ChainRow, ended: bool) -> (Vec<u8>, String) {
+pub fn seal_head(n: u64, prev: &str, row: &ChainRow, ended: bool, origin: Option<&Origin>) -> (Vec<u8>, String) {
     let head = Head {
         n,
         run: row.id.clone(),
@@ -65,6 +91,7 @@ pub fn seal_head(n: u64, prev: &str, row: &ChainRow, ended: bool) -> (Vec<u8>, S
         seq: row.seq,
         hash: row.head.clone(),
         ended,
+        origin: origin.cloned(),
         prev: prev.to_owned(),
     };
     // A struct of strings and numbers always serialises.
@@ -82,7 +109,7 @@ pub struct Dump {
     pub heads: Option<Vec<HeadRow>>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventRow {
     pub run: RunId,
     pub seq: u64,
@@ -92,16 +119,31 @@ pub struct EventRow {
     pub kind: String,
     pub prev: String,
     pub hash: String,
+    #[serde(with = "text")]
     pub record: Vec<u8>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeadRow {
     pub n: u64,
     pub run: RunId,
     pub prev: String,
     pub hash: String,
+    #[serde(with = "text")]
     pub record: Vec<u8>,
+}
+
+/// A record is JSON in UTF-8: in a file it stands as a text, whose bytes are the record's.
+mod text {
+    use serde::{Deserialize, Deserializer, Serializer, ser::Error};
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(std::str::from_utf8(bytes).map_err(S::Error::custom)?)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        String::deserialize(from).map(String::into_bytes)
+    }
 }
 
 /// What a verification found.

@@ -119,23 +119,38 @@ impl SqliteJournal {
         Ok(file)
     }
 
-    async fn insert(&self, tx: &mut Transaction<'_, Sqlite>, sealed: &[Sealed]) -> Result<(), JournalError> {
-        for one in sealed {
-            let event = &one.stored.event;
+    async fn insert(&self, tx: &mut Transaction<'_, Sqlite>, events: &[EventRow]) -> Result<(), JournalError> {
+        for event in events {
             sqlx::query("INSERT INTO events (run, seq, at, actor, epoch, kind, prev, hash, record) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)")
                 .bind(event.run.as_str())
                 .bind(signed(event.seq))
-                .bind(event.at.to_string())
+                .bind(&event.at)
                 .bind(&event.actor)
                 .bind(signed(event.epoch))
-                .bind(&one.kind)
+                .bind(&event.kind)
                 .bind(&event.prev)
-                .bind(&one.stored.hash)
-                .bind(&one.record)
+                .bind(&event.hash)
+                .bind(&event.record)
                 .execute(&mut **tx)
                 .await
                 .map_err(|e| self.fail(&e))?;
         }
+        Ok(())
+    }
+
+    async fn list_chain(&self, tx: &mut Transaction<'_, Sqlite>, row: &ChainRow) -> Result<(), JournalError> {
+        let kind = if row.kind == ChainKind::Drill { "drill" } else { "run" };
+        sqlx::query("INSERT INTO chains (id, kind, name, parent, status, started_at, epoch, owner) VALUES (?, ?, ?, ?, ?, ?, 1, ?)")
+            .bind(row.id.as_str())
+            .bind(kind)
+            .bind(&row.name)
+            .bind(row.parent.as_ref().map(RunId::as_str))
+            .bind(&row.status)
+            .bind(row.started_at.to_string())
+            .bind(&row.owner)
+            .execute(&mut **tx)
+            .await
+            .map_err(|e| self.fail(&e))?;
         Ok(())
     }
 
@@ -154,16 +169,22 @@ impl SqliteJournal {
             .map_err(|e| self.fail(&e))?;
         if ended {
             sqlx::query("DELETE FROM locks WHERE run = ?").bind(row.id.as_str()).execute(&mut **tx).await.map_err(|e| self.fail(&e))?;
-            self.head(tx, &row, true).await?;
+            self.head(tx, &row, true, None).await?;
         }
         Ok(())
     }
 
-    async fn head(&self, tx: &mut Transaction<'_, Sqlite>, row: &ChainRow, ended: bool) -> Result<(), JournalError> {
+    async fn head(
+        &self,
+        tx: &mut Transaction<'_, Sqlite>,
+        row: &ChainRow,
+        ended: bool,
+        origin: Option<&adopt::Origin>,
+    ) -> Result<(), JournalError> {
         let last =
             sqlx::query("SELECT n, hash FROM heads ORDER BY n DESC LIMIT 1").fetch_optional(&mut **tx).await.map_err(|e| self.fail(&e))?;
         let (n, prev) = last.map_or((1, String::new()), |last| (last.get::<i64, _>(0) + 1, last.get::<String, _>(1)));
-        let (record, hash) = seal_head(n.unsigned_abs(), &prev, row, ended);
+        let (record, hash) = seal_head(n.unsigned_abs(), &prev, row, ended, origin);
         sqlx::query("INSERT INTO heads (n, run, prev, hash, record) VALUES (?, ?, ?, ?, ?)")
             .bind(n)
             .bind(row.id.as_str())
@@ -281,21 +302,7 @@ impl Journal for SqliteJournal {
             return Err(JournalError::Exists { run: chain.id });
         }
         self.take_locks(&mut tx, &chain).await?;
-        let kind = if chain.kind == ChainKind::Drill { "drill" } else { "run" };
-        sqlx::query(
-            "INSERT INTO chains (id, kind, name, parent, status, started_at, epoch, owner) VALUES (?, ?, ?, ?, 'running', ?, 1, ?)",
-        )
-        .bind(chain.id.as_str())
-        .bind(kind)
-        .bind(&chain.name)
-        .bind(chain.parent.as_ref().map(RunId::as_str))
-        .bind(at.to_string())
-        .bind(owner)
-        .execute(&mut *tx)
-        .await
-        .map_err(|e| self.fail(&e))?;
         let sealed = seal(&chain.id, 1, 0, "", vec![first])?;
-        self.insert(&mut tx, &sealed).await?;
         let row = ChainRow {
             id: chain.id.clone(),
             kind: chain.kind,
@@ -308,7 +315,9 @@ impl Journal for SqliteJournal {
             head: sealed.first().map(|one| one.stored.hash.clone()).unwrap_or_default(),
             owner: Some(owner.to_owned()),
         };
-        self.head(&mut tx, &row, false).await?;
+        self.list_chain(&mut tx, &row).await?;
+        self.insert(&mut tx, &rows(&sealed)).await?;
+        self.head(&mut tx, &row, false, None).await?;
         self.advance(&mut tx, row, &sealed).await?;
         tx.commit().await.map_err(|e| self.fail(&e))?;
         let stored = sealed.into_iter().next().map(|one| one.stored);
@@ -319,6 +328,7 @@ impl Journal for SqliteJournal {
 
     async fn claim(&self, run: &RunId, owner: &str) -> Result<Claim, JournalError> {
         let row = self.row(run).await?;
+        adopt::own(&row)?;
         let Some(guard) = self.lock(run)? else {
             return Err(JournalError::Owned { run: run.clone(), owner: row.owner.unwrap_or_else(|| "unknown".to_owned()) });
         };
@@ -326,7 +336,7 @@ impl Journal for SqliteJournal {
     }
 
     async fn seize(&self, run: &RunId, owner: &str) -> Result<Claim, JournalError> {
-        self.row(run).await?;
+        adopt::own(&self.row(run).await?)?;
         // A frozen owner keeps its lock, which is then nobody's; the epoch refuses what it would append.
         let guard = match self.lock(run)? {
             Some(guard) => guard,
@@ -353,7 +363,7 @@ impl Journal for SqliteJournal {
             return Err(JournalError::Behind { run: run.clone(), ours: after, now: row.seq });
         }
         let sealed = seal(run, claim.epoch, after, &row.head, drafts)?;
-        self.insert(&mut tx, &sealed).await?;
+        self.insert(&mut tx, &rows(&sealed)).await?;
         self.advance(&mut tx, row, &sealed).await?;
         tx.commit().await.map_err(|e| self.fail(&e))?;
         Ok(sealed.into_iter().map(|one| one.stored).collect())
@@ -465,6 +475,28 @@ impl Journal for SqliteJournal {
         .execute(&self.write)
         .await;
         done.map(|_| ()).map_err(|e| self.fail(&e))
+    }
+
+    async fn adopt(&self, chains: Vec<adopt::Adopted>, origin: &adopt::Origin) -> Result<(), JournalError> {
+        let mut tx = self.begin().await?;
+        for adopt::Adopted { row, events, known } in &chains {
+            if !known {
+                self.list_chain(&mut tx, row).await?;
+            }
+            self.insert(&mut tx, events).await?;
+            sqlx::query("UPDATE chains SET seq = ?, head = ?, status = ?, finished_at = ?, owner = ? WHERE id = ?")
+                .bind(signed(row.seq))
+                .bind(&row.head)
+                .bind(&row.status)
+                .bind(row.finished_at.map(|at| at.to_string()))
+                .bind(&row.owner)
+                .bind(row.id.as_str())
+                .execute(&mut *tx)
+                .await
+                .map_err(|e| self.fail(&e))?;
+            self.head(&mut tx, row, false, Some(origin)).await?;
+        }
+        tx.commit().await.map_err(|e| self.fail(&e))
     }
 
     async fn dump(&self, only: Option<&[RunId]>) -> Result<Dump, JournalError> {

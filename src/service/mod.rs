@@ -3,7 +3,8 @@
 //! [`Muster`] holds what a command was pointed at: the state directory and the estate. [`files`] finds and
 //! reads what people wrote, [`runs`] begins and resumes runs and takes operators' commands, [`drills`] does
 //! the same for drills, [`serve`] fires them on schedule and [`heartbeat`] says that it does, [`view`] is the
-//! JSON that machines read, [`notices`] tells people, [`next`] is what they can do, [`evidence`] verifies.
+//! JSON that machines read, [`notices`] tells people, [`next`] is what they can do, [`evidence`] verifies,
+//! [`portable`] carries the record from one journal to another.
 
 pub mod drills;
 pub mod evidence;
@@ -11,6 +12,7 @@ pub mod files;
 pub mod heartbeat;
 pub mod next;
 pub mod notices;
+pub mod portable;
 pub mod report;
 pub mod runs;
 pub mod serve;
@@ -23,6 +25,7 @@ use crate::model::{ids::RunId, status::RunStatus};
 use crate::providers::{
     clock::{Clock, SystemClock},
     port::Faults,
+    who,
 };
 use crate::runbook::diagnostic::Diagnostic;
 use std::{path::PathBuf, sync::Arc};
@@ -128,18 +131,13 @@ impl Muster {
     /// Who acts when Muster does: the process.
     #[must_use]
     pub fn actor(&self) -> String {
-        let host = rustix::system::uname();
-        format!("muster@{}:{}", host.nodename().to_string_lossy(), std::process::id())
+        format!("muster@{}:{}", who::host(), std::process::id())
     }
 
     /// Who acts when a person does.
     #[must_use]
     pub fn person() -> String {
-        let user = ["MUSTER_USER", "SUDO_USER", "USER", "LOGNAME"]
-            .iter()
-            .find_map(|name| std::env::var(name).ok())
-            .filter(|user| !user.is_empty());
-        user.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()))
+        who::person()
     }
 
     /// The run or drill that a person named, by the beginning of its identifier.

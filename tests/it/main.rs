@@ -37,3 +37,5 @@ mod receiver;
 mod serve;
 mod sweep;
 mod tidy;
+#[cfg(feature = "lab")]
+mod wheel;
