@@ -179,7 +179,7 @@ mod tests {
         assert_eq!(bench.run::<Take>().await.expect("taken").epoch, Some(1));
         bench.another_run("0191");
         let refusal = Take::prepare(&bench.read, serde_json::from_value(json!({ "bucket": "models", "region": "west" })).expect("input")).await;
-        let failure = refusal.err().expect("refused").failure;
+        let failure = refusal.expect_err("refused").failure;
         assert_eq!(failure.code, "wheel_held");
         assert!(failure.to_string().contains("run 0190") && failure.to_string().contains("take_over=0190"), "{failure}");
     }
@@ -202,7 +202,7 @@ mod tests {
     async fn it_is_done_without_only_with_a_reason_and_a_place_that_is_down_says_so() {
         let bench = Bench::new(&Fixture::new(json!({ "bucket": "models", "region": "west" }))).down("west");
         let refusal = Take::prepare(&bench.read, serde_json::from_value(json!({ "bucket": "models", "region": "west" })).expect("input")).await;
-        assert!(refusal.err().expect("refused").failure.to_string().contains("-i no_wheel=REASON"));
+        assert!(refusal.expect_err("refused").failure.to_string().contains("-i no_wheel=REASON"));
         let bench = Bench::new(&with(("no_wheel", "the store refuses writes"))).down("west");
         assert_eq!(bench.run::<Take>().await.expect("waived").waived.as_deref(), Some("the store refuses writes"));
     }

@@ -82,7 +82,17 @@ pub fn rows(sealed: &[Sealed]) -> Vec<EventRow> {
 
 /// A record for the chain of heads.
 #[must_use]
-pub fn seal_head(n: u64, prev: &str, row: &ChainRow, ended: bool, origin: Option<&Origin>) -> (Vec<u8>, String) {
+pub fn seal_head(n: u64, prev: &str, row: &ChainRow, ended: bool) -> (Vec<u8>, String) {
+    sealed_head(n, prev, row, ended, None)
+}
+
+/// The same for a chain that was taken in.
+#[must_use]
+pub fn seal_adopted(n: u64, prev: &str, row: &ChainRow, origin: &Origin) -> (Vec<u8>, String) {
+    sealed_head(n, prev, row, false, Some(origin))
+}
+
+fn sealed_head(n: u64, prev: &str, row: &ChainRow, ended: bool, origin: Option<&Origin>) -> (Vec<u8>, String) {
     let head = Head {
         n,
         run: row.id.clone(),

@@ -48,7 +48,7 @@ impl Inner {
     fn head(&mut self, row: &ChainRow, ended: bool, origin: Option<&adopt::Origin>) {
         let prev = self.heads.last().map(|head| head.hash.clone()).unwrap_or_default();
         let n = self.heads.len() as u64 + 1;
-        let (record, hash) = seal_head(n, &prev, row, ended, origin);
+        let (record, hash) = origin.map_or_else(|| seal_head(n, &prev, row, ended), |origin| seal_adopted(n, &prev, row, origin));
         self.heads.push(HeadRow { n, run: row.id.clone(), prev, hash, record });
     }
 

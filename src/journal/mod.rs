@@ -192,8 +192,11 @@ pub trait Journal: Send + Sync {
     async fn consider(&self, drill: &str, until: jiff::Timestamp) -> Result<(), JournalError>;
 
     /// Takes in chains that were written elsewhere, and notes in the chain of heads where they came from, all or
-    /// nothing. What may be taken in is [`adopt::judge`]'s to say.
-    async fn adopt(&self, chains: Vec<adopt::Adopted>, origin: &adopt::Origin) -> Result<(), JournalError>;
+    /// nothing. What may be taken in is [`adopt::judge`]'s to say. A store that keeps only its own chains refuses.
+    async fn adopt(&self, chains: Vec<adopt::Adopted>, origin: &adopt::Origin) -> Result<(), JournalError> {
+        let why = format!("it takes in no chains of others ({} came from {})", chains.len(), origin.place);
+        Err(JournalError::Store { place: "this store".to_owned(), why })
+    }
 
     /// The journal as it lies in the store, for verification: the whole, or these chains without the heads.
     async fn dump(&self, only: Option<&[RunId]>) -> Result<chain::Dump, JournalError>;

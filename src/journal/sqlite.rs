@@ -184,7 +184,10 @@ impl SqliteJournal {
         let last =
             sqlx::query("SELECT n, hash FROM heads ORDER BY n DESC LIMIT 1").fetch_optional(&mut **tx).await.map_err(|e| self.fail(&e))?;
         let (n, prev) = last.map_or((1, String::new()), |last| (last.get::<i64, _>(0) + 1, last.get::<String, _>(1)));
-        let (record, hash) = seal_head(n.unsigned_abs(), &prev, row, ended, origin);
+        let (record, hash) = match origin {
+            None => seal_head(n.unsigned_abs(), &prev, row, ended),
+            Some(origin) => seal_adopted(n.unsigned_abs(), &prev, row, origin),
+        };
         sqlx::query("INSERT INTO heads (n, run, prev, hash, record) VALUES (?, ?, ?, ?, ?)")
             .bind(n)
             .bind(row.id.as_str())

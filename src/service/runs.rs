@@ -79,10 +79,8 @@ impl Muster {
         let journal = self.existing_journal().await?;
         let state = state_of(&*journal, run).await?;
         let engine = self.engine(&state.plan.estate).await?;
-        let claim = match by_force {
-            true => engine.journal.seize(run, &engine.actor).await?,
-            false => engine.journal.claim(run, &engine.actor).await?,
-        };
+        let claim =
+            if by_force { engine.journal.seize(run, &engine.actor).await? } else { engine.journal.claim(run, &engine.actor).await? };
         self.carry_on(&engine, claim, true).await
     }
 
