@@ -154,6 +154,10 @@ impl Bench {
         self.read.key = key.repeat(64);
         self.write = WriteCx::new(self.read.clone(), Arc::new(self.world.clone()), Arc::new(|| true));
     }
+    pub fn another_run(&mut self, run: &str) {
+        self.read.run = run.into();
+        self.write = WriteCx::new(self.read.clone(), Arc::new(self.world.clone()), Arc::new(|| true));
+    }
     pub fn elapsed_ms(&self) -> u128 {
         self.world.time().monotonic().as_millis()
     }

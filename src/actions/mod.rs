@@ -9,6 +9,7 @@ pub mod proof;
 pub mod replica;
 mod replica_content;
 mod shared;
+mod wheel;
 
 #[cfg(test)]
 pub mod contract_tests;
@@ -61,6 +62,8 @@ actions! {
     notify_exec::Exec,
     notify_webhook::Webhook,
     readiness_check::Readiness,
+    wheel_release::Release,
+    wheel_take::Take,
 }
 
 /// The action of that name.

@@ -1,11 +1,13 @@
-//! `muster evidence verify`: is the record whole?
+//! `muster evidence`: is the record whole, and how does it get from one journal into another?
 
 use super::{Done, output::Output};
 use crate::service::{
     Muster,
     evidence::{Evidence, LedgerState},
+    portable::{Exported, Imported},
 };
 use serde_json::json;
+use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -17,10 +19,34 @@ pub struct Args {
 enum Command {
     /// Verify every chain of the journal, the chain of heads over them, and the ledgers beside it
     Verify,
+    /// Write chains into a file that anyone can verify and another journal can import
+    #[command(
+        after_help = "Examples:\n  muster evidence export --out record.jsonl                 the whole journal\n  muster evidence export --runs 0198f2 --out record.jsonl   one run, or one drill with its runs"
+    )]
+    Export {
+        /// Runs or drills, by the beginnings of their identifiers; all if left out
+        #[arg(long, value_name = "ID", num_args = 1..)]
+        runs: Vec<String>,
+        /// The file to write
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Take in the chains of an exported file or of another state directory, byte for byte
+    #[command(
+        after_help = "Examples:\n  muster evidence import record.jsonl\n  muster --state /var/lib/muster evidence import ./laptop-state\nExit codes: 0 all of it is here now, 1 something overlaps or is in conflict, 2 it does not verify or cannot be read."
+    )]
+    Import {
+        /// A file made by `evidence export`, or a state directory
+        from: PathBuf,
+    },
 }
 
 pub async fn main(args: &Args, muster: &Muster, output: &Output) -> Done {
-    let Command::Verify = args.command;
+    match &args.command {
+        Command::Verify => {}
+        Command::Export { runs, out } => return Ok(exported(&muster.evidence_export(runs, out).await?, output)),
+        Command::Import { from } => return Ok(imported(&muster.evidence_import(from).await?, output)),
+    }
     let found = muster.evidence_verify().await?;
     if output.json {
         output.object(&json!(found));
@@ -28,6 +54,39 @@ pub async fn main(args: &Args, muster: &Muster, output: &Output) -> Done {
         told(&found, output);
     }
     Ok(u8::from(!found.journal.verified))
+}
+
+fn exported(done: &Exported, output: &Output) -> u8 {
+    output.object(&json!(done));
+    if !output.json {
+        output.line(format!("{}: {} events in {} chains", done.file, done.events, done.chains));
+        output.line("ledgers of drills are files of their own: take the folder `drills` of the state directory along");
+    }
+    0
+}
+
+fn imported(done: &Imported, output: &Output) -> u8 {
+    output.object(&json!(done));
+    if !output.json {
+        for conflict in &done.conflicts {
+            output.line(format!("✗ {}: not imported: {}", conflict.run, conflict.why));
+        }
+        for overlap in &done.overlaps {
+            let (from, to) = (crate::model::time::rfc3339_ms(overlap.from), crate::model::time::rfc3339_ms(overlap.to));
+            output.line(format!(
+                "! {} and {} both held `{}` from {from} to {to}: look at what each of them did",
+                overlap.imported, overlap.here, overlap.resource.0
+            ));
+        }
+        for run in &done.unfinished {
+            output.line(format!("? {run} had not ended; it is a record here: go on with it where it was begun, and import it again"));
+        }
+        output.line(format!("from {}: {} imported, {} here already", done.from, done.imported.len(), done.present.len()));
+        if let Some(head) = &done.head {
+            output.line(format!("head {head}: keep it elsewhere, and a later cut is found"));
+        }
+    }
+    u8::from(!done.conflicts.is_empty() || !done.overlaps.is_empty())
 }
 
 fn told(found: &Evidence, output: &Output) {

@@ -99,7 +99,7 @@ enum Command {
     Drill(drill::Args),
     /// Fire drills on schedule
     Serve,
-    /// Verify the journal
+    /// Verify the journal, export it, import another's
     Evidence(evidence::Args),
     /// The actions, and what each takes and gives
     Actions(actions::Args),

@@ -141,13 +141,14 @@ pub async fn resume(args: &ResumeArgs, muster: &Muster, output: &Output) -> Done
     let mut worst = 0;
     for row in rows.iter().filter(|row| row.parent.as_ref().is_none_or(|parent| !drills.contains(parent))) {
         let code = match (row.kind, &row.parent) {
-            (ChainKind::Run, _) if args.take_over => {
+            (ChainKind::Run, None) if args.take_over => {
                 let owner = row.owner.as_deref().unwrap_or("nobody");
                 output.say(format!("taking {} over from {owner}: what that process has under way may still happen", row.id));
                 super::run::told(&muster.take_over_run(&row.id).await?, output)
             }
-            (ChainKind::Drill, _) if args.take_over => {
-                return Err(ServiceError::Usage("a drill is not taken over; end the process that owns it, then resume it".to_owned()));
+            _ if args.take_over => {
+                let why = "a drill and its runs are not taken over; end the process that owns it, then resume the drill";
+                return Err(ServiceError::Usage(why.to_owned()));
             }
             (ChainKind::Drill, _) => super::drill::told(&muster.drill_resume(&row.id).await?, output),
             // A drill's run is resumed with its drill, so that the drill is healed and led back.

@@ -58,6 +58,17 @@ pub async fn main(args: &Args, muster: &Muster, output: &Output) -> Done {
     Ok(told(&ran, output))
 }
 
+/// The command that begins the same run anew and takes the wheel from its holder, if that is what it lacked.
+fn take_over(ran: &Ran, output: &Output) -> Option<String> {
+    let failure = ran.state.steps.values().filter_map(|step| step.failure.as_ref()).find(|failure| failure.code == "wheel_held")?;
+    let (_, holder) = failure.remedy.as_ref()?.split_once("take_over=")?;
+    let plan = &ran.state.plan;
+    let given = plan.inputs.iter().filter(|(name, _)| !["take_over", "no_wheel"].contains(&name.as_str()));
+    let inputs: String = given.filter_map(|(name, value)| Some(format!(" -i {name}={}", value.as_str()?))).collect();
+    let live = if plan.live { " --live" } else { "" };
+    Some(format!("{} run {}{inputs} -i take_over={}{live}", output.program, plan.runbook, holder.trim_end_matches('`')))
+}
+
 /// Prints how a run was left, and what to do if a person must act.
 pub fn told(ran: &Ran, output: &Output) -> u8 {
     if output.json {
@@ -65,6 +76,9 @@ pub fn told(ran: &Ran, output: &Output) -> u8 {
     } else {
         output.line(super::runs::steps_table(&ran.state));
         output.line(format!("run {} {}", ran.run, super::runs::status(ran.state.status.word(), !ran.state.overridden().is_empty())));
+    }
+    if let Some(command) = take_over(ran, output) {
+        output.say(format!("another run has the wheel; to take it over: {command}"));
     }
     for line in super::show::next(&output.program, &ran.run, &ran.state) {
         output.say(line);

@@ -29,6 +29,7 @@ impl Story {
     /// A run of one step that may be tried twice.
     fn of(effect: Effect) -> Self {
         let step = PlanStep {
+            approve: None,
             id: id(),
             kind: StepKind::Action { name: "sim.effect".into(), version: 1, effect },
             needs: Vec::new(),

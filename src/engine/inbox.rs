@@ -51,7 +51,9 @@ pub fn bodies(state: &RunState, run: &RunId, by: &str, command: &Command, now: j
                 return Err(format!("step `{step}` is an approval: it is approved, rejected or overridden, not skipped"));
             }
             let open = known.status.is_failure() || matches!(known.phase, Phase::New | Phase::Asked | Phase::Prepared) && !known.doubt;
-            if !open || known.status == StepStatus::Skipped {
+            // The wheel is given up by a person whose run cannot see it any more.
+            let wheel = state.wheels().contains(&step);
+            if !(open || wheel) || known.status == StepStatus::Skipped {
                 return Err(format!("step `{step}` is {}; it cannot be skipped now", known.status.word()));
             }
             vec![Body::SkipRequested { step: step.clone(), by, reason: reason.clone() }]

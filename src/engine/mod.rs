@@ -16,6 +16,7 @@ mod found_tests;
 pub mod inbox;
 #[cfg(test)]
 pub(crate) mod sim;
+mod wheel;
 pub mod work;
 
 use crate::journal::{Bell, Claim, Draft, Journal, JournalError, Stored};

@@ -1,7 +1,7 @@
 //! What is done for one step outside the loop: prepare, apply, observe, undo. No journal here: a task
 //! gets values and gives a report, and [`bodies`] says which events the report amounts to.
 
-use super::{Engine, Retry, failed};
+use super::{Engine, Retry, failed, wheel};
 use crate::actions::contract::*;
 use crate::journal::{Claim, chain::sha256_hex};
 use crate::model::{effect::*, estate::Estate, event::*, ids::*, node::*, plan::*};
@@ -120,6 +120,7 @@ pub fn task(doing: &Doing<'_>, step: &StepId, work: Work, told: Told) -> Option<
     let limit = planned.timeout.duration();
     let clock = engine.clock.clone();
     let intent = || known.intent.clone().unwrap_or(Value::Null);
+    let wheels = wheel::held(engine, state, planned, &read, &*action);
     match work {
         Work::Prepare => {
             let rendered = render(state, claim, planned);
@@ -130,6 +131,9 @@ pub fn task(doing: &Doing<'_>, step: &StepId, work: Work, told: Told) -> Option<
             let intent = intent();
             let reads = matches!(&planned.kind, StepKind::Action { effect: Effect::Read, .. });
             let applied = async move {
+                if let Err(error) = wheel::steer(&wheels).await {
+                    return Report::Applied { attempt, result: Err(error), timed_out: false, observes };
+                }
                 match tokio::time::timeout(limit + OVERTIME, action.apply(&write, &intent)).await {
                     Ok(result) => Report::Applied { attempt, result, timed_out: false, observes },
                     Err(_) => Report::Applied { attempt, result: Err(ApplyError::Unknown(late(limit))), timed_out: true, observes },
@@ -152,6 +156,9 @@ pub fn task(doing: &Doing<'_>, step: &StepId, work: Work, told: Told) -> Option<
         Work::Undo => {
             let (intent, output) = (intent(), known.output.clone());
             Some(Box::pin(async move {
+                if let Err(error) = wheel::steer(&wheels).await {
+                    return Report::Undone(Err(error));
+                }
                 let undone = tokio::time::timeout(limit + OVERTIME, action.undo(&write, &intent, output)).await;
                 Report::Undone(undone.unwrap_or_else(|_| Err(ApplyError::Unknown(late(limit)))))
             }))

@@ -4,7 +4,7 @@
 //! of the record before it in `prev`. The chain of heads is made the same way; it has a record when a
 //! chain begins and one when it ends, so that removing a chain as a whole leaves a hole.
 
-use super::{ChainKind, ChainRow, Draft, JournalError, Stored, project};
+use super::{ChainKind, ChainRow, Draft, JournalError, Stored, adopt::Origin, project};
 use crate::model::{event::Event, ids::RunId};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -39,6 +39,9 @@ pub struct Head {
     pub seq: u64,
     pub hash: String,
     pub ended: bool,
+    /// Where the chain was written, if not here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
     pub prev: String,
 }
 
@@ -62,13 +65,21 @@ pub fn seal(run: &RunId, epoch: u64, after: u64, prev: &str, drafts: Vec<Draft>)
         // Most records are shorter than this.
         let mut record = Vec::with_capacity(768);
         serde_json::to_writer(&mut record, &event).map_err(|e| corrupt(e.to_string()))?;
-        let kind = kind_of(&record).unwrap_or_default().to_owned();
-        let digest = Sha256::digest(&record).into();
-        let hash = hexadecimal(&digest);
-        prev = hash.clone();
-        sealed.push(Sealed { stored: Stored { event, hash }, record, digest, kind });
+        let one = Sealed::new(event, record);
+        prev = one.stored.hash.clone();
+        sealed.push(one);
     }
     Ok(sealed)
+}
+
+impl Sealed {
+    /// An event and exactly the bytes that it is kept as.
+    #[must_use]
+    pub fn new(event: Event, record: Vec<u8>) -> Self {
+        let kind = kind_of(&record).unwrap_or_default().to_owned();
+        let digest = Sha256::digest(&record).into();
+        Self { stored: Stored { event, hash: hexadecimal(&digest) }, record, digest, kind }
+    }
 }
 
 /// The `kind` that stands in a record. Its tag is written first, and the text before it cannot occur within
@@ -82,9 +93,42 @@ pub fn kind_of(record: &[u8]) -> Option<&str> {
     std::str::from_utf8(rest.get(..end)?).ok()
 }
 
+impl From<&Sealed> for EventRow {
+    fn from(one: &Sealed) -> Self {
+        let event = &one.stored.event;
+        Self {
+            run: event.run.clone(),
+            seq: event.seq,
+            at: event.at.to_string(),
+            actor: event.actor.clone(),
+            epoch: event.epoch,
+            kind: one.kind.clone(),
+            prev: event.prev.clone(),
+            hash: one.stored.hash.clone(),
+            record: one.record.clone(),
+        }
+    }
+}
+
+/// As they lie in a store.
+#[must_use]
+pub fn rows(sealed: &[Sealed]) -> Vec<EventRow> {
+    sealed.iter().map(EventRow::from).collect()
+}
+
 /// A record for the chain of heads.
 #[must_use]
 pub fn seal_head(n: u64, prev: &str, row: &ChainRow, ended: bool) -> (Vec<u8>, String) {
+    sealed_head(n, prev, row, ended, None)
+}
+
+/// The same for a chain that was taken in.
+#[must_use]
+pub fn seal_adopted(n: u64, prev: &str, row: &ChainRow, origin: &Origin) -> (Vec<u8>, String) {
+    sealed_head(n, prev, row, false, Some(origin))
+}
+
+fn sealed_head(n: u64, prev: &str, row: &ChainRow, ended: bool, origin: Option<&Origin>) -> (Vec<u8>, String) {
     let head = Head {
         n,
         run: row.id.clone(),
@@ -93,6 +137,7 @@ pub fn seal_head(n: u64, prev: &str, row: &ChainRow, ended: bool) -> (Vec<u8>, S
         seq: row.seq,
         hash: row.head.clone(),
         ended,
+        origin: origin.cloned(),
         prev: prev.to_owned(),
     };
     // A struct of strings and numbers always serialises.
@@ -110,7 +155,7 @@ pub struct Dump {
     pub heads: Option<Vec<HeadRow>>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventRow {
     pub run: RunId,
     pub seq: u64,
@@ -120,16 +165,31 @@ pub struct EventRow {
     pub kind: String,
     pub prev: String,
     pub hash: String,
+    #[serde(with = "text")]
     pub record: Vec<u8>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeadRow {
     pub n: u64,
     pub run: RunId,
     pub prev: String,
     pub hash: String,
+    #[serde(with = "text")]
     pub record: Vec<u8>,
+}
+
+/// A record is JSON in UTF-8: in a file it stands as a text, whose bytes are the record's.
+mod text {
+    use serde::{Deserialize, Deserializer, Serializer, ser::Error};
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(std::str::from_utf8(bytes).map_err(S::Error::custom)?)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        String::deserialize(from).map(String::into_bytes)
+    }
 }
 
 /// What a verification found.

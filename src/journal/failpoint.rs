@@ -142,6 +142,10 @@ impl Journal for FailingJournal {
         let here = self.before();
         Self::after(here, self.inner.consider(drill, until).await)
     }
+    async fn adopt(&self, chains: Vec<adopt::Adopted>, origin: &adopt::Origin) -> Result<(), JournalError> {
+        let here = self.before();
+        Self::after(here, self.inner.adopt(chains, origin).await)
+    }
     async fn dump(&self, only: Option<&[RunId]>) -> Result<chain::Dump, JournalError> {
         self.inner.dump(only).await
     }

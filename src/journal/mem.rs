@@ -45,10 +45,10 @@ impl MemJournal {
 }
 
 impl Inner {
-    fn head(&mut self, row: &ChainRow, ended: bool) {
+    fn head(&mut self, row: &ChainRow, ended: bool, origin: Option<&adopt::Origin>) {
         let prev = self.heads.last().map(|head| head.hash.clone()).unwrap_or_default();
         let n = self.heads.len() as u64 + 1;
-        let (record, hash) = seal_head(n, &prev, row, ended);
+        let (record, hash) = origin.map_or_else(|| seal_head(n, &prev, row, ended), |origin| seal_adopted(n, &prev, row, origin));
         self.heads.push(HeadRow { n, run: row.id.clone(), prev, hash, record });
     }
 
@@ -59,7 +59,7 @@ impl Inner {
         self.events.entry(run.clone()).or_default().extend(sealed);
         if ended {
             self.locks.retain(|_, holder| holder != run);
-            self.head(&row, true);
+            self.head(&row, true, None);
         }
     }
 }
@@ -95,7 +95,7 @@ impl Journal for MemJournal {
         };
         inner.rows.insert(run.clone(), (row.clone(), 1));
         inner.owned.insert(run.clone());
-        inner.head(&row, false);
+        inner.head(&row, false, None);
         inner.advance(&run, sealed);
         Ok((self.claim_on(&run, 1, owner), stored))
     }
@@ -104,6 +104,7 @@ impl Journal for MemJournal {
         let owner_now = {
             let inner = self.inner();
             let (row, _) = inner.rows.get(run).ok_or_else(|| JournalError::NoSuchRun(run.clone()))?;
+            adopt::own(row)?;
             inner.owned.contains(run).then(|| row.owner.clone().unwrap_or_default())
         };
         match owner_now {
@@ -115,6 +116,7 @@ impl Journal for MemJournal {
     async fn seize(&self, run: &RunId, owner: &str) -> Result<Claim, JournalError> {
         let mut inner = self.inner();
         let (row, epoch) = inner.rows.get_mut(run).ok_or_else(|| JournalError::NoSuchRun(run.clone()))?;
+        adopt::own(row)?;
         *epoch += 1;
         row.owner = Some(owner.to_owned());
         let epoch = *epoch;
@@ -206,23 +208,28 @@ impl Journal for MemJournal {
         Ok(())
     }
 
+    async fn adopt(&self, chains: Vec<adopt::Adopted>, origin: &adopt::Origin) -> Result<(), JournalError> {
+        let mut inner = self.inner();
+        for adopt::Adopted { row, events, .. } in chains {
+            let sealed = events.into_iter().map(|event| {
+                let corrupt = |e: serde_json::Error| JournalError::Corrupt { run: row.id.clone(), seq: event.seq, why: e.to_string() };
+                let read = serde_json::from_slice(&event.record).map_err(corrupt)?;
+                Ok(Sealed::new(read, event.record))
+            });
+            let sealed: Vec<_> = sealed.collect::<Result<_, JournalError>>()?;
+            inner.events.entry(row.id.clone()).or_default().extend(sealed);
+            inner.head(&row, false, Some(origin));
+            inner.rows.insert(row.id.clone(), (row, 1));
+        }
+        Ok(())
+    }
+
     async fn dump(&self, only: Option<&[RunId]>) -> Result<Dump, JournalError> {
         let inner = self.inner();
         let wanted = |run: &RunId| only.is_none_or(|only| only.contains(run));
-        let event = |one: &Sealed| EventRow {
-            run: one.stored.event.run.clone(),
-            seq: one.stored.event.seq,
-            at: one.stored.event.at.to_string(),
-            actor: one.stored.event.actor.clone(),
-            epoch: one.stored.event.epoch,
-            kind: one.kind.clone(),
-            prev: one.stored.event.prev.clone(),
-            hash: one.stored.hash.clone(),
-            record: one.record.clone(),
-        };
         Ok(Dump {
             rows: inner.rows.values().map(|(row, _)| row.clone()).filter(|row| wanted(&row.id)).collect(),
-            events: inner.events.iter().filter(|(run, _)| wanted(run)).flat_map(|(_, events)| events).map(event).collect(),
+            events: inner.events.iter().filter(|(run, _)| wanted(run)).flat_map(|(_, events)| rows(events)).collect(),
             heads: only.is_none().then(|| inner.heads.clone()),
         })
     }

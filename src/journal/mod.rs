@@ -5,6 +5,7 @@
 //! covers; nothing is re-serialised to verify it. Every store passes one conformance suite. [`lease`] is how
 //! long a process may believe that it owns a chain, where the store is not on its own machine.
 
+pub mod adopt;
 pub mod chain;
 #[cfg(test)]
 mod conformance;
@@ -37,6 +38,8 @@ pub enum JournalError {
     Behind { run: RunId, ours: u64, now: u64 },
     #[error("`{resource}` is held by run {holder}; resume or abort that run first", resource = resource.0)]
     Locked { resource: Resource, holder: RunId },
+    #[error("{run} was {origin}: it is a record here; go on with it where it was begun, and import it again")]
+    Imported { run: RunId, origin: String },
     #[error("{run} exists already")]
     Exists { run: RunId },
     #[error("event {seq} of {run} cannot be read: {why}; see `muster evidence verify`")]
@@ -90,7 +93,7 @@ pub struct NewChain {
 }
 
 /// What lists show of a chain.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChainRow {
     pub id: RunId,
     pub kind: ChainKind,
@@ -252,6 +255,13 @@ pub trait Journal: Send + Sync {
 
     async fn considered(&self, drill: &str) -> Result<Option<jiff::Timestamp>, JournalError>;
     async fn consider(&self, drill: &str, until: jiff::Timestamp) -> Result<(), JournalError>;
+
+    /// Takes in chains that were written elsewhere, and notes in the chain of heads where they came from, all or
+    /// nothing. What may be taken in is [`adopt::judge`]'s to say. A store that keeps only its own chains refuses.
+    async fn adopt(&self, chains: Vec<adopt::Adopted>, origin: &adopt::Origin) -> Result<(), JournalError> {
+        let why = format!("it takes in no chains of others ({} came from {})", chains.len(), origin.place);
+        Err(JournalError::Store { place: "this store".to_owned(), why })
+    }
 
     /// The journal as it lies in the store, for verification: the whole, or these chains without the heads.
     async fn dump(&self, only: Option<&[RunId]>) -> Result<chain::Dump, JournalError>;

@@ -327,6 +327,11 @@ impl Journal for SqliteJournal {
         self.simple(move |store| store.prepare_cached(put)?.execute([&drill, &until]).map(|_| 0)).await.map(|_| ())
     }
 
+    async fn adopt(&self, chains: Vec<adopt::Adopted>, origin: &adopt::Origin) -> Result<(), JournalError> {
+        let origin = origin.clone();
+        self.ask(|answer| Job::Adopt { chains, origin, answer }).await
+    }
+
     async fn dump(&self, only: Option<&[RunId]>) -> Result<Dump, JournalError> {
         let only = only.map(|only| serde_json::to_string(only).unwrap_or_default());
         // One snapshot for all three, so that a run in progress does not look like damage.

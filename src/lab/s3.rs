@@ -20,9 +20,14 @@ pub async fn serve(plan: &LabPlan, region: &str) -> Result<(), LabError> {
     let (key, secret) = (plan.secret("access_key_id")?, plan.secret("secret_access_key")?);
     builder.set_auth(SimpleAuth::from_single(key.expose_secret(), secret.expose_secret()));
     let service = builder.build();
+    // The server looks at a condition first and writes later: two conditional writes at once would both hold.
+    let one_at_a_time = std::sync::Arc::new(tokio::sync::Mutex::new(()));
     let answer = move |request: Request| {
-        let service = service.clone();
+        let (service, one_at_a_time) = (service.clone(), one_at_a_time.clone());
         async move {
+            let conditional = ["if-match", "if-none-match"].iter().any(|name| request.headers().contains_key(*name));
+            let writes = request.method() != axum::http::Method::GET && request.method() != axum::http::Method::HEAD;
+            let _alone = if conditional && writes { Some(one_at_a_time.lock().await) } else { None };
             match service.call(request.map(s3s::Body::http_body_unsync)).await {
                 Ok(response) => response.into_response(),
                 Err(error) => {

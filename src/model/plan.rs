@@ -69,6 +69,10 @@ pub enum StepKind {
     Approval(Approval),
 }
 
+/// What keeps two operators without a common journal from acting at once.
+pub const WHEEL_TAKE: &str = "wheel.take";
+pub const WHEEL_RELEASE: &str = "wheel.release";
+
 impl StepKind {
     /// What stands in `uses:`.
     #[must_use]

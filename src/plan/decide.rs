@@ -260,6 +260,10 @@ fn park(status: RunStatus, reason: String) -> Vec<Decision> {
 
 /// What never ran is cancelled, by name; then the run ends.
 fn close(state: &RunState, status: RunStatus, reason: Option<String>) -> Vec<Decision> {
+    // A run that has ended, however it ended, keeps nobody else from acting.
+    if let Some(step) = state.wheels().first() {
+        return vec![Decision::Undo((*step).clone())];
+    }
     let open = state.plan.steps.iter().filter(|step| state.steps.get(&step.id).is_some_and(|known| known.phase != Phase::Ended));
     let mut decisions: Vec<_> =
         open.map(|step| Decision::End { step: step.id.clone(), status: StepStatus::Cancelled, failure: None }).collect();

@@ -236,6 +236,27 @@ impl RunState {
         self.plan.steps.iter().filter_map(|step| Some((&step.id, self.steps.get(&step.id)?.overridden.as_ref()?))).collect()
     }
 
+    /// The steps whose wheel this run holds: what they took must still be there whenever something is changed.
+    #[must_use]
+    pub fn wheels(&self) -> Vec<&StepId> {
+        let place = |known: &StepState| {
+            let intent = known.intent.as_ref()?;
+            Some((intent.get("bucket")?.clone(), intent.get("region")?.clone()))
+        };
+        let named = |name: &'static str| {
+            let steps = self.plan.steps.iter().filter(move |step| step.kind.uses() == name);
+            steps.filter_map(|step| Some((&step.id, self.steps.get(&step.id)?)))
+        };
+        let done = |known: &StepState| matches!(known.status, StepStatus::Succeeded | StepStatus::SucceededWithWarning);
+        let released: Vec<_> = named(WHEEL_RELEASE).filter(|(_, known)| done(known)).filter_map(|(_, known)| place(known)).collect();
+        let stands = |known: &StepState| {
+            done(known)
+                && matches!(known.undo, UndoState::Not | UndoState::Undoing)
+                && place(known).is_some_and(|at| !released.contains(&at))
+        };
+        named(WHEEL_TAKE).filter(|(_, known)| stands(known)).map(|(id, _)| id).collect()
+    }
+
     #[must_use]
     pub fn step(&self, id: &StepId) -> Option<&StepState> {
         self.steps.get(id)

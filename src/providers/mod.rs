@@ -23,4 +23,5 @@ pub mod route53;
 pub mod s3;
 pub mod secrets;
 pub mod sim;
+pub mod who;
 pub mod world;

@@ -79,6 +79,9 @@ pub trait ObjectWrite: ObjectRead {
         sha256: &str,
         metadata: &BTreeMap<String, String>,
     ) -> PortResult<ObjectMeta>;
+    /// Writes one small object in place of the one with the etag `expect`, or where there is none: a `Conflict`
+    /// when something else is there.
+    async fn swap(&self, key: &str, body: Vec<u8>, expect: Option<&str>) -> PortResult<()>;
     async fn delete(&self, key: &str) -> PortResult<()>;
 }
 
@@ -423,6 +426,10 @@ pub trait WorldRead: Send + Sync {
     fn processes(&self) -> Arc<dyn Processes>;
     /// The value behind a reference. Never printed, never journaled.
     fn secret(&self, reference: &crate::model::estate::SecretRef) -> PortResult<secrecy::SecretString>;
+    /// Who acts, and on which machine.
+    fn who(&self) -> String {
+        "somebody".to_owned()
+    }
 }
 
 /// Everything that an action may change.

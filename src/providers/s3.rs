@@ -204,6 +204,26 @@ impl ObjectWrite for S3Bucket {
         Ok(ObjectMeta { key: key.to_owned(), size, etag, version, modified: None, metadata: metadata.clone() })
     }
 
+    async fn swap(&self, key: &str, body: Vec<u8>, expect: Option<&str>) -> PortResult<()> {
+        let what = self.name("PutObject", key);
+        let call = self.clients.s3().await?.write.put_object().bucket(&self.bucket).key(self.full(key));
+        let call = call.checksum_algorithm(ChecksumAlgorithm::Sha256).body(ByteStream::from(body));
+        let call = match expect {
+            Some(etag) => call.if_match(format!("\"{etag}\"")),
+            None => call.if_none_match("*"),
+        };
+        match call.send().await.map_err(|e| explain(&e, Doing::Writing, &what)) {
+            Ok(_) => Ok(()),
+            Err(PortError::Refused(text)) if text.contains("ConditionalRequestConflict") => {
+                Err(PortError::Throttled { after: Duration::from_millis(200), message: text })
+            }
+            // What was to be replaced is gone.
+            Err(PortError::NotFound(_)) if expect.is_some() => Err(PortError::Conflict { found: format!("nothing at {key}") }),
+            Err(PortError::Conflict { .. }) => Err(PortError::Conflict { found: self.describe(key).await }),
+            Err(e) => Err(e),
+        }
+    }
+
     async fn delete(&self, key: &str) -> PortResult<()> {
         let call = self.clients.s3().await?.write.delete_object().bucket(&self.bucket).key(self.full(key));
         call.send().await.map(|_| ()).map_err(|e| explain(&e, Doing::Writing, &self.name("DeleteObject", key)))

@@ -130,6 +130,9 @@ impl WorldRead for World {
     fn secret(&self, reference: &SecretRef) -> PortResult<secrecy::SecretString> {
         secrets::read(reference)
     }
+    fn who(&self) -> String {
+        format!("{}@{}", super::who::person(), super::who::host())
+    }
 }
 
 impl WorldWrite for World {

@@ -11,11 +11,12 @@ use super::{
 };
 use crate::model::{
     catalogue::Catalogue,
+    effect::Effect,
     estate::Estate,
     ids::StepId,
     node::{Node, NodeValue, Pos},
-    plan::Approval,
-    runbook::{InputSpec, InputType, Step, UndoPolicy},
+    plan::{Approval, WHEEL_TAKE},
+    runbook::{InputSpec, InputType, Mode, Step, UndoPolicy},
     time::Span,
 };
 use serde_json::Value;
@@ -42,6 +43,7 @@ pub fn check_runbook(loaded: &LoadedRunbook, estate: Option<&Estate>, catalogue:
         lint.policy(step, node);
         lint.expressions(step, node);
     }
+    lint.wheel();
     let mut found = lint.found;
     found.sort_by_key(|one| (one.pos.line, one.pos.column));
     found
@@ -59,6 +61,23 @@ struct Lint<'a> {
 impl Lint<'_> {
     fn error(&mut self, pos: Pos, code: &'static str, message: String, help: Option<String>) {
         self.found.push(self.loaded.source.error(pos, code, message).maybe_help(help));
+    }
+
+    /// Two operators without a common journal are kept apart only by a lock that lies in the region itself.
+    fn wheel(&mut self) {
+        let loaded = self.loaded;
+        let moves = matches!(loaded.runbook.mode, Some(Mode::Failover | Mode::Switchover | Mode::Failback));
+        let buckets = self.estate.is_some_and(|estate| !estate.buckets.is_empty());
+        let taken = loaded.runbook.steps.iter().any(|step| step.uses == WHEEL_TAKE);
+        let changes = |step: &Step| step.uses != APPROVAL && self.catalogue.effect(&step.uses, &step.with) != Effect::Read;
+        let mut changing = loaded.runbook.steps.iter().filter(|step| changes(step));
+        if let Some(first) = changing.next().filter(|_| moves && buckets && !taken) {
+            let message =
+                format!("nothing keeps two operators on two machines from running this at once: `{}` is not preceded by a wheel", first.id);
+            let help = "begin with `uses: wheel.take` in the region that takes over, and end with `wheel.release`";
+            let made = self.loaded.source.error(first.pos, "no-wheel", message).warning();
+            self.found.push(made.help(help));
+        }
     }
 
     fn ids(&mut self) {

@@ -41,6 +41,7 @@ inputs! {
     Shift { endpoint: EndpointName, to: RegionName }
     Golden { endpoint: EndpointName, tolerance: Option<f64> }
     Exec { argv: Vec<String>, env: Option<BTreeMap<String, String>> }
+    Steer { bucket: BucketName, region: RegionName, take_over: Option<String>, no_wheel: Option<String> }
     Fenced { proof: Proof }
     Proof { epoch: u64, region: RegionName }
     Nothing {}
@@ -76,6 +77,8 @@ fn forms() -> Vec<ActionInfo> {
         form::<Rejoin, Nothing>("database.rejoin", Effect::Observable),
         form::<Shift, Nothing>("dns.shift", Effect::Repeatable),
         form::<Golden, Nothing>("model.golden", Effect::Read),
+        form::<Steer, Nothing>("wheel.take", Effect::Repeatable),
+        form::<Steer, Nothing>("wheel.release", Effect::Repeatable),
         form::<Exec, Nothing>("exec.command", Effect::OneShot),
     ]
 }

@@ -4,7 +4,8 @@
 //! reads what people wrote, [`runs`] begins and resumes runs and takes operators' commands, [`approvals`] is
 //! who signs what, [`drills`] does the same for drills, [`bench`] loads the engine, [`serve`] fires them on
 //! schedule and [`heartbeat`] says that it does, [`view`] is the JSON that machines read, [`notices`] tells
-//! people, [`next`] is what they can do, [`evidence`] verifies.
+//! people, [`next`] is what they can do, [`evidence`] verifies, [`portable`] carries the record from one journal
+//! to another.
 
 pub mod approvals;
 pub mod bench;
@@ -14,6 +15,7 @@ pub mod files;
 pub mod heartbeat;
 pub mod next;
 pub mod notices;
+pub mod portable;
 mod preempt;
 pub mod report;
 pub mod runs;
@@ -27,6 +29,7 @@ use crate::model::{ids::RunId, status::RunStatus};
 use crate::providers::{
     clock::{Clock, SystemClock},
     port::Faults,
+    who,
 };
 use crate::runbook::diagnostic::Diagnostic;
 use std::{path::PathBuf, sync::Arc};
@@ -149,18 +152,13 @@ impl Muster {
     /// Who acts when Muster does: the process.
     #[must_use]
     pub fn actor(&self) -> String {
-        let host = rustix::system::uname();
-        format!("muster@{}:{}", host.nodename().to_string_lossy(), std::process::id())
+        format!("muster@{}:{}", who::host(), std::process::id())
     }
 
     /// Who acts when a person does.
     #[must_use]
     pub fn person() -> String {
-        let user = ["MUSTER_USER", "SUDO_USER", "USER", "LOGNAME"]
-            .iter()
-            .find_map(|name| std::env::var(name).ok())
-            .filter(|user| !user.is_empty());
-        user.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()))
+        who::person()
     }
 
     /// The run or drill that a person named, by the beginning of its identifier.

@@ -156,3 +156,48 @@ async fn evidence_looks_at_the_ledgers() {
     let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!((&json["verified"], &json["ledgers"][0]["state"]), (&false.into(), &"changed".into()));
 }
+
+/// What was done without the shared journal comes into it with every byte, once, and stands there as a record.
+#[test]
+fn a_record_is_carried_from_one_journal_to_another() {
+    let home = tempfile::tempdir().unwrap();
+    let state = recorded(home.path());
+    let ok = |state: &Path, args: &[&str]| {
+        let output = muster(state, &[args, &["--json"]].concat());
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let last = String::from_utf8_lossy(&output.stdout).lines().last().unwrap_or("null").to_owned();
+        (output.status.code(), serde_json::from_str::<serde_json::Value>(&last).unwrap(), text)
+    };
+    // A second run that waits for a person: it has not ended.
+    let waits = "runbook: waits\nsteps:\n  - id: ok\n    uses: approval\n    with: { approvers: 1 }\n";
+    std::fs::write(home.path().join("runbooks/waits.yaml"), waits).unwrap();
+    assert_eq!(ok(&state, &["run", "waits"]).0, Some(3));
+    let file = home.path().join("record.jsonl");
+    let (code, done, text) = ok(&state, &["evidence", "export", "--out", file.to_str().unwrap()]);
+    assert_eq!((code, done["chains"].as_u64()), (Some(0), Some(2)), "{text}");
+
+    let shared = home.path().join("shared");
+    let (code, done, text) = ok(&shared, &["evidence", "import", file.to_str().unwrap()]);
+    assert_eq!((code, done["imported"].as_array().unwrap().len(), done["unfinished"].as_array().unwrap().len()), (Some(0), 2, 1), "{text}");
+    let (code, done, _) = ok(&shared, &["evidence", "import", state.to_str().unwrap()]);
+    assert_eq!((code, done["imported"].as_array().unwrap().len(), done["present"].as_array().unwrap().len()), (Some(0), 0, 2));
+    assert_eq!(verify(&shared).0, Some(0));
+    let runs = |state: &Path| {
+        let (_, listed, _) = ok(state, &["runs"]);
+        let ids: Vec<_> = listed["runs"].as_array().unwrap().iter().map(|run| run["id"].as_str().unwrap().to_owned()).collect();
+        ids.into_iter().map(|id| ok(state, &["show", &id]).1["events"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(runs(&shared), runs(&state), "every event is as it was");
+    // Nobody goes on with it here, whether by name or with everything that is open.
+    assert_eq!(ok(&shared, &["resume"]).1["resumed"].as_array().map(Vec::len), Some(0));
+    let open = ok(&shared, &["runs"]).1["runs"].as_array().unwrap().iter().find(|run| run["runbook"] == "waits").unwrap()["id"].clone();
+    let (code, _, text) = ok(&shared, &["approve", open.as_str().unwrap(), "ok"]);
+    assert!(code == Some(2) && text.contains("go on with it where it was begun"), "{text}");
+
+    // One byte changed on the way, and nothing of it is taken in.
+    let torn = std::fs::read_to_string(&file).unwrap().replacen("muster@", "nobody@", 3);
+    std::fs::write(&file, torn).unwrap();
+    let other = home.path().join("other");
+    let (code, _, text) = ok(&other, &["evidence", "import", file.to_str().unwrap()]);
+    assert!(code == Some(2) && text.contains("does not verify"), "{text}");
+}

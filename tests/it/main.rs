@@ -39,3 +39,5 @@ mod receiver;
 mod serve;
 mod sweep;
 mod tidy;
+#[cfg(feature = "lab")]
+mod wheel;

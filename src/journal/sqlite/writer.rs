@@ -42,6 +42,11 @@ pub enum Job {
         answer: Answer<Taken>,
         taken: Option<Taken>,
     },
+    Adopt {
+        chains: Vec<adopt::Adopted>,
+        origin: adopt::Origin,
+        answer: Answer<()>,
+    },
     /// Lets go of a chain that was held under this epoch.
     Release {
         chain: i64,
@@ -211,6 +216,9 @@ fn answer(batch: Vec<Job>, done: Vec<Result<(), JournalError>>) {
             Job::Take { run, answer, taken, .. } => {
                 let _ = answer.send(done.and_then(|()| taken.ok_or(JournalError::NoSuchRun(run))));
             }
+            Job::Adopt { answer, .. } => {
+                let _ = answer.send(done);
+            }
             Job::Release { answer, .. } => drop(answer.map(|answer| answer.send(done))),
             Job::Simple { answer, row, .. } => {
                 let _ = answer.send(done.map(|()| row));
@@ -240,6 +248,7 @@ impl Work<'_> {
                 *taken = Some(self.take(run, owner, *force)?);
                 Ok(())
             }
+            Job::Adopt { chains, origin, .. } => Ok(chains.iter().try_for_each(|one| self.adopt(one, origin))?),
             Job::Release { chain, epoch, .. } => Ok(self.let_go(*chain, *epoch)?),
             Job::Simple { run, row, .. } => {
                 *row = run(self.tx)?;
@@ -293,7 +302,7 @@ impl Work<'_> {
             )?
             .insert(params![row.id.0, kind, row.name, parent, row.status, at, finished, owner, holder, signed(row.seq), row.head])?;
         self.insert(number, first)?;
-        self.head(&row, false)?;
+        self.head(&row, false, None)?;
         if ended {
             self.end(&row)?;
         }
@@ -401,10 +410,10 @@ impl Work<'_> {
     /// A chain has ended: nothing is locked for it any more, and the chain of heads says so.
     fn end(&mut self, row: &ChainRow) -> rusqlite::Result<()> {
         self.sql("DELETE FROM locks WHERE run = ?1")?.execute([row.id.as_str()])?;
-        self.head(row, true)
+        self.head(row, true, None)
     }
 
-    fn head(&mut self, row: &ChainRow, ended: bool) -> rusqlite::Result<()> {
+    fn head(&mut self, row: &ChainRow, ended: bool, origin: Option<&adopt::Origin>) -> rusqlite::Result<()> {
         let last = match self.head.take() {
             Some(last) => Some(last),
             None => self
@@ -413,11 +422,42 @@ impl Work<'_> {
                 .optional()?,
         };
         let (n, prev) = last.map_or((1, String::new()), |(n, hash)| (n + 1, hash));
-        let (record, hash) = seal_head(n.unsigned_abs(), &prev, row, ended);
+        let (record, hash) = match origin {
+            None => seal_head(n.unsigned_abs(), &prev, row, ended),
+            Some(origin) => seal_adopted(n.unsigned_abs(), &prev, row, origin),
+        };
         self.sql("INSERT INTO heads (n, run, prev, hash, record) VALUES (?1, ?2, ?3, ?4, ?5)")?
             .execute(params![n, row.id.0, prev, hash, record])?;
         *self.head = Some((n, hash));
         Ok(())
+    }
+
+    /// A chain of another journal, or the rest of one that is here in part: the bytes as they came.
+    fn adopt(&mut self, one: &adopt::Adopted, origin: &adopt::Origin) -> rusqlite::Result<()> {
+        let row = &one.row;
+        if !one.known {
+            self.sql("INSERT INTO chains (id, kind, name, parent, status, started_at, epoch) VALUES (?1, ?2, ?3, ?4, ?5, ?6, 1)")?
+                .execute(params![
+                    row.id.0,
+                    super::kind_word(row.kind),
+                    row.name,
+                    row.parent.as_ref().map(RunId::as_str),
+                    row.status,
+                    row.started_at.to_string()
+                ])?;
+        }
+        let finished = row.finished_at.map(|at| at.to_string());
+        let update = "UPDATE chains SET seq = ?1, head = ?2, status = ?3, finished_at = ?4, owner = ?5 WHERE id = ?6 RETURNING n";
+        let values = params![signed(row.seq), row.head, row.status, finished, row.owner, row.id.0];
+        let chain: i64 = self.sql(update)?.query_row(values, |row| row.get(0))?;
+        {
+            let mut insert = self.sql("INSERT INTO events (chain, seq, kind, hash, record) VALUES (?1, ?2, ?3, ?4, ?5)")?;
+            for event in &one.events {
+                let hash = hex::decode(&event.hash).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+                insert.execute(params![chain, signed(event.seq), event.kind, hash, event.record])?;
+            }
+        }
+        self.head(row, false, Some(origin))
     }
 
     fn take(&self, run: &RunId, owner: &str, force: bool) -> Result<Taken, Refused> {
@@ -429,6 +469,9 @@ impl Work<'_> {
                 Ok((taken, row.get::<_, Option<String>>(4)?, row.get::<_, Option<String>>(5)?))
             })
             .optional()?;
+        if let Some(origin) = row.as_ref().and_then(|(_, _, had)| had.as_ref()).filter(|had| adopt::is_origin(had)) {
+            return Err(Refused::Refusal(JournalError::Imported { run: run.clone(), origin: origin.clone() }));
+        }
         let Some((mut taken, holder, had)) = row else { return Err(Refused::Refusal(JournalError::NoSuchRun(run.clone()))) };
         if let Some(holder) = holder.filter(|_| !force)
             && self.lives(&holder)?

@@ -105,6 +105,18 @@ impl ObjectWrite for Data {
         let body = std::fs::read(file).map_err(|e| PortError::Refused(e.to_string()))?;
         self.put(key, body, metadata, false).await
     }
+    async fn swap(&self, key: &str, body: Vec<u8>, expect: Option<&str>) -> PortResult<()> {
+        self.write(|state, now| {
+            let at = self.key(key);
+            if state.objects.get(&at).map(|object| object.etag.as_str()) != expect {
+                return Err(PortError::Conflict { found: format!("object {key}") });
+            }
+            let version = state.next().to_string();
+            let etag = hex::encode(Sha256::digest(&body));
+            state.objects.insert(at, SimObject { body, etag, version, modified: now, metadata: BTreeMap::new() });
+            Ok(())
+        })
+    }
     async fn delete(&self, key: &str) -> PortResult<()> {
         self.write(|state, _| {
             state.objects.remove(&self.key(key));

@@ -1,0 +1,113 @@
+//! `wheel.release`: let another run act on a region again.
+//!
+//! **What it does.** It writes into the wheel's object that nobody holds it, by compare-and-swap, if it is this
+//! run's. If it is not (another has taken it over, or the run did without it), nothing is changed, and the output
+//! says so. The object stays, with its epoch.
+//!
+//! **Half-done** it never is: this run's name stands there, or it does not. **Undone** it is not: whoever needs
+//! the wheel again takes it again.
+
+use super::{contract::*, shared::*, wheel};
+use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoPolicy, time::Span};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    pub bucket: BucketName,
+    pub region: RegionName,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Intent {
+    bucket: BucketName,
+    region: RegionName,
+    /// This run held it.
+    held: bool,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Output {
+    /// False when it was not this run's to release.
+    pub released: bool,
+}
+
+pub struct Release;
+
+impl Action for Release {
+    type Input = Input;
+    type Intent = Intent;
+    type Output = Output;
+
+    fn spec() -> Spec {
+        Spec {
+            name: "wheel.release",
+            version: 1,
+            summary: "Let another run act on a region again",
+            effect: Effect::Repeatable,
+            danger: Danger::None,
+            undo: UndoPolicy::None,
+            timeout: Span::from_secs(30),
+            example: "id: let_go\nuses: wheel.release\nwith: { bucket: models, region: west }\n",
+        }
+    }
+    fn reach(with: &Node, _estate: &Estate) -> Vec<Reach> {
+        reach(with, "region", Plane::Data).into_iter().chain([reach_here()]).collect()
+    }
+    fn locks(_with: &Node) -> Vec<Resource> {
+        Vec::new()
+    }
+
+    async fn prepare(cx: &ReadCx, input: Input) -> Result<Prepared<Intent>, Refusal> {
+        let Input { bucket, region } = input;
+        let found = wheel::find(&*cx.world.objects(bucket.as_str(), region.as_str())?).await?;
+        let held = found.as_ref().is_some_and(|found| found.wheel.is_of(&cx.run));
+        let changes = held.then(|| change(format!("wheel of {region}"), Some(format!("run {}", cx.run)), Some("nobody".into())));
+        let notes = if held { Vec::new() } else { vec![format!("the wheel of {region} is not this run's")] };
+        Ok(Prepared { intent: Intent { bucket, region, held }, change: changes.into_iter().collect(), notes })
+    }
+
+    async fn apply(cx: &WriteCx, intent: &Intent) -> Result<Output, ApplyError> {
+        wheel::let_go(cx, &intent.bucket, &intent.region).await?;
+        Ok(Output { released: intent.held })
+    }
+
+    async fn observe(cx: &ReadCx, intent: &Intent) -> Seen<Output> {
+        let look = async {
+            let objects = cx.world.objects(intent.bucket.as_str(), intent.region.as_str())?;
+            wheel::find(&*objects).await
+        };
+        match look.await {
+            Err(e) => cannot_tell(&e),
+            Ok(Some(found)) if found.wheel.is_of(&cx.run) => Seen::Absent,
+            Ok(_) => Seen::Done(Output { released: intent.held }),
+        }
+    }
+
+    async fn undo(_cx: &WriteCx, _intent: &Intent, _output: Option<Output>) -> Result<(), ApplyError> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+pub fn fixture() -> super::contract_tests::Fixture {
+    super::contract_tests::Fixture::new(serde_json::json!({ "bucket": "models", "region": "west" }))
+        .set(|world| super::wheel_take::lie(world, Some("0190")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actions::contract_tests::{Bench, Fixture};
+    use serde_json::json;
+
+    #[tokio::test]
+    async fn what_is_another_runs_stays_its_own() {
+        let fixture = Fixture::new(json!({ "bucket": "models", "region": "west" }));
+        let bench = Bench::new(&fixture.set(|world| super::super::wheel_take::lie(world, Some("0180"))));
+        assert!(!bench.run::<Release>().await.expect("nothing to do").released);
+        let objects = bench.read.world.objects("models", "west").expect("objects");
+        assert!(wheel::find(&*objects).await.expect("found").expect("there").wheel.is_of(&"0180".into()));
+    }
+}

@@ -1,0 +1,54 @@
+//! Before something is changed: is every wheel that this run took still its own? The lock lies where the effects
+//! land, so a run that was deposed there finds out here, whatever its own journal says.
+
+use super::{Engine, work::key};
+use crate::actions::contract::*;
+use crate::model::{effect::*, ids::StepId, plan::*};
+use crate::plan::state::RunState;
+use serde_json::Value;
+use std::time::Duration;
+
+/// How long the look may take that precedes every change.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// A wheel that the run holds: the step that took it, as it is looked at.
+pub type Wheel = (ReadCx, Value);
+
+/// The wheels that must still be this run's before something is changed: none for a read, nor for what takes or
+/// releases one.
+pub fn held(engine: &Engine, state: &RunState, planned: &PlanStep, cx: &ReadCx, action: &dyn DynAction) -> Vec<Wheel> {
+    if action.effect(&planned.with) == Effect::Read || [WHEEL_TAKE, WHEEL_RELEASE].contains(&planned.kind.uses()) {
+        return Vec::new();
+    }
+    let of = |step: &StepId| {
+        let intent = state.step(step)?.intent.clone()?;
+        let key = key(&cx.run, step);
+        Some((ReadCx { step: step.clone(), key, world: engine.world.clone(), ..cx.clone() }, intent))
+    };
+    state.wheels().into_iter().filter_map(of).collect()
+}
+
+/// Is every one of them still this run's? If that cannot be seen, nothing is done: another may have it.
+pub async fn steer(wheels: &[Wheel]) -> Result<(), ApplyError> {
+    for (cx, intent) in wheels {
+        let Some(take) = crate::actions::find(WHEEL_TAKE) else { continue };
+        match tokio::time::timeout(LOOK, take.observe(cx, intent)).await {
+            Ok(Seen::Done(_)) => {}
+            Ok(Seen::Differs { found }) => return Err(lost(&found)),
+            Ok(Seen::Absent | Seen::Pending { .. }) => return Err(lost("it is as it was before")),
+            Ok(Seen::CannotTell { why }) => return Err(unseen(&cx.step, &why)),
+            Err(_) => return Err(unseen(&cx.step, &format!("no answer within {} s", LOOK.as_secs()))),
+        }
+    }
+    Ok(())
+}
+
+fn lost(why: &str) -> ApplyError {
+    ApplyError::Definite(Failure::new("wheel_lost", format!("this run no longer has the wheel, and nothing was tried: {why}")))
+}
+
+fn unseen(step: &StepId, why: &str) -> ApplyError {
+    let failure =
+        Failure::new("wheel_unseen", format!("whether this run still has the wheel cannot be seen, and nothing was tried: {why}"));
+    ApplyError::Definite(failure.remedy(format!("try again, or go on without it, on record, by skipping step `{step}`")))
+}
