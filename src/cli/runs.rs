@@ -81,6 +81,7 @@ pub async fn watch(args: &WatchArgs, muster: &Muster, output: &Output) -> Done {
     let id: RunId = muster.find(&*journal, &args.run).await?;
     let tell = output.listener();
     let mut seen = Seen::new();
+    let mut rests = 0;
     loop {
         // Read before the events, so that none comes between: what has ended has all its events by now.
         let row = journal.row(&id).await?;
@@ -99,7 +100,9 @@ pub async fn watch(args: &WatchArgs, muster: &Muster, output: &Output) -> Done {
         if row.finished_at.is_some() {
             return ended(&*journal, &row.id, row.kind, output).await;
         }
-        if let Some(run) = parked {
+        rests = if parked.is_some() { rests + 1 } else { 0 };
+        // Who goes on with it at once is followed, too.
+        if let Some(run) = parked.filter(|_| rests > 5) {
             let state = state_of(&*journal, &run).await?;
             if crate::engine::needs_a_person(state.status) {
                 for line in super::show::next(&output.program, &run, &state) {
