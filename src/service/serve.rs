@@ -5,8 +5,8 @@
 //! identifier made of its name and its instant, so a scheduler that was killed between the two starts
 //! nothing twice. One scheduler serves a state directory: it holds an OS lock on it, which ends with it.
 //!
-//! Between its fires a schedule costs nothing: the calendar knows when each is due next, and only then is its
-//! place in the journal asked for. The files are looked at as often as they are few.
+//! Between its fires a schedule costs next to nothing: the calendar knows when each is due next, and only then,
+//! and now and then, is its place in the journal asked for. The files are looked at as often as they are few.
 //!
 //! What is wrong with one drill, or for a while with the journal, is told and does not stop the others.
 
@@ -35,6 +35,8 @@ use tokio::task::JoinSet;
 const TICK: Duration = Duration::from_millis(250);
 /// What part of the time the drill files may be looked at: with many of them, less often than every tick.
 const FILES: u32 = 50;
+/// So many schedules a second are looked at between their fires: the journal may have been changed by others.
+const LOOKS: u32 = 200;
 /// A fire that is noticed later than this was missed.
 const TOLERANCE: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
 
@@ -114,8 +116,8 @@ struct Scheduler {
     /// When this scheduler began: a drill that was never considered begins its calendar then.
     begun: jiff::Timestamp,
     drills: Vec<Scheduled>,
-    /// When each of them is looked at next; `None` when it has no more fires.
-    due: Vec<Option<jiff::Timestamp>>,
+    /// When each of them is looked at next.
+    due: Vec<jiff::Timestamp>,
     /// When the calendar was looked at last.
     looked: jiff::Timestamp,
     /// When the files are looked at again, by the monotonic clock.
@@ -167,7 +169,7 @@ impl Scheduler {
             }
         }
         self.stamp = Some(stamp);
-        self.due = vec![Some(jiff::Timestamp::MIN); self.drills.len()];
+        self.due = vec![jiff::Timestamp::MIN; self.drills.len()];
     }
 
     fn read_drill(&mut self, file: &std::path::Path) -> Result<Option<Scheduled>, ServiceError> {
@@ -193,10 +195,10 @@ impl Scheduler {
         let now = self.muster.clock.now();
         if now < self.looked {
             // The clock was set back: what is due next is not what it was.
-            self.due.fill(Some(jiff::Timestamp::MIN));
+            self.due.fill(jiff::Timestamp::MIN);
         }
         self.looked = now;
-        let due = |(place, at): (usize, &Option<jiff::Timestamp>)| at.is_some_and(|at| at <= now).then_some(place);
+        let due = |(place, at): (usize, &jiff::Timestamp)| (*at <= now).then_some(place);
         for place in self.due.iter().enumerate().filter_map(due).collect::<Vec<_>>() {
             let Some(one) = self.drills.get(place).cloned() else { continue };
             match self.look(&one, now).await {
@@ -211,7 +213,7 @@ impl Scheduler {
     }
 
     /// Looks at one schedule; gives when it is to be looked at again.
-    async fn look(&mut self, one: &Scheduled, now: jiff::Timestamp) -> Result<Option<jiff::Timestamp>, ServiceError> {
+    async fn look(&mut self, one: &Scheduled, now: jiff::Timestamp) -> Result<jiff::Timestamp, ServiceError> {
         let name = &one.drill.drill;
         let last = if let Some(last) = self.journal.considered(name.as_str()).await? {
             last
@@ -237,7 +239,10 @@ impl Scheduler {
             self.journal.consider(name.as_str(), now).await?;
         }
         self.tell_missed(&one.drill, &missed);
-        next_look(&one.schedule, now).map_err(|e| ServiceError::Usage(e.to_string()))
+        let count = u32::try_from(self.drills.len()).unwrap_or(u32::MAX);
+        let again = now.saturating_add((Duration::from_secs(1) * count / LOOKS).max(Duration::from_secs(1))).unwrap_or(now);
+        let fire = next_look(&one.schedule, now).map_err(|e| ServiceError::Usage(e.to_string()))?;
+        Ok(fire.map_or(again, |fire| fire.min(again)))
     }
 
     /// Puts a fire on record that started nothing, unless it did start, or is on record already.
