@@ -77,7 +77,9 @@ impl Story {
         let known = self.0.steps[&id()].clone();
         let context = work::Context { planned: &self.0.plan.steps[0].clone(), known: &known, now: at(2) };
         let bodies = work::bodies(&context, report, |ms| at(2) + jiff::SignedDuration::from_millis(i64::try_from(ms).unwrap()));
-        bodies.iter().for_each(|body| self.say(at(2), body.clone()));
+        for body in &bodies {
+            self.say(at(2), body.clone());
+        }
         bodies
     }
 

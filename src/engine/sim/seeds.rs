@@ -43,7 +43,10 @@ const DEFECTS: [(&str, Planted, &[&str]); 10] = [
 ];
 
 fn env(name: &str) -> Option<u64> {
-    std::env::var(name).ok().filter(|text| !text.is_empty()).map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
+    std::env::var(name)
+        .ok()
+        .filter(|text| !text.is_empty())
+        .map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
 }
 
 /// Plays seeds on every core until all are played, or one breaks something.
@@ -132,7 +135,12 @@ fn every_planted_defect_is_found() {
             (_, _, Some((seed, one))) => {
                 let broken = one.broken.unwrap();
                 println!("{name:<38} found after {seed:>4} seeds: {}", broken.invariant);
-                assert!(invariants.contains(&broken.invariant), "{name}: seed {seed} breaks something else: {}: {}", broken.invariant, broken.what);
+                assert!(
+                    invariants.contains(&broken.invariant),
+                    "{name}: seed {seed} breaks something else: {}: {}",
+                    broken.invariant,
+                    broken.what
+                );
                 found += 1;
             }
             (_, played, None) => missed.push(format!("{name} (in {played} seeds)")),

@@ -190,15 +190,7 @@ impl Watch {
         }
     }
 
-    fn before_applying(
-        &mut self,
-        run: &Run,
-        id: &RunId,
-        step: &StepId,
-        epoch: u64,
-        key: &str,
-        what: impl Fn() -> String + Copy,
-    ) {
+    fn before_applying(&mut self, run: &Run, id: &RunId, step: &StepId, epoch: u64, key: &str, what: impl Fn() -> String + Copy) {
         let state = &run.state;
         let Some((planned, known)) = state.plan.step(step).zip(state.step(step)) else { return };
         let read = effect(state, step) == Effect::Read;
