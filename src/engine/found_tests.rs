@@ -2,7 +2,7 @@
 //! when a seed no longer leads to it.
 
 use super::work::{self, Report};
-use crate::actions::contract::{ApplyError, DEPOSED, Refusal};
+use crate::actions::contract::{ApplyError, DEPOSED, Prepared, Refusal};
 use crate::model::{effect::*, estate::Estate, event::*, ids::*, node::*, plan::*, runbook::*, status::*, time::Span};
 use crate::plan::{
     decide::{Decision, decide},
@@ -78,7 +78,9 @@ impl Story {
         let known = self.0.steps[&id()].clone();
         let context = work::Context { planned: &self.0.plan.steps[0].clone(), known: &known, now: at(2) };
         let bodies = work::bodies(&context, report, |ms| at(2) + jiff::SignedDuration::from_millis(i64::try_from(ms).unwrap()));
-        bodies.iter().for_each(|body| self.say(at(2), body.clone()));
+        for body in &bodies {
+            self.say(at(2), body.clone());
+        }
         bodies
     }
 
@@ -147,6 +149,16 @@ fn what_could_not_be_seen_is_looked_at_again_before_it_counts_as_failed() {
     let end = story.reports(seen(Seen::CannotTell { why: "down".into() }));
     let told = matches!(&end[1], Body::StepEnded { failure: Some(failure), .. } if failure.remedy.as_deref().is_some_and(|text| text.contains("may have been")));
     assert!(told, "the record says that it may have happened: {end:?}");
+}
+
+#[test]
+fn what_was_skipped_while_it_was_prepared_is_not_begun() {
+    let mut story = Story::of(Effect::OneShot);
+    assert_eq!(story.next(at(1)), [Decision::Prepare(id())]);
+    story.say(at(1), Body::SkipRequested { step: id(), by: "ana".into(), reason: "no".into() });
+    let prepared = Prepared { intent: Value::Null, change: Vec::new(), notes: Vec::new() };
+    assert_eq!(story.reports(Report::Prepared(prepared)), []);
+    assert!(matches!(story.next(at(2)).as_slice(), [Decision::Finish { .. }]));
 }
 
 #[test]

@@ -329,6 +329,10 @@ pub struct Context<'a> {
 /// The events that a report amounts to. `at` turns a wait into an instant (with jitter).
 pub fn bodies(cx: &Context<'_>, report: Report, at: impl Fn(u64) -> jiff::Timestamp) -> Vec<Body> {
     let step = cx.planned.id.clone();
+    // A person skipped the step while it was prepared: it stays so.
+    if cx.known.phase != Phase::New && matches!(report, Report::Skip { .. } | Report::Prepared(_) | Report::Refused { .. }) {
+        return Vec::new();
+    }
     match report {
         Report::Skip { reason } => vec![Body::Skipped { step, reason }],
         Report::Prepared(prepared) => {

@@ -91,7 +91,7 @@ fn terms(dice: &mut super::dice::Dice) -> Terms {
 /// A node: a process, and after its death another.
 async fn host(stage: Arc<Stage>, node: usize) {
     let wall = Arc::new(AtomicI64::new(0));
-    let ppm = stage.sim.dice().range(0, 20_000) as i64 - 10_000;
+    let ppm = stage.sim.dice().range(0, 20_000).cast_signed() - 10_000;
     for number in 1.. {
         let life = Life::new(&stage.sim, node, number, wall.clone(), ppm);
         stage.lives.lock().unwrap().insert(node, life.clone());
@@ -174,7 +174,7 @@ async fn trouble(stage: Arc<Stage>) {
         }
         let (brief, long, hours) = {
             let mut dice = sim.dice();
-            (dice.ms(10, ttl / 2), dice.ms(ttl / 2, ttl * 3), dice.range(1, 7_200_000) as i64)
+            (dice.ms(10, ttl / 2), dice.ms(ttl / 2, ttl * 3), dice.range(1, 7_200_000).cast_signed())
         };
         let later = |length| Instant::now() + length;
         match kind {

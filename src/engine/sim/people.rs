@@ -30,7 +30,7 @@ pub async fn people(stage: Arc<Stage>) {
             let Some(state) = RunState::of(events.iter().map(|one| &one.event)) else { continue };
             match parked(&row.status) {
                 Some(status) => answer(&stage, &mut memory, &row, &state, status),
-                None => meddle(&stage, &row, &state).await,
+                None => meddle(&stage, &row, &state),
             }
         }
     }
@@ -59,11 +59,11 @@ fn answer(stage: &Arc<Stage>, memory: &mut Memory, row: &ChainRow, state: &RunSt
                     _ => 0,
                 };
                 let enough = known.approvals.len() >= wanted || known.rejected.is_some();
+                let early = known.approvals.is_empty() && stage.sim.dice().of_1000(300);
+                let approves = !over && !enough && (!ignored || early);
                 if stage.sim.fault(Fault::Reject, 60) {
                     commands.push(Command::Reject { step, reason: "not today".into() });
-                } else if !over && !enough && (!ignored || (known.approvals.is_empty() && stage.sim.dice().of_1000(300))) {
-                    commands.push(Command::Approve { step, signed: None });
-                } else if over && stage.sim.fault(Fault::LateApproval, 300) {
+                } else if approves || over && stage.sim.fault(Fault::LateApproval, 300) {
                     commands.push(Command::Approve { step, signed: None });
                 } else {
                     wait |= ignored && !over;
@@ -89,7 +89,7 @@ fn answer(stage: &Arc<Stage>, memory: &mut Memory, row: &ChainRow, state: &RunSt
 }
 
 /// Commands that nobody asked for.
-async fn meddle(stage: &Arc<Stage>, row: &ChainRow, state: &RunState) {
+fn meddle(stage: &Arc<Stage>, row: &ChainRow, state: &RunState) {
     let sim = &stage.sim;
     let step = sim.dice().one(&state.plan.steps).id;
     let reason = || "because".to_owned();

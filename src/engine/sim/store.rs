@@ -223,7 +223,12 @@ impl NodeJournal {
             loop {
                 let sent = self.life.monotonic();
                 let (store, of) = (self.store.clone(), run.clone());
-                let asked = self.call(async move { store.renew(&of, epoch) });
+                // A line has a length: what thaws may act before it hears that it has lost its lease.
+                let way = self.life.sim.dice().ms(1, 40);
+                let asked = self.call(async move {
+                    tokio::time::sleep(way).await;
+                    store.renew(&of, epoch)
+                });
                 match tokio::time::timeout(terms.call, asked).await {
                     Ok(Ok(())) => {
                         hold.renewed(terms, self.counted_from(sent));
