@@ -35,6 +35,8 @@ fi
 missing=()
 command -v cc >/dev/null 2>&1 || missing+=(gcc libc6-dev)
 have_postgres || missing+=(postgresql)
+# Approvals are checked against OpenSSH itself.
+command -v ssh-keygen >/dev/null 2>&1 || missing+=(openssh-client)
 
 if [ ${#missing[@]} -gt 0 ]; then
   command -v apt-get >/dev/null 2>&1 || { say "missing: ${missing[*]}; there is no apt-get, install them by hand"; exit 2; }
