@@ -14,6 +14,8 @@ pub mod postgres;
 mod postgres_link;
 mod postgres_rows;
 mod postgres_session;
+#[cfg(test)]
+mod postgres_tests;
 pub mod sqlite;
 
 use crate::model::{effect::Resource, event::*, ids::RunId, status::RunStatus};

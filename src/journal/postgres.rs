@@ -57,10 +57,9 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if !self.session.holds(&self.run) {
+        if !self.session.let_go(&self.run, self.epoch) {
             return;
         }
-        self.session.let_go(&self.run);
         // With no runtime left the lease runs out, or the session is ended with the process.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let (link, session, run) = (self.link.clone(), self.session.id.clone(), self.run.clone());
@@ -118,6 +117,14 @@ impl PostgresJournal {
         Ok(new)
     }
 
+    /// As if the answer that made this chain ours had not been heard.
+    #[cfg(test)]
+    pub(super) async fn forget(&self, run: &RunId) {
+        if let Some(session) = self.session.lock().await.as_ref() {
+            (1..9).any(|epoch| session.let_go(run, epoch));
+        }
+    }
+
     /// Ends the session: whatever it still owns is free at once.
     pub async fn leave(&self) -> Result<(), JournalError> {
         let Some(session) = self.session.lock().await.take() else { return Ok(()) };
@@ -136,7 +143,7 @@ impl PostgresJournal {
     }
 
     fn claim_on(&self, session: &Arc<Session>, row: ChainRow, epoch: u64, owner: &str) -> Claim {
-        session.keep(&row.id);
+        session.keep(&row.id, epoch);
         let run = row.id.clone();
         let guard =
             Guard { link: self.link.clone(), session: session.clone(), run: run.clone(), epoch, serves: self.serves, row: Mutex::new(row) };
@@ -287,7 +294,7 @@ impl Journal for PostgresJournal {
 
     async fn release(&self, claim: Claim) {
         let Some(guard) = claim._guard.downcast_ref::<Guard>() else { return };
-        guard.session.let_go(&claim.run);
+        guard.session.let_go(&claim.run, claim.epoch);
         let_go(&self.link, &guard.session.id, &claim.run, claim.epoch, self.serves).await;
     }
 

@@ -74,17 +74,24 @@ pub async fn take_locks(conn: &mut PgConnection, chain: &NewChain) -> Result<(),
     let mut locks: Vec<_> = chain.locks.iter().collect();
     locks.sort();
     for resource in locks {
-        let taken = sqlx::query("INSERT INTO locks (resource, run) VALUES ($1, $2) ON CONFLICT DO NOTHING");
-        if taken.bind(&resource.0).bind(chain.id.as_str()).execute(&mut *conn).await?.rows_affected() == 1 {
-            continue;
+        while let Some(holder) = take_lock(conn, resource, &chain.id).await? {
+            // Who held it may have let go between the two looks: then it is asked for again.
+            if let Some(holder) = holder {
+                return Err(JournalError::Locked { resource: resource.clone(), holder }.into());
+            }
         }
-        let holder = sqlx::query_scalar("SELECT run FROM locks WHERE resource = $1").bind(&resource.0).fetch_optional(&mut *conn).await?;
-        return Err(match holder {
-            Some(holder) => JournalError::Locked { resource: resource.clone(), holder: RunId(holder) }.into(),
-            None => Trouble::Store(format!("`{}` was let go of just now; try again", resource.0)),
-        });
     }
     Ok(())
+}
+
+/// `None` when it is ours, else who has it, if that can be told.
+async fn take_lock(conn: &mut PgConnection, resource: &Resource, run: &RunId) -> Result<Option<Option<RunId>>, Trouble> {
+    let taken = sqlx::query("INSERT INTO locks (resource, run) VALUES ($1, $2) ON CONFLICT DO NOTHING");
+    if taken.bind(&resource.0).bind(run.as_str()).execute(&mut *conn).await?.rows_affected() == 1 {
+        return Ok(None);
+    }
+    let holder = sqlx::query_scalar("SELECT run FROM locks WHERE resource = $1").bind(&resource.0);
+    Ok(Some(holder.fetch_optional(conn).await?.map(RunId)))
 }
 
 /// The events, and the chain's row brought up to them; false when the chain is not what `known` says.

@@ -13,7 +13,7 @@ use crate::model::ids::RunId;
 use crate::providers::clock::Clock;
 use sqlx::PgConnection;
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -32,8 +32,8 @@ const RENEW: &str = "UPDATE nodes SET expires_at = clock_timestamp() + ttl_ms * 
 pub struct Session {
     pub id: String,
     pub hold: Hold,
-    /// The chains that this process owns under it.
-    held: Mutex<BTreeSet<RunId>>,
+    /// The chains that this process owns under it, and the epochs.
+    held: Mutex<BTreeMap<RunId, u64>>,
     keeper: Mutex<Option<AbortOnDropHandle<()>>>,
 }
 
@@ -58,20 +58,26 @@ impl Session {
         Ok(Arc::new(Self { id, hold, held: Mutex::default(), keeper: Mutex::new(Some(keeper)) }))
     }
 
-    fn held(&self) -> MutexGuard<'_, BTreeSet<RunId>> {
+    fn held(&self) -> MutexGuard<'_, BTreeMap<RunId, u64>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
     pub fn holds(&self, run: &RunId) -> bool {
-        self.held().contains(run)
+        self.held().contains_key(run)
     }
-    pub fn keep(&self, run: &RunId) {
-        self.held().insert(run.clone());
+    pub fn keep(&self, run: &RunId, epoch: u64) {
+        self.held().insert(run.clone(), epoch);
     }
-    pub fn let_go(&self, run: &RunId) {
-        self.held().remove(run);
+    /// False when it is not held under this epoch any more: then there is nothing to let go of.
+    pub fn let_go(&self, run: &RunId, epoch: u64) -> bool {
+        let mut held = self.held();
+        let ours = held.get(run) == Some(&epoch);
+        if ours {
+            held.remove(run);
+        }
+        ours
     }
     pub fn all(&self) -> Vec<String> {
-        self.held().iter().map(|run| run.as_str().to_owned()).collect()
+        self.held().keys().map(|run| run.as_str().to_owned()).collect()
     }
 
     /// Nothing is begun under it any more, and it is not renewed.
