@@ -14,7 +14,7 @@ pub async fn main(muster: &Muster, output: &Output) -> Done {
     let estate = muster.estate()?;
     let world = crate::providers::world::World::new(Arc::new(estate.clone()), muster.clock.clone());
     let facts = as_found::capture(&world, &estate).await;
-    let (open, last) = if muster.state.join("journal.db").is_file() {
+    let (open, last) = if muster.shared.is_some() || muster.state.join("journal.db").is_file() {
         let journal = muster.existing_journal().await?;
         (journal.open().await?, muster.drill_history(1).await?.into_iter().next())
     } else {

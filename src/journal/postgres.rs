@@ -97,10 +97,10 @@ impl PostgresJournal {
 
     /// Makes the tables, or brings them up to date. Of several nodes one does it, and the others wait.
     pub async fn make(&self) -> Result<(), JournalError> {
-        let mut lent = self.link.take().await?;
-        let done = MIGRATIONS.run(&mut lent.conn).await;
-        let done = done.map_err(|error| Trouble::Store(explain_migration(&error)));
-        self.link.settle(lent, done)
+        let pool = self.link.pool().await?;
+        let done = MIGRATIONS.run(&pool).await;
+        pool.close().await;
+        done.map_err(|error| self.link.store(explain_migration(&error)))
     }
 
     /// This process's session; a new one when there is none, or when it is not known to hold any more.

@@ -19,7 +19,7 @@ use crate::providers::clock::Clock;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
     Connection as _, PgConnection, Row as _,
-    postgres::{PgConnectOptions, PgSslMode},
+    postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode},
 };
 use std::{
     future::Future,
@@ -177,6 +177,14 @@ impl Link {
         self.good.store(n, Ordering::Relaxed);
         self.seen.fetch_max(server, Ordering::Relaxed);
         Ok((conn, server))
+    }
+
+    /// A pool of one connection to the server that takes writes, for what wants a pool.
+    pub async fn pool(&self) -> Result<PgPool, JournalError> {
+        let (conn, _) = self.connect().await?;
+        drop(conn);
+        let host = self.hosts.get(self.good.load(Ordering::Relaxed)).cloned().unwrap_or_default();
+        Ok(PgPoolOptions::new().max_connections(1).acquire_timeout(CONNECT).connect_lazy_with(host))
     }
 
     async fn enter(&self, host: &PgConnectOptions) -> Result<(PgConnection, i64), String> {

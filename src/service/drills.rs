@@ -200,12 +200,12 @@ impl Muster {
 
     /// Puts a fire on record that started nothing; false when it is on record already.
     pub async fn put_on_record(&self, drill: &DrillName, at: jiff::Timestamp, reason: &str) -> Result<bool, ServiceError> {
-        let journal = self.journal().await?;
-        let id = RunId(format!("{}-missed", scheduled_id(drill, at)));
+        let engine = self.engine(&Estate::default()).await?;
+        let id = missed_id(drill, at);
         let chain = NewChain { id, kind: ChainKind::Drill, name: drill.to_string(), parent: None, locks: Vec::new() };
         let body = Body::DrillMissed { drill: drill.clone(), scheduled_for: at, reason: reason.to_owned() };
         let first = Draft { at: self.clock.now(), actor: self.actor(), body };
-        match journal.create(chain, &self.actor(), first).await {
+        match engine.begin_chain(chain, first).await {
             // Another process, or this one before it was killed, has put it down already.
             Err(crate::journal::JournalError::Exists { .. }) => Ok(false),
             other => Ok(other.map(|_| true)?),
@@ -217,6 +217,12 @@ impl Muster {
 #[must_use]
 pub fn scheduled_id(drill: &DrillName, at: jiff::Timestamp) -> RunId {
     RunId(format!("{drill}-{}", at.strftime("%Y%m%dT%H%M%SZ")))
+}
+
+/// The identifier of a fire that started nothing.
+#[must_use]
+pub fn missed_id(drill: &DrillName, at: jiff::Timestamp) -> RunId {
+    RunId(format!("{}-missed", scheduled_id(drill, at)))
 }
 
 /// A schedule's cron line and time zone, ready to be asked.

@@ -2,7 +2,7 @@
 //!
 //! [`Muster`] holds what a command was pointed at: the state directory and the estate. [`files`] finds and
 //! reads what people wrote, [`runs`] begins and resumes runs and takes operators' commands, [`drills`] does
-//! the same for drills, [`serve`] fires them on schedule and [`heartbeat`] says that it does, [`view`] is the
+//! the same for drills, [`serve`] fires them on schedule, [`takeover`] goes on with what other nodes left, [`heartbeat`] says that it does, [`view`] is the
 //! JSON that machines read, [`notices`] tells people, [`next`] is what they can do, [`evidence`] verifies.
 
 pub mod drills;
@@ -14,6 +14,8 @@ pub mod notices;
 pub mod report;
 pub mod runs;
 pub mod serve;
+pub mod shared;
+mod takeover;
 pub mod view;
 
 use crate::drill::conduct::DrillError;
@@ -42,6 +44,8 @@ pub enum ServiceError {
     Drill(#[from] DrillError),
     #[error("{0}")]
     Port(#[from] crate::providers::port::PortError),
+    #[error("run {run} stopped where it was, and nothing new was begun: {why}\nGo on with it when that is mended: {program} resume {run}")]
+    Stopped { run: RunId, why: Box<EngineError>, program: String },
 }
 
 impl ServiceError {
@@ -49,7 +53,7 @@ impl ServiceError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Drill(DrillError::Interrupted(_) | DrillError::NeedsAPerson { .. }) => 3,
+            Self::Stopped { .. } | Self::Drill(DrillError::Interrupted(_) | DrillError::NeedsAPerson { .. }) => 3,
             _ => 2,
         }
     }
@@ -60,7 +64,7 @@ impl ServiceError {
             Self::Invalid(_) => "invalid",
             Self::Usage(_) => "usage",
             Self::Journal(_) => "journal",
-            Self::Engine(_) => "engine",
+            Self::Engine(_) | Self::Stopped { .. } => "engine",
             Self::Drill(_) => "drill",
             Self::Port(_) => "port",
         }
@@ -91,6 +95,8 @@ pub struct Muster {
     pub interrupt: watch::Receiver<bool>,
     /// Who can inject faults, when a lab is up.
     pub faults: Option<Arc<dyn Faults>>,
+    /// The journal, if it is not the state directory's own.
+    pub shared: Option<shared::Shared>,
 }
 
 impl Muster {
@@ -98,15 +104,21 @@ impl Muster {
     pub fn new(state: PathBuf, estate_file: PathBuf) -> Self {
         // A receiver whose sender is gone keeps its last value: never interrupted.
         let interrupt = watch::channel(false).1;
-        Self { state, estate_file, clock: Arc::new(SystemClock::new()), listener: Arc::new(|_| {}), interrupt, faults: None }
+        Self { state, estate_file, clock: Arc::new(SystemClock::new()), listener: Arc::new(|_| {}), interrupt, faults: None, shared: None }
     }
 
     pub async fn journal(&self) -> Result<Arc<dyn Journal>, ServiceError> {
+        if let Some(shared) = &self.shared {
+            return Ok(self.shared_journal(shared, true).await?);
+        }
         Ok(Arc::new(SqliteJournal::open(&self.state).await?))
     }
 
     /// Opens the journal if there is one: reading commands make nothing.
     pub async fn existing_journal(&self) -> Result<Arc<dyn Journal>, ServiceError> {
+        if let Some(shared) = &self.shared {
+            return Ok(self.shared_journal(shared, false).await?);
+        }
         if !self.state.join("journal.db").is_file() {
             let place = self.state.display();
             return Err(ServiceError::Usage(format!("there is no journal in {place}; point --state at the directory that the run used")));

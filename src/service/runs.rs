@@ -1,7 +1,7 @@
 //! Runs: beginning one, going on with one, and what operators do to one.
 
-use super::{Muster, ServiceError, notices, view};
-use crate::engine::{Engine, Outcome, inbox};
+use super::{Muster, ServiceError, next, notices, view};
+use crate::engine::{Engine, EngineError, Outcome, inbox};
 use crate::journal::{Claim, Command, Draft, Journal, JournalError};
 use crate::model::{effect::Place, estate::Estate, event::Body, ids::*, plan::*};
 use crate::plan::state::RunState;
@@ -69,14 +69,21 @@ impl Muster {
     pub async fn resume_run(&self, run: &RunId) -> Result<Ran, ServiceError> {
         let journal = self.existing_journal().await?;
         let state = state_of(&*journal, run).await?;
+        knows(run, &state.plan)?;
         let engine = self.engine(&state.plan.estate).await?;
         let claim = engine.journal.claim(run, &engine.actor).await?;
         self.carry_on(&engine, claim, true).await
     }
 
-    async fn carry_on(&self, engine: &Engine, claim: Claim, resume: bool) -> Result<Ran, ServiceError> {
+    pub(super) async fn carry_on(&self, engine: &Engine, claim: Claim, resume: bool) -> Result<Ran, ServiceError> {
         let run = claim.run.clone();
-        let Outcome { state, .. } = engine.carry_on(claim, resume).await?;
+        let Outcome { state, .. } = match engine.carry_on(claim, resume).await {
+            // The run is on record as far as it came, and somebody must go on with it.
+            Err(why @ EngineError::Journal(_)) => {
+                return Err(ServiceError::Stopped { run, why: Box::new(why), program: next::program(&self.state) });
+            }
+            done => done?,
+        };
         notices::run_left(engine, &run, &state).await;
         let evidence = view::evidence(&*engine.journal, std::slice::from_ref(&run)).await?;
         Ok(Ran { run, state, evidence })
@@ -116,6 +123,23 @@ pub enum Told {
     OnRecord,
     /// Left for the process that owns the run.
     Owner(String),
+}
+
+/// A run with an action that this Muster does not have is another Muster's to go on with: nothing of it is
+/// touched, rather than done by halves.
+pub(super) fn knows(run: &RunId, plan: &Plan) -> Result<(), ServiceError> {
+    let unknown = plan.steps.iter().find(|step| {
+        let StepKind::Action { name, .. } = &step.kind else { return false };
+        crate::actions::find(name).is_none()
+    });
+    match unknown {
+        Some(step) => Err(ServiceError::Usage(format!(
+            "run {run} has a step `{}` with the action `{}`, which this version of muster does not have; go on with the version that began it",
+            step.id,
+            step.kind.uses()
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// The fold of a run's events.
