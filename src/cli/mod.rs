@@ -137,9 +137,9 @@ pub fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let output = Output::new(cli.json, &cli.state);
     let mut muster = Muster::new(cli.state.clone(), cli.estate.clone());
     muster.shared = cli.journal.clone().map(|url| Shared::new(url, cli.lease));
+    let output = Output::new(cli.json, muster.program());
     let code = runtime.block_on(async {
         let code = dispatch(cli, muster.clone(), &output).await;
         muster.leave().await;

@@ -23,7 +23,7 @@ pub async fn main(muster: &Muster, output: &Output) -> Done {
     let next = muster.drill_next(None, muster.clock.now(), 1).unwrap_or_default().into_iter().next();
     if output.json {
         let next = next.map(|(drill, at)| json!({ "drill": drill, "at": rfc3339_ms(at) }));
-        let open = open.iter().map(view::row).collect::<Vec<_>>();
+        let open = open.iter().map(if muster.shared.is_some() { view::owned_row } else { view::row }).collect::<Vec<_>>();
         output.object(&json!({ "estate": facts, "open": open, "last_drill": last, "next_drill": next }));
         return Ok(0);
     }
@@ -37,10 +37,12 @@ pub async fn main(muster: &Muster, output: &Output) -> Done {
     output.line("");
     for row in &open {
         let status = row.status.replace('_', " ");
+        let owner = row.owner.as_ref().filter(|_| muster.shared.is_some()).map(|owner| format!(", owned by {owner}"));
         output.line(format!(
-            "open        {} {status} since {}: {} show {}",
+            "open        {} {status} since {}{}: {} show {}",
             row.name,
             seconds(row.started_at),
+            owner.unwrap_or_default(),
             output.program,
             short(&row.id)
         ));

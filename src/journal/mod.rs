@@ -191,8 +191,8 @@ pub trait Journal: Send + Sync {
     /// Chains that have not ended, oldest first.
     async fn open(&self) -> Result<Vec<ChainRow>, JournalError>;
     /// Open chains that no living process owns and nobody has to decide about. Where the store is on one
-    /// machine, these are looked for when a process begins, and not all the time.
-    async fn orphans(&self) -> Result<Orphans, JournalError> {
+    /// machine, these are looked for when a process begins, and not all the time. Who asks takes part.
+    async fn orphans(&self, _owner: &str) -> Result<Orphans, JournalError> {
         Ok(Orphans::default())
     }
     /// Takes something for as long as this process lives; false while another one that lives has it.

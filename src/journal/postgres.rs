@@ -376,11 +376,13 @@ impl Journal for PostgresJournal {
         }
     }
 
-    async fn orphans(&self) -> Result<Orphans, JournalError> {
+    async fn orphans(&self, owner: &str) -> Result<Orphans, JournalError> {
+        let session = self.session(owner).await?;
         let mut lent = self.link.take().await?;
-        let (server, held) = (lent.server, self.session.lock().await.as_ref().map(|session| (session.id.clone(), session.all())));
-        let (session, held) = held.unwrap_or_default();
-        let done = within(async { orphans(&mut lent.conn, server, &session, &held).await }).await;
+        let server = lent.server;
+        // Before the question is asked: what is claimed meanwhile is not listed, or refuses a second claim.
+        let held = session.all();
+        let done = within(async { orphans(&mut lent.conn, server, &session.id, &held).await }).await;
         self.link.settle(lent, done)
     }
 

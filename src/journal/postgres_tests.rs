@@ -38,10 +38,10 @@ async fn a_session_keeps_others_out_until_the_server_says_that_it_ran_out() {
     let owned = two.claim(&run, "two").await.unwrap_err();
     assert!(matches!(&owned, JournalError::Owned { owner, .. } if owner == "one"), "{owned}");
     assert!(claim.hold.permits(Duration::ZERO) && !claim.hold.is_lost());
-    assert!(two.orphans().await.unwrap().rows.is_empty());
+    assert!(two.orphans("node").await.unwrap().rows.is_empty());
     // The server lets it run out, as if the process had stood still: one renewal too late, and all is lost.
     sql(&url, "UPDATE nodes SET expires_at = clock_timestamp() - interval '1 ms' WHERE name = 'one'").await;
-    assert_eq!(two.orphans().await.unwrap().rows.len(), 2);
+    assert_eq!(two.orphans("node").await.unwrap().rows.len(), 2);
     let taken = two.claim(&run, "two").await.unwrap();
     assert_eq!(taken.epoch, 2);
     let late = one.append(&claim, 1, vec![draft(1, Body::Resumed)]).await.unwrap_err();
@@ -81,7 +81,7 @@ async fn what_was_not_heard_is_recognised() {
     // The answer to a claim is lost.
     one.forget(&claim.run).await;
     assert!(matches!(two.claim(&claim.run, "two").await, Err(JournalError::Owned { .. })));
-    assert_eq!(one.orphans().await.unwrap().rows.len(), 1, "ours, and nobody's here");
+    assert_eq!(one.orphans("node").await.unwrap().rows.len(), 1, "ours, and nobody's here");
     let third = one.claim(&claim.run, "one").await.unwrap();
     assert_eq!(third.epoch, 2);
     assert!(matches!(one.claim(&claim.run, "one").await, Err(JournalError::Owned { .. })), "another task of ours has it");
@@ -127,7 +127,7 @@ async fn another_servers_clock_means_nothing() {
     sql(&url, "UPDATE nodes SET server = server - 1, expires_at = clock_timestamp() - interval '1 hour' WHERE name = 'one'").await;
     let owned = two.claim(&"r".into(), "two").await.unwrap_err();
     assert!(matches!(owned, JournalError::Owned { .. }), "{owned}");
-    assert!(two.orphans().await.unwrap().rows.is_empty());
+    assert!(two.orphans("node").await.unwrap().rows.is_empty());
     let clock = SystemClock::new();
     clock.sleep(TTL).await;
     assert!(matches!(two.claim(&"r".into(), "two").await, Err(JournalError::Owned { .. })), "it was renewed meanwhile");

@@ -107,17 +107,27 @@ impl Muster {
 
     /// Goes on with a drill that another process began.
     pub async fn drill_resume(&self, id: &RunId) -> Result<Drilled, ServiceError> {
-        let begun = self.drill_take(id).await?;
+        let journal = self.existing_journal().await?;
+        // Whoever is patient enough to see that its owner has died may take it.
+        let waited = self.claim(&*journal, id).await?;
+        let begun = self.drill_with(id, Some(waited)).await?;
         self.drill_go(begun, true).await
     }
 
     /// Takes over a drill that another process began.
     pub async fn drill_take(&self, id: &RunId) -> Result<Begun, ServiceError> {
+        self.drill_with(id, None).await
+    }
+
+    async fn drill_with(&self, id: &RunId, claimed: Option<Claim>) -> Result<Begun, ServiceError> {
         let journal = self.existing_journal().await?;
         let state = drill_state(&*journal, id).await?;
         let engine = self.engine(&state.context.estate).await?;
         let conductor = self.conductor(engine);
-        let claim = conductor.engine.journal.claim(id, &conductor.engine.actor).await?;
+        let claim = match claimed {
+            Some(claim) => claim,
+            None => conductor.engine.journal.claim(id, &conductor.engine.actor).await?,
+        };
         Ok(Begun { conductor, claim })
     }
 

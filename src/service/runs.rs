@@ -1,13 +1,16 @@
 //! Runs: beginning one, going on with one, and what operators do to one.
 
-use super::{Muster, ServiceError, next, notices, view};
+use super::{Muster, ServiceError, notices, view};
 use crate::engine::{Engine, EngineError, Outcome, inbox};
 use crate::journal::{Claim, Command, Draft, Journal, JournalError};
 use crate::model::{effect::Place, estate::Estate, event::Body, ids::*, plan::*};
 use crate::plan::state::RunState;
 use crate::providers::world::World;
 use serde_json::Value;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+/// How often it is looked whether an owner still lives.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// A run as it was left, with its evidence.
 pub struct Ran {
@@ -71,8 +74,28 @@ impl Muster {
         let state = state_of(&*journal, run).await?;
         knows(run, &state.plan)?;
         let engine = self.engine(&state.plan.estate).await?;
-        let claim = engine.journal.claim(run, &engine.actor).await?;
+        let claim = self.claim(&*engine.journal, run).await?;
         self.carry_on(&engine, claim, true).await
+    }
+
+    /// Takes a run or drill over. On a shared journal an owner that has died is known only when its lease has
+    /// run out: it is waited for, and one that lives renews it meanwhile.
+    pub(super) async fn claim(&self, journal: &dyn Journal, run: &RunId) -> Result<Claim, ServiceError> {
+        let begun = self.clock.monotonic();
+        let mut told = false;
+        loop {
+            let patience = self.shared.as_ref().map_or(Duration::ZERO, |shared| shared.lease() + Duration::from_secs(1));
+            match journal.claim(run, &self.actor()).await {
+                Err(JournalError::Owned { owner, .. }) if self.clock.monotonic().saturating_sub(begun) < patience => {
+                    if !told {
+                        tracing::warn!("{owner} owns {run}; waiting to see whether it still lives, for {} s", patience.as_secs());
+                        told = true;
+                    }
+                    self.clock.sleep(LOOK).await;
+                }
+                done => return Ok(done?),
+            }
+        }
     }
 
     pub(super) async fn carry_on(&self, engine: &Engine, claim: Claim, resume: bool) -> Result<Ran, ServiceError> {
@@ -80,7 +103,7 @@ impl Muster {
         let Outcome { state, .. } = match engine.carry_on(claim, resume).await {
             // The run is on record as far as it came, and somebody must go on with it.
             Err(why @ EngineError::Journal(_)) => {
-                return Err(ServiceError::Stopped { run, why: Box::new(why), program: next::program(&self.state) });
+                return Err(ServiceError::Stopped { run, why: Box::new(why), program: self.program() });
             }
             done => done?,
         };
@@ -129,8 +152,8 @@ pub enum Told {
 /// touched, rather than done by halves.
 pub(super) fn knows(run: &RunId, plan: &Plan) -> Result<(), ServiceError> {
     let unknown = plan.steps.iter().find(|step| {
-        let StepKind::Action { name, .. } = &step.kind else { return false };
-        crate::actions::find(name).is_none()
+        let StepKind::Action { name, version, .. } = &step.kind else { return false };
+        crate::actions::find(name).is_none_or(|action| action.spec().version < *version)
     });
     match unknown {
         Some(step) => Err(ServiceError::Usage(format!(

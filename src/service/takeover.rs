@@ -93,7 +93,7 @@ impl Heir {
     }
 
     async fn look(&mut self) -> Result<(), ServiceError> {
-        let orphans = self.journal.orphans().await?;
+        let orphans = self.journal.orphans(&self.muster.actor()).await?;
         let mut rows = orphans.rows;
         let share = rows.len().div_ceil(orphans.nodes.max(1)).min(BATCH);
         for _ in 0..share {

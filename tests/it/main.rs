@@ -27,6 +27,7 @@ mod engine;
 mod evidence;
 #[cfg(feature = "lab")]
 mod lab;
+mod nodes;
 mod pg;
 mod place;
 #[cfg(feature = "lab")]

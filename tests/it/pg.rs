@@ -167,7 +167,9 @@ impl Cluster {
     }
 
     pub fn stop(&self) {
-        if self.data.join("postmaster.pid").exists() {
+        // One that was killed has left its file.
+        let master = std::fs::read_to_string(self.data.join("postmaster.pid")).unwrap_or_default();
+        if master.lines().next().is_some_and(|pid| Path::new("/proc").join(pid.trim()).exists()) {
             run(
                 self.data.parent().unwrap(),
                 self.bin.join("pg_ctl"),
