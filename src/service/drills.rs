@@ -211,7 +211,7 @@ impl Muster {
     /// Puts a fire on record that started nothing; false when it is on record already.
     pub async fn put_on_record(&self, drill: &DrillName, at: jiff::Timestamp, reason: &str) -> Result<bool, ServiceError> {
         let engine = self.engine(&Estate::default()).await?;
-        let id = missed_id(drill, at);
+        let id = RunId(format!("{}-missed", scheduled_id(drill, at)));
         let chain = NewChain { id, kind: ChainKind::Drill, name: drill.to_string(), parent: None, locks: Vec::new() };
         let body = Body::DrillMissed { drill: drill.clone(), scheduled_for: at, reason: reason.to_owned() };
         let first = Draft { at: self.clock.now(), actor: self.actor(), body };
@@ -227,12 +227,6 @@ impl Muster {
 #[must_use]
 pub fn scheduled_id(drill: &DrillName, at: jiff::Timestamp) -> RunId {
     RunId(format!("{drill}-{}", at.strftime("%Y%m%dT%H%M%SZ")))
-}
-
-/// The identifier of a fire that started nothing.
-#[must_use]
-pub fn missed_id(drill: &DrillName, at: jiff::Timestamp) -> RunId {
-    RunId(format!("{}-missed", scheduled_id(drill, at)))
 }
 
 /// A schedule's cron line and time zone, ready to be asked.

@@ -11,7 +11,7 @@
 
 use super::{
     Muster, ServiceError,
-    drills::{Begun, Drilled, Scheduled, calendar, drill_state, missed_id, scheduled_id},
+    drills::{Begun, Drilled, Scheduled, calendar, drill_state, scheduled_id},
     files::Folder,
     heartbeat::{self, Pulse},
     notices,
@@ -200,23 +200,21 @@ impl Scheduler {
             self.journal.consider(name.as_str(), self.begun).await?;
             self.begun
         };
-        let fires = decide_fires(&one.schedule, last, now, TOLERANCE).map_err(|e| ServiceError::Usage(e.to_string()))?;
-        if fires.is_empty() {
-            return Ok(());
-        }
         // One node at a time begins drills: what is in the way of one must not begin beside it.
-        if !self.journal.reserve(CALENDAR, &self.muster.actor()).await? {
+        if fires(one, last, now)?.is_empty() || !self.journal.reserve(CALENDAR, &self.muster.actor()).await? {
             return Ok(());
         }
-        let fired = self.fire(one, &fires, now).await;
+        let fired = self.fire(one, now).await;
         self.journal.free(CALENDAR).await?;
         fired
     }
 
-    async fn fire(&mut self, one: &Scheduled, fires: &[Fire], now: jiff::Timestamp) -> Result<(), ServiceError> {
+    async fn fire(&mut self, one: &Scheduled, now: jiff::Timestamp) -> Result<(), ServiceError> {
         let name = &one.drill.drill;
+        // Another node may have moved the calendar on before it was this one's turn.
+        let last = self.journal.considered(name.as_str()).await?.unwrap_or(self.begun);
         let mut missed = Vec::new();
-        for Fire { at, what } in fires {
+        for Fire { at, what } in &fires(one, last, now)? {
             match what {
                 FireKind::Missed { reason } => self.miss(name, *at, reason, &mut missed).await?,
                 // Asked for beforehand: on record, and nobody is woken.
@@ -259,13 +257,9 @@ impl Scheduler {
     /// Begins the drill of a fire; gives why it could not.
     async fn start(&mut self, one: &Scheduled, at: jiff::Timestamp) -> Result<Option<String>, ServiceError> {
         let name = &one.drill.drill;
-        let known = [scheduled_id(name, at), missed_id(name, at)];
-        for id in &known {
-            if self.on_record(id).await?.is_some() {
-                // Begun, or put down as missed, by a scheduler that ended before it could move the calendar on,
-                // or by another node just now.
-                return Ok(None);
-            }
+        if self.on_record(&scheduled_id(name, at)).await?.is_some() {
+            // Begun by a scheduler that ended before it could move the calendar on.
+            return Ok(None);
         }
         if let Some(why) = in_the_way(&*self.journal, &one.drill).await? {
             return Ok(Some(why));
@@ -293,6 +287,10 @@ impl Scheduler {
             Err(error) => self.trouble(format!("nobody could be told that drill {} was missed: {error}", drill.drill)),
         }
     }
+}
+
+fn fires(one: &Scheduled, last: jiff::Timestamp, now: jiff::Timestamp) -> Result<Vec<Fire>, ServiceError> {
+    decide_fires(&one.schedule, last, now, TOLERANCE).map_err(|e| ServiceError::Usage(e.to_string()))
 }
 
 /// Conducts a drill, and says how it was left.

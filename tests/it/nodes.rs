@@ -410,7 +410,9 @@ fn nodes_hand_over_what_they_have_when_they_are_told_to_stop() {
     assert!(said.err.contains("left to the other nodes"), "{}", said.err);
     site.all_good(std::slice::from_ref(&run), 12, &[&nodes[0]]);
     // The other one stops as well: nothing is owned by anybody, and nobody is in the list.
-    nodes.remove(0).signal("TERM");
+    let last = nodes.remove(0);
+    last.signal("TERM");
+    last.end().expect(0);
     site.place.until("all have left", || site.ask("SELECT count(*)::text FROM nodes WHERE serves") == "0");
 }
 
@@ -435,21 +437,25 @@ fn nodes_leave_alone_what_waits_for_a_person() {
 fn nodes_do_nothing_more_when_the_journal_is_gone_and_say_how_to_go_on() {
     let site = Site::new();
     site.book(8);
-    for (gone, back) in [("STOP", "CONT"), ("KILL", "")] {
+    for frozen in [true, false] {
         let before = site.effects().len();
         let running = site.start(&["run", "book.yaml"]);
         site.place.until("it acts", || site.effects().len() > before + 1);
-        site.server.signal(gone);
+        if frozen {
+            site.server.signal("STOP");
+        } else {
+            site.server.stop();
+        }
         let done = site.effects().len();
         let said = running.end().expect(3);
         let run = site.effects().last().unwrap().0.clone();
         assert!(site.effects().len() <= done + 1, "something was begun that could not be put on record");
         let on = format!("--journal {} resume {run}", site.url);
         assert!(said.err.contains(&on) && said.err.contains("nothing new was begun"), "{}", said.err);
-        if back.is_empty() {
-            site.server.start_again();
+        if frozen {
+            site.server.signal("CONT");
         } else {
-            site.server.signal(back);
+            site.server.start_again();
         }
         site.muster(&["resume", &run]).expect(0);
         site.all_good(&[run], 8, &[]);
