@@ -28,7 +28,9 @@ pub async fn list(args: &ListArgs, muster: &Muster, output: &Output) -> Done {
     let journal = muster.existing_journal().await?;
     let rows = journal.list(ChainKind::Run, args.limit).await?;
     if output.json {
-        output.object(&json!({ "runs": rows.iter().map(if muster.shared.is_some() { view::owned_row } else { view::row }).collect::<Vec<_>>() }));
+        output.object(
+            &json!({ "runs": rows.iter().map(if muster.shared.is_some() { view::owned_row } else { view::row }).collect::<Vec<_>>() }),
+        );
         return Ok(0);
     }
     if rows.is_empty() {
@@ -41,14 +43,8 @@ pub async fn list(args: &ListArgs, muster: &Muster, output: &Output) -> Done {
     for row in &rows {
         let took = row.finished_at.map(|end| end.duration_since(row.started_at).as_millis());
         let drill = if row.parent.is_some() { "yes" } else { "no" };
-        let mut cells = vec![
-            short(&row.id),
-            row.name.clone(),
-            row.status.replace('_', " "),
-            seconds(row.started_at),
-            ms(took),
-            drill.to_owned(),
-        ];
+        let mut cells =
+            vec![short(&row.id), row.name.clone(), row.status.replace('_', " "), seconds(row.started_at), ms(took), drill.to_owned()];
         cells.extend(muster.shared.is_some().then(|| row.owner.clone().unwrap_or_default()));
         table.add_row(cells);
     }

@@ -97,6 +97,14 @@ impl PostgresJournal {
 
     /// Makes the tables, or brings them up to date. Of several nodes one does it, and the others wait.
     pub async fn make(&self) -> Result<(), JournalError> {
+        // A role that may not make anything can use what is there.
+        let mut lent = self.link.take().await?;
+        let there = sqlx::query_scalar::<_, Option<i64>>("SELECT max(version) FROM _sqlx_migrations WHERE success");
+        let there = within(async { Ok(there.fetch_one(&mut lent.conn).await?) }).await;
+        if there.is_ok_and(|there| there == MIGRATIONS.iter().map(|migration| migration.version).max()) {
+            return self.link.settle(lent, Ok(()));
+        }
+        drop(lent);
         let pool = self.link.pool().await?;
         let done = MIGRATIONS.run(&pool).await;
         pool.close().await;
@@ -157,7 +165,8 @@ impl PostgresJournal {
         let server = lent.server;
         let done = within(async {
             let mut tx = lent.conn.begin().await?;
-            let row = sqlx::query("SELECT session FROM chains WHERE id = $1 FOR UPDATE").bind(run.as_str()).fetch_optional(&mut *tx).await?;
+            let row =
+                sqlx::query("SELECT session FROM chains WHERE id = $1 FOR UPDATE").bind(run.as_str()).fetch_optional(&mut *tx).await?;
             let held: Option<String> = row.ok_or_else(|| JournalError::NoSuchRun(run.clone()))?.get(0);
             let owned = |owner: String| JournalError::Owned { run: run.clone(), owner };
             match held.filter(|_| !forced) {
@@ -433,7 +442,8 @@ impl Journal for PostgresJournal {
 
     async fn consider(&self, drill: &str, until: jiff::Timestamp) -> Result<(), JournalError> {
         let mut lent = self.link.take().await?;
-        let moved = "INSERT INTO schedules (drill, considered) VALUES ($1, $2) ON CONFLICT (drill) DO UPDATE SET considered = excluded.considered";
+        let moved =
+            "INSERT INTO schedules (drill, considered) VALUES ($1, $2) ON CONFLICT (drill) DO UPDATE SET considered = excluded.considered";
         let moved = sqlx::query(moved).bind(drill).bind(until.to_string());
         let done = within(async { Ok(moved.execute(&mut lent.conn).await.map(|_| ())?) }).await;
         self.link.settle(lent, done)
@@ -448,7 +458,10 @@ impl Journal for PostgresJournal {
 }
 
 impl PostgresJournal {
-    async fn rows(&self, query: sqlx::query::Query<'_, sqlx::Postgres, sqlx::postgres::PgArguments>) -> Result<Vec<ChainRow>, JournalError> {
+    async fn rows(
+        &self,
+        query: sqlx::query::Query<'_, sqlx::Postgres, sqlx::postgres::PgArguments>,
+    ) -> Result<Vec<ChainRow>, JournalError> {
         let mut lent = self.link.take().await?;
         let done = within(async { query.fetch_all(&mut lent.conn).await?.iter().map(|row| Ok(chain_row(row)?)).collect() }).await;
         self.link.settle(lent, done)

@@ -134,7 +134,8 @@ pub async fn add_head(conn: &mut PgConnection, row: &ChainRow, ended: bool) -> R
     let (last, prev) = sqlx::query_as::<_, (i64, String)>("SELECT n, hash FROM tail FOR UPDATE").fetch_one(&mut *conn).await?;
     let n = last + 1;
     let (record, hash) = seal_head(n.unsigned_abs(), &prev, row, ended);
-    let add = "WITH moved AS (UPDATE tail SET n = $1, hash = $4) INSERT INTO heads (n, run, prev, hash, record) VALUES ($1, $2, $3, $4, $5)";
+    let add =
+        "WITH moved AS (UPDATE tail SET n = $1, hash = $4) INSERT INTO heads (n, run, prev, hash, record) VALUES ($1, $2, $3, $4, $5)";
     sqlx::query(add).bind(n).bind(row.id.as_str()).bind(&prev).bind(&hash).bind(&record).execute(conn).await?;
     Ok(())
 }

@@ -39,7 +39,13 @@ pub struct Session {
 
 impl Session {
     /// A new one, with the task that renews it.
-    pub async fn begin(link: &Arc<Link>, clock: &Arc<dyn Clock>, terms: Terms, name: &str, serves: bool) -> Result<Arc<Self>, JournalError> {
+    pub async fn begin(
+        link: &Arc<Link>,
+        clock: &Arc<dyn Clock>,
+        terms: Terms,
+        name: &str,
+        serves: bool,
+    ) -> Result<Arc<Self>, JournalError> {
         let id = clock.new_id();
         let mut lent = link.take().await?;
         let server = lent.server;
@@ -152,7 +158,8 @@ impl Keeper {
 /// that a renewal under way is waited for.
 pub async fn owner(conn: &mut PgConnection, session: &str, server: i64) -> Result<Owner, Trouble> {
     let asked = "SELECT name, server, expires_at > clock_timestamp() FROM nodes WHERE session = $1 FOR UPDATE";
-    let Some((name, granted, live)) = sqlx::query_as::<_, (String, i64, bool)>(asked).bind(session).fetch_optional(&mut *conn).await? else {
+    let Some((name, granted, live)) = sqlx::query_as::<_, (String, i64, bool)>(asked).bind(session).fetch_optional(&mut *conn).await?
+    else {
         return Ok(Owner::Gone);
     };
     if granted != server {

@@ -238,3 +238,32 @@ async fn what_may_not_be_trusted_is_refused() {
     let nobody = why("postgres://ana:SECRET@127.0.0.1:1/journal", fine).await;
     assert!(nobody.contains("127.0.0.1:1/journal") && !nobody.contains("SECRET"), "{nobody}");
 }
+
+#[tokio::test]
+async fn a_role_that_may_only_add_is_enough() {
+    let home = pg::Home::new();
+    let server = pg::Cluster::durable(&home);
+    let url = server.database("journal");
+    node(&url).await;
+    for statement in [
+        "CREATE ROLE node LOGIN",
+        "GRANT SELECT, INSERT ON events, heads TO node",
+        "GRANT SELECT ON _sqlx_migrations TO node",
+        "GRANT SELECT, INSERT, UPDATE, DELETE ON nodes, chains, tail, locks, inbox, schedules, reservations TO node",
+    ] {
+        sql(&url, statement).await;
+    }
+    let url = url.replace("postgres@", "node@");
+    let one = node(&url).await;
+    let (claim, _) = one.create(new("r", &["x"]), "one", first(0)).await.unwrap();
+    one.append(&claim, 1, vec![draft(1, Body::Resumed)]).await.unwrap();
+    one.post(&"r".into(), at(1), "ana", &Command::Pause { reason: "tea".to_owned() }).await.unwrap();
+    assert!(one.reserve("calendar", "one").await.unwrap() && one.orphans("one").await.unwrap().rows.is_empty());
+    one.append(&claim, 2, vec![draft(2, finished())]).await.unwrap();
+    one.leave().await.unwrap();
+    assert!(verify(&one.dump(None).await.unwrap()).verified);
+    let mut conn = PgConnection::connect(&url).await.unwrap();
+    for statement in ["DROP TRIGGER events_keep ON events", "ALTER TABLE events DISABLE TRIGGER ALL", "DELETE FROM heads"] {
+        assert!(sqlx::query(statement).execute(&mut conn).await.is_err(), "{statement}");
+    }
+}

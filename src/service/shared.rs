@@ -56,7 +56,8 @@ fn without_password(url: &str) -> String {
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
     let path = path.split('?').next().unwrap_or_default();
-    let (user, hosts) = authority.rsplit_once('@').map_or(("", authority), |(user, hosts)| (user.split(':').next().unwrap_or_default(), hosts));
+    let (user, hosts) =
+        authority.rsplit_once('@').map_or(("", authority), |(user, hosts)| (user.split(':').next().unwrap_or_default(), hosts));
     let user = if user.is_empty() { String::new() } else { format!("{user}@") };
     format!("{scheme}://{user}{hosts}{path}")
 }

@@ -173,7 +173,8 @@ impl Heir {
             }
         }
         if deaths(&self.journal.load(&row.id, 0).await?) >= DEATHS {
-            let text = format!("drill {} is left alone: {DEATHS} processes in a row ended while they owned it; muster resume {}", row.id, row.id);
+            let text =
+                format!("drill {} is left alone: {DEATHS} processes in a row ended while they owned it; muster resume {}", row.id, row.id);
             self.tell(text);
             return Ok(());
         }
@@ -238,9 +239,8 @@ async fn open_children(journal: &dyn Journal, drill: &RunId) -> Result<Vec<RunId
 /// Did it stop because this process may not act on it any more? Then another one goes on, and nothing is wrong.
 pub(super) fn is_lapse(error: &ServiceError) -> bool {
     let journal = match error {
-        ServiceError::Journal(error) | ServiceError::Drill(DrillError::Journal(error) | DrillError::Engine(EngineError::Journal(error))) => {
-            error
-        }
+        ServiceError::Journal(error)
+        | ServiceError::Drill(DrillError::Journal(error) | DrillError::Engine(EngineError::Journal(error))) => error,
         ServiceError::Stopped { why, .. } => match &**why {
             EngineError::Journal(error) => error,
             _ => return false,

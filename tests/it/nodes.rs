@@ -245,7 +245,8 @@ fn nodes_share_what_was_left_and_go_on_with_what_a_killed_one_did() {
     let listed = site.muster(&["runs"]).expect(0).last();
     assert!(listed["runs"].as_array().unwrap().iter().any(|run| run["owner"].as_str().is_some_and(|owner| owner.starts_with("muster@"))));
     // The owner of one of them dies, and with it whatever else it had.
-    let victim = runs.iter().rev().find_map(|run| Some((run.clone(), site.owned_by(run, &all).filter(|_| !site.is_finished(run))?))).unwrap();
+    let victim =
+        runs.iter().rev().find_map(|run| Some((run.clone(), site.owned_by(run, &all).filter(|_| !site.is_finished(run))?))).unwrap();
     let killed = jiff::Timestamp::now();
     let gone = nodes.iter().position(|node| node.pid() == victim.1).unwrap();
     let gone = nodes.remove(gone);
@@ -277,7 +278,8 @@ fn nodes_depose_a_frozen_one_and_its_late_append_is_refused() {
     let told = frozen.told();
     assert!(told.contains("ran out") || told.contains("no longer owns") || told.contains("could not be renewed in time"), "{told}");
     // It takes part again, under a new session.
-    site.place.until("a new session", || site.ask("SELECT count(*)::text FROM nodes WHERE serves AND expires_at > clock_timestamp()") == "3");
+    site.place
+        .until("a new session", || site.ask("SELECT count(*)::text FROM nodes WHERE serves AND expires_at > clock_timestamp()") == "3");
 }
 
 #[test]
@@ -300,7 +302,8 @@ fn nodes_go_on_without_one_that_is_cut_off_from_the_journal() {
     wire.cut.store(false, Ordering::SeqCst);
     site.all_good(std::slice::from_ref(&run), 20, &all);
     assert!(alone.told().contains("lease could not be renewed"), "{}", alone.told());
-    site.place.until("a new session", || site.ask("SELECT count(*)::text FROM nodes WHERE serves AND expires_at > clock_timestamp()") == "3");
+    site.place
+        .until("a new session", || site.ask("SELECT count(*)::text FROM nodes WHERE serves AND expires_at > clock_timestamp()") == "3");
 }
 
 #[test]
