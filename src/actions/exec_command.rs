@@ -10,6 +10,8 @@
 //! outlives a Muster that is killed, so it inherits a locked descriptor, and whoever looks afterwards waits
 //! until nobody holds the lock any more. Then `observe`, if given, tells: exit 0 it happened, 1 it did not,
 //! anything else it cannot be told. Without `observe` a lost answer stays unknown and a person is asked.
+//! Lock and output lie on the machine that began it. Looked at from another one, it may still be running
+//! over there whatever is seen: then only "it happened" is believed, and a person is asked otherwise.
 //!
 //! With `read_only` it is a check of the operator's own: it says that it changes nothing, and is simply run
 //! again, also to look afresh at a fact that an approval is bound to.
@@ -19,7 +21,7 @@
 
 use super::{contract::*, shared::*};
 use crate::model::{effect::*, estate::Estate, node::Node, runbook::UndoPolicy, time::Span};
-use crate::providers::port::*;
+use crate::providers::{port::*, process::this_machine};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, time::Duration};
@@ -65,6 +67,16 @@ pub struct Intent {
     spec: ProcessSpec,
     observe: Option<Vec<String>>,
     undo: Option<Vec<String>>,
+    /// The machine that begins it.
+    #[serde(default)]
+    machine: Option<String>,
+}
+
+impl Intent {
+    /// The other machine on which it was begun.
+    fn elsewhere(&self) -> Option<&str> {
+        self.machine.as_deref().filter(|machine| *machine != this_machine())
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -152,7 +164,7 @@ impl Action for Command {
             output_limit: input.output_limit.min(1024 * 1024),
             stdin: None,
         };
-        Ok(Prepared { intent: Intent { spec, observe: input.observe, undo: input.undo }, change: vec![what], notes })
+        Ok(Prepared { intent: Intent { spec, observe: input.observe, undo: input.undo, machine: Some(this_machine()) }, change: vec![what], notes })
     }
 
     async fn apply(cx: &WriteCx, intent: &Intent) -> Result<Output, ApplyError> {
@@ -164,7 +176,7 @@ impl Action for Command {
         look(cx, intent, GLANCE).await
     }
 
-    async fn undo(cx: &WriteCx, intent: &Intent, _output: Option<Output>) -> Result<(), ApplyError> {
+    async fn undo(cx: &WriteCx, intent: &Intent, output: Option<Output>) -> Result<(), ApplyError> {
         let Some(undo) = &intent.undo else { return Ok(()) };
         // An undo, too, outlives a Muster that is killed: the next one waits for it, and looks at what it left.
         let lock = cx.scratch.join(format!("{}.undo", cx.key)).to_string_lossy().into_owned();
@@ -172,6 +184,8 @@ impl Action for Command {
             return Err(ApplyError::Retry { after: GLANCE, failure: Failure::new("running", "an earlier undo still runs") });
         }
         match look(cx, intent, cx.deadline).await {
+            // The same, as far as anybody knows.
+            Seen::CannotTell { why } if output.is_none() && intent.elsewhere().is_some() => return Err(fail("elsewhere", why)),
             // What still runs would do its work after it was taken back.
             Seen::Pending { note, .. } => return Err(ApplyError::Retry { after: GLANCE, failure: Failure::new("running", note) }),
             Seen::Absent => return Ok(()),
@@ -183,21 +197,29 @@ impl Action for Command {
 
 /// Waits so long for a program that outlived Muster, then asks `observe`.
 async fn look(cx: &ReadCx, intent: &Intent, patience: Duration) -> Seen<Output> {
-    if let Some(lock) = &intent.spec.lock_file {
+    let elsewhere = intent.elsewhere();
+    if let Some(lock) = intent.spec.lock_file.as_ref().filter(|_| elsewhere.is_none()) {
         match cx.world.processes().wait_released(lock, patience.min(cx.deadline)).await {
             Ok(true) => {}
             Ok(false) => return pending(100, "the program, or a child of it, still runs"),
             Err(e) => return cannot_tell(&e),
         }
     }
+    let still = |machine: &str| format!("it was begun on {machine}, and may still be running there: make sure there that it has ended");
     let Some(observe) = &intent.observe else {
+        if let Some(machine) = elsewhere {
+            return Seen::CannotTell { why: still(machine) };
+        }
         return Seen::CannotTell { why: "no `observe` program was given, so nobody can tell whether it happened".into() };
     };
     match cx.world.processes().run(&beside(&intent.spec, observe), cx.deadline.min(OBSERVE)).await {
         Err(e) => cannot_tell(&e),
         Ok(end) => match end.code {
             Some(0) => Seen::Done(Output { exit_code: None, output: end.output }),
-            Some(1) => Seen::Absent,
+            Some(1) => match elsewhere {
+                Some(machine) => Seen::CannotTell { why: format!("`{}` says that it has not happened; {}", observe.join(" "), still(machine)) },
+                None => Seen::Absent,
+            },
             _ => Seen::CannotTell { why: format!("`{}` {}", observe.join(" "), how(&end)) },
         },
     }
@@ -272,6 +294,25 @@ mod tests {
         }
         bench.read.deadline = Duration::from_secs(30);
         assert!(matches!(look(&bench.read, &intent, bench.read.deadline).await, Seen::CannotTell { .. }));
+    }
+
+    #[tokio::test]
+    async fn what_another_machine_began_is_not_taken_for_absent() {
+        let bench = Bench::new(&Fixture::new(json!({ "argv": ["mark", "a"], "observe": ["marked", "a"], "undo": ["unmark", "a"] })));
+        let mut intent = bench.intent::<Command>().await;
+        assert!(matches!(Command::observe(&bench.read, &intent).await, Seen::Absent));
+        let here = intent.machine.replace("elsewhere".to_owned());
+        let seen = Command::observe(&bench.read, &intent).await;
+        assert!(matches!(&seen, Seen::CannotTell { why } if why.contains("begun on elsewhere")), "{seen:?}");
+        assert!(matches!(Command::undo(&bench.write, &intent, None).await, Err(ApplyError::Definite(f)) if f.code == "elsewhere"));
+        intent.machine = here;
+        Command::apply(&bench.write, &intent).await.unwrap();
+        intent.machine = Some("elsewhere".to_owned());
+        assert!(matches!(Command::observe(&bench.read, &intent).await, Seen::Done(_)), "that it happened is believed");
+        Command::undo(&bench.write, &intent, None).await.unwrap();
+        intent.observe = None;
+        let seen = Command::observe(&bench.read, &intent).await;
+        assert!(matches!(&seen, Seen::CannotTell { why } if why.contains("begun on elsewhere")), "{seen:?}");
     }
 
     #[tokio::test]

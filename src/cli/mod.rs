@@ -25,9 +25,11 @@ mod demo;
 #[cfg(feature = "lab")]
 mod lab;
 
-use crate::service::{Muster, ServiceError};
+use crate::model::time::Span;
+use crate::service::{Muster, ServiceError, shared::Shared};
 use clap::{CommandFactory, Parser, Subcommand};
 use output::Output;
+use secrecy::SecretString;
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 /// What a command comes to: an exit code, or why it could not run.
@@ -45,6 +47,12 @@ struct Cli {
     /// Where the journal and its files are kept
     #[arg(long, global = true, value_name = "DIR", default_value = ".muster", env = "MUSTER_STATE")]
     state: PathBuf,
+    /// A journal that several nodes share: postgres://USER@HOST[:PORT][,HOST[:PORT]]/DATABASE
+    #[arg(long, global = true, value_name = "URL", env = "MUSTER_JOURNAL", hide_env_values = true)]
+    journal: Option<SecretString>,
+    /// How long a shared journal keeps others from what this process owns, when it is not heard of
+    #[arg(long, global = true, value_name = "TIME", default_value = "15s", env = "MUSTER_LEASE")]
+    lease: Span,
     /// JSON on stdout, one object a line, the result last
     #[arg(long, global = true)]
     json: bool,
@@ -136,15 +144,20 @@ pub fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let output = Output::new(cli.json, &cli.state);
-    let code = runtime.block_on(dispatch(cli, &output));
+    let mut muster = Muster::new(cli.state.clone(), cli.estate.clone());
+    muster.shared = cli.journal.clone().map(|url| Shared::new(url, cli.lease));
+    let output = Output::new(cli.json, muster.program());
+    let code = runtime.block_on(async {
+        let code = dispatch(cli, muster.clone(), &output).await;
+        muster.leave().await;
+        code
+    });
     let code = code.unwrap_or_else(|error| output.error(&error));
     runtime.shutdown_timeout(std::time::Duration::from_millis(200));
     ExitCode::from(code)
 }
 
-async fn dispatch(cli: Cli, output: &Output) -> Done {
-    let mut muster = Muster::new(cli.state, cli.estate);
+async fn dispatch(cli: Cli, mut muster: Muster, output: &Output) -> Done {
     match cli.command {
         #[cfg(feature = "lab")]
         Command::Demo(args) => return demo::main(args, output).await,
@@ -190,7 +203,12 @@ async fn dispatch(cli: Cli, output: &Output) -> Done {
         Command::Run(args) => run::main(&args, &muster, output).await,
         Command::Resume(args) => operate::resume(&args, &muster, output).await,
         Command::Drill(args) => drill::main(args, &muster, output).await,
-        Command::Serve => serve::main(&muster, output).await,
+        Command::Serve => {
+            if let Some(shared) = &mut muster.shared {
+                shared.serves();
+            }
+            serve::main(&muster, output).await
+        }
         _ => Ok(2),
     }
 }

@@ -30,9 +30,9 @@ pub struct Output {
 
 impl Output {
     #[must_use]
-    pub fn new(json: bool, state: &std::path::Path) -> Self {
+    pub fn new(json: bool, program: String) -> Self {
         let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        Self { json, colour, program: crate::service::next::program(state), live: Arc::default() }
+        Self { json, colour, program, live: Arc::default() }
     }
 
     /// One line of the result.

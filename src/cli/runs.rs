@@ -30,25 +30,30 @@ pub async fn list(args: &ListArgs, muster: &Muster, output: &Output) -> Done {
     let ids: Vec<_> = rows.iter().map(|row| row.id.clone()).collect();
     let overridden = journal.holding(&ids, OVERRIDDEN).await?;
     if output.json {
-        output.object(&json!({ "runs": rows.iter().map(|row| view::row(row, &overridden)).collect::<Vec<_>>() }));
+        let view = |row| if muster.shared.is_some() { view::owned_row(row, &overridden) } else { view::row(row, &overridden) };
+        output.object(&json!({ "runs": rows.iter().map(view).collect::<Vec<_>>() }));
         return Ok(0);
     }
     if rows.is_empty() {
         output.say("no run is on record");
         return Ok(0);
     }
-    let mut table = table(&["RUN", "RUNBOOK", "STATUS", "STARTED", "TOOK", "DRILL"]);
+    let mut names = vec!["RUN", "RUNBOOK", "STATUS", "STARTED", "TOOK", "DRILL"];
+    names.extend(muster.shared.is_some().then_some("OWNER"));
+    let mut table = table(&names);
     for row in &rows {
         let took = row.finished_at.map(|end| end.duration_since(row.started_at).as_millis());
         let drill = if row.parent.is_some() { "yes" } else { "no" };
-        table.add_row(vec![
+        let mut cells = vec![
             short(&row.id),
             row.name.clone(),
             status(&row.status, overridden.contains(&row.id)),
             seconds(row.started_at),
             ms(took),
             drill.to_owned(),
-        ]);
+        ];
+        cells.extend(muster.shared.is_some().then(|| row.owner.clone().unwrap_or_default()));
+        table.add_row(cells);
     }
     output.line(table.trim_fmt());
     Ok(0)

@@ -14,7 +14,7 @@ pub async fn main(muster: &Muster, output: &Output) -> Done {
     let estate = muster.estate()?;
     let world = crate::providers::world::World::new(Arc::new(estate.clone()), muster.clock.clone());
     let facts = as_found::capture(&world, &estate).await;
-    let (open, last, overridden) = if muster.state.join("journal.db").is_file() {
+    let (open, last, overridden) = if muster.shared.is_some() || muster.state.join("journal.db").is_file() {
         let journal = muster.existing_journal().await?;
         let open = journal.open().await?;
         let ids: Vec<_> = open.iter().map(|row| row.id.clone()).collect();
@@ -26,7 +26,8 @@ pub async fn main(muster: &Muster, output: &Output) -> Done {
     let next = muster.drill_next(None, muster.clock.now(), 1).unwrap_or_default().into_iter().next();
     if output.json {
         let next = next.map(|(drill, at)| json!({ "drill": drill, "at": rfc3339_ms(at) }));
-        let open = open.iter().map(|row| view::row(row, &overridden)).collect::<Vec<_>>();
+        let view = |row| if muster.shared.is_some() { view::owned_row(row, &overridden) } else { view::row(row, &overridden) };
+        let open = open.iter().map(view).collect::<Vec<_>>();
         output.object(&json!({ "estate": facts, "open": open, "last_drill": last, "next_drill": next }));
         return Ok(0);
     }
@@ -40,10 +41,12 @@ pub async fn main(muster: &Muster, output: &Output) -> Done {
     output.line("");
     for row in &open {
         let status = super::runs::status(&row.status, overridden.contains(&row.id));
+        let owner = row.owner.as_ref().filter(|_| muster.shared.is_some()).map(|owner| format!(", owned by {owner}"));
         output.line(format!(
-            "open        {} {status} since {}: {} show {}",
+            "open        {} {status} since {}{}: {} show {}",
             row.name,
             seconds(row.started_at),
+            owner.unwrap_or_default(),
             output.program,
             short(&row.id)
         ));

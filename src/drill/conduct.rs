@@ -78,7 +78,7 @@ impl Conductor {
         let context = Box::new(DrillContext { estate, main, then, as_found });
         let body = Body::DrillCreated { drill: Box::new(drill), file: file.0, digest: file.1, scheduled_for, context };
         let first = Draft { at: self.engine.clock.now(), actor: self.engine.actor.clone(), body };
-        let (claim, stored) = self.engine.journal.create(chain, &self.engine.actor, first).await?;
+        let (claim, stored) = self.engine.begin_chain(chain, first).await?;
         (self.engine.listener)(&stored);
         Ok(claim)
     }
@@ -135,10 +135,7 @@ impl Underway {
     }
 
     pub(super) async fn append(&mut self, bodies: Vec<Body>) -> Result<(), DrillError> {
-        let engine = &self.conductor.engine;
-        let at = engine.clock.now();
-        let drafts = bodies.into_iter().map(|body| Draft { at, actor: engine.actor.clone(), body }).collect();
-        let stored = engine.journal.append(&self.claim, self.state.seq, drafts).await?;
+        let stored = self.conductor.engine.append_for(&self.claim, self.state.seq, bodies).await?;
         for one in &stored {
             self.state.fold(&one.event, &one.hash);
             (self.conductor.engine.listener)(one);
@@ -164,7 +161,14 @@ impl Underway {
     }
 
     fn interrupted(&self) -> Result<(), DrillError> {
+        self.owned()?;
         if *self.conductor.engine.interrupt.borrow() { Err(DrillError::Interrupted(self.state.id.clone())) } else { Ok(()) }
+    }
+
+    /// Nothing is done to the estate once another process may go on with the drill.
+    fn owned(&self) -> Result<(), DrillError> {
+        let holds = self.claim.hold.permits(self.conductor.engine.clock.monotonic());
+        if holds { Ok(()) } else { Err(JournalError::Lapsed { run: self.state.id.clone() }.into()) }
     }
 
     /// The next sample; `None` when none came for so long that something is wrong with the probe itself.
@@ -218,6 +222,7 @@ impl Underway {
             if self.state.injecting <= n {
                 self.append(vec![Body::Injecting { fault: fault.clone() }]).await?;
             }
+            self.owned()?;
             injector.inject(fault).await.map_err(DrillError::Fault)?;
             self.append(vec![Body::Injected { fault: fault.clone() }]).await?;
             if let Some(hold) = fault.target().hold {
@@ -324,6 +329,7 @@ impl Underway {
         }
         let Some(injector) = self.conductor.faults.clone() else { return Err(DrillError::NoLab) };
         self.append(vec![Body::Healing]).await?;
+        self.owned()?;
         let note = injector.heal().await.map_err(DrillError::Fault)?;
         self.append(vec![Body::Healed { note }]).await
     }

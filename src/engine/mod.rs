@@ -10,6 +10,7 @@
 
 #[cfg(test)]
 mod crash_tests;
+pub mod durable;
 pub mod facts;
 #[cfg(test)]
 mod found_tests;
@@ -108,7 +109,7 @@ impl Engine {
             locks: plan.locks.clone(),
         };
         let first = Draft { actor: by.to_owned(), ..self.draft(Body::RunCreated { plan: Box::new(plan), drill }) };
-        let (claim, stored) = self.journal.create(chain, &self.actor, first).await?;
+        let (claim, stored) = self.begin_chain(chain, first).await?;
         (self.listener)(&stored);
         Ok((claim, stored))
     }
@@ -512,14 +513,16 @@ impl Owner {
     /// Is what follows our last event exactly what we tried to append, under our epoch?
     async fn is_ours(&self, drafts: &[Draft]) -> Result<bool, EngineError> {
         let there = self.engine.journal.load(&self.claim.run, self.durable).await?;
-        let same = |(one, draft): (&Stored, &Draft)| {
-            one.event.epoch == self.claim.epoch
-                && one.event.body == draft.body
-                && one.event.at == draft.at
-                && one.event.actor == draft.actor
-        };
-        Ok(there.len() == drafts.len() && there.iter().zip(drafts).all(same))
+        Ok(are_ours(&self.claim, &there, drafts))
     }
+}
+
+/// Are these events exactly what was to be appended, under this claim?
+fn are_ours(claim: &Claim, there: &[Stored], drafts: &[Draft]) -> bool {
+    let same = |(one, draft): (&Stored, &Draft)| {
+        one.event.epoch == claim.epoch && one.event.body == draft.body && one.event.at == draft.at && one.event.actor == draft.actor
+    };
+    there.len() == drafts.len() && there.iter().zip(drafts).all(same)
 }
 
 /// Until the bell rings; for ever without one.

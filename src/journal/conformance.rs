@@ -1,10 +1,16 @@
 //! What every journal must hold, whatever it is kept in: one suite, run against each.
 
 use super::{chain::verify, *};
+
+/// A PostgreSQL of a test's own.
+#[path = "../../tests/it/pg.rs"]
+#[allow(dead_code, clippy::disallowed_methods)]
+pub(super) mod pg;
+
 use crate::model::{estate::Estate, plan::*};
 use std::collections::BTreeMap;
 
-fn plan() -> Plan {
+pub(super) fn plan() -> Plan {
     Plan {
         runbook: "demo".into(),
         file: "demo.yaml".to_owned(),
@@ -20,24 +26,24 @@ fn plan() -> Plan {
     }
 }
 
-fn at(second: i64) -> jiff::Timestamp {
+pub(super) fn at(second: i64) -> jiff::Timestamp {
     jiff::Timestamp::from_second(1_700_000_000 + second).unwrap()
 }
 
-fn draft(second: i64, body: Body) -> Draft {
+pub(super) fn draft(second: i64, body: Body) -> Draft {
     Draft { at: at(second), actor: "tester".to_owned(), body }
 }
 
-fn new(id: &str, locks: &[&str]) -> NewChain {
+pub(super) fn new(id: &str, locks: &[&str]) -> NewChain {
     let locks = locks.iter().map(|name| Resource((*name).to_owned())).collect();
     NewChain { id: id.into(), kind: ChainKind::Run, name: "demo".to_owned(), parent: None, locks }
 }
 
-fn first(second: i64) -> Draft {
+pub(super) fn first(second: i64) -> Draft {
     draft(second, Body::RunCreated { plan: Box::new(plan()), drill: None })
 }
 
-fn finished() -> Body {
+pub(super) fn finished() -> Body {
     Body::RunFinished { status: RunStatus::Succeeded, reason: None }
 }
 
@@ -140,51 +146,109 @@ async fn on_sqlite() {
     assert!(verify(&again.dump(None).await.unwrap()).verified);
 }
 
-/// Every way in which somebody may tamper with the file is found.
+pub(super) async fn postgres(url: &str) -> Result<postgres::PostgresJournal, JournalError> {
+    let part = postgres::Part { terms: lease::Terms::default(), serves: false };
+    let clock = std::sync::Arc::new(crate::providers::clock::SystemClock::new());
+    postgres::PostgresJournal::open(&secrecy::SecretString::from(url), part, clock, true).await
+}
+
+#[tokio::test]
+async fn on_postgres() {
+    let home = pg::Home::new();
+    let server = pg::Cluster::durable(&home);
+    let url = server.database("journal");
+    suite(&postgres(&url).await.unwrap()).await;
+    let again = postgres(&url).await.unwrap();
+    assert!(verify(&again.dump(None).await.unwrap()).verified);
+}
+
+/// Every way in which somebody may tamper with the store; `EDIT` is how it replaces text in bytes.
+const TAMPERING: [(&str, &str); 11] = [
+    ("an edited record", "UPDATE events SET record = EDIT(tester, nobody) WHERE run = 'run-a' AND seq = 2"),
+    ("an edited record with its hash made to fit", "UPDATE events SET hash = 'x' WHERE run = 'run-a' AND seq = 2"),
+    ("an edited column", "UPDATE events SET actor = 'nobody' WHERE run = 'run-a' AND seq = 2"),
+    ("a removed event", "DELETE FROM events WHERE run = 'run-a' AND seq = 2"),
+    ("a cut-off end", "DELETE FROM events WHERE run = 'run-a' AND seq = 3"),
+    ("swapped events", "UPDATE events SET seq = 5 - seq WHERE run = 'run-a' AND seq IN (2, 3)"),
+    ("a removed run", "DELETE FROM events WHERE run = 'run-a'"),
+    ("a removed run, with its entry in the list", "DELETE FROM chains WHERE id = 'run-a'"),
+    ("a status that was made better", "UPDATE chains SET status = 'failed' WHERE id = 'run-a'"),
+    ("a removed head", "DELETE FROM heads WHERE n = 2"),
+    ("an edited head", "UPDATE heads SET record = EDIT(run-a, run-b) WHERE n = 1"),
+];
+
+/// The statements of one way to tamper, the first of which the store must refuse if it is about what is only
+/// ever added to.
+fn statements(what: &str, edit: &str, replace: impl Fn(&str, &str) -> String) -> Vec<String> {
+    let edit = match edit.split_once("EDIT(") {
+        Some((before, rest)) => {
+            let (words, after) = rest.split_once(')').unwrap();
+            let (from, to) = words.split_once(", ").unwrap();
+            format!("{before}{}{after}", replace(from, to))
+        }
+        None => edit.to_owned(),
+    };
+    if what.starts_with("swapped") {
+        let apart = "UPDATE events SET seq = seq + 100 WHERE run = 'run-a' AND seq IN (2, 3)";
+        let back = "UPDATE events SET seq = 105 - seq WHERE run = 'run-a' AND seq > 100".to_owned();
+        let run = if edit.contains("chain =") { lean } else { str::to_owned };
+        return vec![run(apart), run(&back)];
+    }
+    vec![edit]
+}
+
+/// The same on SQLite, where events refer to their chain by its number and keep fewer columns beside the record.
+fn lean(edit: &str) -> String {
+    let edit = edit.replace("run = 'run-a'", "chain = (SELECT n FROM chains WHERE id = 'run-a')");
+    edit.replace("hash = 'x'", "hash = x'00'").replace("actor = ", "kind = ")
+}
+
+fn guarded(edit: &str) -> bool {
+    !edit.contains(" chains ")
+}
+
 #[tokio::test]
 async fn tampering_is_found() {
-    let edits = [
-        (
-            "an edited record",
-            "UPDATE events SET record = CAST(replace(CAST(record AS TEXT), 'tester', 'nobody') AS BLOB) WHERE chain = (SELECT n FROM chains WHERE id = 'run-a') AND seq = 2",
-        ),
-        (
-            "an edited record with its hash made to fit",
-            "UPDATE events SET hash = x'00' WHERE chain = (SELECT n FROM chains WHERE id = 'run-a') AND seq = 2",
-        ),
-        ("an edited column", "UPDATE events SET kind = 'nobody' WHERE chain = (SELECT n FROM chains WHERE id = 'run-a') AND seq = 2"),
-        ("a removed event", "DELETE FROM events WHERE chain = (SELECT n FROM chains WHERE id = 'run-a') AND seq = 2"),
-        ("a cut-off end", "DELETE FROM events WHERE chain = (SELECT n FROM chains WHERE id = 'run-a') AND seq = 3"),
-        ("swapped events", "UPDATE events SET seq = 5 - seq WHERE chain = (SELECT n FROM chains WHERE id = 'run-a') AND seq IN (2, 3)"),
-        ("a removed run", "DELETE FROM events WHERE chain = (SELECT n FROM chains WHERE id = 'run-a')"),
-        ("a removed run, with its entry in the list", "DELETE FROM chains WHERE id = 'run-a'"),
-        ("a status that was made better", "UPDATE chains SET status = 'failed' WHERE id = 'run-a'"),
-        ("a removed head", "DELETE FROM heads WHERE n = 2"),
-        ("an edited head", "UPDATE heads SET record = CAST(replace(CAST(record AS TEXT), 'run-a', 'run-b') AS BLOB) WHERE n = 1"),
-    ];
-    for (what, edit) in edits {
+    for (what, edit) in TAMPERING {
         let dir = tempfile::tempdir().unwrap();
         let journal = sqlite::SqliteJournal::open(dir.path()).await.unwrap();
         suite(&journal).await;
         let options = sqlx::sqlite::SqliteConnectOptions::new().filename(dir.path().join("journal.db"));
         let pool = sqlx::sqlite::SqlitePool::connect_with(options).await.unwrap();
-        assert!(
-            edit.starts_with("UPDATE chains") || edit.starts_with("DELETE FROM chains") || sqlx::query(edit).execute(&pool).await.is_err()
-        );
+        let edits = statements(what, &lean(edit), |from, to| format!("CAST(replace(CAST(record AS TEXT), '{from}', '{to}') AS BLOB)"));
+        assert!(!guarded(edit) || sqlx::query(sqlx::AssertSqlSafe(edits[0].clone())).execute(&pool).await.is_err(), "{what} was allowed");
         for trigger in ["events_keep", "events_stay", "heads_keep", "heads_stay"] {
             sqlx::query(sqlx::AssertSqlSafe(format!("DROP TRIGGER {trigger}"))).execute(&pool).await.unwrap();
         }
-        if what.starts_with("swapped") {
-            sqlx::query("UPDATE events SET seq = seq + 100 WHERE chain = (SELECT n FROM chains WHERE id = 'run-a') AND seq IN (2, 3)")
-                .execute(&pool)
-                .await
-                .unwrap();
-            sqlx::query("UPDATE events SET seq = 105 - seq WHERE chain = (SELECT n FROM chains WHERE id = 'run-a') AND seq > 100")
-                .execute(&pool)
-                .await
-                .unwrap();
-        } else {
-            sqlx::query(edit).execute(&pool).await.unwrap();
+        for edit in edits {
+            sqlx::query(sqlx::AssertSqlSafe(edit)).execute(&pool).await.unwrap();
+        }
+        let found = verify(&journal.dump(None).await.unwrap());
+        assert!(!found.verified && !found.problems.is_empty(), "{what} was not found");
+    }
+}
+
+#[tokio::test]
+async fn tampering_is_found_on_postgres() {
+    let home = pg::Home::new();
+    let server = pg::Cluster::durable(&home);
+    for (n, (what, edit)) in TAMPERING.into_iter().enumerate() {
+        let url = server.database(&format!("journal{n}"));
+        let journal = postgres(&url).await.unwrap();
+        suite(&journal).await;
+        let mut conn = <sqlx::PgConnection as sqlx::Connection>::connect(&url).await.unwrap();
+        let edits =
+            statements(what, edit, |from, to| format!("convert_to(replace(convert_from(record, 'UTF8'), '{from}', '{to}'), 'UTF8')"));
+        assert!(
+            !guarded(edit) || sqlx::query(sqlx::AssertSqlSafe(edits[0].clone())).execute(&mut conn).await.is_err(),
+            "{what} was allowed"
+        );
+        assert!(sqlx::query("TRUNCATE events").execute(&mut conn).await.is_err());
+        for (trigger, table) in [("events_keep", "events"), ("events_stay", "events"), ("heads_keep", "heads"), ("heads_stay", "heads")] {
+            sqlx::query(sqlx::AssertSqlSafe(format!("DROP TRIGGER {trigger} ON {table}"))).execute(&mut conn).await.unwrap();
+        }
+        for edit in edits {
+            sqlx::query(sqlx::AssertSqlSafe(edit)).execute(&mut conn).await.unwrap();
         }
         let found = verify(&journal.dump(None).await.unwrap());
         assert!(!found.verified && !found.problems.is_empty(), "{what} was not found");

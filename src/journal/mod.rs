@@ -13,6 +13,12 @@ mod conformance;
 pub mod failpoint;
 pub mod lease;
 pub mod mem;
+pub mod postgres;
+mod postgres_link;
+mod postgres_rows;
+mod postgres_session;
+#[cfg(test)]
+mod postgres_tests;
 pub mod sqlite;
 
 use crate::model::{effect::Resource, event::*, ids::RunId, status::RunStatus};
@@ -36,6 +42,12 @@ pub enum JournalError {
     Lapsed { run: RunId },
     #[error("{run} has gone on meanwhile: its last event is {now}, not {ours}")]
     Behind { run: RunId, ours: u64, now: u64 },
+    #[error(
+        "the journal has lost what it acknowledged: the last event of {run} is {now}, and {ours} were written; a server took over that did not have them. Nothing more is done; look at what happened after event {now} before you go on with: muster resume {run}"
+    )]
+    Lost { run: RunId, ours: u64, now: u64 },
+    #[error("event {seq} of {run} is of a form that this Muster does not know ({why}): a newer one wrote it; go on with that one")]
+    Newer { run: RunId, seq: u64, why: String },
     #[error("`{resource}` is held by run {holder}; resume or abort that run first", resource = resource.0)]
     Locked { resource: Resource, holder: RunId },
     #[error("{run} was {origin}: it is a record here; go on with it where it was begun, and import it again")]
@@ -125,6 +137,14 @@ impl ChainRow {
         }
         ended
     }
+}
+
+/// What was left by processes that ended.
+#[derive(Clone, Debug, Default)]
+pub struct Orphans {
+    pub rows: Vec<ChainRow>,
+    /// How many nodes there are to go on with it.
+    pub nodes: usize,
 }
 
 /// What an operator asks of a run.
@@ -241,6 +261,19 @@ pub trait Journal: Send + Sync {
         found.dedup();
         Ok(found)
     }
+    /// Open chains that no living process owns and nobody has to decide about. Where the store is on one
+    /// machine, these are looked for when a process begins, and not all the time. Who asks takes part.
+    async fn orphans(&self, _owner: &str) -> Result<Orphans, JournalError> {
+        Ok(Orphans::default())
+    }
+    /// Takes something for as long as this process lives; false while another one that lives has it.
+    async fn reserve(&self, _what: &str, _owner: &str) -> Result<bool, JournalError> {
+        Ok(true)
+    }
+    /// Lets go of what was reserved.
+    async fn free(&self, _what: &str) -> Result<(), JournalError> {
+        Ok(())
+    }
     /// The whole identifier for a unique beginning of one.
     async fn find(&self, prefix: &str) -> Result<RunId, JournalError>;
 
@@ -265,6 +298,17 @@ pub trait Journal: Send + Sync {
 
     /// The journal as it lies in the store, for verification: the whole, or these chains without the heads.
     async fn dump(&self, only: Option<&[RunId]>) -> Result<chain::Dump, JournalError>;
+}
+
+/// An event from the bytes that the store kept, if they are what their hash says.
+fn open_record(run: &RunId, seq: u64, hash: String, record: &[u8]) -> Result<Stored, JournalError> {
+    if chain::sha256_hex(record) != hash {
+        let why = "its bytes do not have the hash on record".to_owned();
+        return Err(JournalError::Corrupt { run: run.clone(), seq, why });
+    }
+    // They are what was written, so whoever wrote them knew a form that we do not.
+    let event = serde_json::from_slice(record).map_err(|e| JournalError::Newer { run: run.clone(), seq, why: e.to_string() })?;
+    Ok(Stored { event, hash })
 }
 
 /// How a chain's row follows from an event: the new status, and whether the chain has ended with it.

@@ -229,13 +229,7 @@ impl Journal for SqliteJournal {
         let mut events = Vec::with_capacity(rows.len());
         for row in rows {
             let seq = row.get::<i64, _>(0).unsigned_abs();
-            let (hash, record) = (hex::encode(row.get::<&[u8], _>(1)), row.get::<&[u8], _>(2));
-            let corrupt = |why: String| JournalError::Corrupt { run: run.clone(), seq, why };
-            if sha256_hex(record) != hash {
-                return Err(corrupt("its bytes do not have the hash on record".to_owned()));
-            }
-            let event = serde_json::from_slice(record).map_err(|e| corrupt(e.to_string()))?;
-            events.push(Stored { event, hash });
+            events.push(open_record(run, seq, hex::encode(row.get::<&[u8], _>(1)), row.get(2))?);
         }
         Ok(events)
     }

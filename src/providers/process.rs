@@ -168,6 +168,15 @@ impl Output {
     }
 }
 
+/// This machine, as nobody else calls itself: where a program that was begun may still be running.
+#[must_use]
+pub fn this_machine() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let id: String = id.trim().chars().take(8).collect();
+    if id.is_empty() { name } else { format!("{name} ({id})") }
+}
+
 fn open_lock(path: &str, create: bool) -> std::io::Result<File> {
     OpenOptions::new().read(true).write(true).create(create).truncate(false).open(path)
 }

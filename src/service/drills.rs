@@ -107,17 +107,27 @@ impl Muster {
 
     /// Goes on with a drill that another process began.
     pub async fn drill_resume(&self, id: &RunId) -> Result<Drilled, ServiceError> {
-        let begun = self.drill_take(id).await?;
+        let journal = self.existing_journal().await?;
+        // Whoever is patient enough to see that its owner has died may take it.
+        let waited = self.claim(&*journal, id).await?;
+        let begun = self.drill_with(id, Some(waited)).await?;
         self.drill_go(begun, true).await
     }
 
     /// Takes over a drill that another process began.
     pub async fn drill_take(&self, id: &RunId) -> Result<Begun, ServiceError> {
+        self.drill_with(id, None).await
+    }
+
+    async fn drill_with(&self, id: &RunId, claimed: Option<Claim>) -> Result<Begun, ServiceError> {
         let journal = self.existing_journal().await?;
         let state = drill_state(&*journal, id).await?;
         let engine = self.engine(&state.context.estate).await?;
         let conductor = self.conductor(engine);
-        let claim = conductor.engine.journal.claim(id, &conductor.engine.actor).await?;
+        let claim = match claimed {
+            Some(claim) => claim,
+            None => conductor.engine.journal.claim(id, &conductor.engine.actor).await?,
+        };
         Ok(Begun { conductor, claim })
     }
 
@@ -208,12 +218,12 @@ impl Muster {
 
     /// Puts a fire on record that started nothing; false when it is on record already.
     pub async fn put_on_record(&self, drill: &DrillName, at: jiff::Timestamp, reason: &str) -> Result<bool, ServiceError> {
-        let journal = self.journal().await?;
+        let engine = self.engine(&Estate::default()).await?;
         let id = RunId(format!("{}-missed", scheduled_id(drill, at)));
         let chain = NewChain { id, kind: ChainKind::Drill, name: drill.to_string(), parent: None, locks: Vec::new() };
         let body = Body::DrillMissed { drill: drill.clone(), scheduled_for: at, reason: reason.to_owned() };
         let first = Draft { at: self.clock.now(), actor: self.actor(), body };
-        match journal.create(chain, &self.actor(), first).await {
+        match engine.begin_chain(chain, first).await {
             // Another process, or this one before it was killed, has put it down already.
             Err(crate::journal::JournalError::Exists { .. }) => Ok(false),
             other => Ok(other.map(|_| true)?),

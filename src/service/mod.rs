@@ -3,9 +3,9 @@
 //! [`Muster`] holds what a command was pointed at: the state directory and the estate. [`files`] finds and
 //! reads what people wrote, [`runs`] begins and resumes runs and takes operators' commands, [`approvals`] is
 //! who signs what, [`drills`] does the same for drills, [`bench`] loads the engine, [`serve`] fires them on
-//! schedule and [`heartbeat`] says that it does, [`view`] is the JSON that machines read, [`notices`] tells
-//! people, [`next`] is what they can do, [`evidence`] verifies, [`portable`] carries the record from one journal
-//! to another.
+//! schedule, [`takeover`] goes on with what other nodes left, [`heartbeat`] says that it does, [`view`] is the
+//! JSON that machines read, [`notices`] tells people, [`next`] is what they can do, [`evidence`] verifies,
+//! [`portable`] carries the record from one journal to another.
 
 pub mod approvals;
 pub mod bench;
@@ -20,6 +20,8 @@ mod preempt;
 pub mod report;
 pub mod runs;
 pub mod serve;
+pub mod shared;
+mod takeover;
 pub mod view;
 
 use crate::drill::conduct::DrillError;
@@ -48,8 +50,8 @@ pub enum ServiceError {
     #[error(transparent)]
     Drill(#[from] DrillError),
     /// A run that goes no further, because what happens can no longer be put on record.
-    #[error("run {run} stopped: {why}. Nothing was begun that is not on record; when that is mended: muster resume {run}")]
-    Stopped { run: RunId, why: JournalError },
+    #[error("run {run} stopped: {why}. Nothing was begun that is not on record; when that is mended: {program} resume {run}")]
+    Stopped { run: RunId, why: JournalError, program: String },
     #[error("{0}")]
     Port(#[from] crate::providers::port::PortError),
 }
@@ -103,6 +105,8 @@ pub struct Muster {
     pub faults: Option<Arc<dyn Faults>>,
     /// The journal once it is open, with its state directory: all that a process writes goes through one.
     opened: Arc<tokio::sync::Mutex<Option<(PathBuf, Arc<dyn Journal>)>>>,
+    /// The journal, if it is not the state directory's own.
+    pub shared: Option<shared::Shared>,
 }
 
 impl Muster {
@@ -118,10 +122,14 @@ impl Muster {
             interrupt,
             faults: None,
             opened: Arc::default(),
+            shared: None,
         }
     }
 
     pub async fn journal(&self) -> Result<Arc<dyn Journal>, ServiceError> {
+        if let Some(shared) = &self.shared {
+            return Ok(self.shared_journal(shared, true).await?);
+        }
         let mut opened = self.opened.lock().await;
         match &*opened {
             Some((state, journal)) if *state == self.state => Ok(journal.clone()),
@@ -137,6 +145,9 @@ impl Muster {
 
     /// Opens the journal if there is one: reading commands make nothing.
     pub async fn existing_journal(&self) -> Result<Arc<dyn Journal>, ServiceError> {
+        if let Some(shared) = &self.shared {
+            return Ok(self.shared_journal(shared, false).await?);
+        }
         if !self.state.join("journal.db").is_file() {
             let place = self.state.display();
             return Err(ServiceError::Usage(format!("there is no journal in {place}; point --state at the directory that the run used")));

@@ -11,7 +11,10 @@ use crate::model::{effect::Place, estate::Estate, event::Body, ids::*, plan::*};
 use crate::plan::state::RunState;
 use crate::providers::world::World;
 use serde_json::Value;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+/// How often it is looked whether an owner still lives.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// A run as it was left, with its evidence.
 pub struct Ran {
@@ -136,21 +139,46 @@ impl Muster {
 
     async fn go_on(&self, run: &RunId, by_force: bool) -> Result<Ran, ServiceError> {
         let journal = self.existing_journal().await?;
-        if journal.row(run).await?.kind == ChainKind::Drill {
+        let row = journal.row(run).await?;
+        if row.kind == ChainKind::Drill {
             state_of(&*journal, run).await?;
         }
-        let claim = match by_force {
-            true => journal.seize(run, &self.actor()).await?,
-            false => journal.claim(run, &self.actor()).await?,
-        };
-        let events = journal.load(run, 0).await?;
-        let Some(Body::RunCreated { plan, .. }) = events.first().map(|stored| &stored.event.body) else {
+        // Read before it is claimed: what this version does not understand, it does not take.
+        let first = journal.load(run, 0).await?;
+        let Some(Body::RunCreated { plan, .. }) = first.first().map(|stored| &stored.event.body) else {
             return Err(EngineError::NotARun(run.clone()).into());
         };
+        knows(run, plan)?;
         let engine = self.engine(&plan.estate).await?;
-        let run = claim.run.clone();
-        let outcome = engine.carry_on_from(claim, &events, true).await;
-        self.left(&engine, run, outcome).await
+        let claim = match by_force {
+            true => journal.seize(run, &self.actor()).await?,
+            false => self.claim(&*journal, run).await?,
+        };
+        // Whoever had it may have written more until the claim was ours.
+        let end = first.last().map_or(0, |last| last.event.seq);
+        let more = journal.load(run, end).await?;
+        let outcome = engine.carry_on_from(claim, &[first, more].concat(), true).await;
+        self.left(&engine, run.clone(), outcome).await
+    }
+
+    /// Takes a run or drill over. On a shared journal an owner that has died is known only when its lease has
+    /// run out: it is waited for, and one that lives renews it meanwhile.
+    pub(super) async fn claim(&self, journal: &dyn Journal, run: &RunId) -> Result<Claim, ServiceError> {
+        let begun = self.clock.monotonic();
+        let mut told = false;
+        loop {
+            let patience = self.shared.as_ref().map_or(Duration::ZERO, |shared| shared.lease() + Duration::from_secs(1));
+            match journal.claim(run, &self.actor()).await {
+                Err(JournalError::Owned { owner, .. }) if self.clock.monotonic().saturating_sub(begun) < patience => {
+                    if !told {
+                        tracing::warn!("{owner} owns {run}; waiting to see whether it still lives, for {} s", patience.as_secs());
+                        told = true;
+                    }
+                    self.clock.sleep(LOOK).await;
+                }
+                done => return Ok(done?),
+            }
+        }
     }
 
     pub(super) async fn carry_on(&self, engine: &Engine, claim: Claim, resume: bool) -> Result<Ran, ServiceError> {
@@ -161,7 +189,10 @@ impl Muster {
 
     async fn left(&self, engine: &Engine, run: RunId, outcome: Result<Outcome, EngineError>) -> Result<Ran, ServiceError> {
         let Outcome { state, .. } = outcome.map_err(|error| match error {
-            EngineError::Journal(why @ JournalError::Store { .. }) => ServiceError::Stopped { run: run.clone(), why },
+            // The run is on record as far as it came, and somebody must go on with it.
+            EngineError::Journal(why @ (JournalError::Store { .. } | JournalError::Lapsed { .. } | JournalError::Lost { .. })) => {
+                ServiceError::Stopped { run: run.clone(), why, program: self.program() }
+            }
             other => other.into(),
         })?;
         notices::run_left(engine, &run, &state).await;
@@ -203,6 +234,23 @@ pub enum Told {
     OnRecord,
     /// Left for the process that owns the run.
     Owner(String),
+}
+
+/// A run with an action that this Muster does not have is another Muster's to go on with: nothing of it is
+/// touched, rather than done by halves.
+pub(super) fn knows(run: &RunId, plan: &Plan) -> Result<(), ServiceError> {
+    let unknown = plan.steps.iter().find(|step| {
+        let StepKind::Action { name, version, .. } = &step.kind else { return false };
+        crate::actions::find(name).is_none_or(|action| action.spec().version < *version)
+    });
+    match unknown {
+        Some(step) => Err(ServiceError::Usage(format!(
+            "run {run} has a step `{}` with the action `{}`, which this version of muster does not have; go on with the version that began it",
+            step.id,
+            step.kind.uses()
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// The fold of a run's events.

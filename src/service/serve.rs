@@ -3,7 +3,9 @@
 //! Which fires there are is decided in `plan::schedule`; here a fire's drill is begun (its chain is in the
 //! journal) or put on record as missed, and only then is the calendar moved on. A fire's drill has an
 //! identifier made of its name and its instant, so a scheduler that was killed between the two starts
-//! nothing twice. One scheduler serves a state directory: it holds an OS lock on it, which ends with it.
+//! nothing twice, and neither do several nodes on one journal. One scheduler serves a state directory: it
+//! holds an OS lock on it, which ends with it. [`super::takeover`] is the other half of it: it goes on with
+//! what was left.
 //!
 //! Between its fires a schedule costs next to nothing: the calendar knows when each is due next, and only then,
 //! and now and then, is its place in the journal asked for. The files are looked at as often as they are few.
@@ -15,11 +17,12 @@ use super::{
     drills::{Begun, Drilled, Scheduled, calendar, drill_state, scheduled_id},
     files::Folder,
     heartbeat::{self, Pulse},
-    notices, runs,
+    notices,
+    takeover::{Heir, hand_over_drill, is_lapse},
 };
 use crate::drill::conduct::DrillError;
 use crate::journal::{ChainKind, ChainRow, Journal, JournalError};
-use crate::model::{drill::Drill, ids::*, status::RunStatus, time::rfc3339_ms};
+use crate::model::{drill::Drill, ids::*, time::rfc3339_ms};
 use crate::plan::schedule::{Fire, FireKind, decide_fires, next_look};
 use crate::providers::world::World;
 use std::{
@@ -39,6 +42,9 @@ const FILES: u32 = 50;
 const LOOKS: u32 = 200;
 /// A fire that is noticed later than this was missed.
 const TOLERANCE: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
+
+/// What a node reserves while it begins drills.
+const CALENDAR: &str = "calendar";
 
 /// What the scheduler tells of itself, a sentence at a time.
 pub type Log = Arc<dyn Fn(&str) + Send + Sync>;
@@ -67,19 +73,26 @@ pub async fn serve(muster: &Muster, log: &Log) -> Result<(), ServiceError> {
     if scheduler.drills.is_empty() {
         log("no drill has a schedule; what is open is carried on, and drills/ is watched");
     }
-    scheduler.resume_open().await?;
+    let mut heir = Heir::new(muster, &scheduler.journal, log);
+    heir.begin().await?;
+    let heir = tokio::spawn(heir.go_on());
     let beats = heartbeat::start(muster, &pulse)?;
     while !*muster.interrupt.borrow() {
         scheduler.read_drills();
         if scheduler.round().await {
             pulse.round(muster.clock.monotonic());
         }
-        muster.clock.sleep(TICK).await;
+        // Nodes that look at the same instant would only be in each other's way.
+        muster.clock.sleep(if muster.shared.is_some() { TICK.mul_f64(0.5 + muster.clock.jitter()) } else { TICK }).await;
         while scheduler.tasks.try_join_next().is_some() {}
     }
     drop(beats);
     log("stopping: what is under way is settled first");
     while scheduler.tasks.join_next().await.is_some() {}
+    if let Err(died) = heir.await {
+        log(&format!("going on with what was left open died: {died}"));
+    }
+    muster.leave().await;
     Ok(())
 }
 
@@ -221,9 +234,27 @@ impl Scheduler {
             self.journal.consider(name.as_str(), self.begun).await?;
             self.begun
         };
-        let fires = decide_fires(&one.schedule, last, now, TOLERANCE).map_err(|e| ServiceError::Usage(e.to_string()))?;
+        // One node at a time begins drills: what is in the way of one must not begin beside it.
+        if !fires(one, last, now)?.is_empty() {
+            if !self.journal.reserve(CALENDAR, &self.muster.actor()).await? {
+                return Ok(now);
+            }
+            let fired = self.fire(one, now).await;
+            self.journal.free(CALENDAR).await?;
+            fired?;
+        }
+        let count = u32::try_from(self.drills.len()).unwrap_or(u32::MAX);
+        let again = now.saturating_add((Duration::from_secs(1) * count / LOOKS).max(Duration::from_secs(1))).unwrap_or(now);
+        let fire = next_look(&one.schedule, now).map_err(|e| ServiceError::Usage(e.to_string()))?;
+        Ok(fire.map_or(again, |fire| fire.min(again)))
+    }
+
+    async fn fire(&mut self, one: &Scheduled, now: jiff::Timestamp) -> Result<(), ServiceError> {
+        let name = &one.drill.drill;
+        // Another node may have moved the calendar on before it was this one's turn.
+        let last = self.journal.considered(name.as_str()).await?.unwrap_or(self.begun);
         let mut missed = Vec::new();
-        for Fire { at, what } in &fires {
+        for Fire { at, what } in &fires(one, last, now)? {
             match what {
                 FireKind::Missed { reason } => self.miss(name, *at, reason, &mut missed).await?,
                 // Asked for beforehand: on record, and nobody is woken.
@@ -235,14 +266,9 @@ impl Scheduler {
                 }
             }
         }
-        if !fires.is_empty() {
-            self.journal.consider(name.as_str(), now).await?;
-        }
+        self.journal.consider(name.as_str(), now).await?;
         self.tell_missed(&one.drill, &missed);
-        let count = u32::try_from(self.drills.len()).unwrap_or(u32::MAX);
-        let again = now.saturating_add((Duration::from_secs(1) * count / LOOKS).max(Duration::from_secs(1))).unwrap_or(now);
-        let fire = next_look(&one.schedule, now).map_err(|e| ServiceError::Usage(e.to_string()))?;
-        Ok(fire.map_or(again, |fire| fire.min(again)))
+        Ok(())
     }
 
     /// Puts a fire on record that started nothing, unless it did start, or is on record already.
@@ -281,7 +307,7 @@ impl Scheduler {
         match self.muster.drill_begin(&one.file.display().to_string(), Some(at)).await {
             Ok(begun) => {
                 (self.log)(&format!("drill {name}, due at {}, has begun: {}", rfc3339_ms(at), begun.id()));
-                self.tasks.spawn(carry_on(self.muster.clone(), begun, false, self.log.clone()));
+                self.tasks.spawn(conduct(self.muster.clone(), begun, false, self.log.clone()));
                 Ok(None)
             }
             Err(ServiceError::Drill(DrillError::Journal(JournalError::Exists { .. }))) => Ok(None),
@@ -301,60 +327,14 @@ impl Scheduler {
             Err(error) => self.trouble(format!("nobody could be told that drill {} was missed: {error}", drill.drill)),
         }
     }
-
-    /// What an earlier process left open and nobody has to decide about is carried on.
-    async fn resume_open(&mut self) -> Result<(), ServiceError> {
-        for row in self.journal.open().await? {
-            match row.kind {
-                ChainKind::Drill => self.resume_drill(row).await?,
-                ChainKind::Run if row.parent.is_none() => self.resume_run(row),
-                ChainKind::Run => {}
-            }
-        }
-        Ok(())
-    }
-
-    async fn resume_drill(&mut self, row: ChainRow) -> Result<(), ServiceError> {
-        for child in self.journal.children(&row.id).await?.iter().filter(|child| child.finished_at.is_none()) {
-            let state = runs::state_of(&*self.journal, &child.id).await?;
-            // What a scheduler paused when it was told to stop, the next one goes on with.
-            let ours = state.status == RunStatus::Paused && state.paused.as_deref() == Some(crate::engine::INTERRUPTED);
-            if crate::engine::needs_a_person(state.status) && !ours {
-                (self.log)(&format!("drill {} waits for a person: muster show {}", row.id, child.id));
-                return Ok(());
-            }
-        }
-        match self.muster.drill_take(&row.id).await {
-            Ok(begun) => {
-                (self.log)(&format!("drill {} was left open; going on with it", row.id));
-                self.tasks.spawn(carry_on(self.muster.clone(), begun, true, self.log.clone()));
-            }
-            Err(error) => (self.log)(&format!("drill {}: {error}", row.id)),
-        }
-        Ok(())
-    }
-
-    fn resume_run(&mut self, row: ChainRow) {
-        let parked = [RunStatus::Paused, RunStatus::WaitingApproval, RunStatus::Indeterminate];
-        if parked.iter().any(|status| row.status == status.word()) {
-            (self.log)(&format!(
-                "run {} ({}) is {}; no drill starts before it has ended: muster show {}",
-                row.id, row.name, row.status, row.id
-            ));
-            return;
-        }
-        (self.log)(&format!("run {} ({}) was left open; going on with it", row.id, row.name));
-        let (muster, log) = (self.muster.clone(), self.log.clone());
-        self.tasks.spawn(async move {
-            match muster.resume_run(&row.id).await {
-                Ok(ran) => log(&format!("run {} is {}", row.id, ran.state.status.word())),
-                Err(error) => log(&format!("run {}: {error}", row.id)),
-            }
-        });
-    }
 }
 
-async fn carry_on(muster: Muster, begun: Begun, resumed: bool, log: Log) {
+fn fires(one: &Scheduled, last: jiff::Timestamp, now: jiff::Timestamp) -> Result<Vec<Fire>, ServiceError> {
+    decide_fires(&one.schedule, last, now, TOLERANCE).map_err(|e| ServiceError::Usage(e.to_string()))
+}
+
+/// Conducts a drill, and says how it was left.
+pub(super) async fn conduct(muster: Muster, begun: Begun, resumed: bool, log: Log) {
     let id = begun.id().clone();
     match muster.drill_go(begun, resumed).await {
         Ok(Drilled { state, .. }) => {
@@ -364,8 +344,10 @@ async fn carry_on(muster: Muster, begun: Begun, resumed: bool, log: Log) {
             log(&format!("drill {id}: {verdict}{why}"));
         }
         Err(ServiceError::Drill(DrillError::Interrupted(_))) => {
-            log(&format!("drill {id} stopped; the next `muster serve` goes on with it"))
+            log(&format!("drill {id} stopped; the next `muster serve` goes on with it"));
+            hand_over_drill(muster, id, log).await;
         }
+        Err(error) if is_lapse(&error) => log(&format!("drill {id} is not this node's any more: {error}")),
         Err(error) => log(&format!("drill {id}: {error}")),
     }
 }

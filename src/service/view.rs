@@ -80,6 +80,16 @@ pub fn row(row: &ChainRow, overridden: &[RunId]) -> Value {
     })
 }
 
+/// The same with who owns it now, which only a shared journal can tell.
+#[must_use]
+pub fn owned_row(row: &ChainRow, overridden: &[RunId]) -> Value {
+    let mut view = self::row(row, overridden);
+    if let Some(map) = view.as_object_mut() {
+        map.insert("owner".to_owned(), json!(row.owner));
+    }
+    view
+}
+
 /// One event, as `show --json` and the progress lines have it.
 #[must_use]
 pub fn event(stored: &Stored) -> Value {

@@ -28,6 +28,7 @@ mod engine;
 mod evidence;
 #[cfg(feature = "lab")]
 mod lab;
+mod nodes;
 mod people;
 mod pg;
 mod place;

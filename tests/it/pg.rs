@@ -1,4 +1,5 @@
-//! A PostgreSQL primary and its standby, made for one test and gone with it.
+//! A PostgreSQL primary and its standby, made for one test and gone with it. The journal's own unit tests
+//! use it as well.
 
 use std::{
     net::TcpListener,
@@ -65,13 +66,23 @@ fn run(dir: &Path, program: PathBuf, args: &[&str]) {
 }
 
 impl Cluster {
+    /// One that is in a hurry, and would lose everything in a power cut.
     pub fn primary(home: &Home) -> Self {
+        Self::with(home, "max_connections=20\nfsync=off\n")
+    }
+
+    /// One to which a journal may be trusted.
+    pub fn durable(home: &Home) -> Self {
+        Self::with(home, "max_connections=100\n")
+    }
+
+    fn with(home: &Home, settings: &str) -> Self {
         let dir = home.0.path();
         let (bin, data, port) = (bin(), dir.join("east"), free_port());
         run(dir, bin.join("initdb"), &["-D", data.to_str().unwrap(), "-U", "postgres", "-A", "trust", "-N", "--no-instructions"]);
         let conf = format!(
             "\nlisten_addresses='127.0.0.1'\nport={port}\nunix_socket_directories=''\nwal_level=replica\nhot_standby=on\nwal_keep_size=64MB\n\
-             shared_buffers=16MB\nmax_connections=20\ncluster_name='east'\nwal_retrieve_retry_interval=50ms\nfsync=off\n"
+             shared_buffers=16MB\ncluster_name='east'\nwal_retrieve_retry_interval=50ms\n{settings}"
         );
         let file = data.join("postgresql.conf");
         let old = std::fs::read_to_string(&file).unwrap();
@@ -95,6 +106,57 @@ impl Cluster {
         made
     }
 
+    /// Where a journal in a database of this server is.
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
+    }
+
+    pub fn database(&self, name: &str) -> String {
+        let args = ["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "postgres", name];
+        run(self.data.parent().unwrap(), self.bin.join("createdb"), &args);
+        self.url(name)
+    }
+
+    /// One statement, as the server's owner gives it; its answer without ornament.
+    pub fn sql(&self, statement: &str) -> String {
+        let out = Command::new(self.bin.join("psql"))
+            .args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "postgres", "-d", "postgres", "-AtXc", statement])
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{statement}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap().trim().to_owned()
+    }
+
+    /// From now on a commit is acknowledged when the standby has it as well.
+    pub fn await_standby(&self) {
+        self.sql("ALTER SYSTEM SET synchronous_standby_names = '*'");
+        self.sql("SELECT pg_reload_conf()");
+        while self.sql("SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'") != "1" {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    }
+
+    /// Its processes, the first one first.
+    fn processes(&self) -> Vec<String> {
+        let file = std::fs::read_to_string(self.data.join("postmaster.pid")).unwrap();
+        let master = file.lines().next().unwrap().to_owned();
+        let children = std::fs::read_to_string(format!("/proc/{master}/task/{master}/children")).unwrap_or_default();
+        let children: Vec<_> = children.split_whitespace().map(str::to_owned).collect();
+        [vec![master], children].concat()
+    }
+
+    /// Sends a signal to the server and to all that it started.
+    pub fn signal(&self, name: &str) {
+        for process in self.processes() {
+            // One that has ended meanwhile needs none.
+            let _ = Command::new("kill").args([&format!("-{name}"), &process]).stderr(Stdio::null()).status().unwrap();
+        }
+    }
+
+    pub fn start_again(&self) {
+        self.start(self.data.parent().unwrap());
+    }
+
     fn start(&self, dir: &Path) {
         let log = self.data.with_extension("log");
         run(dir, self.bin.join("pg_ctl"), &["-D", self.data.to_str().unwrap(), "-l", log.to_str().unwrap(), "-w", "start"]);
@@ -105,7 +167,9 @@ impl Cluster {
     }
 
     pub fn stop(&self) {
-        if self.data.join("postmaster.pid").exists() {
+        // One that was killed has left its file.
+        let master = std::fs::read_to_string(self.data.join("postmaster.pid")).unwrap_or_default();
+        if master.lines().next().is_some_and(|pid| Path::new("/proc").join(pid.trim()).exists()) {
             run(
                 self.data.parent().unwrap(),
                 self.bin.join("pg_ctl"),

@@ -13,6 +13,22 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Place {
     dir: tempfile::TempDir,
+    /// A journal of its own on a server that is there for all.
+    journal: Option<String>,
+}
+
+/// Where tests make their journals, when they are to use PostgreSQL.
+pub const SERVER: &str = "MUSTER_TEST_JOURNAL";
+
+/// A database of one test's own on this server.
+fn database(server: &str) -> String {
+    let name = format!("place_{}", uuid::Uuid::now_v7().simple());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut conn = <sqlx::PgConnection as sqlx::Connection>::connect(&format!("{server}/postgres")).await.unwrap();
+        sqlx::query(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut conn).await.unwrap();
+    });
+    format!("{server}/{name}")
 }
 
 /// How a command ended and what it said.
@@ -74,6 +90,10 @@ impl Running {
     pub fn signal_if_there(&self, name: &str) {
         let _ = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).stderr(Stdio::null()).status().unwrap();
     }
+    /// What it has told so far.
+    pub fn told(&self) -> String {
+        std::fs::read_to_string(&self.err).unwrap_or_default()
+    }
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.as_mut().unwrap().try_wait().unwrap()
     }
@@ -102,11 +122,16 @@ impl Drop for Running {
 
 impl Place {
     pub fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
+        let journal = std::env::var(SERVER).ok().map(|server| database(&server));
+        Self { dir: tempfile::tempdir().unwrap(), journal }
+    }
+    /// Is the journal one that several processes share? Then what is about the file is not tested.
+    pub fn is_shared(&self) -> bool {
+        self.journal.is_some()
     }
     /// A place below a directory other than the usual one.
     pub fn within(dir: &str) -> Self {
-        Self { dir: tempfile::tempdir_in(dir).unwrap() }
+        Self { dir: tempfile::tempdir_in(dir).unwrap(), journal: None }
     }
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
@@ -133,8 +158,11 @@ impl Place {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_muster"));
         command.args(args).current_dir(self.root()).stdin(Stdio::null());
-        for name in ["MUSTER_STATE", "MUSTER_ESTATE", "MUSTER_LOG", "MUSTER_USER"] {
+        for name in ["MUSTER_STATE", "MUSTER_ESTATE", "MUSTER_LOG", "MUSTER_USER", "MUSTER_JOURNAL", "MUSTER_LEASE"] {
             command.env_remove(name);
+        }
+        if let Some(journal) = &self.journal {
+            command.env("MUSTER_JOURNAL", journal).env("MUSTER_LEASE", "3s");
         }
         command
     }
@@ -180,6 +208,15 @@ impl Place {
         while !true_now() {
             assert!(began.elapsed() < PATIENCE, "waited in vain: {what}");
             std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    #[track_caller]
+    #[allow(clippy::unused_self)] // a place is where one waits
+    pub fn until_told(&self, what: &str, mut true_now: impl FnMut() -> bool, told: impl Fn() -> String) {
+        let began = Instant::now();
+        while !true_now() {
+            assert!(began.elapsed() < PATIENCE, "waited in vain: {what}\n{}", told());
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
     pub fn until_there(&self, name: &str) {

@@ -76,7 +76,13 @@ impl Place {
     }
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_muster"));
-        command.args(args).current_dir(self.dir.path()).env_remove("MUSTER_STATE").env_remove("MUSTER_ESTATE");
+        command
+            .args(args)
+            .current_dir(self.dir.path())
+            .env_remove("MUSTER_STATE")
+            .env_remove("MUSTER_ESTATE")
+            .env_remove("MUSTER_JOURNAL")
+            .env_remove("MUSTER_LEASE");
         command
     }
     fn muster(&self, args: &[&str]) -> Output {
