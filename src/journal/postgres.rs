@@ -170,12 +170,9 @@ impl PostgresJournal {
             let held: Option<String> = row.ok_or_else(|| JournalError::NoSuchRun(run.clone()))?.get(0);
             let owned = |owner: String| JournalError::Owned { run: run.clone(), owner };
             match held.filter(|_| !forced) {
-                // Claimed for us by a request whose answer was not heard; or by another task of ours.
-                Some(id) if id == session.id => {
-                    if session.holds(run) {
-                        return Err(owned(owner_name.to_owned()).into());
-                    }
-                }
+                Some(id) if id == session.id && session.holds(run) => return Err(owned(owner_name.to_owned()).into()),
+                // Claimed for us by a request whose answer was not heard.
+                Some(id) if id == session.id => {}
                 Some(id) => match owner(&mut tx, &id, server).await? {
                     Owner::Lives(name) => return Err(owned(name).into()),
                     Owner::Judged(name) => {

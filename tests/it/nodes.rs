@@ -216,7 +216,7 @@ fn carry(mut from: TcpStream, mut to: TcpStream, cut: &AtomicBool) {
     let _ = from.shutdown(std::net::Shutdown::Both);
 }
 
-fn at<'a>(nodes: &'a [Running], pid: u32) -> &'a Running {
+fn at(nodes: &[Running], pid: u32) -> &Running {
     nodes.iter().find(|node| node.pid() == pid).unwrap()
 }
 
@@ -381,7 +381,7 @@ fn nodes_fire_each_drill_once() {
     site.ask(&format!("UPDATE schedules SET considered = '{back}' RETURNING drill"));
     let nodes: Vec<_> = (0..3).map(|n| site.node(n)).collect();
     let done = "SELECT count(*)::text FROM chains WHERE kind = 'drill' AND status = 'pass'";
-    let logs = || nodes.iter().map(|node| node.told()).collect::<Vec<_>>().join("\n---\n");
+    let logs = || nodes.iter().map(Running::told).collect::<Vec<_>>().join("\n---\n");
     site.place.until_told("each drill has passed", || site.ask(done) == "6", logs);
     std::thread::sleep(Duration::from_secs(1));
     let kinds = |status: &str| site.ask(&format!("SELECT count(*)::text FROM chains WHERE kind = 'drill' AND status = '{status}'"));
