@@ -170,7 +170,7 @@ impl Owner {
                     }
                     other => {
                         // A step that fails may stop the run: what else was to be begun is asked for anew.
-                        let ends = matches!(other, Decision::End { .. });
+                        let ends = matches!(&other, Decision::End { status, .. } if *status != StepStatus::Cancelled);
                         self.carry_out(other).await?;
                         moved = true;
                         if ends {
