@@ -162,6 +162,15 @@ fn what_was_skipped_while_it_was_prepared_is_not_begun() {
 }
 
 #[test]
+fn a_run_whose_steps_were_cancelled_has_not_succeeded() {
+    let mut story = Story::of(Effect::OneShot);
+    story.say(at(1), Body::StepEnded { step: id(), status: StepStatus::Cancelled, failure: None });
+    assert!(matches!(story.next(at(2)).as_slice(), [Decision::Finish { status: RunStatus::Failed, .. }]));
+    let skip = crate::journal::Command::Skip { step: id(), reason: "late".into() };
+    assert!(super::inbox::bodies(&story.0, "ana", &skip, at(2)).unwrap_err().contains("is being ended"));
+}
+
+#[test]
 fn a_step_does_not_fail_because_its_owner_lost_the_run() {
     let mut story = Story::of(Effect::OneShot).applying();
     story.say(at(2), Body::ApplyFailed { step: id(), attempt: 1, failure: failure("x"), retry_after_ms: None });

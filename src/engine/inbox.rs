@@ -16,6 +16,10 @@ pub fn bodies(state: &RunState, run: &RunId, by: &str, command: &Command, now: j
     if undoing && matches!(command, Command::Retry { .. } | Command::Skip { .. } | Command::Override { .. }) {
         return Err("the run is being undone; it can only be resumed to its end".to_owned());
     }
+    let ending = state.steps.values().any(|known| known.status == StepStatus::Cancelled);
+    if ending && matches!(command, Command::Retry { .. } | Command::Skip { .. }) {
+        return Err("the run is being ended, its remaining steps are cancelled; begin a new run".to_owned());
+    }
     let by = by.to_owned();
     Ok(match command {
         Command::Pause { reason } => vec![Body::PauseRequested { reason: reason.clone() }],

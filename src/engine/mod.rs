@@ -222,7 +222,7 @@ impl Owner {
                     other => {
                         moved = true;
                         // A step that fails may stop the run: what else was to be begun is asked for anew.
-                        let ends = matches!(other, Decision::End { .. });
+                        let ends = matches!(&other, Decision::End { status, .. } if *status != StepStatus::Cancelled);
                         if self.carry_out(other).await? || ends {
                             // Something is known that was not when this was decided.
                             break;

@@ -232,6 +232,10 @@ fn at_rest(state: &RunState, waiting: Vec<Decision>) -> Vec<Decision> {
     if let Some((id, _)) = state.steps.iter().find(|(_, known)| known.status.is_failure()) {
         return park(RunStatus::Paused, format!("step `{id}` failed"));
     }
+    // It was being ended, and then what had stopped it was taken care of: too late for what was cancelled.
+    if let Some((id, _)) = state.steps.iter().find(|(_, known)| known.status == StepStatus::Cancelled) {
+        return close(state, RunStatus::Failed, Some(format!("step `{id}` was cancelled")));
+    }
     close(state, RunStatus::Succeeded, overridden(state))
 }
 

@@ -12,6 +12,8 @@ use tokio::time::sleep;
 
 /// How often a person tries a failed step again before going on without it.
 const RETRIES: u32 = 2;
+/// The reason that is given for a command that nobody asked for.
+const UNASKED: &str = "because";
 
 #[derive(Default)]
 struct Memory {
@@ -92,7 +94,7 @@ fn answer(stage: &Arc<Stage>, memory: &mut Memory, row: &ChainRow, state: &RunSt
 fn meddle(stage: &Arc<Stage>, row: &ChainRow, state: &RunState) {
     let sim = &stage.sim;
     let step = sim.dice().one(&state.plan.steps).id;
-    let reason = || "because".to_owned();
+    let reason = || UNASKED.to_owned();
     let unasked = [
         (Fault::Pause, 25, Command::Pause { reason: reason() }),
         (Fault::Abort, 12, Command::Abort { reason: reason() }),
@@ -166,6 +168,10 @@ fn tell(stage: &Arc<Stage>, run: &RunId, command: Command) {
         if let Err(why) = inbox::bodies(&state, &run, who, &command, clock.now()) {
             stage.sim.note(who, || format!("is refused: {why}"));
             stage.refused.lock().unwrap().insert(run);
+            return;
+        }
+        // Who answers without having looked is refused, or keeps silent: people do not lie.
+        if matches!(&command, Command::Resolve { reason, .. } if reason == UNASKED) {
             return;
         }
         match journal.claim(&run, &by.name).await {
