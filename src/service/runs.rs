@@ -80,7 +80,7 @@ impl Muster {
         };
         let engine = self.engine(&plan.estate).await?;
         let run = claim.run.clone();
-        let outcome = engine.carry_on_from(claim, &events, true).await?;
+        let outcome = engine.carry_on_from(claim, events, true).await?;
         self.left(&engine, run, outcome).await
     }
 
