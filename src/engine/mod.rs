@@ -117,18 +117,20 @@ impl Engine {
     /// Carries a run on until it ends or a person must act. `resume` lifts a pause.
     pub async fn carry_on(&self, claim: Claim, resume: bool) -> Result<Outcome, EngineError> {
         let events = self.journal.load(&claim.run, 0).await?;
-        self.carry_on_from(claim, &events, resume).await
+        self.carry_on_from(claim, events, resume).await
     }
 
     /// Carries a run on that this process has just created.
     pub async fn start(&self, claim: Claim, first: Stored) -> Result<Outcome, EngineError> {
-        self.carry_on_from(claim, &[first], false).await
+        self.carry_on_from(claim, vec![first], false).await
     }
 
     /// The same, when all of its events were read under this very claim.
-    pub async fn carry_on_from(&self, claim: Claim, events: &[Stored], resume: bool) -> Result<Outcome, EngineError> {
+    pub async fn carry_on_from(&self, claim: Claim, events: Vec<Stored>, resume: bool) -> Result<Outcome, EngineError> {
         let head = events.last().map(|stored| stored.hash.clone()).unwrap_or_default();
         let state = RunState::of(events.iter().map(|stored| &stored.event)).ok_or_else(|| EngineError::NotARun(claim.run.clone()))?;
+        // A run may be open for days: what is known of it is in the state.
+        drop(events);
         if state.finished_at.is_some() {
             return Ok(Outcome { state, head });
         }

@@ -92,7 +92,7 @@ impl Muster {
         let engine = self.engine(&plan.estate).await?;
         let (claim, events) = self.begin(&engine, plan, &by, start.take_over).await?;
         let run = claim.run.clone();
-        let outcome = engine.carry_on_from(claim, &events, false).await;
+        let outcome = engine.carry_on_from(claim, events, false).await;
         self.left(&engine, run, outcome).await
     }
 
@@ -157,7 +157,7 @@ impl Muster {
         // Whoever had it may have written more until the claim was ours.
         let end = first.last().map_or(0, |last| last.event.seq);
         let more = journal.load(run, end).await?;
-        let outcome = engine.carry_on_from(claim, &[first, more].concat(), true).await;
+        let outcome = engine.carry_on_from(claim, [first, more].concat(), true).await;
         self.left(&engine, run.clone(), outcome).await
     }
 
