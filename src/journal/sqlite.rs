@@ -34,6 +34,12 @@ impl SqliteJournal {
     pub async fn open(dir: &Path) -> Result<Self, JournalError> {
         let place = dir.display().to_string();
         let fail = |why: String| JournalError::Store { place: place.clone(), why };
+        if was_cut_off(dir) {
+            return Err(fail(
+                "it was cut off: journal.db has no bytes, and runs were kept in it; put a copy of the state directory in its place"
+                    .to_owned(),
+            ));
+        }
         std::fs::create_dir_all(dir.join("locks")).map_err(|e| fail(explain_io(&e)))?;
         let options = SqliteConnectOptions::new()
             .filename(dir.join("journal.db"))
@@ -240,6 +246,19 @@ impl SqliteJournal {
 }
 
 const FULL: &str = "its disk is full: make room there";
+
+/// Is there a journal in this directory? A process that was killed before its first write leaves an empty file.
+#[must_use]
+pub fn exists(dir: &Path) -> bool {
+    let empty = std::fs::metadata(dir.join("journal.db")).map(|about| about.len() == 0);
+    empty.is_ok_and(|empty| !empty || was_cut_off(dir))
+}
+
+/// SQLite takes a file of no length for a new database, and would answer that all is well; every run has left a lock.
+fn was_cut_off(dir: &Path) -> bool {
+    let empty = std::fs::metadata(dir.join("journal.db")).is_ok_and(|about| about.len() == 0);
+    empty && std::fs::read_dir(dir.join("locks")).is_ok_and(|mut locks| locks.next().is_some())
+}
 
 fn explain_io(error: &std::io::Error) -> String {
     if error.kind() == std::io::ErrorKind::StorageFull { FULL.to_owned() } else { error.to_string() }
