@@ -20,7 +20,7 @@ test: deps ## Every test
 	@bash scripts/test.sh
 
 sweep: ## Kill the program at every write to its journal and at random, and count every effect
-	cargo test --no-default-features --test it -- sweep::the_whole --ignored --nocapture --test-threads=1
+	cargo test --no-default-features --test it -- sweep::the_whole_sweep --ignored --nocapture --test-threads=1
 
 SIM := cargo test --profile sim --no-default-features --lib
 

@@ -18,6 +18,8 @@ mod tests;
 mod trouble;
 mod writer;
 
+pub use reserve::exists;
+
 use super::{chain::*, *};
 use sqlx::Row;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
@@ -74,6 +76,12 @@ impl SqliteJournal {
     pub async fn open(dir: &Path) -> Result<Self, JournalError> {
         let place = dir.display().to_string();
         let fail = |why: String| JournalError::Store { place: place.clone(), why };
+        if reserve::was_cut_off(dir) {
+            return Err(fail(
+                "it was cut off: journal.db has no bytes, and runs were kept in it; put a copy of the state directory in its place"
+                    .to_owned(),
+            ));
+        }
         std::fs::create_dir_all(dir.join("locks")).map_err(|e| fail(trouble::of_io(&e)))?;
         let options = SqliteConnectOptions::new()
             .filename(dir.join("journal.db"))

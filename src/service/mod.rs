@@ -26,7 +26,10 @@ pub mod view;
 
 use crate::drill::conduct::DrillError;
 use crate::engine::EngineError;
-use crate::journal::{Journal, JournalError, Stored, sqlite::SqliteJournal};
+use crate::journal::{
+    Journal, JournalError, Stored,
+    sqlite::{self, SqliteJournal},
+};
 use crate::model::{ids::RunId, status::RunStatus};
 use crate::providers::{
     clock::{Clock, SystemClock},
@@ -148,14 +151,9 @@ impl Muster {
         if let Some(shared) = &self.shared {
             return Ok(self.shared_journal(shared, false).await?);
         }
-        if !self.state.join("journal.db").is_file() {
+        if !sqlite::exists(&self.state) {
             let place = self.state.display();
             return Err(ServiceError::Usage(format!("there is no journal in {place}; point --state at the directory that the run used")));
-        }
-        // SQLite takes a file of no length for a new database, and would answer that all is well.
-        if std::fs::metadata(self.state.join("journal.db")).is_ok_and(|about| about.len() == 0) {
-            let place = self.state.display();
-            return Err(ServiceError::Usage(format!("the journal in {place} was cut off: journal.db has no bytes")));
         }
         self.journal().await
     }

@@ -25,6 +25,22 @@ pub fn keep(dir: &Path) {
     }
 }
 
+/// Is there a journal in this directory? A process that was killed before its first write leaves an empty file.
+#[must_use]
+pub fn exists(dir: &Path) -> bool {
+    is_empty(dir).is_some_and(|empty| !empty || was_cut_off(dir))
+}
+
+/// SQLite takes a file of no length for a new database, and would answer that all is well. What is kept back is
+/// made once the journal has its tables: beside it no journal is empty.
+pub fn was_cut_off(dir: &Path) -> bool {
+    is_empty(dir) == Some(true) && file(dir).exists()
+}
+
+fn is_empty(dir: &Path) -> Option<bool> {
+    std::fs::metadata(dir.join("journal.db")).ok().map(|about| about.len() == 0)
+}
+
 /// False when there is none.
 pub fn spend(dir: &Path) -> bool {
     std::fs::remove_file(file(dir)).is_ok()
