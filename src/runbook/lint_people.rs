@@ -98,3 +98,44 @@ pub(super) fn check_approval(source: &Source, with: &Node, pos: Pos, approval: &
         found.push(source.error(pos, "too-few-people", message).help("give people keys and roles, or ask for fewer"));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::runbook::load::{load_estate, load_runbook};
+
+    const ANA: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEg6xUeTEGK162cL38TItIzTDzEf3Zo4EIgzKbjbzobr";
+
+    fn codes(estate: &str) -> Vec<&'static str> {
+        let found = load_estate("muster.yaml", estate.as_bytes()).map_or_else(|found| found, |_| Vec::new());
+        found.iter().map(|one| one.code).collect()
+    }
+
+    #[test]
+    fn a_key_is_one_and_is_one_persons() {
+        assert!(codes(&format!("people:\n  ana: {{ keys: ['{ANA} ana@laptop'], logins: [ana] }}\n")).is_empty());
+        assert_eq!(codes("people:\n  ana: { keys: ['ssh-ed25519 AAAA'] }\n"), ["bad-key"]);
+        let two = format!("people:\n  ana: {{ keys: ['{ANA}'], logins: [a] }}\n  ben: {{ keys: ['{ANA} other'], logins: [a] }}\n");
+        assert_eq!(codes(&two), ["same-person", "same-person"]);
+    }
+
+    #[test]
+    fn what_nobody_could_approve_is_told_before_anything_runs() {
+        let estate = format!("people:\n  ana: {{ keys: ['{ANA}'], roles: [dr-lead] }}\n  ben: {{ roles: [dr-lead] }}\n");
+        let estate = load_estate("muster.yaml", estate.as_bytes()).unwrap().estate;
+        let found = |with: &str, estate: &crate::model::estate::Estate| {
+            let text = format!("runbook: r\nsteps:\n  - id: ok\n    uses: approval\n    with: {with}\n");
+            let book = load_runbook("r.yaml", text.as_bytes()).unwrap();
+            let (source, mut found) = (&book.source, Vec::new());
+            let node = &book.runbook.steps[0].with;
+            let approval = super::Approval::clone(&crate::model::node::decode(&super::without_values(node)).unwrap());
+            super::check_approval(source, node, node.pos, &approval, Some(estate), &mut found);
+            found.iter().map(|one| (one.code, one.is_error())).collect::<Vec<_>>()
+        };
+        assert!(found("{ roles: [dr-lead] }", &estate).is_empty());
+        assert_eq!(found("{ approvers: 2 }", &estate), [("too-few-people", true)], "without a key nobody can sign");
+        assert_eq!(found("{ approvers: 0 }", &estate), [("wrong-type", true)]);
+        assert_eq!(found("{ roles: [dr-leed] }", &estate), [("dangling-reference", true), ("too-few-people", true)]);
+        assert_eq!(found("{ facts: { lag: { value: '{{ steps.x.y }}', at_most: 30s } } }", &estate), []);
+        assert_eq!(found("{}", &crate::model::estate::Estate::default()), [("unsigned-approval", false)]);
+    }
+}
