@@ -167,7 +167,7 @@ fn a_run_whose_steps_were_cancelled_has_not_succeeded() {
     story.say(at(1), Body::StepEnded { step: id(), status: StepStatus::Cancelled, failure: None });
     assert!(matches!(story.next(at(2)).as_slice(), [Decision::Finish { status: RunStatus::Failed, .. }]));
     let skip = crate::journal::Command::Skip { step: id(), reason: "late".into() };
-    assert!(super::inbox::bodies(&story.0, "ana", &skip, at(2)).unwrap_err().contains("is being ended"));
+    assert!(super::inbox::bodies(&story.0, &"r".into(), "ana", &skip, at(2)).unwrap_err().contains("is being ended"));
 }
 
 #[test]
