@@ -14,6 +14,7 @@ pub mod failpoint;
 pub mod lease;
 pub mod mem;
 pub mod postgres;
+mod postgres_adopt;
 mod postgres_link;
 mod postgres_rows;
 mod postgres_session;

@@ -165,9 +165,15 @@ impl PostgresJournal {
         let server = lent.server;
         let done = within(async {
             let mut tx = lent.conn.begin().await?;
-            let row =
-                sqlx::query("SELECT session FROM chains WHERE id = $1 FOR UPDATE").bind(run.as_str()).fetch_optional(&mut *tx).await?;
-            let held: Option<String> = row.ok_or_else(|| JournalError::NoSuchRun(run.clone()))?.get(0);
+            let row = sqlx::query("SELECT session, owner FROM chains WHERE id = $1 FOR UPDATE")
+                .bind(run.as_str())
+                .fetch_optional(&mut *tx)
+                .await?;
+            let row = row.ok_or_else(|| JournalError::NoSuchRun(run.clone()))?;
+            if let Some(origin) = row.get::<Option<String>, _>(1).filter(|owner| adopt::is_origin(owner)) {
+                return Err(JournalError::Imported { run: run.clone(), origin }.into());
+            }
+            let held: Option<String> = row.get(0);
             let owned = |owner: String| JournalError::Owned { run: run.clone(), owner };
             match held.filter(|_| !forced) {
                 Some(id) if id == session.id && session.holds(run) => return Err(owned(owner_name.to_owned()).into()),
@@ -443,6 +449,19 @@ impl Journal for PostgresJournal {
             "INSERT INTO schedules (drill, considered) VALUES ($1, $2) ON CONFLICT (drill) DO UPDATE SET considered = excluded.considered";
         let moved = sqlx::query(moved).bind(drill).bind(until.to_string());
         let done = within(async { Ok(moved.execute(&mut lent.conn).await.map(|_| ())?) }).await;
+        self.link.settle(lent, done)
+    }
+
+    async fn adopt(&self, chains: Vec<adopt::Adopted>, origin: &adopt::Origin) -> Result<(), JournalError> {
+        let mut lent = self.link.take().await?;
+        let done = within(async {
+            let mut tx = lent.conn.begin().await?;
+            for one in &chains {
+                super::postgres_adopt::adopt(&mut tx, one, origin).await?;
+            }
+            Ok(tx.commit().await?)
+        })
+        .await;
         self.link.settle(lent, done)
     }
 

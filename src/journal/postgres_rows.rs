@@ -3,11 +3,12 @@
 use super::{chain::*, postgres_link::Trouble, *};
 use sqlx::{Connection as _, PgConnection, Row, postgres::PgRow};
 
-/// A chain's row, with its owner as `living` if the owner's lease has not run out.
+/// A chain's row, with its owner as `living` if the owner's lease has not run out. What was taken in from
+/// another journal says so in place of an owner.
 macro_rules! concat_living {
     ($rest:literal) => {
         concat!(
-            "SELECT *, CASE WHEN EXISTS (SELECT 1 FROM nodes WHERE nodes.session = chains.session \
+            "SELECT *, CASE WHEN session IS NULL AND starts_with(owner, 'imported from ') THEN owner WHEN EXISTS (SELECT 1 FROM nodes WHERE nodes.session = chains.session \
              AND nodes.expires_at > clock_timestamp()) THEN owner END AS living FROM chains ",
             $rest
         )
@@ -32,7 +33,7 @@ pub fn kind_word(kind: ChainKind) -> &'static str {
 }
 
 /// An instant that sorts as text.
-fn sortable(at: jiff::Timestamp) -> String {
+pub fn sortable(at: jiff::Timestamp) -> String {
     format!("{at:.9}")
 }
 
@@ -131,9 +132,18 @@ pub async fn finish(conn: &mut PgConnection, row: &ChainRow) -> Result<(), Troub
 
 /// One more record in the chain of heads. The row of `tail` is locked until the commit.
 pub async fn add_head(conn: &mut PgConnection, row: &ChainRow, ended: bool) -> Result<(), Trouble> {
+    insert_head(conn, row, |n, prev| seal_head(n, prev, row, ended)).await
+}
+
+/// The same, sealed by the caller from the number and the hash before it.
+pub async fn insert_head(
+    conn: &mut PgConnection,
+    row: &ChainRow,
+    sealed: impl FnOnce(u64, &str) -> (Vec<u8>, String),
+) -> Result<(), Trouble> {
     let (last, prev) = sqlx::query_as::<_, (i64, String)>("SELECT n, hash FROM tail FOR UPDATE").fetch_one(&mut *conn).await?;
     let n = last + 1;
-    let (record, hash) = seal_head(n.unsigned_abs(), &prev, row, ended);
+    let (record, hash) = sealed(n.unsigned_abs(), &prev);
     let add =
         "WITH moved AS (UPDATE tail SET n = $1, hash = $4) INSERT INTO heads (n, run, prev, hash, record) VALUES ($1, $2, $3, $4, $5)";
     sqlx::query(add).bind(n).bind(row.id.as_str()).bind(&prev).bind(&hash).bind(&record).execute(conn).await?;
