@@ -225,9 +225,13 @@ impl NodeJournal {
                 let (store, of) = (self.store.clone(), run.clone());
                 // A line has a length: what thaws may act before it hears that it has lost its lease.
                 let way = self.life.sim.dice().ms(1, 40);
+                let slow = self.life.sim.fault(Fault::AnswerLate, 150);
+                let back = if slow { self.life.sim.dice().ms(100, 3_000) } else { Duration::ZERO };
                 let asked = self.call(async move {
                     tokio::time::sleep(way).await;
-                    store.renew(&of, epoch)
+                    let answer = store.renew(&of, epoch);
+                    tokio::time::sleep(back).await;
+                    answer
                 });
                 match tokio::time::timeout(terms.call, asked).await {
                     Ok(Ok(())) => {
