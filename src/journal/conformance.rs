@@ -124,12 +124,42 @@ async fn the_whole_verifies_and_lists(journal: &dyn Journal) {
     assert_eq!(journal.find("run-a").await.unwrap().as_str(), "run-a");
 }
 
+/// What was written elsewhere comes in with its bytes, once, and nobody goes on with it here.
+async fn chains_are_taken_in(journal: &dyn Journal) {
+    let there = mem::MemJournal::default();
+    let (claim, _) = there.create(new("run-x", &["bucket/m"]), "laptop", first(0)).await.unwrap();
+    there.append(&claim, 1, vec![draft(1, Body::Resumed)]).await.unwrap();
+    let origin = adopt::Origin { place: "laptop:/state".to_owned(), head: None, by: "ana".to_owned(), at: at(50) };
+    for (adopted, present) in [(1, 0), (0, 1)] {
+        let (theirs, ours) = (there.dump(None).await.unwrap(), journal.dump(None).await.unwrap());
+        let judged = adopt::judge(&theirs, &ours, &origin).unwrap();
+        assert_eq!((judged.adopted.len(), judged.present.len(), judged.conflicts.len()), (adopted, present, 0));
+        journal.adopt(judged.adopted, &origin).await.unwrap();
+    }
+    let bytes = |dump: chain::Dump| dump.events.into_iter().map(|event| (event.seq, event.record)).collect::<Vec<_>>();
+    let only = [RunId::from("run-x")];
+    assert_eq!(bytes(journal.dump(Some(&only)).await.unwrap()), bytes(there.dump(Some(&only)).await.unwrap()));
+    assert_eq!(journal.load(&only[0], 0).await.unwrap().len(), 2);
+    for refused in [journal.claim(&only[0], "two").await, journal.seize(&only[0], "two").await] {
+        assert!(matches!(refused, Err(JournalError::Imported { .. })), "{refused:?}");
+    }
+    assert!(adopt::is_imported(&journal.row(&only[0]).await.unwrap()));
+    // It went on where it was begun, and ended: the rest comes in as well.
+    there.append(&claim, 2, vec![draft(2, finished())]).await.unwrap();
+    let judged = adopt::judge(&there.dump(None).await.unwrap(), &journal.dump(None).await.unwrap(), &origin).unwrap();
+    journal.adopt(judged.adopted, &origin).await.unwrap();
+    assert_eq!(journal.row(&only[0]).await.unwrap().status, "succeeded");
+    let whole = verify(&journal.dump(None).await.unwrap());
+    assert_eq!(whole.problems, Vec::<String>::new());
+}
+
 async fn suite(journal: &dyn Journal) {
     appends_are_chained_and_conditional(journal).await;
     a_deposed_owner_is_refused_by_the_store(journal).await;
     a_resource_has_one_run_at_a_time(journal).await;
     letters_are_read_once(journal).await;
     the_whole_verifies_and_lists(journal).await;
+    chains_are_taken_in(journal).await;
 }
 
 #[tokio::test]

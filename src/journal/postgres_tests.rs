@@ -213,6 +213,8 @@ async fn what_may_not_be_trusted_is_refused() {
     // Named together, the one that takes writes is found, whichever comes first.
     let both = format!("postgres://postgres@127.0.0.1:{},127.0.0.1:{}/journal?target_session_attrs=read-write", standby.port, server.port);
     let journal = node_of(&both, fine).await.unwrap();
+    // What the standby did not have would be lost with the primary.
+    server.await_standby();
     let (claim, _) = journal.create(new("r", &[]), "one", first(0)).await.unwrap();
     server.stop();
     let gone = journal.append(&claim, 1, vec![draft(1, Body::Resumed)]).await.unwrap_err();
