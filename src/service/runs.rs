@@ -121,7 +121,9 @@ impl Muster {
         let mut events = vec![first];
         if !drafts.is_empty() {
             let stored = engine.journal.append(&claim, 1, drafts).await?;
-            stored.iter().for_each(|one| (engine.listener)(one));
+            for one in &stored {
+                (engine.listener)(one);
+            }
             events.extend(stored);
         }
         Ok((claim, events))
@@ -150,10 +152,7 @@ impl Muster {
         };
         knows(run, plan)?;
         let engine = self.engine(&plan.estate).await?;
-        let claim = match by_force {
-            true => journal.seize(run, &self.actor()).await?,
-            false => self.claim(&*journal, run).await?,
-        };
+        let claim = if by_force { journal.seize(run, &self.actor()).await? } else { self.claim(&*journal, run).await? };
         // Whoever had it may have written more until the claim was ours.
         let end = first.last().map_or(0, |last| last.event.seq);
         let more = journal.load(run, end).await?;

@@ -238,14 +238,14 @@ async fn open_children(journal: &dyn Journal, drill: &RunId) -> Result<Vec<RunId
 
 /// Did it stop because this process may not act on it any more? Then another one goes on, and nothing is wrong.
 pub(super) fn is_lapse(error: &ServiceError) -> bool {
-    let journal = match error {
-        ServiceError::Journal(error)
-        | ServiceError::Engine(EngineError::Journal(error))
-        | ServiceError::Stopped { why: error, .. }
-        | ServiceError::Drill(DrillError::Journal(error) | DrillError::Engine(EngineError::Journal(error))) => error,
-        _ => return false,
+    let (ServiceError::Journal(why)
+    | ServiceError::Engine(EngineError::Journal(why))
+    | ServiceError::Stopped { why, .. }
+    | ServiceError::Drill(DrillError::Journal(why) | DrillError::Engine(EngineError::Journal(why)))) = error
+    else {
+        return false;
     };
-    matches!(journal, JournalError::Lapsed { .. } | JournalError::Fenced { .. })
+    matches!(why, JournalError::Lapsed { .. } | JournalError::Fenced { .. })
 }
 
 #[cfg(test)]
