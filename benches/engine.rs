@@ -14,10 +14,6 @@ mod support;
 use muster::journal::{Journal, sqlite::SqliteJournal};
 use std::{path::Path, sync::Arc};
 
-// What the program itself runs on.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// A store that runs are measured on. One more is one more line in [`stores`].
 pub struct Store {
     pub name: &'static str,

@@ -106,6 +106,8 @@ async fn letters_are_read_once(journal: &dyn Journal) {
 }
 
 async fn the_whole_verifies_and_lists(journal: &dyn Journal) {
+    let asked = ["run-a", "run-b", "run-c"].map(RunId::from);
+    assert_eq!(journal.holding(&asked, "resumed").await.unwrap().len(), 2, "of those that were asked for, two were resumed");
     let whole = verify(&journal.dump(None).await.unwrap());
     assert_eq!(whole.problems, Vec::<String>::new());
     assert_eq!((whole.chains, whole.events), (4, 10));

@@ -388,6 +388,15 @@ impl Journal for PostgresJournal {
         }
     }
 
+    async fn holding(&self, chains: &[RunId], kind: &str) -> Result<Vec<RunId>, JournalError> {
+        let chains: Vec<_> = chains.iter().map(|run| run.as_str().to_owned()).collect();
+        let mut lent = self.link.take().await?;
+        let some = sqlx::query_scalar("SELECT DISTINCT run FROM events WHERE run = ANY($1) AND kind = $2").bind(chains).bind(kind);
+        let done = within(async { Ok(some.fetch_all(&mut lent.conn).await?) }).await;
+        let found: Vec<String> = self.link.settle(lent, done)?;
+        Ok(found.into_iter().map(RunId).collect())
+    }
+
     async fn orphans(&self, owner: &str) -> Result<Orphans, JournalError> {
         let session = self.session(owner).await?;
         let mut lent = self.link.take().await?;

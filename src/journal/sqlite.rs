@@ -268,7 +268,7 @@ impl Journal for SqliteJournal {
 
     async fn holding(&self, chains: &[RunId], kind: &str) -> Result<Vec<RunId>, JournalError> {
         let chains = serde_json::to_string(chains).unwrap_or_default();
-        let rows = sqlx::query("SELECT DISTINCT run FROM events WHERE run IN (SELECT value FROM json_each(?)) AND kind = ?")
+        let rows = sqlx::query("SELECT DISTINCT c.id FROM json_each(?) AS asked JOIN chains c ON c.id = asked.value JOIN events e ON e.chain = c.n WHERE e.kind = ?")
             .bind(chains)
             .bind(kind)
             .fetch_all(&self.read)

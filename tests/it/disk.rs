@@ -67,8 +67,10 @@ test -e @/state/journal.reserve\n"
     let last: serde_json::Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
     assert_eq!((code, last["status"].as_str()), (3, Some("paused")), "{out}\n{err}");
     let statuses: Vec<_> = last["steps"].as_array().unwrap().iter().map(|step| step["status"].as_str().unwrap()).collect();
-    // Of `b` it is on record that it was done; whether `observe` sees it is asked when the run goes on.
-    assert_eq!(statuses, ["succeeded", "running", "succeeded", "pending"], "what was under way is on record");
+    let done = |status: &&str| ["running", "succeeded"].contains(status);
+    // Of `b` it is on record that it was done; if `observe` has not seen it yet, it is asked when the run goes on.
+    assert!(statuses[1..3].iter().all(done), "what was under way is on record: {statuses:?}");
+    assert_eq!((statuses[0], statuses[3]), ("succeeded", "pending"));
     assert!(last["reason"].as_str().unwrap().contains("/state took no more: its disk is full: make room there"), "{last}");
     assert!(err.contains("resume"), "{err}");
     // Not even the claim can be written down.
@@ -101,8 +103,7 @@ said 5 evidence verify\n"
     }
     let (code, _, err) = said(&place, 1);
     assert_eq!(code, 3, "{err}");
-    for part in
-        ["stopped: the journal in", "/state cannot be used: its disk is full", "Nothing was begun that is not on record", "muster resume"]
+    for part in ["stopped: the journal in", "/state cannot be used: its disk is full", "Nothing was begun that is not on record", "resume"]
     {
         assert!(err.contains(part), "no `{part}` in {err}");
     }

@@ -74,8 +74,14 @@ fn answer(stage: &Arc<Stage>, memory: &mut Memory, row: &ChainRow, state: &RunSt
             (_, RunStatus::Paused) if known.status.is_failure() => {
                 let tried = memory.retried.entry(place).or_default();
                 *tried += 1;
-                let skip = Command::Skip { step: step.clone(), reason: "goes without".into() };
-                commands.push(if *tried <= RETRIES { Command::Retry { step } } else { skip });
+                let reason = "goes without".to_owned();
+                // An approval is not skipped: who goes on without it overrides it, and that stays to be seen.
+                let approval = state.plan.step(&step).is_some_and(|step| matches!(step.kind, StepKind::Approval(_)));
+                commands.push(match (*tried <= RETRIES, approval) {
+                    (true, _) => Command::Retry { step },
+                    (false, true) => Command::Override { step, reason, signed: None },
+                    (false, false) => Command::Skip { step, reason },
+                });
             }
             _ => {}
         }
