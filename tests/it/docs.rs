@@ -143,3 +143,37 @@ fn no_link_leads_nowhere() {
     }
     assert!(followed >= 10, "only {followed} links were followed");
 }
+
+/// Every test that the list of failure scenarios names is there.
+#[test]
+fn every_scenario_names_tests_that_exist() {
+    let text = fs::read_to_string(root().join("docs/failure-scenarios.md")).unwrap();
+    let sources: String =
+        ["src", "tests"].iter().flat_map(|dir| rust_files(&root().join(dir))).map(|p| fs::read_to_string(p).unwrap()).collect();
+    let rows: Vec<Vec<&str>> =
+        text.lines().filter(|l| l.starts_with("| ") && !l.starts_with("| #")).map(|l| l.split(" | ").collect()).collect();
+    let rows: Vec<_> = rows.into_iter().filter(|cells| !cells[0].contains("---")).collect();
+    assert_eq!(rows.len(), 55);
+    let mut named = 0;
+    for cells in rows {
+        let tests: Vec<_> = cells.last().unwrap().split('`').skip(1).step_by(2).collect();
+        for test in &tests {
+            assert!(sources.contains(&format!("fn {test}(")), "there is no test `{test}`: {}", cells[1]);
+        }
+        named += tests.len();
+        assert!(!tests.is_empty() || ["no", "partly", "does not apply"].contains(&cells[3]), "nothing shows: {}", cells[1]);
+    }
+    assert!(named >= 60, "{named} tests");
+}
+
+fn rust_files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for path in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+        if path.is_dir() {
+            found.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
