@@ -66,6 +66,7 @@ impl LocalProcesses {
         let mut options = OpenOptions::new();
         options.read(true).append(true);
         let file = if let Some(path) = &spec.output_file {
+            folder_of(path);
             options.create(true).open(path).map_err(|e| file_trouble("output file", path, &e))?
         } else {
             let path = std::env::temp_dir().join(format!("muster-output-{}", self.clock.new_id()));
@@ -177,7 +178,15 @@ pub fn this_machine() -> String {
     if id.is_empty() { name } else { format!("{name} ({id})") }
 }
 
+/// The folder that a file is to be made in. If it cannot be had, opening the file says so.
+fn folder_of(path: &str) {
+    let _ = Path::new(path).parent().map(std::fs::create_dir_all);
+}
+
 fn open_lock(path: &str, create: bool) -> std::io::Result<File> {
+    if create {
+        folder_of(path);
+    }
     OpenOptions::new().read(true).write(true).create(create).truncate(false).open(path)
 }
 

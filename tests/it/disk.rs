@@ -190,7 +190,7 @@ fn holds(place: &Place, run: &str, whole: &[serde_json::Value], what: &str) -> u
 #[test]
 fn a_torn_journal_is_its_beginning_or_is_refused() {
     let place = Place::new();
-    let run = killed(&place, 9);
+    let run = killed(&place, 6);
     let (state, torn) = (place.path("left"), place.path("torn"));
     let mut seen = std::collections::BTreeSet::new();
     copy(&state, &torn);
@@ -251,8 +251,9 @@ fn freeze(place: &Place, write: u32) -> Running {
 
 #[test]
 fn a_frozen_owner_is_named_taken_over_and_refused_when_it_thaws() {
-    // Before `prepared`, before `applying`, before the outcome of `a`, and likewise of `b`.
-    for write in 3..=8 {
+    // Before `a` is begun, before it is on record that it was accepted, before it was seen to be done and `b` is
+    // begun, and likewise of `b`.
+    for write in 2..=6 {
         let place = Place::new();
         place.file("go", "");
         let owner = freeze(&place, write);
@@ -275,7 +276,7 @@ fn a_frozen_owner_is_named_taken_over_and_refused_when_it_thaws() {
 #[test]
 fn the_end_of_a_frozen_owner_frees_nothing_that_was_taken_over() {
     let place = Place::new();
-    let owner = freeze(&place, 4);
+    let owner = freeze(&place, 2);
     let run = place.newest();
     // What an operator asks of a frozen owner waits for it, or for who takes the run over.
     let taker = place.start(&["resume", &run, "--take-over", "--json"]);

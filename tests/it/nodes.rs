@@ -454,7 +454,7 @@ fn nodes_do_nothing_more_when_the_journal_is_gone_and_say_how_to_go_on() {
         let run = site.effects().last().unwrap().0.clone();
         assert!(site.effects().len() <= done + 1, "something was begun that could not be put on record");
         let on = format!("--journal {} resume {run}", site.url);
-        assert!(said.err.contains(&on) && said.err.contains("nothing new was begun"), "{}", said.err);
+        assert!(said.err.contains(&on) && said.err.contains("Nothing was begun that is not on record"), "{}", said.err);
         if frozen {
             site.server.signal("CONT");
         } else {

@@ -247,20 +247,20 @@ async fn rewrite(place: &Place, from: &str, to: &str) {
         sqlx::query(sqlx::AssertSqlSafe(format!("DROP TRIGGER IF EXISTS {trigger}"))).execute(&mut db).await.unwrap();
     }
     let (mut prev, mut hashes) = (String::new(), std::collections::BTreeMap::new());
-    for row in sqlx::query("SELECT seq, prev, hash, record FROM events ORDER BY seq").fetch_all(&mut db).await.unwrap() {
-        let record = String::from_utf8(row.get(3)).unwrap();
-        let old: String = row.get(1);
+    for row in sqlx::query("SELECT seq, record FROM events ORDER BY seq").fetch_all(&mut db).await.unwrap() {
+        let record = String::from_utf8(row.get(1)).unwrap();
+        let event: serde_json::Value = serde_json::from_str(&record).unwrap();
+        let old = event["prev"].as_str().unwrap();
         let new = record.replace(from, to).replace(&format!("\"prev\":\"{old}\""), &format!("\"prev\":\"{prev}\""));
         let done = hash(new.as_bytes());
-        sqlx::query("UPDATE events SET prev = ?, hash = ?, record = ? WHERE seq = ?")
-            .bind(&prev)
-            .bind(&done)
+        sqlx::query("UPDATE events SET hash = ?, record = ? WHERE seq = ?")
+            .bind(hex::decode(&done).unwrap())
             .bind(new.into_bytes())
             .bind(row.get::<i64, _>(0))
             .execute(&mut db)
             .await
             .unwrap();
-        hashes.insert(row.get::<String, _>(2), done.clone());
+        hashes.insert(hash(record.as_bytes()), done.clone());
         prev = done;
     }
     sqlx::query("UPDATE chains SET head = ?").bind(&prev).execute(&mut db).await.unwrap();

@@ -331,7 +331,7 @@ fn killed_at_every_few_writes_nothing_is_lost_or_done_twice() {
     for end in ["ok", "undo"] {
         let tally = again_and_again(end, 0);
         println!("{}", tally.line(&format!("every few writes, {end}")));
-        assert!(tally.kills >= 20, "{} kills", tally.kills);
+        assert!(tally.kills >= 10, "{} kills", tally.kills);
         tally.clean();
     }
 }
@@ -339,7 +339,7 @@ fn killed_at_every_few_writes_nothing_is_lost_or_done_twice() {
 #[test]
 fn killed_at_boundaries_and_at_random_nothing_is_lost_or_done_twice() {
     println!("{HEAD}");
-    for (end, when, stride) in [("ok", "before", 17), ("ok", "after", 19), ("undo", "before", 29), ("undo", "after", 31)] {
+    for (end, when, stride) in [("ok", "before", 9), ("ok", "after", 10), ("undo", "before", 15), ("undo", "after", 16)] {
         let tally = at_boundaries(end, when, stride);
         println!("{}", tally.line(&format!("{when} every {stride}th write, {end}")));
         assert!(tally.kills >= 4, "{} kills", tally.kills);

@@ -60,7 +60,7 @@ fn lab_two_operators_on_two_laptops_cannot_both_act() {
     ana.file("go", "");
     let deposed = first.end().expect(3);
     let failure = deposed.step("fence")["failure"].clone();
-    assert_eq!(failure["code"], "deposed", "{failure}");
+    assert_eq!(failure["code"], "wheel_lost", "{failure}");
     assert!(failure["message"].as_str().unwrap().contains("nothing was tried") && failure.to_string().contains(&ben.newest()), "{failure}");
     assert_eq!(desk.sql("west", "select pg_is_in_recovery()::text"), ["true"], "nobody has promoted anything yet");
     ben.file("go", "");
