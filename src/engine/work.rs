@@ -265,14 +265,16 @@ async fn observe(
     let begun = clock.monotonic();
     let mut patience = FIRST_WAIT;
     loop {
+        // By when the look began, not by when it is judged: in between this process may have been frozen.
+        let asked = clock.monotonic().saturating_sub(begun);
         let seen = match tokio::time::timeout(LOOK, action.observe(&cx, &intent)).await {
             Ok(seen) => seen,
             Err(_) => Seen::CannotTell { why: late(LOOK).message },
         };
         let poll = match &seen {
             Seen::Pending { poll_after_ms, .. } => *poll_after_ms,
-            Seen::Absent if accepted || clock.monotonic().saturating_sub(begun) < lands => 100,
-            Seen::CannotTell { .. } if clock.monotonic().saturating_sub(begun) < lands => 100,
+            Seen::Absent if accepted || asked < lands => 100,
+            Seen::CannotTell { .. } if asked < lands => 100,
             // Right after a crash what is to be looked at may be down as well: look again, up to the limit.
             Seen::CannotTell { .. } if accepted => 500,
             _ => return Report::Observed { seen, timed_out: false },
