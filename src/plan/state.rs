@@ -176,7 +176,9 @@ impl StepState {
     /// What was asked counts no more.
     fn withdraw(&mut self) {
         self.asked = None;
-        self.approvals.clear();
+        if !planted(Defect::ApprovalReplayed) {
+            self.approvals.clear();
+        }
         self.rejected = None;
         self.confirmed = false;
     }

@@ -1,7 +1,7 @@
 //! The tests: a slice of seeds in every run of the tests, as many as are asked for by `make sim`, one seed with
 //! all that happened in it, and the planted defects, each of which must be found.
 
-use super::{Planted, Played, play, tally::Tally};
+use super::{Planted, Played, play, store::IN_TIME, tally::Tally};
 use crate::plan::planted::Defect;
 use std::{
     path::Path,
@@ -32,7 +32,7 @@ const DEFECTS: [(&str, Planted, &[&str]); 10] = [
         &["undo goes in reverse order", "undo goes through every step that was begun"],
     ),
     ("approval replayed", Planted::Policy(Defect::ApprovalReplayed), &["an approval counts once, in time, for what was asked"]),
-    ("lease counted from after the renewal", Planted::LeaseCountedFromTheAnswer, &["one hand on the wheel: only the owner acts"]),
+    ("lease counted from after the renewal", Planted::LeaseCountedFromTheAnswer, &[IN_TIME, "one hand on the wheel: only the owner acts"]),
     (
         "unknown retried",
         Planted::Policy(Defect::UnknownRetried),
@@ -163,6 +163,8 @@ fn every_planted_defect_is_found() {
         }
     }
     println!("{found} of {} planted defects found", DEFECTS.len());
-    // Some need many seeds: a stale owner whose record still fits, an answer that is late at the right moment.
-    assert!(missed.is_empty() || only.is_none() && found >= DEFECTS.len() - 4, "not found: {}", missed.join(", "));
+    // Two need many seeds: a stale owner whose record still fits, and an owner that changes while a run is undone.
+    let rare = |name: &String| only.is_none() && (name.starts_with("epoch ignored") || name.starts_with("undo twice"));
+    missed.retain(|name| !rare(name));
+    assert!(missed.is_empty(), "not found: {}", missed.join(", "));
 }

@@ -39,6 +39,9 @@ pub struct Store {
 
 type Answer<T> = Result<T, JournalError>;
 
+/// What every lease must hold.
+pub const IN_TIME: &str = "a holder stops before the store lets another in";
+
 fn trouble<T>(why: &str) -> Answer<T> {
     Err(JournalError::Store { place: "the simulated store".into(), why: why.to_owned() })
 }
@@ -63,6 +66,12 @@ impl Store {
     /// When the lease on a run ends, by the server's clock.
     pub fn lease_end(&self, run: &RunId) -> Option<Instant> {
         self.leases.lock().unwrap().get(run).map(|lease| lease.until)
+    }
+
+    /// What is left of the lease that was granted under this epoch, by the server's clock.
+    fn lease_left(&self, run: &RunId, epoch: u64) -> Option<Duration> {
+        let leases = self.leases.lock().unwrap();
+        leases.get(run).filter(|lease| lease.epoch == epoch).map(|lease| lease.until.saturating_duration_since(Instant::now()))
     }
 
     fn lease(&self, run: &RunId, epoch: u64, owner: &str) {
@@ -202,6 +211,7 @@ impl NodeJournal {
         let Some(terms) = self.store.terms else { return claim(Hold::unlimited(), Box::new(lock)) };
         let hold = Hold::leased(terms, self.counted_from(sent));
         self.heard(run, sent);
+        self.stops_in_time(run, epoch, &hold);
         let (this, run, kept) = (self.clone(), run.clone(), hold.clone());
         let renewals = self.life.spawn(async move { this.renew(run, epoch, terms, kept).await });
         claim(hold, Box::new(Renewals(renewals)))
@@ -210,6 +220,13 @@ impl NodeJournal {
     /// The holder counts from before it asked; the planted defect counts from when it heard.
     fn counted_from(&self, sent: Duration) -> Duration {
         if self.life.sim.planted == Some(Planted::LeaseCountedFromTheAnswer) { self.life.monotonic() } else { sent }
+    }
+
+    /// Whatever an answer took: when the store lets another in, the holder has stopped.
+    fn stops_in_time(&self, run: &RunId, epoch: u64, hold: &Hold) {
+        let Some(left) = self.store.lease_left(run, epoch) else { return };
+        let stops = !hold.permits(self.life.monotonic() + left);
+        self.life.sim.watch().must(stops, IN_TIME, || format!("{run} under epoch {epoch}, {} ms before", left.as_millis()));
     }
 
     fn heard(&self, run: &RunId, sent: Duration) {
@@ -237,6 +254,7 @@ impl NodeJournal {
                     Ok(Ok(())) => {
                         hold.renewed(terms, self.counted_from(sent));
                         self.heard(&run, sent);
+                        self.stops_in_time(&run, epoch, &hold);
                         break;
                     }
                     Ok(Err(JournalError::Lapsed { .. })) => return hold.lose(),

@@ -76,7 +76,7 @@ impl Watch {
         }
     }
 
-    fn must(&mut self, holds: bool, invariant: &'static str, what: impl FnOnce() -> String) {
+    pub fn must(&mut self, holds: bool, invariant: &'static str, what: impl FnOnce() -> String) {
         self.tally.checks += 1;
         if !holds {
             self.broke(invariant, what());
