@@ -17,6 +17,13 @@ pub trait Clock: Send + Sync {
     fn jitter(&self) -> f64;
 }
 
+/// 32 bytes that nobody can guess, from the operating system: for keys and salts.
+pub fn random() -> std::io::Result<[u8; 32]> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(std::io::Error::from)?;
+    Ok(bytes)
+}
+
 /// The machine's own.
 #[derive(Clone, Copy, Debug)]
 pub struct SystemClock {

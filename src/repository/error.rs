@@ -1,0 +1,63 @@
+//! What can go wrong with a repository, by what the person in front of it can do about it.
+
+use super::{names::Id, wire::Malformed};
+use crate::providers::port::PortError;
+use std::path::PathBuf;
+
+pub type Result<T> = std::result::Result<T, RepositoryError>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum RepositoryError {
+    /// The place itself: it does not answer, or refuses.
+    #[error("{key}: {error}")]
+    Store { key: String, error: PortError },
+    #[error("{place} holds no repository: `muster backup create` makes one in an empty place")]
+    NoRepository { place: String },
+    #[error("{place} is not empty and holds no repository (there is `{found}`): choose another place, or empty it")]
+    Occupied { place: String, found: String },
+    #[error("the repository has format version {found}; this Muster knows version {}: use a newer one", super::names::VERSION)]
+    Version { found: u64 },
+    /// No key slot opens with what was given.
+    #[error("the password or key file opens none of the repository's {slots} keys")]
+    WrongKey { slots: usize },
+    /// A stored object is not what was written.
+    #[error("{object} is damaged: {why}")]
+    Damaged { object: String, why: String },
+    #[error("{object} is missing from the repository")]
+    Missing { object: String },
+    #[error("chunk {chunk} is in no pack that the index names")]
+    NoChunk { chunk: Id },
+    #[error("no snapshot `{0}`: `muster backup list` shows what there is")]
+    NoSnapshot(String),
+    #[error("`{name}` is the beginning of several snapshots: {}", .found.join(", "))]
+    Ambiguous { name: String, found: Vec<String> },
+    /// A file on this machine.
+    #[error("{}: {why}", .path.display())]
+    File { path: PathBuf, why: String },
+    #[error("{0}")]
+    Refused(String),
+    /// Ctrl-C, or the process is ending.
+    #[error("interrupted: {0}")]
+    Interrupted(String),
+}
+
+impl RepositoryError {
+    pub(crate) fn damaged(object: impl Into<String>, why: impl std::fmt::Display) -> Self {
+        Self::Damaged { object: object.into(), why: why.to_string() }
+    }
+    pub(crate) fn malformed(object: impl Into<String>) -> impl FnOnce(Malformed) -> Self {
+        let object = object.into();
+        move |why| Self::Damaged { object, why: why.to_string() }
+    }
+    pub(crate) fn store(key: impl Into<String>) -> impl FnOnce(PortError) -> Self {
+        let key = key.into();
+        move |error| match error {
+            PortError::NotFound(_) => Self::Missing { object: key },
+            error => Self::Store { key, error },
+        }
+    }
+    pub(crate) fn file(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |error| Self::File { path, why: error.to_string() }
+    }
+}

@@ -1,0 +1,27 @@
+//! BACKUPS. A repository of content-addressed, encrypted, deduplicated chunks that knows what a model file is.
+//! The stored form is documented byte for byte in `docs/repository-format.md`; this room is the only writer of it.
+//!
+//! Read in this order: [`wire`] (numbers and names as bytes), [`seal`] (one encrypted object), [`keys`] (who may
+//! open it), `cut` and `codec` (from a file to chunks, from a chunk to its stored form), [`pack`] and [`index`]
+//! (where chunks lie), [`entry`] and [`list`] (what a snapshot holds), [`snapshot`], [`open`] (the repository as a
+//! whole), [`write`] (from bytes to packs, in parallel), [`create`] over a source ([`tree`], [`bucket`],
+//! [`stream`]), [`restore`], [`verify`], [`prune`], [`copy`], [`proof`].
+//!
+//! Three rules hold it together. Objects are never changed: each is named by the BLAKE3 of its bytes, or written
+//! only if it is not there. They are written in one order, packs, index, snapshot, and read in the opposite one, so
+//! that a crash leaves garbage and never a snapshot without its data. Nothing is deleted but by [`prune`], in two
+//! phases, so that nobody needs a lock.
+
+pub mod entry;
+pub mod error;
+pub mod index;
+pub mod keys;
+pub mod list;
+pub mod names;
+pub mod open;
+pub mod pack;
+pub mod seal;
+pub mod snapshot;
+pub mod wire;
+
+pub use error::{RepositoryError, Result};

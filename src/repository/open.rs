@@ -1,0 +1,323 @@
+//! A repository as a whole: opened with its key, made where there is none, and its parts loaded.
+//!
+//! Reading tries again what may succeed (a server that is slow down, a connection that broke); what is not what was
+//! written is told by name and never passed over in silence.
+
+use super::{
+    RepositoryError, Result, index,
+    index::Index,
+    keys::{Keyring, Slot, Unlock},
+    names::{CONFIG, INDEX, Id, KEYS, PACKS, SNAPSHOTS, VERSION},
+    pack,
+    pack::Piece,
+    seal::{self, HEADER, Kind},
+    snapshot::Snapshot,
+};
+use crate::providers::port::{ObjectMeta, ObjectRead, ObjectWrite, PortError};
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+/// So many objects are asked for at a time.
+pub(super) const AT_ONCE: usize = 16;
+/// How often something is asked for, and how long is waited before the second time; it doubles.
+const TRIES: u32 = 5;
+const WAIT: Duration = Duration::from_millis(200);
+
+/// What stands in `config`: the only object that is not encrypted, and holds no secret.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Config {
+    format: String,
+    version: u64,
+    id: String,
+    created: jiff::Timestamp,
+}
+
+const FORMAT: &str = "muster-repository";
+
+pub struct Repository {
+    pub store: Arc<dyn ObjectRead>,
+    /// For messages: the URL or path.
+    pub place: String,
+    pub id: String,
+    pub keyring: Keyring,
+}
+
+/// Things of which some may be damaged: those that are whole, and what is wrong with the others.
+pub struct Found<T> {
+    pub whole: T,
+    pub damaged: Vec<RepositoryError>,
+}
+
+impl Repository {
+    pub async fn open(store: Arc<dyn ObjectRead>, place: &str, unlock: &Unlock) -> Result<Self> {
+        let config = read_config(&*store, place).await?.ok_or_else(|| RepositoryError::NoRepository { place: place.to_owned() })?;
+        let slots = slots(&*store).await?;
+        let (id, count, unlock) = (config.id.clone(), slots.len(), unlock.clone());
+        // Argon2id takes a tenth of a second and 64 MiB.
+        let opened = tokio::task::spawn_blocking(move || {
+            slots.iter().find_map(|slot| slot.open(&id, &unlock).transpose()).transpose()
+        });
+        let opened = opened.await.map_err(|e| RepositoryError::Interrupted(e.to_string()))??;
+        let keyring = opened.ok_or(RepositoryError::WrongKey { slots: count })?;
+        Ok(Self { store, place: place.to_owned(), id: config.id, keyring })
+    }
+
+    /// Makes a repository in an empty place. False: there is one already.
+    pub async fn make(store: &dyn ObjectWrite, place: &str, unlock: &Unlock, label: &str, now: jiff::Timestamp) -> Result<bool> {
+        if read_config(store, place).await?.is_some() {
+            return Ok(false);
+        }
+        let there = store.list("", None).await.map_err(RepositoryError::store(place))?;
+        // A key slot without a `config` is what a crash in the middle of this leaves behind; it opens nothing.
+        if let Some(other) = there.objects.iter().find(|o| !o.key.starts_with(KEYS)) {
+            return Err(RepositoryError::Occupied { place: place.to_owned(), found: other.key.clone() });
+        }
+        let id = hex::encode(&super::keys::random()?[..16]);
+        let (unlock, label, slot_of) = (unlock.clone(), label.to_owned(), id.clone());
+        let slot = tokio::task::spawn_blocking(move || Slot::make(&slot_of, &Keyring::new()?, &unlock, label, now));
+        let slot = slot.await.map_err(|e| RepositoryError::Interrupted(e.to_string()))??;
+        write_slot(store, &slot).await?;
+        let config = Config { format: FORMAT.to_owned(), version: VERSION, id, created: now };
+        match store.put(CONFIG, json(&config)?, &BTreeMap::new(), true).await {
+            Ok(_) => Ok(true),
+            // Somebody else was quicker; the repository is theirs, and our slot opens nothing.
+            Err(PortError::Conflict { .. }) => Ok(false),
+            Err(error) => Err(RepositoryError::Store { key: CONFIG.to_owned(), error }),
+        }
+    }
+
+    /// All snapshots, oldest first.
+    pub async fn snapshots(&self) -> Result<Found<Vec<(Id, Snapshot)>>> {
+        let objects = self.load(Kind::Snapshot).await?;
+        let mut whole = Vec::new();
+        let mut damaged = objects.damaged;
+        for (id, bytes) in objects.whole {
+            match serde_json::from_slice(&bytes) {
+                Ok(snapshot) => whole.push((id, snapshot)),
+                Err(why) => damaged.push(RepositoryError::damaged(id.key(SNAPSHOTS), why)),
+            }
+        }
+        whole.sort_by_key(|(id, snapshot): &(Id, Snapshot)| (snapshot.time, *id));
+        Ok(Found { whole, damaged })
+    }
+
+    /// The snapshot of that name: `latest`, or the beginning of an identifier.
+    pub async fn snapshot(&self, name: &str) -> Result<(Id, Snapshot)> {
+        let snapshots = self.snapshots().await?;
+        let mut fits: Vec<(Id, Snapshot)> = snapshots.whole;
+        if name == "latest" {
+            return fits.pop().ok_or_else(|| RepositoryError::NoSnapshot(name.to_owned()));
+        }
+        fits.retain(|(id, _)| !name.is_empty() && id.to_string().starts_with(name));
+        if fits.len() > 1 {
+            let found = fits.iter().map(|(id, _)| id.short()).collect();
+            return Err(RepositoryError::Ambiguous { name: name.to_owned(), found });
+        }
+        let damaged = snapshots.damaged.into_iter().find(|e| e.to_string().contains(name));
+        fits.pop().ok_or_else(|| damaged.unwrap_or_else(|| RepositoryError::NoSnapshot(name.to_owned())))
+    }
+
+    /// Where all chunks lie. If a part of the index is damaged, the packs that it leaves out are asked themselves.
+    pub async fn index(&self) -> Result<Found<Index>> {
+        let objects = self.load(Kind::Index).await?;
+        let mut whole = Index::default();
+        let mut damaged = objects.damaged;
+        for (id, bytes) in objects.whole {
+            match index::decode(&id, &bytes) {
+                Ok(packs) => packs.iter().for_each(|pack| whole.add(pack)),
+                Err(error) => damaged.push(error),
+            }
+        }
+        if !damaged.is_empty() {
+            damaged.extend(self.ask_packs(&mut whole).await?);
+        }
+        Ok(Found { whole, damaged })
+    }
+
+    /// Adds the packs that the index does not name, from their own directories. Gives what is wrong with some.
+    async fn ask_packs(&self, index: &mut Index) -> Result<Vec<RepositoryError>> {
+        let packs = self.list(PACKS).await?;
+        let left_out: Vec<_> = packs.iter().filter_map(|meta| Some((Id::in_key(&meta.key, PACKS)?, meta.size))).collect();
+        let left_out: Vec<_> = left_out.into_iter().filter(|(id, _)| !index.has_pack(id)).collect();
+        let asked = stream::iter(left_out).map(|(id, size)| async move { (id, size, self.directory(&id, size).await) });
+        let mut damaged = Vec::new();
+        for (pack, size, pieces) in asked.buffered(AT_ONCE).collect::<Vec<_>>().await {
+            match pieces {
+                Ok(pieces) => index.add(&index::PackEntry { pack, size, pieces }),
+                Err(error @ (RepositoryError::Damaged { .. } | RepositoryError::Missing { .. })) => damaged.push(error),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(damaged)
+    }
+
+    /// What a pack itself says that it holds.
+    pub async fn directory(&self, pack: &Id, size: u64) -> Result<Vec<Piece>> {
+        let key = pack.key(PACKS);
+        let damaged = |why| RepositoryError::damaged(&key, why);
+        if size < (HEADER + 4) as u64 {
+            return Err(damaged("it is cut short"));
+        }
+        let header = self.range(&key, 0, HEADER as u64).await?;
+        let last = self.range(&key, size - 4, 4).await?;
+        let length = pack::directory_length(&last).filter(|l| *l as u64 <= size - HEADER as u64);
+        let length = length.ok_or_else(|| damaged("its end does not lead to a directory"))? as u64;
+        let end = self.range(&key, size - length, length).await?;
+        pack::open_directory(&self.keyring, pack, &header, &end, size)
+    }
+
+    /// The content of one chunk, by one request for its header and one for itself.
+    pub async fn chunk(&self, index: &Index, chunk: &Id) -> Result<Vec<u8>> {
+        let (pack, piece) = index.find(chunk).ok_or(RepositoryError::NoChunk { chunk: *chunk })?;
+        let key = pack.key(PACKS);
+        let header = self.range(&key, 0, HEADER as u64).await?;
+        let mut sealed = self.range(&key, u64::from(piece.offset), u64::from(piece.stored)).await?;
+        let damaged = |why| RepositoryError::damaged(format!("chunk {} in {key}", chunk.short()), why);
+        let object = seal::unlock(&self.keyring, Kind::Pack, &header).map_err(damaged)?;
+        let mut opener = pack::Opener::default();
+        opener.open(&self.keyring, &object, &piece, &mut sealed).map_err(damaged)?;
+        Ok(opener.content)
+    }
+
+    /// All objects of a kind, opened; in no order.
+    pub(super) async fn load(&self, kind: Kind) -> Result<Found<Vec<(Id, Vec<u8>)>>> {
+        let listed = self.list(kind.folder()).await?;
+        let ids: Vec<Id> = listed.iter().filter_map(|meta| Id::in_key(&meta.key, kind.folder())).collect();
+        let each = stream::iter(ids).map(|id| async move { (id, self.open_object(kind, &id).await) });
+        let mut found = Found { whole: Vec::new(), damaged: Vec::new() };
+        for (id, object) in each.buffer_unordered(AT_ONCE).collect::<Vec<_>>().await {
+            match object {
+                Ok(bytes) => found.whole.push((id, bytes)),
+                // What was forgotten or folded into another since it was listed.
+                Err(RepositoryError::Missing { .. }) => {}
+                Err(error @ RepositoryError::Damaged { .. }) => found.damaged.push(error),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
+    }
+
+    pub(super) async fn open_object(&self, kind: Kind, id: &Id) -> Result<Vec<u8>> {
+        let stored = self.read(&id.key(kind.folder())).await?;
+        let plain = seal::open_whole(&self.keyring, kind, id, stored)?;
+        super::pack::expand(&plain).map_err(|why| RepositoryError::damaged(id.key(kind.folder()), why))
+    }
+
+    pub(super) async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>> {
+        list(&*self.store, prefix).await
+    }
+
+    /// The whole of one object.
+    pub(super) async fn read(&self, key: &str) -> Result<Vec<u8>> {
+        again(key, || read_whole(&*self.store, key)).await
+    }
+
+    /// A part of one object.
+    pub(super) async fn range(&self, key: &str, from: u64, length: u64) -> Result<Vec<u8>> {
+        again(key, || self.store.range(key, from, length)).await
+    }
+}
+
+/// Writes an object that is named by its bytes. Doing it again is harmless, so it is, until it is certain.
+pub async fn put(store: &dyn ObjectWrite, key: &str, body: Bytes) -> Result<()> {
+    let once = || async {
+        match store.put(key, body.clone(), &BTreeMap::new(), true).await {
+            Ok(_) => Ok(()),
+            // There already: by another writer, or by a try whose answer was lost. The name says that it is the same.
+            Err(PortError::Conflict { .. }) => match store.head(key).await? {
+                Some(meta) if meta.size == body.len() as u64 => Ok(()),
+                _ => Err(PortError::Refused(format!("{key} is there with another size: `muster backup verify` tells more"))),
+            },
+            Err(error) => Err(error),
+        }
+    };
+    again(key, once).await
+}
+
+/// Writes a sealed object of one segment; gives its name and size.
+pub async fn put_sealed(store: &dyn ObjectWrite, keyring: &Keyring, kind: Kind, plain: &[u8]) -> Result<(Id, u64)> {
+    let (id, stored) = seal::whole(keyring, kind, &super::pack::squeeze(plain))?;
+    let size = stored.len() as u64;
+    put(store, &id.key(kind.folder()), stored.into()).await?;
+    Ok((id, size))
+}
+
+/// Does it until it succeeds or is refused, a few times at most.
+async fn again<T, F: Future<Output = std::result::Result<T, PortError>>>(key: &str, mut once: impl FnMut() -> F) -> Result<T> {
+    let mut wait = WAIT;
+    for _ in 1..TRIES {
+        match once().await {
+            Err(PortError::Unknown(_) | PortError::Unreachable(_)) => {}
+            Err(PortError::Throttled { after, .. }) => wait = wait.max(after),
+            other => return other.map_err(RepositoryError::store(key)),
+        }
+        tokio::time::sleep(wait).await;
+        wait *= 2;
+    }
+    once().await.map_err(RepositoryError::store(key))
+}
+
+pub(super) async fn list(store: &dyn ObjectRead, prefix: &str) -> Result<Vec<ObjectMeta>> {
+    let mut all = Vec::new();
+    let mut after: Option<String> = None;
+    loop {
+        let page = again(prefix, || store.list(prefix, after.as_deref())).await?;
+        all.extend(page.objects);
+        match page.next {
+            Some(next) => after = Some(next),
+            None => return Ok(all),
+        }
+    }
+}
+
+async fn read_whole(store: &dyn ObjectRead, key: &str) -> std::result::Result<Vec<u8>, PortError> {
+    let body = store.get(key).await?;
+    let size = body.meta.size;
+    let bytes: Vec<u8> = body.chunks.try_fold(Vec::with_capacity(size.min(64 << 20) as usize), |mut all, chunk| async move {
+        all.extend_from_slice(&chunk);
+        Ok(all)
+    })
+    .await?;
+    if bytes.len() as u64 == size { Ok(bytes) } else { Err(PortError::Unreachable(format!("{key}: the body broke off"))) }
+}
+
+async fn read_config(store: &dyn ObjectRead, place: &str) -> Result<Option<Config>> {
+    let bytes = match again(CONFIG, || read_whole(store, CONFIG)).await {
+        Ok(bytes) => bytes,
+        Err(RepositoryError::Missing { .. }) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let damaged = |why: &str| RepositoryError::damaged(format!("{place}: {CONFIG}"), why);
+    let config: Config = serde_json::from_slice(&bytes).map_err(|e| damaged(&e.to_string()))?;
+    if config.format != FORMAT {
+        return Err(damaged("it is not that of a Muster repository"));
+    }
+    if config.version != VERSION {
+        return Err(RepositoryError::Version { found: config.version });
+    }
+    Ok(Some(config))
+}
+
+/// The key slots that can be read.
+pub async fn slots(store: &dyn ObjectRead) -> Result<Vec<Slot>> {
+    let listed = list(store, KEYS).await?;
+    let each = stream::iter(listed).map(|meta| async move {
+        let bytes = again(&meta.key, || read_whole(store, &meta.key)).await?;
+        let slot: Slot = serde_json::from_slice(&bytes).map_err(|e| RepositoryError::damaged(&meta.key, e))?;
+        if slot.key() == meta.key { Ok(slot) } else { Err(RepositoryError::damaged(&meta.key, "it is another's slot")) }
+    });
+    // A damaged slot does not keep the others from opening the repository; `verify` names it.
+    let each: Vec<Result<Slot>> = each.buffered(AT_ONCE).collect().await;
+    each.into_iter().filter(|slot| !matches!(slot, Err(RepositoryError::Damaged { .. } | RepositoryError::Missing { .. }))).collect()
+}
+
+pub async fn write_slot(store: &dyn ObjectWrite, slot: &Slot) -> Result<()> {
+    put(store, &slot.key(), json(slot)?).await
+}
+
+fn json(value: &impl Serialize) -> Result<Bytes> {
+    let text = serde_json::to_vec_pretty(value).map_err(|e| RepositoryError::Refused(e.to_string()))?;
+    Ok(text.into())
+}

@@ -1,0 +1,152 @@
+//! One sealed object: a header of 44 bytes, then segments, each encrypted and authenticated by AES-256-GCM.
+//!
+//! ```text
+//! 0   "MUSTER1"          seven bytes, format version 1
+//! 7   kind               P pack, I index, S snapshot, M marks, V proof
+//! 8   generation         of the master key, four bytes, little-endian
+//! 12  salt               32 random bytes
+//! 44  segments           each its ciphertext and a tag of 16 bytes
+//! ```
+//!
+//! Each object has a key of its own: the BLAKE3 of the header, keyed with the master key of its generation. So a
+//! changed header opens nothing, an object cannot pass for one of another kind, and no two objects share a nonce:
+//! the nonce of a segment is its number, eight bytes little-endian and four zeros. A random nonce under one key for
+//! everything would run into the birthday bound of 96 bits for large repositories; a salt of 256 bits does not.
+
+use super::{
+    RepositoryError, Result,
+    keys::Keyring,
+    names::{Id, INDEX, MARKS, PACKS, PROOFS, SNAPSHOTS},
+};
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+
+pub const HEADER: usize = 44;
+/// The authentication tag after each segment.
+pub const TAG: usize = 16;
+const MAGIC: &[u8; 7] = b"MUSTER1";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Pack = b'P' as isize,
+    Index = b'I' as isize,
+    Snapshot = b'S' as isize,
+    Marks = b'M' as isize,
+    Proof = b'V' as isize,
+}
+
+impl Kind {
+    #[must_use]
+    pub fn folder(self) -> &'static str {
+        match self {
+            Self::Pack => PACKS,
+            Self::Index => INDEX,
+            Self::Snapshot => SNAPSHOTS,
+            Self::Marks => MARKS,
+            Self::Proof => PROOFS,
+        }
+    }
+}
+
+/// What opens and closes the segments of one object.
+pub struct ObjectKey(LessSafeKey);
+
+impl ObjectKey {
+    fn new(keyring: &Keyring, header: &[u8]) -> Option<Self> {
+        let generation = u32::from_le_bytes(header.get(8..12)?.try_into().ok()?);
+        let key = blake3::keyed_hash(keyring.master(generation)?, header);
+        Some(Self(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key.as_bytes()).ok()?)))
+    }
+
+    /// Encrypts what stands in `out` from `start` on, as segment `number`, and appends its tag.
+    pub fn seal(&self, number: u64, out: &mut Vec<u8>, start: usize) -> Result<()> {
+        let body = out.get_mut(start..).unwrap_or_default();
+        let tag = self.0.seal_in_place_separate_tag(nonce(number), Aad::empty(), body);
+        let tag = tag.map_err(|_| RepositoryError::Refused("a segment could not be encrypted: it is too large".to_owned()))?;
+        out.extend_from_slice(tag.as_ref());
+        Ok(())
+    }
+
+    /// Decrypts in place. `None`: not what was written.
+    pub fn open<'a>(&self, number: u64, sealed: &'a mut [u8]) -> Option<&'a [u8]> {
+        self.0.open_in_place(nonce(number), Aad::empty(), sealed).ok().map(|plain| &*plain)
+    }
+}
+
+fn nonce(number: u64) -> Nonce {
+    let mut bytes = [0; 12];
+    bytes[..8].copy_from_slice(&number.to_le_bytes());
+    Nonce::assume_unique_for_key(bytes)
+}
+
+/// Begins an object: its header, and the key for its segments.
+pub fn begin(keyring: &Keyring, kind: Kind, out: &mut Vec<u8>) -> Result<ObjectKey> {
+    let start = out.len();
+    out.extend_from_slice(MAGIC);
+    out.push(kind as u8);
+    out.extend_from_slice(&keyring.current().to_le_bytes());
+    out.extend_from_slice(&super::keys::random()?);
+    ObjectKey::new(keyring, &out[start..]).ok_or_else(|| RepositoryError::Refused("the keyring has no current key".to_owned()))
+}
+
+/// The key to the object that begins with `header`.
+pub fn unlock(keyring: &Keyring, kind: Kind, header: &[u8]) -> std::result::Result<ObjectKey, &'static str> {
+    let header = header.get(..HEADER).ok_or("it is cut short")?;
+    if header[..7] != *MAGIC || header[7] != kind as u8 {
+        return Err("its first bytes are not those of such an object");
+    }
+    ObjectKey::new(keyring, header).ok_or("its key is not in the keyring")
+}
+
+/// A whole object of one segment, and its name.
+pub fn whole(keyring: &Keyring, kind: Kind, plain: &[u8]) -> Result<(Id, Vec<u8>)> {
+    let mut out = Vec::with_capacity(HEADER + plain.len() + TAG);
+    let key = begin(keyring, kind, &mut out)?;
+    out.extend_from_slice(plain);
+    key.seal(0, &mut out, HEADER)?;
+    Ok((Id::of(&out), out))
+}
+
+/// What an object of one segment holds. `id` is its name: both must fit.
+pub fn open_whole(keyring: &Keyring, kind: Kind, id: &Id, mut stored: Vec<u8>) -> Result<Vec<u8>> {
+    let damaged = |why| RepositoryError::damaged(id.key(kind.folder()), why);
+    if Id::of(&stored) != *id {
+        return Err(damaged("its bytes do not have the digest that its name says"));
+    }
+    let key = unlock(keyring, kind, &stored).map_err(damaged)?;
+    let plain = key.open(0, &mut stored[HEADER..]).ok_or_else(|| damaged("it does not decrypt with the repository's key"))?.len();
+    stored.drain(..HEADER);
+    stored.truncate(plain);
+    Ok(stored)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_bit_counts() {
+        let keyring = Keyring::new().unwrap();
+        let (id, stored) = whole(&keyring, Kind::Index, b"what is where").unwrap();
+        assert_eq!(open_whole(&keyring, Kind::Index, &id, stored.clone()).unwrap(), b"what is where");
+        for bit in 0..stored.len() * 8 {
+            let mut flipped = stored.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(open_whole(&keyring, Kind::Index, &id, flipped.clone()).is_err(), "bit {bit}");
+            // Also whoever renames it to fit.
+            assert!(open_whole(&keyring, Kind::Index, &Id::of(&flipped), flipped).is_err(), "bit {bit}, renamed");
+        }
+        for length in 0..stored.len() {
+            let cut = stored[..length].to_vec();
+            assert!(open_whole(&keyring, Kind::Index, &Id::of(&cut), cut).is_err(), "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn an_object_is_none_of_another_kind_or_repository() {
+        let keyring = Keyring::new().unwrap();
+        let (id, stored) = whole(&keyring, Kind::Index, b"x").unwrap();
+        assert!(open_whole(&keyring, Kind::Snapshot, &id, stored.clone()).is_err());
+        assert!(open_whole(&Keyring::new().unwrap(), Kind::Index, &id, stored.clone()).is_err());
+        assert_ne!(whole(&keyring, Kind::Index, b"x").unwrap().1, stored, "the same content twice tells nothing");
+    }
+}
