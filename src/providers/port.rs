@@ -45,6 +45,28 @@ pub struct ObjectMeta {
     pub modified: Option<jiff::Timestamp>,
     /// User metadata; empty in listings.
     pub metadata: BTreeMap<String, String>,
+    /// What the server keeps for the content, as `sha256:BASE64` or `crc64nvme:BASE64`, with `-PARTS` behind it
+    /// when it is made of those of an upload's parts. Not in listings, and not every server has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<String>,
+}
+
+/// Where an object stands within its provider.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectPlace {
+    pub bucket: String,
+    /// The whole key, with every prefix.
+    pub key: String,
+}
+
+/// How firmly an object is retained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LockMode {
+    /// Who is allowed to bypass it can shorten it.
+    #[default]
+    Governance,
+    /// Nobody can, not even the account's root.
+    Compliance,
 }
 
 pub struct ObjectPage {
@@ -60,11 +82,28 @@ pub trait ObjectRead: Send + Sync {
     async fn head(&self, key: &str) -> PortResult<Option<ObjectMeta>>;
     /// The whole body, as a stream of chunks.
     async fn get(&self, key: &str) -> PortResult<ObjectBody>;
+    /// The whole body of the very object that had this etag: a `Conflict` when another stands there by now.
+    async fn get_if(&self, key: &str, etag: &str) -> PortResult<ObjectBody>;
+    /// Exactly `length` bytes, from this one on. An object that ends sooner is `Refused`; a transfer that does is
+    /// `Unreachable`.
+    async fn range(&self, key: &str, from: u64, length: u64) -> PortResult<Vec<u8>>;
+    /// Where the object stands, or would stand, for its provider's own copying; `None` where there is none.
+    fn place(&self, key: &str) -> Option<ObjectPlace>;
+    /// Who keeps the objects: two stores with the same provider can copy between them (`ObjectWrite::copy_from`).
+    /// `None` is never the same.
+    async fn provider(&self) -> PortResult<Option<String>>;
+    /// Can objects be retained here (S3: the bucket has Object Lock)?
+    async fn locks(&self) -> PortResult<bool>;
+    /// Until when an object can be neither deleted nor replaced for good; `None` when it can be now.
+    async fn retention(&self, key: &str) -> PortResult<Option<jiff::Timestamp>>;
 }
+
+/// The chunks of a body; nothing comes after an error.
+pub type Chunks = futures::stream::BoxStream<'static, PortResult<Vec<u8>>>;
 
 pub struct ObjectBody {
     pub meta: ObjectMeta,
-    pub chunks: futures::stream::BoxStream<'static, PortResult<Vec<u8>>>,
+    pub chunks: Chunks,
 }
 
 #[async_trait]
@@ -79,6 +118,16 @@ pub trait ObjectWrite: ObjectRead {
         sha256: &str,
         metadata: &BTreeMap<String, String>,
     ) -> PortResult<ObjectMeta>;
+    /// The same from a stream whose length nobody knows yet. Nothing is seen under the key before the whole body is
+    /// there, and nothing is left when it breaks off. Memory is bounded: 48 MiB, or two parts when they are larger
+    /// (they are 8 MiB each, and double with every thousand, so that 10,000 suffice for the largest object).
+    async fn put_stream(&self, key: &str, body: Chunks, metadata: &BTreeMap<String, String>) -> PortResult<ObjectMeta>;
+    /// Has the provider copy an object from one of its places, which must be at the same provider. `listed` is what
+    /// is known of it: another object that stands there by now is a `Conflict`. Metadata go along (above 5 GiB:
+    /// those of `listed`).
+    async fn copy_from(&self, key: &str, from: &ObjectPlace, listed: &ObjectMeta) -> PortResult<ObjectMeta>;
+    /// Retains an object until then. It is never shortened here: an earlier instant is refused by the provider.
+    async fn retain(&self, key: &str, until: jiff::Timestamp, mode: LockMode) -> PortResult<()>;
     /// Writes one small object in place of the one with the etag `expect`, or where there is none: a `Conflict`
     /// when something else is there.
     async fn swap(&self, key: &str, body: Vec<u8>, expect: Option<&str>) -> PortResult<()>;
@@ -417,6 +466,8 @@ pub trait Processes: Send + Sync {
 pub trait WorldRead: Send + Sync {
     fn clock(&self) -> Arc<dyn super::clock::Clock>;
     fn objects(&self, bucket: &str, region: &str) -> PortResult<Arc<dyn ObjectRead>>;
+    /// Where a backup repository of the estate lies.
+    fn store(&self, repository: &str) -> PortResult<Arc<dyn ObjectRead>>;
     fn instances(&self, region: &str) -> PortResult<Arc<dyn InstanceRead>>;
     fn sql(&self, database: &str, region: &str) -> PortResult<Arc<dyn SqlRead>>;
     fn dns(&self, endpoint: &str) -> PortResult<Arc<dyn DnsRead>>;
@@ -435,6 +486,7 @@ pub trait WorldRead: Send + Sync {
 /// Everything that an action may change.
 pub trait WorldWrite: WorldRead {
     fn objects_mut(&self, bucket: &str, region: &str) -> PortResult<Arc<dyn ObjectWrite>>;
+    fn store_mut(&self, repository: &str) -> PortResult<Arc<dyn ObjectWrite>>;
     fn instances_mut(&self, region: &str) -> PortResult<Arc<dyn InstanceWrite>>;
     fn sql_mut(&self, database: &str, region: &str) -> PortResult<Arc<dyn SqlWrite>>;
     fn dns_mut(&self, endpoint: &str) -> PortResult<Arc<dyn DnsWrite>>;
