@@ -12,6 +12,7 @@
 //! that a crash leaves garbage and never a snapshot without its data. Nothing is deleted but by [`prune`], in two
 //! phases, so that nobody needs a lock.
 
+pub mod codec;
 pub mod entry;
 pub mod error;
 pub mod index;
@@ -22,6 +23,7 @@ pub mod open;
 pub mod pack;
 pub mod seal;
 pub mod snapshot;
+pub mod source;
 pub mod wire;
 
 pub use error::{RepositoryError, Result};

@@ -7,7 +7,7 @@ use super::{
     RepositoryError, Result, index,
     index::Index,
     keys::{Keyring, Slot, Unlock},
-    names::{CONFIG, INDEX, Id, KEYS, PACKS, SNAPSHOTS, VERSION},
+    names::{CONFIG, Id, KEYS, PACKS, SNAPSHOTS, VERSION},
     pack,
     pack::Piece,
     seal::{self, HEADER, Kind},
@@ -80,7 +80,7 @@ impl Repository {
         let slot = slot.await.map_err(|e| RepositoryError::Interrupted(e.to_string()))??;
         write_slot(store, &slot).await?;
         let config = Config { format: FORMAT.to_owned(), version: VERSION, id, created: now };
-        match store.put(CONFIG, json(&config)?, &BTreeMap::new(), true).await {
+        match store.put(CONFIG, json(&config)?.to_vec(), &BTreeMap::new(), true).await {
             Ok(_) => Ok(true),
             // Somebody else was quicker; the repository is theirs, and our slot opens nothing.
             Err(PortError::Conflict { .. }) => Ok(false),
@@ -223,7 +223,7 @@ impl Repository {
 /// Writes an object that is named by its bytes. Doing it again is harmless, so it is, until it is certain.
 pub async fn put(store: &dyn ObjectWrite, key: &str, body: Bytes) -> Result<()> {
     let once = || async {
-        match store.put(key, body.clone(), &BTreeMap::new(), true).await {
+        match store.put(key, body.to_vec(), &BTreeMap::new(), true).await {
             Ok(_) => Ok(()),
             // There already: by another writer, or by a try whose answer was lost. The name says that it is the same.
             Err(PortError::Conflict { .. }) => match store.head(key).await? {
