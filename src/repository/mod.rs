@@ -13,6 +13,8 @@
 //! phases, so that nobody needs a lock.
 
 pub mod codec;
+pub mod create;
+pub mod cut;
 pub mod entry;
 pub mod error;
 pub mod index;
@@ -20,10 +22,14 @@ pub mod keys;
 pub mod list;
 pub mod names;
 pub mod open;
+pub mod marks;
 pub mod pack;
+pub mod progress;
+pub mod rescue;
 pub mod seal;
 pub mod snapshot;
 pub mod source;
+pub mod write;
 pub mod wire;
 
 pub use error::{RepositoryError, Result};
