@@ -1,4 +1,4 @@
-//! Which codec a chunk gets: a judgement from 8 KiB of it, at a hundredth of the cost of coding it.
+//! Which codec a chunk gets: a judgement from 8 KiB of it, for a few hundredths of the cost of coding it.
 //!
 //! The sample is looked at as if it were an array of elements of 1, 2, 4 and 8 bytes. For each it is reckoned how few
 //! bits a byte would take if every byte of the element were entropy-coded by itself (Shannon's order-0 entropy). Floating-point
@@ -12,7 +12,7 @@ use super::{Hint, frame::Frames, planes::rotate_left};
 const WINDOWS: usize = 16;
 const WINDOW: usize = 512;
 const SAMPLE: usize = WINDOWS * WINDOW;
-/// Bytes with more bits than this are not worth the time: less than 2 % would be saved.
+/// Bytes with more bits than this are not worth the time: less than 2 % would be saved. The mantissas of weights are above.
 const NOISE: f32 = 7.85;
 /// Bits per byte that a wider element must save over a narrower one.
 const MARGIN: f32 = 0.06;

@@ -210,8 +210,8 @@ impl Decoder {
         let (codec, rest) = stored.split_first().ok_or(CodecError::Short)?;
         match (*codec, rest) {
             (RAW, _) if rest.len() == raw_len => {
-                out.clear();
-                out.extend_from_slice(rest);
+                fit(out, raw_len);
+                out.copy_from_slice(rest);
                 Ok(())
             }
             (ZSTD, _) => {
@@ -220,8 +220,8 @@ impl Decoder {
             }
             (PLANES, _) => self.join(rest, raw_len, out),
             (SAME, [byte]) => {
-                out.clear();
-                out.resize(raw_len, *byte);
+                fit(out, raw_len);
+                out.fill(*byte);
                 Ok(())
             }
             (RAW | SAME, _) => Err(CodecError::Length),
