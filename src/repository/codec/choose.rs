@@ -22,6 +22,8 @@ const SHORT: usize = 64 << 10;
 const TRIAL: usize = 64 << 10;
 /// So many of the sample's 8-byte sequences must have occurred before for repetition to be suspected.
 const REPEATED: f32 = 0.01;
+/// The same for a plane, of which so many bytes are looked at.
+const PLANE_SAMPLE: usize = 2048;
 const REPEATED_IN_PLANE: f32 = 0.15;
 /// A chunk shorter than this has no entropy worth reckoning.
 const TINY: usize = 64;
@@ -39,7 +41,14 @@ pub enum Plan {
     Raw,
     Same(u8),
     Whole(Method),
-    Planes { width: u8, turned: bool, lead: u8, methods: [Method; 8] },
+    Planes {
+        width: u8,
+        turned: bool,
+        lead: u8,
+        methods: [Method; 8],
+        /// There is repetition too: zstd might do better.
+        doubtful: bool,
+    },
 }
 
 /// How often each byte occurs.
@@ -83,7 +92,7 @@ impl Chooser {
             _ => {}
         }
         self.take_sample(raw);
-        if is_text(&self.sample) {
+        if hint == Hint::None && is_text(&self.sample) {
             return Plan::Whole(Method::Match);
         }
         let shape = self.shape(hint);
@@ -91,11 +100,13 @@ impl Chooser {
             return self.whole(raw, shape.bits, frames);
         }
         // A sample says all there is to know of numbers, but little of how often something recurs in a whole chunk.
-        let handicap = if hint == Hint::None { 0.85 } else { 1.0 };
-        if self.repeats() > REPEATED && self.trial(raw, frames) * handicap < shape.bits {
+        let (handicap, enough) = if hint == Hint::None { (0.85, SAMPLE) } else { (1.0, SAMPLE / 2) };
+        let doubtful = self.repeats(enough) > REPEATED;
+        if doubtful && self.trial(raw, frames) * handicap < shape.bits {
             return Plan::Whole(Method::Match);
         }
-        self.planes(&shape)
+        let methods = self.methods(&shape);
+        Plan::Planes { width: shape.width as u8, turned: shape.turned, lead: shape.lead as u8, methods, doubtful }
     }
 
     fn take_sample(&mut self, raw: &[u8]) {
@@ -113,16 +124,16 @@ impl Chooser {
     /// Bytes that are best taken as they come.
     fn whole(&mut self, raw: &[u8], bits: f32, frames: &mut Frames) -> Plan {
         if bits >= NOISE {
-            let noise = self.sample.chunks(WINDOW).all(is_noise) && self.repeats() <= REPEATED;
+            let noise = self.sample.chunks(WINDOW).all(is_noise) && self.repeats(SAMPLE) <= REPEATED;
             return if noise { Plan::Raw } else { Plan::Whole(Method::Match) };
         }
-        let matching = raw.len() <= SHORT || self.trial(raw, frames) < bits;
+        let matching = raw.len() <= SHORT || self.repeats(SAMPLE) > REPEATED || self.trial(raw, frames) < bits;
         Plan::Whole(if matching { Method::Match } else { Method::Huffman })
     }
 
-    /// How much there is for zstd to find.
-    fn repeats(&mut self) -> f32 {
-        repeats(&self.sample, &mut self.seen)
+    /// How much there is for zstd to find in so much of the sample.
+    fn repeats(&mut self, length: usize) -> f32 {
+        repeats(self.sample.get(..length).unwrap_or(&self.sample), &mut self.seen)
     }
 
     /// Bits per byte that zstd makes of a piece from the middle.
@@ -134,7 +145,7 @@ impl Chooser {
     }
 
     /// How each plane is coded.
-    fn planes(&mut self, shape: &Shape) -> Plan {
+    fn methods(&mut self, shape: &Shape) -> [Method; 8] {
         self.take_elements(shape);
         let mut methods = [Method::Raw; 8];
         for (k, (method, bits)) in methods.iter_mut().zip(shape.planes).enumerate().take(shape.width) {
@@ -142,14 +153,14 @@ impl Chooser {
                 continue;
             }
             self.plane.clear();
-            self.plane.extend(self.elements.iter().skip(k).step_by(shape.width));
+            self.plane.extend(self.elements.iter().skip(k).step_by(shape.width).take(PLANE_SAMPLE));
             // Sequences of few different bytes recur without meaning anything.
             let chance = self.plane.len() as f32 * (-8.0 * 0.85 * bits).exp2();
             // A Huffman code is never shorter than one bit.
             let matching = bits < 1.0 || repeats(&self.plane, &mut self.seen) > REPEATED_IN_PLANE + chance;
             *method = if matching { Method::Match } else { Method::Huffman };
         }
-        Plan::Planes { width: shape.width as u8, turned: shape.turned, lead: shape.lead as u8, methods }
+        methods
     }
 
     /// The narrowest elements that make the most of the sample.
@@ -244,7 +255,9 @@ impl Chooser {
 
 /// Nearly all of it printable ASCII. Then there is no use in reckoning: zstd it is.
 fn is_text(sample: &[u8]) -> bool {
-    let others = sample.iter().filter(|byte| !matches!(byte, b' '..=b'~' | b'\n' | b'\r' | b'\t')).count();
+    let printable = |byte: &u8| matches!(byte, b' '..=b'~') | matches!(byte, b'\t'..=b'\r');
+    // Few enough at a time to be counted in bytes, sixteen at once.
+    let others: usize = sample.chunks(128).map(|part| usize::from(part.iter().map(|byte| u8::from(!printable(byte))).sum::<u8>())).sum();
     others * 50 < sample.len()
 }
 
