@@ -13,6 +13,7 @@
 //! that a crash leaves garbage and never a snapshot without its data. Nothing is deleted but by [`prune`], in two
 //! phases, so that nobody needs a lock.
 
+pub mod bucket;
 pub mod codec;
 pub mod copy;
 pub mod create;
@@ -32,11 +33,14 @@ pub mod prune;
 pub mod prune_plan;
 pub mod rekey;
 pub mod rescue;
+pub mod restore_bucket;
 pub mod seal;
 pub mod snapshot;
 pub mod source;
 pub mod write;
 pub mod stream;
+#[cfg(test)]
+mod sweep_tests;
 #[cfg(test)]
 mod tests;
 pub mod verify;
