@@ -23,6 +23,7 @@ pub mod error;
 pub mod index;
 pub mod keys;
 pub mod list;
+pub mod lock;
 pub mod names;
 pub mod open;
 pub mod marks;
