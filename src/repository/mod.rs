@@ -15,6 +15,7 @@
 pub mod codec;
 pub mod create;
 pub mod cut;
+pub mod diff;
 pub mod entry;
 pub mod error;
 pub mod index;
