@@ -21,6 +21,7 @@ pub mod list;
 pub mod names;
 pub mod open;
 pub mod pack;
+pub mod progress;
 pub mod seal;
 pub mod snapshot;
 pub mod source;
