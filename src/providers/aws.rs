@@ -5,14 +5,20 @@
 
 use super::port::{PortError, PortResult};
 use super::secrets;
-use crate::model::estate::{Aws, AwsCredentials};
-use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
+use crate::model::estate::{Aws, AwsCredentials, AwsEndpoints};
+use aws_config::{
+    BehaviorVersion, ConfigLoader, Region, SdkConfig, default_provider::region::DefaultRegionChain,
+    environment::EnvironmentVariableRegionProvider, meta::region::RegionProviderChain, profile::ProfileFileRegionProvider,
+    retry::RetryConfig, timeout::TimeoutConfig,
+};
 use aws_credential_types::Credentials;
 use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+use aws_types::service_config::ServiceConfigKey;
 use secrecy::ExposeSecret;
 use std::{error::Error, io::ErrorKind, time::Duration};
 use tokio::sync::OnceCell;
+use url::Url;
 
 const CONNECT: Duration = Duration::from_secs(2);
 const READ: Duration = Duration::from_secs(5);
@@ -36,7 +42,8 @@ pub struct Pair<C> {
 
 /// All clients of one region, made when first asked for.
 pub struct AwsClients {
-    aws: Aws,
+    /// As the estate says; `None` for the SDK's own configuration alone.
+    aws: Option<Aws>,
     base: OnceCell<SdkConfig>,
     s3: OnceCell<Pair<aws_sdk_s3::Client>>,
     rds: OnceCell<Pair<aws_sdk_rds::Client>>,
@@ -45,22 +52,37 @@ pub struct AwsClients {
 
 impl AwsClients {
     #[must_use]
-    pub fn new(aws: Aws) -> Self {
+    pub fn new(aws: Option<Aws>) -> Self {
         Self { aws, base: OnceCell::new(), s3: OnceCell::new(), rds: OnceCell::new(), route53: OnceCell::new() }
     }
 
     async fn base(&self) -> PortResult<&SdkConfig> {
-        self.base.get_or_try_init(|| load(&self.aws)).await
+        self.base.get_or_try_init(|| load(self.aws.as_ref())).await
+    }
+
+    fn endpoint(&self, of: impl Fn(&AwsEndpoints) -> &Option<Url>) -> Option<String> {
+        self.aws.as_ref().and_then(|aws| of(&aws.endpoints).as_ref()).map(Url::to_string)
+    }
+
+    /// Where S3 is, if it is not Amazon's own: by the estate, or by the SDK's own configuration.
+    pub async fn s3_endpoint(&self) -> PortResult<Option<String>> {
+        let base = self.base().await?;
+        Ok(self.endpoint(|at| &at.s3).or_else(|| s3_elsewhere(base)))
+    }
+
+    /// Amazon's name for the region.
+    pub async fn region(&self) -> PortResult<String> {
+        Ok(self.base().await?.region().map(ToString::to_string).unwrap_or_default())
     }
 
     pub async fn s3(&self) -> PortResult<&Pair<aws_sdk_s3::Client>> {
         let make = || async {
-            let base = self.base().await?;
+            let (base, endpoint) = (self.base().await?, self.s3_endpoint().await?);
             let make = |limit: Duration, retry: RetryConfig| {
                 let mut config = aws_sdk_s3::config::Builder::from(base).timeout_config(timeouts(limit)).retry_config(retry);
-                if let Some(url) = &self.aws.endpoints.s3 {
+                if let Some(url) = &endpoint {
                     // Another address is rarely one with a name for every bucket.
-                    config = config.endpoint_url(url.as_str()).force_path_style(true);
+                    config = config.endpoint_url(url).force_path_style(true);
                 }
                 aws_sdk_s3::Client::from_conf(config.build())
             };
@@ -74,8 +96,8 @@ impl AwsClients {
             let base = self.base().await?;
             let make = |limit: Duration, retry: RetryConfig| {
                 let mut config = aws_sdk_rds::config::Builder::from(base).timeout_config(timeouts(limit)).retry_config(retry);
-                if let Some(url) = &self.aws.endpoints.rds {
-                    config = config.endpoint_url(url.as_str());
+                if let Some(url) = self.endpoint(|at| &at.rds) {
+                    config = config.endpoint_url(url);
                 }
                 aws_sdk_rds::Client::from_conf(config.build())
             };
@@ -89,8 +111,8 @@ impl AwsClients {
             let base = self.base().await?;
             let make = |limit: Duration, retry: RetryConfig| {
                 let mut config = aws_sdk_route53::config::Builder::from(base).timeout_config(timeouts(limit)).retry_config(retry);
-                if let Some(url) = &self.aws.endpoints.route53 {
-                    config = config.endpoint_url(url.as_str());
+                if let Some(url) = self.endpoint(|at| &at.route53) {
+                    config = config.endpoint_url(url);
                 }
                 aws_sdk_route53::Client::from_conf(config.build())
             };
@@ -101,7 +123,7 @@ impl AwsClients {
 }
 
 /// Short: a region that is down is found out by failing, and quickly.
-fn patient() -> RetryConfig {
+pub(super) fn patient() -> RetryConfig {
     RetryConfig::standard()
         .with_max_attempts(3)
         .with_initial_backoff(Duration::from_millis(100))
@@ -112,7 +134,8 @@ fn timeouts(limit: Duration) -> TimeoutConfig {
     TimeoutConfig::builder().connect_timeout(CONNECT).operation_timeout(limit).build()
 }
 
-async fn load(aws: &Aws) -> PortResult<SdkConfig> {
+async fn load(aws: Option<&Aws>) -> PortResult<SdkConfig> {
+    let Some(aws) = aws else { return standard().await };
     let mut loader = aws_config::defaults(BehaviorVersion::latest()).region(Region::new(aws.region.clone()));
     if let Some(profile) = &aws.profile {
         loader = loader.profile_name(profile);
@@ -120,10 +143,42 @@ async fn load(aws: &Aws) -> PortResult<SdkConfig> {
     if let Some(keys) = &aws.credentials {
         loader = loader.credentials_provider(credentials(keys)?);
     }
-    // The standard chain may ask the machine's metadata service.
-    tokio::time::timeout(LOAD, loader.load()).await.map_err(|_| {
-        PortError::Unreachable(format!("the AWS configuration for {} could not be loaded within {} s", aws.region, LOAD.as_secs()))
-    })
+    loaded(loader, &aws.region).await
+}
+
+/// The standard chain may ask the machine's metadata service.
+async fn loaded(loader: ConfigLoader, of: &str) -> PortResult<SdkConfig> {
+    tokio::time::timeout(LOAD, loader.load())
+        .await
+        .map_err(|_| PortError::Unreachable(format!("the AWS configuration for {of} could not be loaded within {} s", LOAD.as_secs())))
+}
+
+/// What the SDK finds in the environment, in profiles and in the machine's metadata.
+async fn standard() -> PortResult<SdkConfig> {
+    let written = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new()).or_else(ProfileFileRegionProvider::new());
+    let base = loaded(aws_config::defaults(BehaviorVersion::latest()).region(written), "this user").await?;
+    if base.region().is_some() {
+        return Ok(base);
+    }
+    // What is not Amazon's rarely has regions. The machine's metadata, for which an answer may take seconds where
+    // there is none, are asked only when nothing else says where to go.
+    let region = if s3_elsewhere(&base).is_some() {
+        Some(Region::from_static("us-east-1"))
+    } else {
+        tokio::time::timeout(LOAD, DefaultRegionChain::builder().build().region()).await.unwrap_or(None)
+    };
+    match region {
+        Some(region) => Ok(base.into_builder().region(region).build()),
+        None => Err(PortError::Config(
+            "no AWS region is known: set AWS_REGION, give the profile a `region`, or name another server by AWS_ENDPOINT_URL_S3".to_owned(),
+        )),
+    }
+}
+
+/// AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL and their like in profiles.
+fn s3_elsewhere(base: &SdkConfig) -> Option<String> {
+    let key = ServiceConfigKey::builder().service_id("S3").env("AWS_ENDPOINT_URL").profile("endpoint_url").build().ok()?;
+    base.service_config().and_then(|config| config.load_config(key)).or_else(|| base.endpoint_url().map(str::to_owned))
 }
 
 fn credentials(keys: &AwsCredentials) -> PortResult<Credentials> {
@@ -195,6 +250,10 @@ fn answered(status: u16, code: &str, message: &str, doing: Doing, what: &str) ->
     if THROTTLING.contains(&code) || status == 429 {
         return PortError::Throttled { after: Duration::from_secs(1), message: text };
     }
+    // Nobody has begun what he does not know.
+    if code == "NotImplemented" || status == 501 {
+        return PortError::Refused(text);
+    }
     if status >= 500 {
         return if doing == Doing::Writing { PortError::Unknown(text) } else { PortError::Unreachable(text) };
     }
@@ -263,6 +322,7 @@ mod tests {
             (400, "Throttling", "throttled", "throttled"),
             (500, "InternalFailure", "unreachable", "unknown"),
             (503, "", "unreachable", "unknown"),
+            (501, "NotImplemented", "refused", "refused"),
             (404, "DBInstanceNotFound", "not found", "not found"),
             (400, "NoSuchChange", "not found", "not found"),
             (404, "", "not found", "not found"),

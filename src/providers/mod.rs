@@ -7,6 +7,8 @@
 #[cfg(feature = "aws")]
 pub mod aws;
 pub mod clock;
+pub mod directory;
+mod directory_files;
 pub mod http;
 pub mod lease;
 pub mod port;
@@ -21,7 +23,10 @@ pub mod resolver;
 pub mod route53;
 #[cfg(feature = "aws")]
 pub mod s3;
+#[cfg(feature = "aws")]
+mod s3_parts;
 pub mod secrets;
 pub mod sim;
+pub mod store;
 pub mod who;
 pub mod world;

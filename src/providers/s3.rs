@@ -2,12 +2,13 @@
 //! two regions' buckets compare whatever their prefixes are.
 
 use super::aws::{AwsClients, Doing, explain, instant};
-use super::port::{ObjectBody, ObjectMeta, ObjectPage, ObjectRead, ObjectWrite, PortError, PortResult};
+use super::port::{Chunks, LockMode, ObjectBody, ObjectMeta, ObjectPage, ObjectPlace, ObjectRead, ObjectWrite, PortError, PortResult};
 use async_trait::async_trait;
 use aws_sdk_s3::{
     config::timeout::TimeoutConfig,
+    operation::{get_object::GetObjectOutput, head_object::HeadObjectOutput},
     primitives::{ByteStream, DateTime},
-    types::{ChecksumAlgorithm, ChecksumMode},
+    types::{ChecksumAlgorithm, ChecksumMode, ObjectLockEnabled, ObjectLockRetention, ObjectLockRetentionMode},
 };
 use futures::{StreamExt, TryStreamExt, stream};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -23,8 +24,8 @@ const STALL: Duration = Duration::from_secs(30);
 const AT_ONCE: usize = 16;
 
 pub struct S3Bucket {
-    clients: Arc<AwsClients>,
-    bucket: String,
+    pub(super) clients: Arc<AwsClients>,
+    pub(super) bucket: String,
     prefix: String,
 }
 
@@ -33,17 +34,17 @@ impl S3Bucket {
     pub fn new(clients: Arc<AwsClients>, bucket: String, prefix: String) -> Self {
         Self { clients, bucket, prefix }
     }
-    fn full(&self, key: &str) -> String {
+    pub(super) fn full(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
     }
-    fn name(&self, call: &str, key: &str) -> String {
+    pub(super) fn name(&self, call: &str, key: &str) -> String {
         format!("{call} s3://{}/{}{key}", self.bucket, self.prefix)
     }
     fn listed(&self, object: &aws_sdk_s3::types::Object) -> Option<ObjectMeta> {
         let key = object.key()?.strip_prefix(&self.prefix)?.to_owned();
         let size = object.size().and_then(|s| u64::try_from(s).ok())?;
         let modified = object.last_modified().and_then(instant);
-        Some(ObjectMeta { key, size, etag: tag(object.e_tag()), version: None, modified, metadata: BTreeMap::new() })
+        Some(ObjectMeta { key, size, etag: tag(object.e_tag()), version: None, modified, metadata: BTreeMap::new(), checksum: None })
     }
     async fn with_etag(&self, listed: ObjectMeta) -> PortResult<ObjectMeta> {
         if listed.etag.is_some() {
@@ -55,11 +56,11 @@ impl S3Bucket {
 }
 
 /// Without the quotes, which not every server sends.
-fn tag(etag: Option<&str>) -> Option<String> {
+pub(super) fn tag(etag: Option<&str>) -> Option<String> {
     etag.map(|t| t.trim_matches('"').to_owned())
 }
 
-fn known(version: Option<&str>) -> Option<String> {
+pub(super) fn known(version: Option<&str>) -> Option<String> {
     version.filter(|v| *v != "null").map(str::to_owned)
 }
 
@@ -69,6 +70,43 @@ fn sorted(metadata: Option<&std::collections::HashMap<String, String>>) -> BTree
 
 fn size(length: Option<i64>) -> u64 {
     length.and_then(|n| u64::try_from(n).ok()).unwrap_or(0)
+}
+
+/// The time limit for a call that carries or copies so many bytes.
+pub(super) fn limited(size: u64) -> aws_sdk_s3::config::Builder {
+    let limit = UPLOAD + Duration::from_secs(size / SLOWEST);
+    aws_sdk_s3::config::Config::builder().timeout_config(TimeoutConfig::builder().operation_timeout(limit).build())
+}
+
+/// The answers of HEAD and GET say the same things by methods of the same names.
+macro_rules! described {
+    ($key:expr, $answer:expr) => {{
+        let (key, answer) = ($key, $answer);
+        let checksums = [
+            ("sha256", answer.checksum_sha256()),
+            ("crc64nvme", answer.checksum_crc64_nvme()),
+            ("crc32c", answer.checksum_crc32_c()),
+            ("crc32", answer.checksum_crc32()),
+            ("sha1", answer.checksum_sha1()),
+        ];
+        ObjectMeta {
+            key: key.to_owned(),
+            size: size(answer.content_length()),
+            etag: tag(answer.e_tag()),
+            version: known(answer.version_id()),
+            modified: when(answer.last_modified()),
+            metadata: sorted(answer.metadata()),
+            checksum: checksums.iter().find_map(|(name, sum)| sum.map(|sum| format!("{name}:{sum}"))),
+        }
+    }};
+}
+
+fn of_head(key: &str, head: &HeadObjectOutput) -> ObjectMeta {
+    described!(key, head)
+}
+
+fn of_get(key: &str, got: &GetObjectOutput) -> ObjectMeta {
+    described!(key, got)
 }
 
 fn when(at: Option<&DateTime>) -> Option<jiff::Timestamp> {
@@ -95,35 +133,86 @@ impl ObjectRead for S3Bucket {
 
     async fn head(&self, key: &str) -> PortResult<Option<ObjectMeta>> {
         let call = self.clients.s3().await?.read.head_object().bucket(&self.bucket).key(self.full(key));
+        let call = call.checksum_mode(ChecksumMode::Enabled);
         match call.send().await.map_err(|e| explain(&e, Doing::Reading, &self.name("HeadObject", key))) {
-            Ok(head) => Ok(Some(ObjectMeta {
-                key: key.to_owned(),
-                size: size(head.content_length()),
-                etag: tag(head.e_tag()),
-                version: known(head.version_id()),
-                modified: when(head.last_modified()),
-                metadata: sorted(head.metadata()),
-            })),
+            Ok(head) => Ok(Some(of_head(key, &head))),
             Err(PortError::NotFound(_)) => Ok(None),
             Err(e) => Err(e),
         }
     }
 
     async fn get(&self, key: &str) -> PortResult<ObjectBody> {
-        let what = self.name("GetObject", key);
+        self.body(key, None).await
+    }
+
+    async fn get_if(&self, key: &str, etag: &str) -> PortResult<ObjectBody> {
+        match self.body(key, Some(etag)).await {
+            Err(PortError::Conflict { .. }) => Err(PortError::Conflict { found: self.describe(key).await }),
+            answer => answer,
+        }
+    }
+
+    async fn range(&self, key: &str, from: u64, length: u64) -> PortResult<Vec<u8>> {
+        let Some(last) = length.checked_sub(1).and_then(|more| from.checked_add(more)) else { return Ok(Vec::new()) };
+        let what = format!("{} bytes {from} to {last}", self.name("GetObject", key));
         let call = self.clients.s3().await?.read.get_object().bucket(&self.bucket).key(self.full(key));
-        let got = call.checksum_mode(ChecksumMode::Enabled).send().await.map_err(|e| explain(&e, Doing::Reading, &what))?;
-        let meta = ObjectMeta {
-            key: key.to_owned(),
-            size: size(got.content_length()),
-            etag: tag(got.e_tag()),
-            version: known(got.version_id()),
-            modified: when(got.last_modified()),
-            metadata: sorted(got.metadata()),
-        };
-        let expected = meta.size;
-        let chunks = stream::unfold(Some((got.body, 0u64, what)), move |state| next_chunk(state, expected));
-        Ok(ObjectBody { meta, chunks: chunks.boxed() })
+        let got = call.range(format!("bytes={from}-{last}")).send().await.map_err(|e| explain(&e, Doing::Reading, &what))?;
+        let sent = size(got.content_length());
+        if sent != length || got.content_range().is_none() {
+            return Err(PortError::Refused(format!("{what}: {sent} bytes were answered where {length} were asked for")));
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
+        let mut state = Some((got.body, 0, what));
+        while let Some((chunk, next)) = next_chunk(state, length).await {
+            bytes.extend_from_slice(&chunk?);
+            state = next;
+        }
+        Ok(bytes)
+    }
+
+    fn place(&self, key: &str) -> Option<ObjectPlace> {
+        Some(ObjectPlace { bucket: self.bucket.clone(), key: self.full(key) })
+    }
+
+    async fn provider(&self) -> PortResult<Option<String>> {
+        if let Some(endpoint) = self.clients.s3_endpoint().await? {
+            return Ok(Some(endpoint.trim_end_matches('/').to_owned()));
+        }
+        // Amazon copies between its regions, and not into or out of these.
+        let region = self.clients.region().await?;
+        let part = ["cn-", "us-gov-", "us-iso", "eusc-"].into_iter().find(|part| region.starts_with(part));
+        Ok(Some(format!("aws {}", part.unwrap_or("")).trim_end().to_owned()))
+    }
+
+    async fn locks(&self) -> PortResult<bool> {
+        let call = self.clients.s3().await?.read.get_object_lock_configuration().bucket(&self.bucket);
+        match call.send().await.map_err(|e| explain(&e, Doing::Reading, &self.name("GetObjectLockConfiguration", ""))) {
+            Ok(answer) => {
+                let enabled = answer.object_lock_configuration().and_then(|locks| locks.object_lock_enabled());
+                Ok(enabled == Some(&ObjectLockEnabled::Enabled))
+            }
+            Err(e) if without_locks(&e) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    async fn retention(&self, key: &str) -> PortResult<Option<jiff::Timestamp>> {
+        let call = self.clients.s3().await?.read.get_object_retention().bucket(&self.bucket).key(self.full(key));
+        match call.send().await.map_err(|e| explain(&e, Doing::Reading, &self.name("GetObjectRetention", key))) {
+            Ok(answer) => Ok(when(answer.retention().and_then(|retained| retained.retain_until_date()))),
+            Err(e) if without_locks(&e) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// How servers say that a bucket has no Object Lock, that an object is not retained, or that they know neither.
+fn without_locks(error: &PortError) -> bool {
+    let said = |text: &str, words: &[&str]| words.iter().any(|word| text.contains(word));
+    match error {
+        PortError::NotFound(text) => said(text, &["ObjectLockConfigurationNotFound", "NoSuchObjectLockConfiguration"]),
+        PortError::Refused(text) => said(text, &["NotImplemented", "Object Lock", "ObjectLock", "object lock"]),
+        _ => false,
     }
 }
 
@@ -171,6 +260,7 @@ impl ObjectWrite for S3Bucket {
                 version: known(done.version_id()),
                 modified: None,
                 metadata: metadata.clone(),
+                checksum: None,
             }),
             // Two conditional writes at once: neither is told which came first, and this one did not happen.
             Err(PortError::Refused(text)) if text.contains("ConditionalRequestConflict") => {
@@ -197,11 +287,31 @@ impl ObjectWrite for S3Bucket {
         let call = self.clients.s3().await?.write.put_object().bucket(&self.bucket).key(self.full(key)).body(body);
         let call = call.checksum_sha256(aws_smithy_types::base64::encode(digest));
         let call = call.set_metadata(Some(metadata.iter().map(|(k, v)| (k.clone(), v.clone())).collect()));
-        let limit = TimeoutConfig::builder().operation_timeout(UPLOAD + Duration::from_secs(size / SLOWEST)).build();
-        let call = call.customize().config_override(aws_sdk_s3::config::Config::builder().timeout_config(limit));
+        let call = call.customize().config_override(limited(size));
         let done = call.send().await.map_err(|e| explain(&e, Doing::Writing, &what))?;
         let (etag, version) = (tag(done.e_tag()), known(done.version_id()));
-        Ok(ObjectMeta { key: key.to_owned(), size, etag, version, modified: None, metadata: metadata.clone() })
+        Ok(ObjectMeta { key: key.to_owned(), size, etag, version, modified: None, metadata: metadata.clone(), checksum: None })
+    }
+
+    async fn put_stream(&self, key: &str, body: Chunks, metadata: &BTreeMap<String, String>) -> PortResult<ObjectMeta> {
+        super::s3_parts::put_stream(self, key, body, metadata).await
+    }
+
+    async fn copy_from(&self, key: &str, from: &ObjectPlace, listed: &ObjectMeta) -> PortResult<ObjectMeta> {
+        super::s3_parts::copy(self, key, from, listed).await
+    }
+
+    async fn retain(&self, key: &str, until: jiff::Timestamp, mode: LockMode) -> PortResult<()> {
+        let mode = match mode {
+            LockMode::Governance => ObjectLockRetentionMode::Governance,
+            LockMode::Compliance => ObjectLockRetentionMode::Compliance,
+        };
+        // In whole seconds, as some servers ask, and never sooner than asked.
+        let second = until.as_second() + i64::from(until.subsec_nanosecond() > 0);
+        let retention = ObjectLockRetention::builder().mode(mode).retain_until_date(DateTime::from_secs(second)).build();
+        let call = self.clients.s3().await?.write.put_object_retention().bucket(&self.bucket).key(self.full(key));
+        let call = call.checksum_algorithm(ChecksumAlgorithm::Crc32).retention(retention);
+        call.send().await.map(|_| ()).map_err(|e| explain(&e, Doing::Writing, &self.name("PutObjectRetention", key)))
     }
 
     async fn swap(&self, key: &str, body: Vec<u8>, expect: Option<&str>) -> PortResult<()> {
@@ -231,6 +341,22 @@ impl ObjectWrite for S3Bucket {
 }
 
 impl S3Bucket {
+    /// `copy_from` in parts of this size, as it copies what is too large for one call.
+    pub async fn copy_in_parts(&self, key: &str, from: &ObjectPlace, listed: &ObjectMeta, part: u64) -> PortResult<ObjectMeta> {
+        super::s3_parts::copy_in_parts(self, key, from, listed, part).await
+    }
+
+    async fn body(&self, key: &str, etag: Option<&str>) -> PortResult<ObjectBody> {
+        let what = self.name("GetObject", key);
+        let call = self.clients.s3().await?.read.get_object().bucket(&self.bucket).key(self.full(key));
+        let call = call.checksum_mode(ChecksumMode::Enabled).set_if_match(etag.map(|tag| format!("\"{tag}\"")));
+        let got = call.send().await.map_err(|e| explain(&e, Doing::Reading, &what))?;
+        let meta = of_get(key, &got);
+        let expected = meta.size;
+        let chunks = stream::unfold(Some((got.body, 0u64, what)), move |state| next_chunk(state, expected));
+        Ok(ObjectBody { meta, chunks: chunks.boxed() })
+    }
+
     /// What stands in the way of a conditional write, as far as it can be told.
     async fn describe(&self, key: &str) -> String {
         let place = format!("s3://{}/{}{key}", self.bucket, self.prefix);

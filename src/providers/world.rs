@@ -5,7 +5,7 @@
 
 use super::{
     clock::Clock, http::HttpClient, lease::HttpLease, port::*, postgres, postgres::Postgres, process::LocalProcesses,
-    resolver::DnsResolver, secrets,
+    resolver::DnsResolver, secrets, store,
 };
 use crate::model::estate::{Aws, Database, DnsProvider, Endpoint, Engine, Estate, Region, SecretRef};
 use std::{
@@ -19,12 +19,14 @@ pub struct World {
     http: Arc<HttpClient>,
     cloud: cloud::Cloud,
     sql: Mutex<HashMap<(String, String), Arc<Postgres>>>,
+    stores: Mutex<HashMap<String, Arc<dyn ObjectWrite>>>,
 }
 
 impl World {
     #[must_use]
     pub fn new(estate: Arc<Estate>, clock: Arc<dyn Clock>) -> Self {
-        Self { estate, clock, http: Arc::new(HttpClient::new()), cloud: cloud::Cloud::default(), sql: Mutex::default() }
+        let (http, cloud) = (Arc::new(HttpClient::new()), cloud::Cloud::default());
+        Self { estate, clock, http, cloud, sql: Mutex::default(), stores: Mutex::default() }
     }
 
     fn region(&self, name: &str) -> PortResult<&Region> {
@@ -82,6 +84,13 @@ impl World {
         Ok(Postgres::new(settings, instances, Arc::clone(&self.clock)))
     }
 
+    fn make_store(&self, name: &str) -> PortResult<Arc<dyn ObjectWrite>> {
+        let known = &self.estate.repositories;
+        let repository = known.get(name).ok_or_else(|| absent("repository", name, known.keys()))?;
+        let aws = repository.region.as_ref().map(|region| self.aws(region.as_str())).transpose()?;
+        store::open(&repository.url, aws)
+    }
+
     fn http_lease(&self, database: &str) -> PortResult<Arc<HttpLease>> {
         let source = self.database(database)?.lease.as_ref().ok_or_else(|| {
             PortError::Config(format!(
@@ -105,6 +114,9 @@ impl WorldRead for World {
     }
     fn objects(&self, bucket: &str, region: &str) -> PortResult<Arc<dyn ObjectRead>> {
         Ok(self.objects_mut(bucket, region)?)
+    }
+    fn store(&self, repository: &str) -> PortResult<Arc<dyn ObjectRead>> {
+        Ok(self.store_mut(repository)?)
     }
     fn instances(&self, region: &str) -> PortResult<Arc<dyn InstanceRead>> {
         Ok(self.instances_mut(region)?)
@@ -140,6 +152,15 @@ impl WorldWrite for World {
         let regions = self.estate.buckets.get(bucket).ok_or_else(|| absent("bucket", bucket, self.estate.buckets.keys()))?;
         let place = regions.get(region).ok_or_else(|| absent(&format!("bucket `{bucket}` in region"), region, regions.keys()))?;
         self.cloud.bucket(self.aws(region)?, place)
+    }
+    fn store_mut(&self, repository: &str) -> PortResult<Arc<dyn ObjectWrite>> {
+        let mut made = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(store) = made.get(repository) {
+            return Ok(Arc::clone(store));
+        }
+        let store = self.make_store(repository)?;
+        made.insert(repository.to_owned(), Arc::clone(&store));
+        Ok(store)
     }
     fn instances_mut(&self, region: &str) -> PortResult<Arc<dyn InstanceWrite>> {
         self.cloud.instances(self.aws(region)?)
@@ -184,7 +205,7 @@ mod cloud {
             if let Some(found) = made.iter().find(|m| m.aws == *aws) {
                 return (Arc::clone(&found.clients), Arc::clone(&found.dns));
             }
-            let clients = Arc::new(AwsClients::new(aws.clone()));
+            let clients = Arc::new(AwsClients::new(Some(aws.clone())));
             let dns = Arc::new(Route53::new(Arc::clone(&clients)));
             made.push(Made { aws: aws.clone(), clients: Arc::clone(&clients), dns: Arc::clone(&dns) });
             (clients, dns)
@@ -257,6 +278,18 @@ mod tests {
         says(w.sql("p", "east").map(|_| ()), &["region `east` has no `aws`"]);
         says(w.lease("p").map(|_| ()), &["no `lease`", "docs/lease.md"]);
         says(w.dns("api").map(|_| ()), &["no endpoint `api`", "none"]);
+        says(w.store("vault").map(|_| ()), &["no repository `vault`", "none"]);
+    }
+
+    #[test]
+    fn a_repository_is_opened_where_its_url_says() {
+        let w = world(
+            "regions: { east: {} }\nrepositories: { disk: { url: /srv/vault }, s3: { url: 's3://b', region: east }, web: { url: 'http://b' } }",
+        );
+        let (once, twice) = (w.store_mut("disk").unwrap(), w.store_mut("disk").unwrap());
+        assert!(Arc::ptr_eq(&once, &twice) && once.place("x").is_none());
+        says(w.store("s3").map(|_| ()), &["region `east` has no `aws`"]);
+        says(w.store("web").map(|_| ()), &["http://b", "s3://BUCKET"]);
     }
 
     #[test]

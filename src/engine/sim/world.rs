@@ -239,6 +239,9 @@ impl WorldRead for NodeWorld {
     fn objects(&self, _bucket: &str, _region: &str) -> PortResult<Arc<dyn ObjectRead>> {
         nowhere()
     }
+    fn store(&self, _repository: &str) -> PortResult<Arc<dyn ObjectRead>> {
+        nowhere()
+    }
     fn instances(&self, _region: &str) -> PortResult<Arc<dyn InstanceRead>> {
         nowhere()
     }
@@ -267,6 +270,9 @@ impl WorldRead for NodeWorld {
 
 impl WorldWrite for NodeWorld {
     fn objects_mut(&self, _bucket: &str, _region: &str) -> PortResult<Arc<dyn ObjectWrite>> {
+        nowhere()
+    }
+    fn store_mut(&self, _repository: &str) -> PortResult<Arc<dyn ObjectWrite>> {
         nowhere()
     }
     fn instances_mut(&self, _region: &str) -> PortResult<Arc<dyn InstanceWrite>> {

@@ -6,9 +6,8 @@ use super::{
 };
 use crate::providers::{clock::Clock, port::*};
 use async_trait::async_trait;
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
 /// One bucket, control plane or server, in one region.
@@ -43,6 +42,7 @@ fn meta(key: &str, object: &SimObject, metadata: bool) -> ObjectMeta {
         version: Some(object.version.clone()),
         modified: Some(object.modified),
         metadata: if metadata { object.metadata.clone() } else { BTreeMap::new() },
+        checksum: None,
     }
 }
 
@@ -77,6 +77,29 @@ impl ObjectRead for Data {
         let chunks: Vec<PortResult<Vec<u8>>> = object.body.chunks(4).map(|c| Ok(c.to_vec())).collect();
         Ok(ObjectBody { meta: meta(key, object, true), chunks: futures::stream::iter(chunks).boxed() })
     }
+    async fn get_if(&self, key: &str, etag: &str) -> PortResult<ObjectBody> {
+        let body = self.get(key).await?;
+        if body.meta.etag.as_deref() == Some(etag) { Ok(body) } else { Err(PortError::Conflict { found: format!("object {key}") }) }
+    }
+    async fn range(&self, key: &str, from: u64, length: u64) -> PortResult<Vec<u8>> {
+        let whole = self.get(key).await?.chunks.try_concat().await?;
+        let range = from as usize..from.saturating_add(length) as usize;
+        whole.get(range).map(<[u8]>::to_vec).ok_or_else(|| PortError::Refused(format!("object {key} has {} bytes", whole.len())))
+    }
+    fn place(&self, key: &str) -> Option<ObjectPlace> {
+        Some(ObjectPlace { bucket: format!("{}@{}", self.name, self.region), key: key.to_owned() })
+    }
+    async fn provider(&self) -> PortResult<Option<String>> {
+        Ok(Some("sim".to_owned()))
+    }
+    async fn locks(&self) -> PortResult<bool> {
+        self.world.up(&self.region).map(|()| true)
+    }
+    async fn retention(&self, key: &str) -> PortResult<Option<Timestamp>> {
+        self.world.up(&self.region)?;
+        let state = self.world.lock();
+        state.objects.get(&self.key(key)).map(|o| o.retained).ok_or_else(|| PortError::NotFound(format!("object {key}")))
+    }
 }
 
 #[async_trait]
@@ -87,9 +110,7 @@ impl ObjectWrite for Data {
             if only_if_absent && state.objects.contains_key(&at) {
                 return Err(PortError::Conflict { found: format!("object {key}") });
             }
-            let version = state.next().to_string();
-            let etag = hex::encode(Sha256::digest(&body));
-            let object = SimObject { body, etag, version, modified: now, metadata: metadata.clone() };
+            let object = state.make(body, metadata.clone(), now);
             let answer = meta(key, &object, true);
             state.objects.insert(at, object);
             Ok(answer)
@@ -111,15 +132,44 @@ impl ObjectWrite for Data {
             if state.objects.get(&at).map(|object| object.etag.as_str()) != expect {
                 return Err(PortError::Conflict { found: format!("object {key}") });
             }
-            let version = state.next().to_string();
-            let etag = hex::encode(Sha256::digest(&body));
-            state.objects.insert(at, SimObject { body, etag, version, modified: now, metadata: BTreeMap::new() });
+            let object = state.make(body, BTreeMap::new(), now);
+            state.objects.insert(at, object);
             Ok(())
         })
     }
     async fn delete(&self, key: &str) -> PortResult<()> {
-        self.write(|state, _| {
+        self.write(|state, now| {
+            if state.objects.get(&self.key(key)).is_some_and(|object| object.retained.is_some_and(|until| until > now)) {
+                return Err(PortError::Refused(format!("object {key} is retained")));
+            }
             state.objects.remove(&self.key(key));
+            Ok(())
+        })
+    }
+    async fn put_stream(&self, key: &str, body: Chunks, metadata: &BTreeMap<String, String>) -> PortResult<ObjectMeta> {
+        self.put(key, body.try_concat().await?, metadata, false).await
+    }
+    async fn copy_from(&self, key: &str, from: &ObjectPlace, listed: &ObjectMeta) -> PortResult<ObjectMeta> {
+        let (name, region) = from.bucket.split_once('@').unwrap_or((&from.bucket, ""));
+        self.write(|state, now| {
+            let found = state.objects.get(&(name.to_owned(), region.to_owned(), from.key.clone()));
+            let found = found.ok_or_else(|| PortError::NotFound(format!("object {}", from.key)))?.clone();
+            if listed.etag.as_ref().is_some_and(|etag| *etag != found.etag) {
+                return Err(PortError::Conflict { found: format!("object {}", from.key) });
+            }
+            let object = state.make(found.body, found.metadata, now);
+            let answer = meta(key, &object, true);
+            state.objects.insert(self.key(key), object);
+            Ok(answer)
+        })
+    }
+    async fn retain(&self, key: &str, until: Timestamp, _mode: LockMode) -> PortResult<()> {
+        self.write(|state, _| {
+            let object = state.objects.get_mut(&self.key(key)).ok_or_else(|| PortError::NotFound(format!("object {key}")))?;
+            if object.retained.is_some_and(|before| before > until) {
+                return Err(PortError::Refused(format!("object {key} is retained for longer")));
+            }
+            object.retained = Some(until);
             Ok(())
         })
     }

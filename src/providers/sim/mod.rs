@@ -109,6 +109,9 @@ impl WorldRead for SimWorld {
     fn objects(&self, bucket: &str, region: &str) -> PortResult<Arc<dyn ObjectRead>> {
         Ok(self.data(bucket, region))
     }
+    fn store(&self, repository: &str) -> PortResult<Arc<dyn ObjectRead>> {
+        Ok(self.store_mut(repository)?)
+    }
     fn instances(&self, region: &str) -> PortResult<Arc<dyn InstanceRead>> {
         Ok(self.data("", region))
     }
@@ -138,6 +141,12 @@ impl WorldRead for SimWorld {
 impl WorldWrite for SimWorld {
     fn objects_mut(&self, bucket: &str, region: &str) -> PortResult<Arc<dyn ObjectWrite>> {
         Ok(self.data(bucket, region))
+    }
+    /// A repository is a bucket with a name that no bucket has, in its region or in none.
+    fn store_mut(&self, repository: &str) -> PortResult<Arc<dyn ObjectWrite>> {
+        let known = self.estate.repositories.get(repository);
+        let known = known.ok_or_else(|| PortError::Config(format!("the estate has no repository `{repository}`")))?;
+        Ok(self.data(&format!("repositories/{repository}"), known.region.as_ref().map_or("", |region| region.as_str())))
     }
     fn instances_mut(&self, region: &str) -> PortResult<Arc<dyn InstanceWrite>> {
         Ok(self.data("", region))

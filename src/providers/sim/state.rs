@@ -13,6 +13,8 @@ pub struct SimObject {
     pub version: String,
     pub modified: Timestamp,
     pub metadata: BTreeMap<String, String>,
+    /// Retained until then.
+    pub retained: Option<Timestamp>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,11 +82,14 @@ impl State {
         self.serial += 1;
         self.serial
     }
+    /// A body becomes an object.
+    pub(super) fn make(&mut self, body: Vec<u8>, metadata: BTreeMap<String, String>, modified: Timestamp) -> SimObject {
+        let etag = hex::encode(Sha256::digest(&body));
+        SimObject { body, etag, version: self.next().to_string(), modified, metadata, retained: None }
+    }
     /// Puts an object there, as somebody else would.
     pub fn object(&mut self, bucket: &str, region: &str, key: &str, body: &[u8], at: Timestamp) {
-        let version = self.next().to_string();
-        let object =
-            SimObject { body: body.to_vec(), etag: hex::encode(Sha256::digest(body)), version, modified: at, metadata: BTreeMap::new() };
+        let object = self.make(body.to_vec(), BTreeMap::new(), at);
         self.objects.insert((bucket.to_owned(), region.to_owned(), key.to_owned()), object);
     }
     /// An instance that is available, and its server: a replica when it replicates from something.
