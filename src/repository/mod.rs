@@ -12,9 +12,11 @@
 //! that a crash leaves garbage and never a snapshot without its data. Nothing is deleted but by [`prune`], in two
 //! phases, so that nobody needs a lock.
 
+mod attributes;
 pub mod codec;
 pub mod entry;
 pub mod error;
+pub mod globs;
 pub mod index;
 pub mod keys;
 pub mod list;
@@ -25,6 +27,8 @@ pub mod progress;
 pub mod seal;
 pub mod snapshot;
 pub mod source;
+pub mod tree;
+mod tree_body;
 pub mod wire;
 
 pub use error::{RepositoryError, Result};
