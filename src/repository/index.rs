@@ -12,7 +12,7 @@ use super::{
     wire::{Malformed, Reader, put_number},
 };
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     hash::{BuildHasherDefault, Hasher},
 };
 
@@ -87,6 +87,17 @@ pub struct Index {
 }
 
 impl Index {
+    #[must_use]
+    pub fn of(packs: &[PackEntry]) -> Self {
+        Self::without(packs, &HashSet::new())
+    }
+    /// As if these packs were not there.
+    #[must_use]
+    pub fn without(packs: &[PackEntry], left_out: &HashSet<Id>) -> Self {
+        let mut index = Self::default();
+        packs.iter().filter(|entry| !left_out.contains(&entry.pack)).for_each(|entry| index.add(entry));
+        index
+    }
     /// Takes a pack in. A chunk that is there already stays where it was found first.
     pub fn add(&mut self, entry: &PackEntry) {
         if self.by_pack.contains_key(&entry.pack) {

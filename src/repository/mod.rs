@@ -14,6 +14,8 @@
 
 mod attributes;
 pub mod codec;
+pub mod create;
+pub mod cut;
 pub mod entry;
 pub mod error;
 pub mod globs;
@@ -22,13 +24,16 @@ pub mod keys;
 pub mod list;
 pub mod names;
 pub mod open;
+pub mod marks;
 pub mod pack;
 pub mod progress;
+pub mod rescue;
 pub mod seal;
 pub mod snapshot;
 pub mod source;
 pub mod tree;
 mod tree_body;
+pub mod write;
 pub mod wire;
 
 pub use error::{RepositoryError, Result};

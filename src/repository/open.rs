@@ -4,9 +4,12 @@
 //! written is told by name and never passed over in silence.
 
 use super::{
-    RepositoryError, Result, index,
-    index::Index,
+    RepositoryError, Result,
+    entry::{Content, Extent, Extents},
+    index,
+    index::{ById, Index, PackEntry},
     keys::{Keyring, Slot, Unlock},
+    list,
     names::{CONFIG, Id, KEYS, PACKS, SNAPSHOTS, VERSION},
     pack,
     pack::Piece,
@@ -119,38 +122,51 @@ impl Repository {
         fits.pop().ok_or_else(|| damaged.unwrap_or_else(|| RepositoryError::NoSnapshot(name.to_owned())))
     }
 
-    /// Where all chunks lie. If a part of the index is damaged, the packs that it leaves out are asked themselves.
+    /// Where all chunks lie.
     pub async fn index(&self) -> Result<Found<Index>> {
+        let packs = self.packs().await?;
+        Ok(Found { whole: Index::of(&packs.whole), damaged: packs.damaged })
+    }
+
+    /// All packs and what is in them, each once. If a part of the index is damaged, the packs that it leaves out are
+    /// asked themselves.
+    pub async fn packs(&self) -> Result<Found<Vec<PackEntry>>> {
         let objects = self.load(Kind::Index).await?;
-        let mut whole = Index::default();
+        let mut packs: ById<PackEntry> = ById::default();
         let mut damaged = objects.damaged;
         for (id, bytes) in objects.whole {
             match index::decode(&id, &bytes) {
-                Ok(packs) => packs.iter().for_each(|pack| whole.add(pack)),
+                Ok(entries) => entries.into_iter().for_each(|entry| {
+                    packs.entry(entry.pack).or_insert(entry);
+                }),
                 Err(error) => damaged.push(error),
             }
         }
         if !damaged.is_empty() {
-            damaged.extend(self.ask_packs(&mut whole).await?);
+            let left_out = self.list(PACKS).await?;
+            let left_out = left_out.iter().filter_map(|meta| Some((Id::in_key(&meta.key, PACKS)?, meta.size)));
+            let left_out = left_out.filter(|(id, _)| !packs.contains_key(id)).collect();
+            let asked = self.ask_packs(left_out).await?;
+            packs.extend(asked.whole.into_iter().map(|entry| (entry.pack, entry)));
+            damaged.extend(asked.damaged);
         }
+        let mut whole: Vec<PackEntry> = packs.into_values().collect();
+        whole.sort_by_key(|entry| entry.pack);
         Ok(Found { whole, damaged })
     }
 
-    /// Adds the packs that the index does not name, from their own directories. Gives what is wrong with some.
-    async fn ask_packs(&self, index: &mut Index) -> Result<Vec<RepositoryError>> {
-        let packs = self.list(PACKS).await?;
-        let left_out: Vec<_> = packs.iter().filter_map(|meta| Some((Id::in_key(&meta.key, PACKS)?, meta.size))).collect();
-        let left_out: Vec<_> = left_out.into_iter().filter(|(id, _)| !index.has_pack(id)).collect();
-        let asked = stream::iter(left_out).map(|(id, size)| async move { (id, size, self.directory(&id, size).await) });
-        let mut damaged = Vec::new();
+    /// What packs say of themselves, by their own directories.
+    pub(super) async fn ask_packs(&self, packs: Vec<(Id, u64)>) -> Result<Found<Vec<PackEntry>>> {
+        let asked = stream::iter(packs).map(|(id, size)| async move { (id, size, self.directory(&id, size).await) });
+        let mut found = Found { whole: Vec::new(), damaged: Vec::new() };
         for (pack, size, pieces) in asked.buffered(AT_ONCE).collect::<Vec<_>>().await {
             match pieces {
-                Ok(pieces) => index.add(&index::PackEntry { pack, size, pieces }),
-                Err(error @ (RepositoryError::Damaged { .. } | RepositoryError::Missing { .. })) => damaged.push(error),
+                Ok(pieces) => found.whole.push(PackEntry { pack, size, pieces }),
+                Err(error @ (RepositoryError::Damaged { .. } | RepositoryError::Missing { .. })) => found.damaged.push(error),
                 Err(error) => return Err(error),
             }
         }
-        Ok(damaged)
+        Ok(found)
     }
 
     /// What a pack itself says that it holds.
@@ -181,6 +197,17 @@ impl Repository {
         Ok(opener.content)
     }
 
+    /// The extents of a file, wherever they are.
+    pub async fn extents(&self, index: &Index, path: &[u8], content: &Content) -> Result<Vec<Extent>> {
+        let mut chunks = ById::default();
+        if let Extents::Elsewhere(elsewhere) = &content.extents {
+            for chunk in elsewhere {
+                chunks.insert(*chunk, self.chunk(index, chunk).await?);
+            }
+        }
+        list::extents(path, content, |chunk| chunks.get(chunk).cloned().ok_or(RepositoryError::NoChunk { chunk: *chunk }))
+    }
+
     /// All objects of a kind, opened; in no order.
     pub(super) async fn load(&self, kind: Kind) -> Result<Found<Vec<(Id, Vec<u8>)>>> {
         let listed = self.list(kind.folder()).await?;
@@ -206,7 +233,7 @@ impl Repository {
     }
 
     pub(super) async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>> {
-        list(&*self.store, prefix).await
+        listed(&*self.store, prefix).await
     }
 
     /// The whole of one object.
@@ -259,7 +286,7 @@ async fn again<T, F: Future<Output = std::result::Result<T, PortError>>>(key: &s
     once().await.map_err(RepositoryError::store(key))
 }
 
-pub(super) async fn list(store: &dyn ObjectRead, prefix: &str) -> Result<Vec<ObjectMeta>> {
+pub(super) async fn listed(store: &dyn ObjectRead, prefix: &str) -> Result<Vec<ObjectMeta>> {
     let mut all = Vec::new();
     let mut after: Option<String> = None;
     loop {
@@ -302,8 +329,8 @@ async fn read_config(store: &dyn ObjectRead, place: &str) -> Result<Option<Confi
 
 /// The key slots that can be read.
 pub async fn slots(store: &dyn ObjectRead) -> Result<Vec<Slot>> {
-    let listed = list(store, KEYS).await?;
-    let each = stream::iter(listed).map(|meta| async move {
+    let slots = listed(store, KEYS).await?;
+    let each = stream::iter(slots).map(|meta| async move {
         let bytes = again(&meta.key, || read_whole(store, &meta.key)).await?;
         let slot: Slot = serde_json::from_slice(&bytes).map_err(|e| RepositoryError::damaged(&meta.key, e))?;
         if slot.key() == meta.key { Ok(slot) } else { Err(RepositoryError::damaged(&meta.key, "it is another's slot")) }

@@ -1,0 +1,61 @@
+//! The last look before a snapshot is committed: what it uses of packs that may soon be deleted is stored anew.
+//! [`super::marks`] has the rule.
+
+use super::{
+    RepositoryError, Result,
+    codec::Hint,
+    entry::{Extent, Extents},
+    index::{ById, Index},
+    list, marks,
+    names::Id,
+    open::Repository,
+    write::{Filler, Writer},
+};
+use std::sync::Arc;
+
+/// Every chunk that a list and the files on it are made of.
+pub async fn used(repository: &Repository, index: &Index, chunks: &[Id]) -> Result<ById<()>> {
+    let mut used = ById::default();
+    for chunk in chunks {
+        used.insert(*chunk, ());
+        for entry in list::entries(chunk, &repository.chunk(index, chunk).await?)? {
+            let Some(content) = entry.node.content() else { continue };
+            if let Extents::Elsewhere(chunks) = &content.extents {
+                used.extend(chunks.iter().map(|chunk| (*chunk, ())));
+            }
+            for extent in repository.extents(index, &entry.path, content).await? {
+                if let Extent::Chunk { id, .. } = extent {
+                    used.insert(id, ());
+                }
+            }
+        }
+    }
+    Ok(used)
+}
+
+pub async fn rescue(writer: Arc<Writer>, chunks: &[Id], now: jiff::Timestamp) -> Result<()> {
+    let repository = writer.repository.clone();
+    let old = marks::packs(&marks::load(&repository).await?.whole, Some(now));
+    if old.is_empty() {
+        return Ok(());
+    }
+    let packs = repository.packs().await?.whole;
+    let (all, safe) = (Arc::new(Index::of(&packs)), Index::without(&packs, &old));
+    let mut lost: Vec<Id> = used(&repository, &all, chunks).await?.into_keys().collect();
+    lost.retain(|chunk| !safe.contains(chunk));
+    if lost.is_empty() {
+        return Ok(());
+    }
+    let handle = tokio::runtime::Handle::current();
+    let again = writer.clone();
+    let stored = tokio::task::spawn_blocking(move || {
+        let mut filler = Filler::new(&again);
+        for chunk in lost {
+            let content = handle.block_on(repository.chunk(&all, &chunk))?;
+            filler.add_again(chunk, &content, Hint::None)?;
+        }
+        filler.finish()
+    });
+    stored.await.map_err(|e| RepositoryError::Interrupted(e.to_string()))??;
+    writer.finish().await
+}

@@ -1,0 +1,373 @@
+//! From content to packs, in parallel: chunks come in from one thread that reads, a few threads name, compare, encode
+//! and encrypt them, and finished packs are stored while the next are filled.
+//!
+//! How much is in memory at once is bounded by the buffers that there are: the reader waits for a free one. So it does
+//! not matter how large the data are.
+
+use super::{
+    RepositoryError, Result,
+    codec::{Encoder, Hint},
+    entry::Extent,
+    index,
+    index::{Index, PackEntry},
+    list::Sink,
+    names::{Id, PACKS},
+    open::{Repository, put, put_sealed},
+    pack::{Pack, Packer},
+    seal::Kind,
+};
+use crate::providers::port::ObjectWrite;
+use std::{
+    collections::HashSet,
+    ops::Range,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+};
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinHandle,
+};
+
+/// So many packs are on their way to the store at once.
+const IN_FLIGHT: usize = 4;
+/// An index object is written for every so many packs, so that an interrupted backup need not store them again.
+const PER_INDEX: usize = 64;
+/// Chunks that wait for a worker.
+const QUEUE: usize = 64;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What all threads of one writing share.
+pub struct Writer {
+    pub repository: Arc<Repository>,
+    pub store: Arc<dyn ObjectWrite>,
+    /// What is held already and may be relied on.
+    held: Arc<Index>,
+    fresh: Mutex<HashSet<Id>>,
+    uploads: Mutex<Vec<JoinHandle<()>>>,
+    permits: Arc<Semaphore>,
+    done: Arc<Done>,
+    handle: Handle,
+}
+
+/// What is stored so far, and what went wrong first.
+#[derive(Default)]
+struct Done {
+    /// Stored, and not named by an index object yet.
+    packs: Mutex<Vec<PackEntry>>,
+    failure: Mutex<Option<RepositoryError>>,
+    failed: AtomicBool,
+    new_bytes: AtomicU64,
+    new_chunks: AtomicU64,
+    stored: AtomicU64,
+}
+
+impl Done {
+    fn fail(&self, error: RepositoryError) {
+        lock(&self.failure).get_or_insert(error);
+        self.failed.store(true, Relaxed);
+    }
+}
+
+/// What a writing came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Written {
+    /// Content that was not held, before compression, list and index excluded.
+    pub new_bytes: u64,
+    pub new_chunks: u64,
+    /// Everything stored so far.
+    pub stored: u64,
+}
+
+impl Writer {
+    /// `held` is what need not be stored. Must be made inside a runtime.
+    pub fn new(repository: Arc<Repository>, store: Arc<dyn ObjectWrite>, held: Arc<Index>) -> Self {
+        Self {
+            repository,
+            store,
+            held,
+            fresh: Mutex::default(),
+            uploads: Mutex::default(),
+            permits: Arc::new(Semaphore::new(IN_FLIGHT)),
+            done: Arc::default(),
+            handle: Handle::current(),
+        }
+    }
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.done.failed.load(Relaxed)
+    }
+    pub fn fail(&self, error: RepositoryError) {
+        self.done.fail(error);
+    }
+    #[must_use]
+    pub fn written(&self) -> Written {
+        Written { new_bytes: self.done.new_bytes.load(Relaxed), new_chunks: self.done.new_chunks.load(Relaxed), stored: self.done.stored.load(Relaxed) }
+    }
+    /// Must the caller store this chunk? True once for each.
+    fn claim(&self, chunk: &Id) -> bool {
+        !self.held.contains(chunk) && lock(&self.fresh).insert(*chunk)
+    }
+
+    /// Hands a full pack over to be stored. Waits while too many are on their way. From a thread of its own.
+    fn ship(&self, pack: Pack) {
+        let permit = self.handle.block_on(self.permits.clone().acquire_owned());
+        let Ok(permit) = permit else { return };
+        let task = self.handle.spawn(store_pack(self.repository.clone(), self.store.clone(), self.done.clone(), pack, permit));
+        lock(&self.uploads).push(task);
+    }
+
+    /// Waits until all packs are stored and named by an index object. What was stored in all is then durable.
+    pub async fn finish(&self) -> Result<()> {
+        let uploads = std::mem::take(&mut *lock(&self.uploads));
+        for upload in uploads {
+            upload.await.map_err(|e| RepositoryError::Interrupted(e.to_string()))?;
+        }
+        write_index(&self.repository, &*self.store, &self.done, 1).await?;
+        match lock(&self.done.failure).take() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes the object that makes all of it count.
+    pub async fn commit(&self, kind: Kind, plain: &[u8]) -> Result<Id> {
+        let (id, size) = put_sealed(&*self.store, &self.repository.keyring, kind, plain).await?;
+        self.done.stored.fetch_add(size, Relaxed);
+        Ok(id)
+    }
+}
+
+async fn store_pack(repository: Arc<Repository>, store: Arc<dyn ObjectWrite>, done: Arc<Done>, pack: Pack, permit: OwnedSemaphorePermit) {
+    let (id, pieces, size) = (pack.id, pack.pieces, pack.bytes.len() as u64);
+    let stored = match put(&*store, &id.key(PACKS), pack.bytes.into()).await {
+        Ok(()) => {
+            done.stored.fetch_add(size, Relaxed);
+            lock(&done.packs).push(PackEntry { pack: id, size, pieces });
+            write_index(&repository, &*store, &done, PER_INDEX).await
+        }
+        Err(error) => Err(error),
+    };
+    if let Err(error) = stored {
+        done.fail(error);
+    }
+    drop(permit);
+}
+
+/// Writes an index object of the packs that none names yet, if there are at least so many.
+async fn write_index(repository: &Repository, store: &dyn ObjectWrite, done: &Done, at_least: usize) -> Result<()> {
+    let packs = {
+        let mut packs = lock(&done.packs);
+        if packs.len() < at_least {
+            return Ok(());
+        }
+        std::mem::take(&mut *packs)
+    };
+    let (_, size) = put_sealed(store, &repository.keyring, Kind::Index, &index::encode(&packs)).await?;
+    done.stored.fetch_add(size, Relaxed);
+    Ok(())
+}
+
+/// One thread's own pack in the making.
+pub struct Filler<'w> {
+    writer: &'w Writer,
+    encoder: Encoder,
+    packer: Option<Packer>,
+}
+
+impl<'w> Filler<'w> {
+    pub fn new(writer: &'w Writer) -> Self {
+        Self { writer, encoder: Encoder::new(), packer: None }
+    }
+
+    /// Stores a chunk, held or not.
+    pub fn add_again(&mut self, chunk: Id, content: &[u8], hint: Hint) -> Result<()> {
+        let mut packer = match self.packer.take() {
+            Some(packer) => packer,
+            None => Packer::new(&self.writer.repository.keyring)?,
+        };
+        packer.add(chunk, content, hint, &mut self.encoder)?;
+        if packer.is_full() {
+            self.writer.ship(packer.finish()?);
+        } else {
+            self.packer = Some(packer);
+        }
+        Ok(())
+    }
+
+    /// Stores a chunk unless it is held. Gives its name, and whether it was new.
+    pub fn add(&mut self, content: &[u8], hint: Hint) -> Result<(Id, bool)> {
+        let chunk = self.writer.repository.keyring.chunk_id(content);
+        if !self.writer.claim(&chunk) {
+            return Ok((chunk, false));
+        }
+        self.add_again(chunk, content, hint)?;
+        Ok((chunk, true))
+    }
+
+    /// Hands over what is left.
+    pub fn finish(mut self) -> Result<()> {
+        if let Some(packer) = self.packer.take() {
+            self.writer.ship(packer.finish()?);
+        }
+        Ok(())
+    }
+}
+
+/// Chunks of a list are content like any other, and counted apart.
+impl Sink for Filler<'_> {
+    fn chunk(&mut self, content: Vec<u8>) -> Result<Id> {
+        self.add(&content, Hint::None).map(|(id, _)| id)
+    }
+}
+
+/// A buffer that goes back to where it came from when the last chunk in it is stored.
+pub struct Buffer {
+    pub bytes: Vec<u8>,
+    home: Option<SyncSender<Vec<u8>>>,
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Some(home) = &self.home {
+            // Its home has room for all, or is gone.
+            let _ = home.try_send(std::mem::take(&mut self.bytes));
+        }
+    }
+}
+
+/// The buffers that there are.
+pub struct Buffers {
+    free: Receiver<Vec<u8>>,
+    home: SyncSender<Vec<u8>>,
+}
+
+impl Buffers {
+    #[must_use]
+    pub fn new(count: usize, size: usize) -> Self {
+        let (home, free) = sync_channel(count);
+        (0..count).for_each(|_| drop(home.try_send(vec![0; size])));
+        Self { free, home }
+    }
+    /// Waits for a free one.
+    pub fn take(&self) -> Result<Buffer> {
+        let bytes = self.free.recv().map_err(|_| RepositoryError::Interrupted("the buffers are gone".to_owned()))?;
+        Ok(Buffer { bytes, home: Some(self.home.clone()) })
+    }
+    /// One of its own size for something small.
+    #[must_use]
+    pub fn small(bytes: Vec<u8>) -> Buffer {
+        Buffer { bytes, home: None }
+    }
+}
+
+/// The extents of one file, as its chunks get done in any order.
+#[derive(Default)]
+pub struct Slot {
+    state: Mutex<(Vec<Option<Extent>>, usize)>,
+    ready: Condvar,
+}
+
+impl Slot {
+    /// A place for one more extent.
+    pub fn reserve(&self, known: Option<Extent>) -> usize {
+        let mut state = lock(&self.state);
+        state.1 += usize::from(known.is_none());
+        state.0.push(known);
+        state.0.len() - 1
+    }
+    fn set(&self, at: usize, extent: Extent) {
+        let mut state = lock(&self.state);
+        if let Some(place) = state.0.get_mut(at) {
+            *place = Some(extent);
+            state.1 -= 1;
+        }
+        if state.1 == 0 {
+            self.ready.notify_all();
+        }
+    }
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        lock(&self.state).1 == 0
+    }
+    /// Waits until all are known, and gives them, runs of zeros put together.
+    #[must_use]
+    pub fn extents(&self) -> Vec<Extent> {
+        let mut state = lock(&self.state);
+        while state.1 > 0 {
+            state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        let mut extents: Vec<Extent> = Vec::with_capacity(state.0.len());
+        for extent in std::mem::take(&mut state.0).into_iter().flatten() {
+            match (extents.last_mut(), extent) {
+                (Some(Extent::Zeros(before)), Extent::Zeros(more)) => *before += more,
+                _ => extents.push(extent),
+            }
+        }
+        extents
+    }
+}
+
+/// One chunk on its way to a worker.
+pub struct Job {
+    pub buffer: Arc<Buffer>,
+    pub range: Range<usize>,
+    pub hint: Hint,
+    pub slot: Arc<Slot>,
+    pub at: usize,
+}
+
+pub type Jobs = SyncSender<Job>;
+
+#[must_use]
+pub fn queue() -> (Jobs, Mutex<Receiver<Job>>) {
+    let (send, receive) = sync_channel(QUEUE);
+    (send, Mutex::new(receive))
+}
+
+/// What each worker does until there are no more jobs.
+pub fn work(writer: &Writer, jobs: &Mutex<Receiver<Job>>) {
+    let mut filler = Filler::new(writer);
+    loop {
+        let next = lock(jobs).recv();
+        let Ok(job) = next else { break };
+        let content = job.buffer.bytes.get(job.range.clone()).unwrap_or_default();
+        let length = content.len() as u32;
+        // After a failure nothing more is stored, but everybody who waits for an extent gets one.
+        let extent = if writer.has_failed() || is_zero(content) {
+            Extent::Zeros(u64::from(length))
+        } else {
+            match filler.add(content, job.hint) {
+                Ok((id, new)) => {
+                    if new {
+                        writer.done.new_bytes.fetch_add(u64::from(length), Relaxed);
+                        writer.done.new_chunks.fetch_add(1, Relaxed);
+                    }
+                    Extent::Chunk { id, length }
+                }
+                Err(error) => {
+                    writer.fail(error);
+                    Extent::Zeros(u64::from(length))
+                }
+            }
+        };
+        let Job { buffer, slot, at, .. } = job;
+        drop(buffer);
+        slot.set(at, extent);
+    }
+    if !writer.has_failed() && let Err(error) = filler.finish() {
+        writer.fail(error);
+    }
+}
+
+/// Almost every content tells in its first bytes that it is not.
+fn is_zero(content: &[u8]) -> bool {
+    let (words, rest) = content.as_chunks::<64>();
+    rest.iter().all(|b| *b == 0) && words.iter().all(|word| *word == [0; 64])
+}
