@@ -28,6 +28,7 @@ pub mod marks;
 pub mod pack;
 pub mod progress;
 pub mod rescue;
+pub mod restore;
 pub mod seal;
 pub mod snapshot;
 pub mod source;
