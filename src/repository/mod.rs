@@ -30,6 +30,7 @@ pub mod pack;
 pub mod progress;
 pub mod proof;
 pub mod rescue;
+pub mod restore;
 pub mod seal;
 pub mod snapshot;
 pub mod source;
