@@ -14,12 +14,15 @@
 //! phases, so that nobody needs a lock.
 
 pub mod bucket;
+mod attributes;
 pub mod codec;
 pub mod copy;
 pub mod create;
 pub mod cut;
+pub mod diff;
 pub mod entry;
 pub mod error;
+pub mod globs;
 pub mod index;
 pub mod keys;
 pub mod list;
@@ -35,9 +38,12 @@ pub mod prune_plan;
 pub mod rekey;
 pub mod rescue;
 pub mod restore_bucket;
+pub mod restore;
 pub mod seal;
 pub mod snapshot;
 pub mod source;
+pub mod tree;
+mod tree_body;
 pub mod write;
 pub mod stream;
 #[cfg(test)]
