@@ -7,6 +7,7 @@ mod forget;
 mod key;
 mod list;
 mod live;
+mod restore;
 mod stats;
 mod verify;
 
@@ -35,6 +36,8 @@ enum Command {
     Show(list::ShowArgs),
     /// What differs between two snapshots
     Diff(changes::Args),
+    /// Bring a snapshot back, all or a part of it
+    Restore(restore::Args),
     /// Is everything there, and what it was?
     Verify(verify::Args),
     /// Let snapshots go, by name or by a rule
@@ -72,6 +75,7 @@ pub async fn main(args: Args, mut muster: Muster, output: &Output) -> Done {
         Command::List(args) => list::main(args, &muster, output).await,
         Command::Show(args) => list::show(args, &muster, output).await,
         Command::Diff(args) => changes::main(args, &muster, output).await,
+        Command::Restore(args) => restore::main(args, &muster, output).await,
         Command::Verify(args) => verify::main(args, &muster, output).await,
         Command::Forget(args) => forget::main(args, &muster, output).await,
         Command::Key(args) => key::main(args, &muster, output).await,
