@@ -6,7 +6,7 @@
 
 use super::{
     data::{Basis, Work, Worker, lock},
-    place::{kind, is_fatal},
+    place::{is_fatal, kind},
     plan::Plan,
 };
 use crate::repository::Result;
@@ -133,15 +133,8 @@ fn settle(work: &mut Work, segments: &[Seen], needed: &mut Vec<u32>) -> u64 {
 fn look(work: &Work, worker: &mut Worker, segment: &Segment, buffer: &mut Vec<u8>) -> Result<Seen> {
     let file = &work.plan.files[segment.file];
     let all = || segment.places.clone().map(|place| place as u32).collect();
-    let mut seen = Seen {
-        file: segment.file,
-        basis: Basis::New,
-        linked: false,
-        resize: false,
-        needed: Vec::new(),
-        clear: Vec::new(),
-        same: 0,
-    };
+    let mut seen =
+        Seen { file: segment.file, basis: Basis::New, linked: false, resize: false, needed: Vec::new(), clear: Vec::new(), same: 0 };
     let Some((basis, open, stat)) = basis(work, worker, segment.file) else {
         seen.needed = all();
         return Ok(seen);

@@ -29,7 +29,9 @@ use std::{
     ops::Range,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed, Ordering::Release},
+        atomic::{
+            AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
+        },
     },
 };
 use tokio::runtime::Handle;
@@ -282,7 +284,9 @@ impl Work {
         let file = match state.basis {
             Basis::New if !begun => {
                 let make = || openat(within, &unfinished, flags | OFlags::CREATE | OFlags::EXCL, Mode::RUSR | Mode::WUSR);
-                make().or_else(|why| if why == Errno::EXIST { unlinkat(within, &unfinished, super::place::FILE).and_then(|()| make()) } else { Err(why) })?
+                make().or_else(|why| {
+                    if why == Errno::EXIST { unlinkat(within, &unfinished, super::place::FILE).and_then(|()| make()) } else { Err(why) }
+                })?
             }
             Basis::There | Basis::Whole if !begun => {
                 renameat(within, name, within, &unfinished)?;

@@ -25,7 +25,11 @@ pub(super) fn rename(within: BorrowedFd, from: &[u8], to: &[u8], delete: bool) -
         Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) => {}
         other => return other,
     }
-    if delete { remove_all(within, to)? } else { unlinkat(within, to, AtFlags::REMOVEDIR)? }
+    if delete {
+        remove_all(within, to)?
+    } else {
+        unlinkat(within, to, AtFlags::REMOVEDIR)?
+    }
     renameat(within, from, within, to)
 }
 
@@ -172,8 +176,7 @@ fn step_aside(work: &Work, worker: &mut Worker, path: &[u8]) {
 /// Removes what is in the snapshot's folders and not in the snapshot; of what is not chosen nothing.
 pub(super) fn delete(work: &Work, include: &Globs, lost: &mut Vec<Lost>) -> Result<u64> {
     let losses = work.plan.files.iter().zip(&work.states).filter(|(_, state)| state.lost.get().is_some());
-    let kept: BTreeSet<Vec<u8>> =
-        losses.map(|(file, _)| [split(&file.path).0, &work.plan.incomplete(&file.path)].concat()).collect();
+    let kept: BTreeSet<Vec<u8>> = losses.map(|(file, _)| [split(&file.path).0, &work.plan.incomplete(&file.path)].concat()).collect();
     let linked: BTreeSet<Vec<u8>> =
         work.plan.links.iter().map(|link| [split(&link.path).0, &work.plan.incomplete(&link.path)].concat()).collect();
     let mut deleted = 0;

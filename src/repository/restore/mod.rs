@@ -29,10 +29,7 @@ use rustix::{
 use serde::Serialize;
 use std::{
     path::Path,
-    sync::{
-        Arc,
-        atomic::Ordering::Relaxed,
-    },
+    sync::{Arc, atomic::Ordering::Relaxed},
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,7 +174,9 @@ fn check_room(work: &Work) -> Result<()> {
     let needed: u64 = places.map(|place| work.plan.length(place)).sum();
     match room(work.target.root.as_fd()) {
         Some(room) if room < needed => {
-            let why = format!("{needed} bytes are to be written and {room} are free: make room, restore elsewhere, or choose less with --include");
+            let why = format!(
+                "{needed} bytes are to be written and {room} are free: make room, restore elsewhere, or choose less with --include"
+            );
             Err(RepositoryError::File { path: work.target.path.clone(), why })
         }
         _ => Ok(()),
@@ -187,9 +186,8 @@ fn check_room(work: &Work) -> Result<()> {
 /// Fetches and writes. If a prune has folded packs meanwhile, they are looked for once more.
 fn write(work: &mut Work, needed: Vec<u32>, fresh: bool) -> Result<()> {
     const PORTION: usize = 64;
-    let settled = |(number, state): (usize, &data::State)| {
-        (state.left.load(Relaxed) == 0 && !work.plan.files[number].skip).then_some(number)
-    };
+    let settled =
+        |(number, state): (usize, &data::State)| (state.left.load(Relaxed) == 0 && !work.plan.files[number].skip).then_some(number);
     let settled: Vec<usize> = work.states.iter().enumerate().filter_map(settled).collect();
     let mut tasks: Vec<Task> = settled.chunks(PORTION).map(|files| Task::Settle(files.to_vec())).collect();
     tasks.extend(plan::jobs(&work.plan, needed).into_iter().map(Task::Pack));
@@ -209,7 +207,11 @@ fn write(work: &mut Work, needed: Vec<u32>, fresh: bool) -> Result<()> {
     for place in gone {
         let piece = &work.plan.chunks[work.plan.places[place as usize].chunk as usize];
         let pack = work.plan.packs[piece.pack as usize].key(super::names::PACKS);
-        work.put(&mut worker, place, Some(&format!("{pack}, which holds chunk {}, is missing from the repository", piece.piece.chunk.short())))?;
+        work.put(
+            &mut worker,
+            place,
+            Some(&format!("{pack}, which holds chunk {}, is missing from the repository", piece.piece.chunk.short())),
+        )?;
     }
     Ok(())
 }

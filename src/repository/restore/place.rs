@@ -10,8 +10,8 @@ use crate::repository::{
 use rustix::{
     fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     fs::{
-        AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, UTIME_OMIT, chmodat, chownat, fchmod, fchown, fstat,
-        futimens, mkdirat, openat, openat2, statat, unlinkat, utimensat,
+        AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, UTIME_OMIT, chmodat, chownat, fchmod, fchown,
+        fstat, futimens, mkdirat, openat, openat2, statat, unlinkat, utimensat,
     },
     io::{Errno, Result},
     process::{Gid, Uid},
@@ -148,7 +148,13 @@ pub(super) fn dress(target: &Target, fd: BorrowedFd, meta: &Meta, object: bool, 
 }
 
 /// The same for what has no descriptor: a link, a FIFO, a device.
-pub(super) fn dress_name(target: &Target, within: BorrowedFd, name: &[u8], meta: &Meta, attributes: &mut Attributes) -> Result<Vec<String>> {
+pub(super) fn dress_name(
+    target: &Target,
+    within: BorrowedFd,
+    name: &[u8],
+    meta: &Meta,
+    attributes: &mut Attributes,
+) -> Result<Vec<String>> {
     let no_follow = AtFlags::SYMLINK_NOFOLLOW;
     let stat = statat(within, name, no_follow)?;
     if target.owner && (stat.st_uid, stat.st_gid) != (meta.uid, meta.gid) {
