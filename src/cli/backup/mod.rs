@@ -2,11 +2,13 @@
 //! of its own.
 
 mod changes;
+mod copy;
 mod create;
 mod forget;
 mod key;
 mod list;
 mod live;
+mod prune;
 mod restore;
 mod stats;
 mod verify;
@@ -28,7 +30,7 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// Back up a folder, a file, or standard input
+    /// Back up a folder, a file, a bucket, or standard input
     Create(create::Args),
     /// The snapshots, oldest first
     List(list::Args),
@@ -42,6 +44,10 @@ enum Command {
     Verify(verify::Args),
     /// Let snapshots go, by name or by a rule
     Forget(forget::Args),
+    /// Give back the space of what no snapshot needs
+    Prune(prune::Args),
+    /// The same repository in a second place
+    Copy(copy::Args),
     /// Who may open the repository: list, add, rotate, remove
     Key(key::Args),
     /// How much the repository holds, and what that takes
@@ -78,6 +84,8 @@ pub async fn main(args: Args, mut muster: Muster, output: &Output) -> Done {
         Command::Restore(args) => restore::main(args, &muster, output).await,
         Command::Verify(args) => verify::main(args, &muster, output).await,
         Command::Forget(args) => forget::main(args, &muster, output).await,
+        Command::Prune(args) => prune::main(args, &muster, output).await,
+        Command::Copy(args) => copy::main(args, &muster, output).await,
         Command::Key(args) => key::main(args, &muster, output).await,
         Command::Stats(args) => stats::main(args, &muster, output).await,
     }

@@ -21,7 +21,7 @@ pub struct Args {
     /// A snapshot: the beginning of its ID, or `latest`
     #[arg(value_name = "ID")]
     id: String,
-    /// The folder to restore into; it is made if it is not there
+    /// The folder to restore into, which is made if it is not there; or s3://BUCKET[/PREFIX]
     #[arg(long, value_name = "DIR")]
     to: String,
     #[command(flatten)]
