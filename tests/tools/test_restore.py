@@ -200,6 +200,16 @@ class Codecs(unittest.TestCase):
                         data = random.randbytes(length)
                         self.assertEqual(restore.unstore(planes(data, width, turned, lead, [0, 1]), length), data)
 
+    def test_the_example_of_the_document(self):
+        stored = bytes.fromhex("02020100" "0002000000" "0001" "0002000000" "7f7f")
+        self.assertEqual(restore.unstore(stored, 4), struct.pack("<ff", 1.0, -1.0)[2:4] + struct.pack("<ff", 1.0, -1.0)[6:8])
+
+    def test_the_values_of_the_document(self):
+        key = blake3(b"MUSTER1P" + struct.pack("<I", 1) + b"\3" * 32, key=b"\1" * 32).digest()
+        segment = bytes.fromhex("ad747fc1ab8c23523e4fd781933f18026afb1d8b6dcfa7ba")
+        self.assertEqual(restore.unstore(restore.Repository.unseal(AESGCM(key), 1, segment), 7), b"content")
+        self.assertIn(segment.hex(), (TOOL.parents[1] / "docs/repository-format.md").read_text())
+
     def test_filled_planes(self):
         data = struct.pack("<500Q", *range(500))
         self.assertEqual(restore.unstore(planes(data, 8, 0, 0, [1, 3]), len(data)), data)
