@@ -160,12 +160,13 @@ class Repository:
     def __init__(self, root, password, key_file):
         self.root, self.masters, self.open_packs, self.problems = root, None, {}, 0
         try:
-            config = json.loads(self.read("config"))
+            stored = self.read("config")
+            config = json.loads(stored)
         except (OSError, ValueError) as error:
             die(f"{root} is not a repository: config: {error}")
         if config.get("format") != "muster-repository" or config.get("version") != 1:
             die(f"{root}: format {config.get('format')} version {config.get('version')} is unknown to this program")
-        self.unlock(config["id"], password, key_file)
+        self.unlock(blake3(stored).hexdigest(), password, key_file)
         self.chunks, self.packs, self.scanned = {}, [], False
 
     def read(self, *names):
@@ -183,9 +184,9 @@ class Repository:
         self.problems += 1
         print(f"damaged: {text}", file=sys.stderr)
 
-    def unlock(self, repository, password, key_file):
+    def unlock(self, config, password, key_file):
         tried = 0
-        for name in self.names("keys", digits=32):
+        for name in self.names("keys"):
             try:
                 slot = json.loads(self.read("keys", name))
                 stretch, salt = slot["stretch"], bytes.fromhex(slot["salt"])
@@ -201,7 +202,7 @@ class Repository:
                     continue
                 tried += 1
                 plain = AESGCM(wrapping).decrypt(bytes.fromhex(slot["nonce"]), bytes.fromhex(slot["keyring"]),
-                                                 f"{repository}/{name}".encode())
+                                                 f"{config}/{slot['id']}".encode())
                 keyring = json.loads(plain)
                 self.chunk_key = bytes.fromhex(keyring["chunk"])
                 self.masters = {int(number): bytes.fromhex(key) for number, key in keyring["masters"].items()}

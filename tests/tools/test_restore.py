@@ -87,7 +87,8 @@ class Writer:
         self.root, self.generation, self.segments = pathlib.Path(root), generation, []
         self.written = []
         self.id, self.chunk_key, self.master = os.urandom(16).hex(), os.urandom(32), os.urandom(32)
-        self.put("config", json.dumps({"format": "muster-repository", "version": 1, "id": self.id, "created": "2026-11-26T14:00:00Z", "more": 1}).encode())
+        config = json.dumps({"format": "muster-repository", "version": 1, "id": self.id, "created": "2026-11-26T14:00:00Z", "more": 1}).encode()
+        self.put("config", config)
         slot, salt, nonce = os.urandom(16).hex(), os.urandom(16), os.urandom(12)
         if key_file is None:
             stretch = {"name": "argon2id", "memory_kib": 64, "passes": 1, "lanes": 1}
@@ -96,9 +97,10 @@ class Writer:
             stretch = {"name": "blake3"}
             wrapping = blake3(salt + key_file, derive_key_context="muster repository 2026-11 key file").digest()
         keyring = json.dumps({"chunk": self.chunk_key.hex(), "cut": "00" * 32, "current": generation, "masters": {str(generation): self.master.hex()}})
-        self.put(f"keys/{slot}", json.dumps({
+        stored = json.dumps({
             "id": slot, "created": "2026-11-26T14:00:00Z", "label": "t", "stretch": stretch, "salt": salt.hex(), "nonce": nonce.hex(),
-            "keyring": AESGCM(wrapping).encrypt(nonce, keyring.encode(), f"{self.id}/{slot}".encode()).hex()}).encode())
+            "keyring": AESGCM(wrapping).encrypt(nonce, keyring.encode(), f"{blake3(config).hexdigest()}/{slot}".encode()).hex()}).encode()
+        self.put(f"keys/{blake3(stored).hexdigest()}", stored)
 
     def put(self, key, data):
         path = self.root / key
