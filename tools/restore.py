@@ -18,6 +18,7 @@ import datetime
 import functools
 import json
 import os
+import pathlib
 import re
 import stat
 import sys
@@ -162,8 +163,9 @@ class Repository:
         try:
             stored = self.read("config")
             config = json.loads(stored)
-        except (OSError, ValueError) as error:
-            die(f"{root} is not a repository: config: {error}")
+            config["format"], config["version"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            die(f"{root} is not a repository: config: {error!r}")
         if config.get("format") != "muster-repository" or config.get("version") != 1:
             die(f"{root}: format {config.get('format')} version {config.get('version')} is unknown to this program")
         self.unlock(blake3(stored).hexdigest(), password, key_file)
@@ -534,7 +536,7 @@ def main():
     parser.add_argument("repo")
     parser.add_argument("snapshot", nargs="?", help="`latest`, or the beginning of an id")
     parser.add_argument("target", nargs="?", help="a folder that is empty or does not exist")
-    parser.add_argument("--password-file", help="its first line is the password")
+    parser.add_argument("--password-file", help="holds the password; a line end at its end does not count")
     parser.add_argument("--key-file")
     parser.add_argument("--list", action="store_true", help="list the snapshots")
     given = parser.parse_args()
@@ -546,9 +548,11 @@ def main():
     password = key_file = None
     try:
         if given.password_file:
-            password = open(given.password_file, "rb").read().split(b"\n")[0].removesuffix(b"\r")
+            password = pathlib.Path(given.password_file).read_bytes()
+            if password.endswith(b"\n"):  # One, as editors add it.
+                password = password[:-1].removesuffix(b"\r")
         if given.key_file:
-            key_file = open(given.key_file, "rb").read()
+            key_file = pathlib.Path(given.key_file).read_bytes()
     except OSError as error:
         die(f"{error.filename}: {error.strerror}")
 
