@@ -163,11 +163,11 @@ class Repository:
         try:
             stored = self.read("config")
             config = json.loads(stored)
-            config["format"], config["version"]
+            made = config["format"], config["version"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             die(f"{root} is not a repository: config: {error!r}")
-        if config.get("format") != "muster-repository" or config.get("version") != 1:
-            die(f"{root}: format {config.get('format')} version {config.get('version')} is unknown to this program")
+        if made != ("muster-repository", 1):
+            die(f"{root}: format {made[0]} version {made[1]} is unknown to this program")
         self.unlock(blake3(stored).hexdigest(), password, key_file)
         self.chunks, self.packs, self.scanned = {}, [], False
 

@@ -216,7 +216,7 @@ def general(root, scale):
     (root / "archives").mkdir()
     files = sorted(path for path in (root / "sources").rglob("*") if path.is_file())
     for i in range(6):
-        taken = b"".join(path.read_bytes() for path in files[i::25])
+        taken = b"".join(path.read_bytes() for path in files[i::6])
         (root / f"archives/sources-{i}.gz").write_bytes(gzip.compress(taken, 6, mtime=0))
     total = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
     print(f"general tree: {total / MIB:.0f} MiB; " + "; ".join(f"{name}: {', '.join(used) or 'nothing'}" for name, (_, used) in got.items()),
