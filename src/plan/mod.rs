@@ -11,6 +11,7 @@ pub mod crontab;
 pub mod decide;
 pub mod measure;
 pub(crate) mod planted;
+pub mod retention;
 pub mod schedule;
 pub mod state;
 pub mod verdict;

@@ -4,6 +4,7 @@
 //! `PortError::Unknown` when it may have happened: the caller must look before it repeats.
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::IpAddr, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -77,7 +78,8 @@ pub struct ObjectPage {
 
 #[async_trait]
 pub trait ObjectRead: Send + Sync {
-    /// Objects whose key begins with `prefix`, in the order of their keys' bytes.
+    /// Objects whose key begins with `prefix`, in the order of their keys' bytes. Some servers (SeaweedFS, S3's own
+    /// directory buckets) go folder by folder instead: who needs the order sorts.
     async fn list(&self, prefix: &str, after: Option<&str>) -> PortResult<ObjectPage>;
     async fn head(&self, key: &str) -> PortResult<Option<ObjectMeta>>;
     /// The whole body, as a stream of chunks.
@@ -109,7 +111,7 @@ pub struct ObjectBody {
 #[async_trait]
 pub trait ObjectWrite: ObjectRead {
     /// Writes one object. With `only_if_absent` an object that is there already is a `Conflict`.
-    async fn put(&self, key: &str, body: Vec<u8>, metadata: &BTreeMap<String, String>, only_if_absent: bool) -> PortResult<ObjectMeta>;
+    async fn put(&self, key: &str, body: Bytes, metadata: &BTreeMap<String, String>, only_if_absent: bool) -> PortResult<ObjectMeta>;
     /// The same from a file, whose SHA-256 is known (in hexadecimal): however large, it is never held in memory.
     async fn put_file(
         &self,
