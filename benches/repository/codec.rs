@@ -4,7 +4,7 @@
 
 use muster::repository::{
     codec::{Decoder, Encoder, Hint},
-    cut::{Cutter, Layout},
+    cut::{Cutter, Layout, MAX_CHUNK},
 };
 use rustix::time::{ClockId, clock_gettime};
 use std::{
