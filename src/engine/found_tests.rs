@@ -51,11 +51,11 @@ impl Story {
             live: false,
             inputs: BTreeMap::new(),
             waive: Vec::new(),
-            estate: Estate::default(),
+            estate: Estate::default().into(),
             locks: Vec::new(),
             steps: vec![step],
         };
-        let created = Body::RunCreated { plan: Box::new(plan), drill: None };
+        let created = Body::RunCreated { plan: plan.into(), drill: None };
         let first = Event { run: "r".into(), seq: 1, at: at(0), actor: "test".into(), epoch: 1, body: created, prev: String::new() };
         let mut story = Self(RunState::new(&first).unwrap());
         story.say(at(0), Body::Claimed { owner: "first".into() });

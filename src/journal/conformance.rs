@@ -20,7 +20,7 @@ pub(super) fn plan() -> Plan {
         live: false,
         inputs: BTreeMap::new(),
         waive: Vec::new(),
-        estate: Estate::default(),
+        estate: Estate::default().into(),
         locks: Vec::new(),
         steps: Vec::new(),
     }
@@ -40,7 +40,7 @@ pub(super) fn new(id: &str, locks: &[&str]) -> NewChain {
 }
 
 pub(super) fn first(second: i64) -> Draft {
-    draft(second, Body::RunCreated { plan: Box::new(plan()), drill: None })
+    draft(second, Body::RunCreated { plan: plan().into(), drill: None })
 }
 
 pub(super) fn finished() -> Body {

@@ -35,8 +35,8 @@ pub struct Start {
 
 impl Muster {
     /// An engine over an estate's world.
-    pub async fn engine(&self, estate: &Estate) -> Result<Engine, ServiceError> {
-        let world = World::new(Arc::new(estate.clone()), self.clock.clone());
+    pub async fn engine(&self, estate: &Arc<Estate>) -> Result<Engine, ServiceError> {
+        let world = World::new(estate.clone(), self.clock.clone());
         let journal = self.journal().await?;
         // Absolute: a run may be gone on with from another directory.
         let state = std::path::absolute(&self.state).unwrap_or_else(|_| self.state.clone());
@@ -90,14 +90,14 @@ impl Muster {
         let by = Self::named(&plan.estate, start.by.as_deref());
         Self::could_be_approved(&plan, &by)?;
         let engine = self.engine(&plan.estate).await?;
-        let (claim, events) = self.begin(&engine, plan, &by, start.take_over).await?;
+        let (claim, events) = self.begin(&engine, plan.into(), &by, start.take_over).await?;
         let run = claim.run.clone();
         let outcome = engine.carry_on_from(claim, events, false).await;
         self.left(&engine, run, outcome).await
     }
 
     /// Begins a run; for a live failover, whoever holds its resources makes way first.
-    async fn begin(&self, engine: &Engine, plan: Plan, by: &str, take_over: bool) -> Result<(Claim, Vec<Stored>), ServiceError> {
+    async fn begin(&self, engine: &Engine, plan: Arc<Plan>, by: &str, take_over: bool) -> Result<(Claim, Vec<Stored>), ServiceError> {
         let run = RunId(self.clock.new_id());
         let mut moved = Vec::new();
         let (claim, first) = loop {
