@@ -180,9 +180,10 @@ impl Muster {
         }
     }
 
-    pub(super) async fn carry_on(&self, engine: &Engine, claim: Claim, resume: bool) -> Result<Ran, ServiceError> {
+    /// Goes on with a run of which all that was written before this claim was read.
+    pub(super) async fn carry_on(&self, engine: &Engine, claim: Claim, events: Vec<Stored>, resume: bool) -> Result<Ran, ServiceError> {
         let run = claim.run.clone();
-        let outcome = engine.carry_on(claim, resume).await;
+        let outcome = engine.carry_on_from(claim, events, resume).await;
         self.left(engine, run, outcome).await
     }
 
