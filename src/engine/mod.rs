@@ -250,7 +250,8 @@ impl Owner {
 
     /// Until a task reports, it is time for a retry, there are letters, or everything is told to stop.
     async fn wait(&mut self, wake: Option<jiff::Timestamp>) -> Result<(), EngineError> {
-        let most = if self.bell.is_some() { IDLE } else { INBOX };
+        // The end of a lease is to be noticed as soon as a letter.
+        let most = if self.bell.is_some() && !self.claim.hold.may_end() { IDLE } else { INBOX };
         let until = wake.map(|at| self.engine.clock.now().duration_until(at));
         let until = until.and_then(|left| Duration::try_from(left).ok()).unwrap_or(most).min(most);
         let (clock, mut interrupt) = (self.engine.clock.clone(), self.engine.interrupt.clone());

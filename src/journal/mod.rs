@@ -6,6 +6,7 @@
 //! long a process may believe that it owns a chain, where the store is not on its own machine.
 
 pub mod adopt;
+mod bells;
 pub mod chain;
 #[cfg(test)]
 mod conformance;
