@@ -190,6 +190,9 @@ pub enum Command {
         step: crate::model::ids::StepId,
         done: bool,
         reason: String,
+        /// The event that asked, as it stood when the answer was given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        question: Option<u64>,
     },
 }
 

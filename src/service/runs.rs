@@ -203,15 +203,18 @@ impl Muster {
     /// What an operator asks of a run: to its owner if it has one, else taken down right away.
     pub async fn command(&self, run: &RunId, by: &str, command: &Command) -> Result<Told, ServiceError> {
         let journal = self.existing_journal().await?;
-        let told = |state: &RunState| inbox::bodies(state, run, by, command, self.clock.now()).map_err(ServiceError::Usage);
-        told(&state_of(&*journal, run).await?)?;
+        let told =
+            |state: &RunState, command: &Command| inbox::bodies(state, run, by, command, self.clock.now()).map_err(ServiceError::Usage);
+        let seen = state_of(&*journal, run).await?;
+        told(&seen, command)?;
+        let command = &inbox::bound(command, &seen);
         match journal.claim(run, &self.actor()).await {
             Ok(claim) => {
                 let record = async {
                     // It may have gone on between the look and the claim.
                     let state = state_of(&*journal, run).await?;
                     let draft = |body| Draft { at: self.clock.now(), actor: by.to_owned(), body };
-                    let drafts = told(&state)?.into_iter().map(draft).collect();
+                    let drafts = told(&state, command)?.into_iter().map(draft).collect();
                     journal.append(&claim, state.seq, drafts).await.map_err(ServiceError::from)
                 };
                 let appended = record.await;
