@@ -146,12 +146,12 @@ impl Muster {
         match conductor.carry_on(claim, resumed).await {
             Ok(state) => {
                 let view = drill_view(&*engine.journal, &state).await?;
-                notices::drill_ended(&engine, &state).await;
+                notices::drill_ended(&engine, &self.program_anywhere(), &state).await;
                 Ok(Drilled { state, view })
             }
             Err(error) => {
                 if let Ok(state) = drill_state(&*engine.journal, &id).await {
-                    notices::drill_stopped(&engine, &state, &error).await;
+                    notices::drill_stopped(&engine, &self.program_anywhere(), &state, &error).await;
                 }
                 Err(error.into())
             }

@@ -195,7 +195,7 @@ impl Muster {
             }
             other => other.into(),
         })?;
-        notices::run_left(engine, &run, &state).await;
+        notices::run_left(engine, &self.program_anywhere(), &run, &state).await;
         let evidence = view::evidence(&*engine.journal, std::slice::from_ref(&run)).await?;
         Ok(Ran { run, state, evidence })
     }
