@@ -38,7 +38,7 @@ const BUSY: Duration = Duration::from_secs(10);
 /// and that they stand in line is no trouble of the store's.
 const QUEUE: Duration = Duration::from_mins(10);
 /// After so many pages of 4 KiB what was written moves from the log to its place.
-const CHECKPOINT: u32 = 2_000;
+pub const CHECKPOINT: u32 = 2_000;
 
 /// Columns of an event for a dump: its chain's identifier, else what its record says.
 const EVENT: &str = "SELECT c.id AS run, e.seq, e.kind, e.hash, e.record FROM events e LEFT JOIN chains c ON c.n = e.chain";
