@@ -97,7 +97,7 @@ impl Muster {
             )));
         }
         inherit_objectives(&mut drill, &estate);
-        let engine = self.engine(&estate).await?;
+        let engine = self.engine(&plans.0.estate).await?;
         let conductor = self.conductor(engine);
         let id = scheduled_for.map_or_else(|| RunId(self.clock.new_id()), |at| scheduled_id(&drill.drill, at));
         let file = (path.display().to_string(), loaded.source.digest.clone());
@@ -146,12 +146,12 @@ impl Muster {
         match conductor.carry_on(claim, resumed).await {
             Ok(state) => {
                 let view = drill_view(&*engine.journal, &state).await?;
-                notices::drill_ended(&engine, &state).await;
+                notices::drill_ended(&engine, &self.program_anywhere(), &state).await;
                 Ok(Drilled { state, view })
             }
             Err(error) => {
                 if let Ok(state) = drill_state(&*engine.journal, &id).await {
-                    notices::drill_stopped(&engine, &state, &error).await;
+                    notices::drill_stopped(&engine, &self.program_anywhere(), &state, &error).await;
                 }
                 Err(error.into())
             }
@@ -218,7 +218,7 @@ impl Muster {
 
     /// Puts a fire on record that started nothing; false when it is on record already.
     pub async fn put_on_record(&self, drill: &DrillName, at: jiff::Timestamp, reason: &str) -> Result<bool, ServiceError> {
-        let engine = self.engine(&Estate::default()).await?;
+        let engine = self.engine(&std::sync::Arc::default()).await?;
         let id = RunId(format!("{}-missed", scheduled_id(drill, at)));
         let chain = NewChain { id, kind: ChainKind::Drill, name: drill.to_string(), parent: None, locks: Vec::new() };
         let body = Body::DrillMissed { drill: drill.clone(), scheduled_for: at, reason: reason.to_owned() };
