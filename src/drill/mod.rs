@@ -10,6 +10,7 @@ pub mod as_found;
 pub mod conduct;
 mod figures;
 mod preempted;
+mod restore;
 pub mod probe;
 pub mod probe_ledger;
 pub mod probe_watch;

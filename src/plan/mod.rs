@@ -10,6 +10,7 @@ pub mod approval;
 pub mod crontab;
 pub mod decide;
 pub mod measure;
+pub mod measure_restore;
 pub(crate) mod planted;
 pub mod schedule;
 pub mod state;
