@@ -12,6 +12,7 @@ pub mod decide;
 pub mod measure;
 pub mod measure_restore;
 pub(crate) mod planted;
+pub mod proof;
 pub mod schedule;
 pub mod state;
 pub mod verdict;
