@@ -18,7 +18,7 @@ pub enum RepositoryError {
     #[error("the repository has format version {found}; this Muster knows version {}: use a newer one", super::names::VERSION)]
     Version { found: u64 },
     /// No key slot opens with what was given.
-    #[error("the password or key file opens none of the repository's {slots} keys")]
+    #[error("the password or key file opens none of the repository's {slots} keys (or its `config` was changed: the keys are bound to it)")]
     WrongKey { slots: usize },
     /// A stored object is not what was written.
     #[error("{object} is damaged: {why}")]
@@ -55,9 +55,5 @@ impl RepositoryError {
             PortError::NotFound(_) => Self::Missing { object: key },
             error => Self::Store { key, error },
         }
-    }
-    pub(crate) fn file(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
-        let path = path.into();
-        move |error| Self::File { path, why: error.to_string() }
     }
 }

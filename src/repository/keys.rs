@@ -138,8 +138,8 @@ pub struct Slot {
 const KEY_FILE: &str = "muster repository 2026-11 key file";
 
 impl Slot {
-    /// A new slot for the keyring of the repository `repository`.
-    pub fn make(repository: &str, keyring: &Keyring, unlock: &Unlock, label: String, created: jiff::Timestamp) -> Result<Self> {
+    /// A new slot for the keyring of the repository whose `config` has the digest `config`.
+    pub fn make(config: &Id, keyring: &Keyring, unlock: &Unlock, label: String, created: jiff::Timestamp) -> Result<Self> {
         let (salt, id, nonce) = (random()?, random()?, random()?);
         let stretch = match unlock {
             Unlock::Passphrase(_) => STRETCH,
@@ -157,30 +157,35 @@ impl Slot {
         let refused = || RepositoryError::Refused("the key could not be made".to_owned());
         let key = slot.wrapping_key(unlock)?.ok_or_else(refused)?;
         let mut sealed = keyring.to_bytes();
-        key.seal_in_place_append_tag(slot.nonce().ok_or_else(refused)?, slot.bound_to(repository), &mut sealed).map_err(|_| refused())?;
+        key.seal_in_place_append_tag(slot.nonce().ok_or_else(refused)?, slot.bound_to(config), &mut sealed).map_err(|_| refused())?;
         slot.keyring = hex::encode(sealed);
         Ok(slot)
     }
 
-    #[must_use]
-    pub fn key(&self) -> String {
-        format!("{KEYS}{}", self.id)
+    /// As it is stored: named by its digest, so that no bit of it changes unseen.
+    pub fn stored(&self) -> Result<(String, Vec<u8>)> {
+        let bytes = serde_json::to_vec_pretty(self).map_err(|e| RepositoryError::Refused(e.to_string()))?;
+        Ok((Id::of(&bytes).key(KEYS), bytes))
     }
 
     /// The keyring, if this slot opens with that.
-    pub fn open(&self, repository: &str, unlock: &Unlock) -> Result<Option<Keyring>> {
-        let damaged = || RepositoryError::damaged(self.key(), "it is no key slot of this format");
+    pub fn open(&self, config: &Id, unlock: &Unlock) -> Result<Option<Keyring>> {
+        let damaged = || RepositoryError::damaged(self.name(), "it is no key slot of this format");
         let Some(key) = self.wrapping_key(unlock)? else { return Ok(None) };
         let mut sealed = hex::decode(&self.keyring).map_err(|_| damaged())?;
-        let Ok(plain) = key.open_in_place(self.nonce().ok_or_else(damaged)?, self.bound_to(repository), &mut sealed) else {
+        let Ok(plain) = key.open_in_place(self.nonce().ok_or_else(damaged)?, self.bound_to(config), &mut sealed) else {
             return Ok(None);
         };
         Keyring::from_bytes(plain).map(Some).ok_or_else(damaged)
     }
 
-    /// A slot belongs to one repository and one name: put elsewhere, it opens nothing.
-    fn bound_to(&self, repository: &str) -> Aad<Vec<u8>> {
-        Aad::from(format!("{repository}/{}", self.id).into_bytes())
+    /// A slot belongs to one repository and one identifier: put elsewhere, it opens nothing. The digest of `config`
+    /// authenticates that object as well.
+    fn bound_to(&self, config: &Id) -> Aad<Vec<u8>> {
+        Aad::from(format!("{config}/{}", self.id).into_bytes())
+    }
+    fn name(&self) -> String {
+        format!("key {}", self.id)
     }
     fn nonce(&self) -> Option<Nonce> {
         let mut nonce = [0; 12];
@@ -189,7 +194,7 @@ impl Slot {
     }
     /// `None`: the slot is for another kind of secret.
     fn wrapping_key(&self, unlock: &Unlock) -> Result<Option<LessSafeKey>> {
-        let damaged = |why: &str| RepositoryError::damaged(self.key(), why);
+        let damaged = |why: &str| RepositoryError::damaged(self.name(), why);
         let salt = hex::decode(&self.salt).map_err(|_| damaged("its salt is not hexadecimal"))?;
         let mut key = [0; 32];
         match (unlock, self.stretch) {
@@ -230,7 +235,7 @@ mod tests {
         Unlock::KeyFile(std::sync::Arc::new(SecretBox::new(Box::new(bytes.to_vec()))))
     }
     fn slot(keyring: &Keyring, unlock: &Unlock) -> Slot {
-        Slot::make("repo", keyring, unlock, "ana@bridge".to_owned(), jiff::Timestamp::UNIX_EPOCH).unwrap()
+        Slot::make(&Id([1; 32]), keyring, unlock, "ana@bridge".to_owned(), jiff::Timestamp::UNIX_EPOCH).unwrap()
     }
 
     #[test]
@@ -239,10 +244,10 @@ mod tests {
         for (right, wrong) in [(passphrase("tide"), passphrase("ebb")), (key_file(&[7; 32]), key_file(&[8; 32]))] {
             let slot = slot(&keyring, &right);
             let again: Slot = serde_json::from_str(&serde_json::to_string(&slot).unwrap()).unwrap();
-            let opened = again.open("repo", &right).unwrap().unwrap();
+            let opened = again.open(&Id([1; 32]), &right).unwrap().unwrap();
             assert_eq!(opened.to_bytes(), keyring.to_bytes());
-            assert!(again.open("repo", &wrong).unwrap().is_none());
-            assert!(again.open("another", &right).unwrap().is_none());
+            assert!(again.open(&Id([1; 32]), &wrong).unwrap().is_none());
+            assert!(again.open(&Id([2; 32]), &right).unwrap().is_none());
             let text = format!("{again:?}");
             assert!(!text.contains(&hex::encode(keyring.chunk.expose_secret())), "{text}");
         }
@@ -253,8 +258,8 @@ mod tests {
         let keyring = Keyring::new().unwrap();
         let mut slot = slot(&keyring, &passphrase("tide"));
         slot.stretch = Stretch::Argon2id { memory_kib: u32::MAX, passes: 1, lanes: 1 };
-        assert!(slot.open("repo", &passphrase("tide")).is_err());
-        assert!(Slot::make("repo", &keyring, &key_file(b"short"), String::new(), jiff::Timestamp::UNIX_EPOCH).is_err());
+        assert!(slot.open(&Id([1; 32]), &passphrase("tide")).is_err());
+        assert!(Slot::make(&Id([1; 32]), &keyring, &key_file(b"short"), String::new(), jiff::Timestamp::UNIX_EPOCH).is_err());
     }
 
     #[test]

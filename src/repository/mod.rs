@@ -25,11 +25,15 @@ pub mod open;
 pub mod marks;
 pub mod pack;
 pub mod progress;
+pub mod proof;
 pub mod rescue;
 pub mod seal;
 pub mod snapshot;
 pub mod source;
 pub mod write;
+pub mod stream;
+pub mod verify;
+mod verify_packs;
 pub mod wire;
 
 pub use error::{RepositoryError, Result};

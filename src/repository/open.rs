@@ -44,6 +44,8 @@ pub struct Repository {
     /// For messages: the URL or path.
     pub place: String,
     pub id: String,
+    /// The digest of `config`, to which key slots are bound.
+    pub config: Id,
     pub keyring: Keyring,
 }
 
@@ -56,15 +58,16 @@ pub struct Found<T> {
 impl Repository {
     pub async fn open(store: Arc<dyn ObjectRead>, place: &str, unlock: &Unlock) -> Result<Self> {
         let config = read_config(&*store, place).await?.ok_or_else(|| RepositoryError::NoRepository { place: place.to_owned() })?;
-        let slots = slots(&*store).await?;
-        let (id, count, unlock) = (config.id.clone(), slots.len(), unlock.clone());
+        let (config, digest) = config;
+        let slots: Vec<Slot> = slots(&*store).await?.into_iter().map(|(_, slot)| slot).collect();
+        let (count, unlock) = (slots.len(), unlock.clone());
         // Argon2id takes a tenth of a second and 64 MiB.
         let opened = tokio::task::spawn_blocking(move || {
-            slots.iter().find_map(|slot| slot.open(&id, &unlock).transpose()).transpose()
+            slots.iter().find_map(|slot| slot.open(&digest, &unlock).transpose()).transpose()
         });
         let opened = opened.await.map_err(|e| RepositoryError::Interrupted(e.to_string()))??;
         let keyring = opened.ok_or(RepositoryError::WrongKey { slots: count })?;
-        Ok(Self { store, place: place.to_owned(), id: config.id, keyring })
+        Ok(Self { store, place: place.to_owned(), id: config.id, config: digest, keyring })
     }
 
     /// Makes a repository in an empty place. False: there is one already.
@@ -78,12 +81,13 @@ impl Repository {
             return Err(RepositoryError::Occupied { place: place.to_owned(), found: other.key.clone() });
         }
         let id = hex::encode(&super::keys::random()?[..16]);
-        let (unlock, label, slot_of) = (unlock.clone(), label.to_owned(), id.clone());
-        let slot = tokio::task::spawn_blocking(move || Slot::make(&slot_of, &Keyring::new()?, &unlock, label, now));
+        let config = Config { format: FORMAT.to_owned(), version: VERSION, id, created: now };
+        let config = serde_json::to_vec_pretty(&config).map_err(|e| RepositoryError::Refused(e.to_string()))?;
+        let (unlock, label, digest) = (unlock.clone(), label.to_owned(), Id::of(&config));
+        let slot = tokio::task::spawn_blocking(move || Slot::make(&digest, &Keyring::new()?, &unlock, label, now));
         let slot = slot.await.map_err(|e| RepositoryError::Interrupted(e.to_string()))??;
         write_slot(store, &slot).await?;
-        let config = Config { format: FORMAT.to_owned(), version: VERSION, id, created: now };
-        match store.put(CONFIG, json(&config)?.to_vec(), &BTreeMap::new(), true).await {
+        match store.put(CONFIG, config, &BTreeMap::new(), true).await {
             Ok(_) => Ok(true),
             // Somebody else was quicker; the repository is theirs, and our slot opens nothing.
             Err(PortError::Conflict { .. }) => Ok(false),
@@ -310,7 +314,8 @@ async fn read_whole(store: &dyn ObjectRead, key: &str) -> std::result::Result<Ve
     if bytes.len() as u64 == size { Ok(bytes) } else { Err(PortError::Unreachable(format!("{key}: the body broke off"))) }
 }
 
-async fn read_config(store: &dyn ObjectRead, place: &str) -> Result<Option<Config>> {
+/// The config and its digest.
+async fn read_config(store: &dyn ObjectRead, place: &str) -> Result<Option<(Config, Id)>> {
     let bytes = match again(CONFIG, || read_whole(store, CONFIG)).await {
         Ok(bytes) => bytes,
         Err(RepositoryError::Missing { .. }) => return Ok(None),
@@ -324,27 +329,34 @@ async fn read_config(store: &dyn ObjectRead, place: &str) -> Result<Option<Confi
     if config.version != VERSION {
         return Err(RepositoryError::Version { found: config.version });
     }
-    Ok(Some(config))
+    Ok(Some((config, Id::of(&bytes))))
 }
 
-/// The key slots that can be read.
-pub async fn slots(store: &dyn ObjectRead) -> Result<Vec<Slot>> {
-    let slots = listed(store, KEYS).await?;
-    let each = stream::iter(slots).map(|meta| async move {
-        let bytes = again(&meta.key, || read_whole(store, &meta.key)).await?;
-        let slot: Slot = serde_json::from_slice(&bytes).map_err(|e| RepositoryError::damaged(&meta.key, e))?;
-        if slot.key() == meta.key { Ok(slot) } else { Err(RepositoryError::damaged(&meta.key, "it is another's slot")) }
-    });
-    // A damaged slot does not keep the others from opening the repository; `verify` names it.
-    let each: Vec<Result<Slot>> = each.buffered(AT_ONCE).collect().await;
+/// The key slots that can be read, with their places. A damaged one does not keep the others from opening the repository.
+pub async fn slots(store: &dyn ObjectRead) -> Result<Vec<(String, Slot)>> {
+    let each = all_slots(store).await?;
     each.into_iter().filter(|slot| !matches!(slot, Err(RepositoryError::Damaged { .. } | RepositoryError::Missing { .. }))).collect()
 }
 
-pub async fn write_slot(store: &dyn ObjectWrite, slot: &Slot) -> Result<()> {
-    put(store, &slot.key(), json(slot)?).await
+/// What is wrong with those that cannot.
+pub(super) async fn damaged_slots(store: &dyn ObjectRead) -> Result<Vec<RepositoryError>> {
+    let each = all_slots(store).await?;
+    Ok(each.into_iter().filter_map(|slot| slot.err().filter(|e| matches!(e, RepositoryError::Damaged { .. }))).collect())
 }
 
-fn json(value: &impl Serialize) -> Result<Bytes> {
-    let text = serde_json::to_vec_pretty(value).map_err(|e| RepositoryError::Refused(e.to_string()))?;
-    Ok(text.into())
+async fn all_slots(store: &dyn ObjectRead) -> Result<Vec<Result<(String, Slot)>>> {
+    let slots = listed(store, KEYS).await?;
+    let each = stream::iter(slots).map(|meta| async move {
+        let bytes = again(&meta.key, || read_whole(store, &meta.key)).await?;
+        if Id::in_key(&meta.key, KEYS) != Some(Id::of(&bytes)) {
+            return Err(RepositoryError::damaged(&meta.key, "its bytes do not have the digest that its name says"));
+        }
+        serde_json::from_slice(&bytes).map(|slot| (meta.key.clone(), slot)).map_err(|e| RepositoryError::damaged(&meta.key, e))
+    });
+    Ok(each.buffered(AT_ONCE).collect().await)
+}
+
+pub async fn write_slot(store: &dyn ObjectWrite, slot: &Slot) -> Result<()> {
+    let (key, bytes) = slot.stored()?;
+    put(store, &key, bytes.into()).await
 }
