@@ -1,0 +1,194 @@
+//! `backup.create`: back a folder or file of this machine up into a repository, as one more snapshot.
+//!
+//! **What it does.** Reads what changed since the last snapshot of the same source from the same machine, stores what
+//! the repository does not hold yet, and writes the snapshot last. An empty place is made a repository first.
+//!
+//! **Half-done** it leaves chunks that no snapshot refers to: the next backup uses them, or `prune` removes them. The
+//! snapshot carries the run and the step that made it, so after a crash it is known whether it is there; it is written
+//! once. A snapshot from which files are missing, since they could not be read, is kept and is no success. It is not
+//! undone: a snapshot more harms nothing, and `backup.forget` decides what is kept.
+
+use super::{contract::*, shared::*, vault::*};
+use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoPolicy, time::Span};
+use crate::repository::{
+    create::{About, Base, Created, create},
+    globs::Globs,
+    names::Id,
+    open::Repository,
+    snapshot::{Snapshot, Source},
+    tree::{Options, Tree},
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::{path::PathBuf, sync::Arc};
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    pub repository: RepositoryName,
+    /// A folder or file of the machine that Muster runs on.
+    pub path: PathBuf,
+    /// What the snapshot is found by later.
+    #[serde(default)]
+    pub tags: Vec<String>,
+    /// Leave out what these patterns match, as in `.gitignore`.
+    #[serde(default)]
+    pub exclude: Vec<String>,
+    /// Files that cannot be read are named and left out, and the step succeeds.
+    #[serde(default)]
+    pub allow_unreadable: bool,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Intent {
+    input: Input,
+    /// The path, whole.
+    path: PathBuf,
+    source: Source,
+    /// What the snapshot is recognised by.
+    mark: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Output {
+    /// The snapshot's identifier.
+    pub snapshot: String,
+    /// When reading began: what the snapshot holds is as of then.
+    #[schemars(with = "String")]
+    pub time: jiff::Timestamp,
+    pub files: u64,
+    pub bytes: u64,
+    pub bytes_read: u64,
+    pub bytes_new: u64,
+    pub bytes_stored: u64,
+    pub duration_ms: u64,
+    /// Files that changed while they were read.
+    pub changed_while_read: u64,
+    /// Files that could not be read, and are not in the snapshot.
+    pub unreadable: u64,
+}
+
+pub struct Create;
+
+impl Action for Create {
+    type Input = Input;
+    type Intent = Intent;
+    type Output = Output;
+
+    fn spec() -> Spec {
+        Spec {
+            name: "backup.create",
+            version: 1,
+            summary: "Back a folder up into a repository",
+            effect: Effect::Observable,
+            danger: Danger::None,
+            undo: UndoPolicy::None,
+            timeout: Span::from_secs(6 * 3600),
+            example: "id: backup\nuses: backup.create\nwith: { repository: vault, path: /srv/models, tags: [nightly] }\n",
+        }
+    }
+    fn reach(with: &Node, estate: &Estate) -> Vec<Reach> {
+        [reach_vault(with, "repository", estate), vec![reach_here()]].concat()
+    }
+    fn locks(_with: &Node) -> Vec<Resource> {
+        // Writers keep nobody out: neither each other nor readers.
+        Vec::new()
+    }
+
+    async fn prepare(cx: &ReadCx, input: Input) -> Result<Prepared<Intent>, Refusal> {
+        globs(&input)?;
+        let (path, source) = tree_source(&input.path).await?;
+        let mut notes = Vec::new();
+        match open(cx, &input.repository).await {
+            Ok(_) => {}
+            Err(refusal) if refusal.failure.code == "no_repository" => {
+                notes.push(format!("there is no repository yet: it is made, with the password of `{}`", input.repository));
+            }
+            Err(refusal) => return Err(refusal),
+        }
+        let change = change(place(&input.repository), None, Some(format!("a snapshot of {}", path.display())));
+        Ok(Prepared { intent: Intent { input, path, source, mark: mark(cx) }, change: vec![change], notes })
+    }
+
+    async fn apply(cx: &WriteCx, intent: &Intent) -> Result<Output, ApplyError> {
+        let (input, clock, watched) = (&intent.input, cx.read.world.clock(), Watched::new());
+        let (host, user) = who(&cx.read);
+        let store = cx.world()?.store_mut(input.repository.as_str())?;
+        let unlock = unlock(&cx.read, &input.repository).map_err(definite)?;
+        let label = format!("{user}@{host}");
+        Repository::make(&*store, &place(&input.repository), &unlock, &label, clock.now()).await?;
+        let (repository, store) = open_mut(cx, &input.repository).await?;
+        let snapshots = repository.snapshots().await?.whole;
+        let parent = snapshots.into_iter().rfind(|(_, s)| s.source == intent.source && s.host == host);
+        let base = Base::load(&repository, parent, &*clock).await?;
+        let entries = base.entries(&repository);
+        let options = Options { exclude: globs(input).map_err(definite)?, ..Options::default() };
+        let path = intent.path.clone();
+        let tree = tokio::task::spawn_blocking(move || Tree::new(&path, entries, options));
+        let tree = tree.await.map_err(|e| fail("interrupted", e.to_string()))??;
+        let about = About { origin: intent.source.clone(), host, user, tags: input.tags.clone(), run: Some(intent.mark.clone()) };
+        // Reading took no decision that the run's next owner could take otherwise; from here on it writes.
+        cx.world()?;
+        let made = create(repository, store, Box::new(tree), base, about, watched.0.clone(), clock).await?;
+        complete(input, &made)?;
+        Ok(output(&made.id, &made.snapshot))
+    }
+
+    async fn observe(cx: &ReadCx, intent: &Intent) -> Seen<Output> {
+        let look = async {
+            let repository = open(cx, &intent.input.repository).await?;
+            Ok::<_, Refusal>(repository.snapshots().await?)
+        };
+        match look.await {
+            Err(refusal) => untold(refusal),
+            Ok(found) => {
+                let ours = |(_, s): &&(Id, Snapshot)| s.run.as_ref() == Some(&intent.mark);
+                match found.whole.iter().rfind(ours) {
+                    // One with gaps is no success: it is tried again.
+                    Some((id, s)) if s.stats.unreadable == 0 || intent.input.allow_unreadable => Seen::Done(output(id, s)),
+                    Some(_) => Seen::Absent,
+                    None if found.damaged.is_empty() => Seen::Absent,
+                    None => Seen::CannotTell { why: format!("a snapshot cannot be read, and may be this step's: {}", join(&found.damaged)) },
+                }
+            }
+        }
+    }
+
+    async fn undo(_cx: &WriteCx, _intent: &Intent, _output: Option<Output>) -> Result<(), ApplyError> {
+        Ok(())
+    }
+}
+
+fn globs(input: &Input) -> Result<Globs, Refusal> {
+    Ok(Globs::new(&input.exclude)?)
+}
+
+fn join(errors: &[crate::repository::RepositoryError]) -> String {
+    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// Is everything in it that was to be?
+fn complete(input: &Input, made: &Created) -> Result<(), ApplyError> {
+    let lost = &made.unreadable;
+    let Some(first) = lost.first().filter(|_| !input.allow_unreadable) else { return Ok(()) };
+    let first = format!("{}: {}", String::from_utf8_lossy(&first.path), first.why);
+    let message = format!("{} files could not be read and are not in snapshot {}; the first is {first}", lost.len(), made.id.short());
+    let failure = Failure::new("unreadable", message).remedy("let Muster's user read them, `exclude` them, or say `allow_unreadable: true`");
+    Err(ApplyError::Definite(failure))
+}
+
+fn output(id: &Id, snapshot: &Snapshot) -> Output {
+    let stats = &snapshot.stats;
+    Output {
+        snapshot: id.to_string(),
+        time: snapshot.time,
+        files: stats.files,
+        bytes: stats.bytes,
+        bytes_read: stats.bytes_read,
+        bytes_new: stats.bytes_new,
+        bytes_stored: stats.bytes_stored,
+        duration_ms: snapshot.duration_ms,
+        changed_while_read: stats.changed_while_read,
+        unreadable: stats.unreadable,
+    }
+}
