@@ -22,6 +22,7 @@
 //! | [`plan`] | the decisions, pure: fold, decide, measure, verdict, schedule |
 //! | [`journal`] | the memory: append-only chains of events, and who owns one |
 //! | [`actions`] | the verbs: one file an action, the contract that all keep |
+//! | [`repository`] | the backups: chunks, packs, snapshots; what is kept, proven and let go |
 //! | [`providers`] | the world behind small ports, and a simulated one beside it |
 //! | [`engine`] | the hands: one loop carries out one decision after another |
 //! | [`drill`] | the measure: faults, probe, ledger, phases, report |
@@ -31,7 +32,7 @@
 //!
 //! # The arrows
 //! ```text
-//! cli -> service -> drill -> engine -> actions -> providers (ports) -> model
+//! cli -> service -> drill -> engine -> actions -> repository -> providers (ports) -> model
 //!                     |        |-> journal ----------------------------> model
 //!                     |        '-> plan, runbook ----------------------> model
 //!                     '-> journal, plan, providers (ports)
@@ -59,5 +60,6 @@ pub mod lab;
 pub mod model;
 pub mod plan;
 pub mod providers;
+pub mod repository;
 pub mod runbook;
 pub mod service;

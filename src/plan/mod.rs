@@ -13,6 +13,7 @@ pub mod measure;
 pub mod measure_restore;
 pub(crate) mod planted;
 pub mod proof;
+pub mod retention;
 pub mod schedule;
 pub mod state;
 pub mod verdict;
