@@ -12,11 +12,13 @@
 //! that a crash leaves garbage and never a snapshot without its data. Nothing is deleted but by [`prune`], in two
 //! phases, so that nobody needs a lock.
 
+mod attributes;
 pub mod codec;
 pub mod create;
 pub mod cut;
 pub mod entry;
 pub mod error;
+pub mod globs;
 pub mod index;
 pub mod keys;
 pub mod list;
@@ -30,6 +32,8 @@ pub mod rescue;
 pub mod seal;
 pub mod snapshot;
 pub mod source;
+pub mod tree;
+mod tree_body;
 pub mod write;
 pub mod stream;
 pub mod verify;
