@@ -192,3 +192,66 @@ fn output(id: &Id, snapshot: &Snapshot) -> Output {
         unreadable: stats.unreadable,
     }
 }
+
+/// Into an empty place: the repository is made as well.
+#[cfg(test)]
+pub fn fixture() -> super::contract_tests::Fixture {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/drills");
+    super::contract_tests::Fixture::new(serde_json::json!({ "repository": "vault", "path": path, "tags": ["nightly"] })).sure()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actions::contract_tests::{Bench, Fixture, with_vault};
+    use serde_json::json;
+
+    #[tokio::test]
+    async fn the_second_backup_holds_what_the_first_stored() {
+        let mut bench = Bench::new(&fixture());
+        let first = bench.run::<Create>().await.expect("backed up");
+        assert!(first.files >= 1 && first.bytes_new > 0, "{first:?}");
+        bench.another_run("0191");
+        let second = bench.run::<Create>().await.expect("backed up");
+        assert_ne!(second.snapshot, first.snapshot);
+        assert_eq!((second.files, second.bytes_new), (first.files, 0));
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_backed_up_is_refused_beforehand() {
+        let with = |path: &str| Fixture::new(json!({ "repository": "vault", "path": path }));
+        assert_eq!(Bench::new(&with("/nonexistent")).refused::<Create>().await, "no_source");
+        let unknown = Fixture::new(json!({ "repository": "valt", "path": "/" }));
+        assert_eq!(Bench::new(&unknown).refused::<Create>().await, "unknown_repository");
+        let wrong = with_vault(json!({ "repository": "vault", "path": "/", "exclude": [""] }));
+        assert_eq!(Bench::new(&wrong).refused::<Create>().await, "refused");
+    }
+
+    /// As root everything can be read; a file that vanishes between the walk and the reading cannot be arranged.
+    #[test]
+    fn a_snapshot_with_gaps_is_no_success() {
+        let made = |unreadable: u64| {
+            let lost = (0..unreadable).map(|n| crate::repository::source::Unreadable { path: format!("f{n}").into_bytes(), why: "denied".into() });
+            let stats = crate::repository::snapshot::Stats { unreadable, ..Default::default() };
+            let (time, source) = (jiff::Timestamp::UNIX_EPOCH, Source::Tree { path: "/a".into() });
+            let snapshot = Snapshot {
+                time,
+                duration_ms: 0,
+                host: String::new(),
+                user: String::new(),
+                program: String::new(),
+                source,
+                tags: Vec::new(),
+                parent: None,
+                run: None,
+                list: Vec::new(),
+                stats,
+            };
+            Created { id: Id([0; 32]), snapshot, unreadable: lost.collect(), changed: Vec::new() }
+        };
+        let input = |allow| serde_json::from_value::<Input>(json!({ "repository": "v", "path": "/a", "allow_unreadable": allow })).expect("valid");
+        assert!(complete(&input(false), &made(0)).is_ok() && complete(&input(true), &made(2)).is_ok());
+        let Err(ApplyError::Definite(failure)) = complete(&input(false), &made(2)) else { panic!("it passed") };
+        assert!(failure.code == "unreadable" && failure.message.contains("f0: denied"), "{failure}");
+    }
+}

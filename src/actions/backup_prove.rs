@@ -14,9 +14,11 @@ use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoP
 use crate::providers::{clock::Clock, port::ObjectWrite};
 use crate::repository::{
     RepositoryError,
+    globs::Globs,
     names::Id,
     open::Repository,
     proof::{self, Level, Proof},
+    restore::Into as Over,
     snapshot::Snapshot,
 };
 use jiff::Timestamp;
@@ -131,7 +133,8 @@ impl Action for Prove {
         let (repository, store) = open_mut(cx, &intent.input.repository).await?;
         let folder = Scratch::new(cx.read.scratch.join(format!("prove-{}", short_key(&cx.read)))).await?;
         let tried = Tried::of(&repository, intent, &folder, &clock).await?;
-        drop(folder);
+        // A large tree takes its time to go.
+        let _ = tokio::task::spawn_blocking(move || drop(folder)).await;
         let duration_ms = u64::try_from(clock.monotonic().saturating_sub(begun).as_millis()).unwrap_or(u64::MAX);
         let proof = Proof {
             snapshot: intent.snapshot,
@@ -237,15 +240,17 @@ impl Tried {
     ) -> Result<Self, RepositoryError> {
         let watched = Watched::new();
         let (_, snapshot) = repository.snapshot(&intent.snapshot.to_string()).await?;
-        let lost = bring_back(repository, &snapshot, &folder.0, &watched.0).await?;
+        let everything = Globs::none();
+        let restored = bring_back(repository, &snapshot, &folder.0, everything.clone(), Over::Empty, &watched.0).await?;
         let restored_at = Some(clock.now());
-        let mut compared = compare(repository, &snapshot, &folder.0, clock, &watched.0).await?;
+        let mut compared = compare(repository, &snapshot, &folder.0, &everything, clock, &watched.0).await?;
         // What the restore itself could not bring back is among what the comparison misses.
+        let lost = restored.damaged;
         if compared.is_good() {
-            lost.iter().for_each(|(path, why)| compared.lost(path, why));
+            lost.iter().for_each(|lost| compared.lost(&lost.path, &lost.why));
         }
         let why = (!compared.is_good()).then(|| match lost.first() {
-            Some((path, why)) => format!("{path}: {why}; {}", compared.why()),
+            Some(lost) => format!("{}: {}; {}", lost.path, lost.why, compared.why()),
             None => compared.why(),
         });
         Ok(Self { files: compared.files, bytes: compared.bytes, first_file_at: compared.first_at, restored_at, why })
@@ -292,4 +297,65 @@ fn open_up(folder: &Path) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+pub fn fixture() -> super::contract_tests::Fixture {
+    super::contract_tests::with_vault(serde_json::json!({ "repository": "vault" }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actions::contract_tests::{Bench, with_vault};
+    use serde_json::json;
+
+    async fn proofs(bench: &Bench) -> Vec<Proof> {
+        let repository = open(&bench.read, &"vault".into()).await.map_err(|r| r.failure).expect("open");
+        proof::load(&repository).await.expect("loaded").whole.into_iter().map(|(_, proof)| proof).collect()
+    }
+
+    #[tokio::test]
+    async fn the_newest_comes_back_and_leaves_a_proof_and_nothing_else() {
+        let bench = Bench::new(&fixture());
+        let out = bench.run::<Prove>().await.expect("proven");
+        assert!(out.files > 0 && out.bytes > 0 && out.recovered_point.to_string().starts_with("2026-01-02"), "{out:?}");
+        let proofs = proofs(&bench).await;
+        assert_eq!((proofs.len(), proofs[0].ok, proofs[0].run.as_deref()), (1, true, Some("0190/step")));
+        assert_eq!(std::fs::read_dir(&bench.read.scratch).expect("there").count(), 0, "the scratch was not cleaned up");
+    }
+
+    #[tokio::test]
+    async fn what_does_not_come_back_is_on_record_as_failed_and_tried_again() {
+        let bench = Bench::new(&fixture());
+        let undamaged = bench.world.damage_packs();
+        for tries in 1..=2 {
+            let failure = bench.failed::<Prove>().await;
+            assert!(failure.code == "not_proven" && failure.message.contains(".yaml"), "{failure}");
+            let proofs = proofs(&bench).await;
+            assert!(proofs.len() == tries && proofs.iter().all(|p| !p.ok && p.why.is_some()), "{proofs:?}");
+        }
+        bench.world.lock().objects.extend(undamaged);
+        bench.world.time().advance(std::time::Duration::from_secs(1));
+        assert!(bench.run::<Prove>().await.is_ok(), "what was repaired is proven by the next try");
+    }
+
+    #[tokio::test]
+    async fn the_run_decides_which_by_chance_and_the_intent_keeps_it() {
+        let mut bench = Bench::new(&with_vault(json!({ "repository": "vault", "snapshot": "random" })));
+        let mut chosen = std::collections::BTreeSet::new();
+        for key in ["1", "2", "3", "4", "5", "6", "7", "8", "9", "a", "b", "c"] {
+            bench.again(key);
+            let (first, again) = (bench.intent::<Prove>().await, bench.intent::<Prove>().await);
+            assert_eq!(first.snapshot, again.snapshot);
+            chosen.insert(first.snapshot);
+        }
+        assert_eq!(chosen.len(), 2, "either of the two is chosen by some run");
+        // The clock stands at the first day; two days later only the second is of the last day and a half.
+        let bench = Bench::new(&with_vault(json!({ "repository": "vault", "snapshot": "random", "within": "36h" })));
+        bench.world.time().advance(std::time::Duration::from_secs(2 * 86_400));
+        assert!(bench.intent::<Prove>().await.recovered_point.to_string().starts_with("2026-01-02"));
+        let wrong = Bench::new(&with_vault(json!({ "repository": "vault", "within": "36h" })));
+        assert_eq!(wrong.refused::<Prove>().await, "input");
+    }
 }

@@ -102,3 +102,37 @@ fn damaged(found: &Verified) -> Failure {
     let message = format!("{} objects are damaged, {} files are touched: {}{more}", found.problems.len(), found.touched.len(), told.join("; "));
     Failure::new("damaged", message).remedy("the next `backup.create` stores anew what its source still has; `muster backup verify --read-data` names all")
 }
+
+#[cfg(test)]
+pub fn fixture() -> super::contract_tests::Fixture {
+    super::contract_tests::with_vault(serde_json::json!({ "repository": "vault", "read_data": 100 }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actions::contract_tests::{Bench, Fixture, with_vault};
+    use serde_json::json;
+
+    #[tokio::test]
+    async fn what_is_damaged_is_named() {
+        let bench = Bench::new(&fixture());
+        let good = bench.run::<Verify>().await.expect("verified");
+        assert!(good.snapshots == 2 && good.packs_read > 0, "{good:?}");
+        bench.world.damage_packs();
+        let failure = bench.failed::<Verify>().await;
+        assert!(failure.code == "damaged" && failure.message.contains("packs/") && failure.message.contains(".yaml"), "{failure}");
+        // The structure alone tells nothing of bytes that are wrong.
+        let shallow = Bench::new(&with_vault(json!({ "repository": "vault" })));
+        shallow.world.damage_packs();
+        assert_eq!(shallow.run::<Verify>().await.expect("verified").packs_read, 0);
+    }
+
+    #[tokio::test]
+    async fn where_there_is_no_repository_it_says_so() {
+        let bench = Bench::new(&Fixture::new(json!({ "repository": "vault" })));
+        assert_eq!(bench.failed::<Verify>().await.code, "no_repository");
+        let bench = Bench::new(&with_vault(json!({ "repository": "vault", "read_data": 101 })));
+        assert_eq!(bench.refused::<Verify>().await, "input");
+    }
+}

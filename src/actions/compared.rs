@@ -5,6 +5,7 @@ use crate::providers::clock::Clock;
 use crate::repository::{
     Result,
     entry::{Content, Entry, Node},
+    globs::Globs,
     index::Index,
     list,
     open::Repository,
@@ -59,11 +60,12 @@ impl Compared {
     }
 }
 
-/// Compares everything that the snapshot holds with what lies in `folder`. What lies there besides is nobody's concern.
+/// Compares everything that the snapshot holds, or what of it the patterns match, with what lies in `folder`. What lies there besides is nobody's concern.
 pub(crate) async fn compare(
     repository: &Repository,
     snapshot: &Snapshot,
     folder: &Path,
+    include: &Globs,
     clock: &Arc<dyn Clock>,
     progress: &Arc<Progress>,
 ) -> Result<Compared> {
@@ -78,6 +80,8 @@ pub(crate) async fn compare(
                 continue;
             }
         };
+        let meant = |entry: &Entry| include.is_empty() || (!entry.path.ends_with(b"/") && include.fits_within(&entry.path));
+        let entries: Vec<Entry> = entries.into_iter().filter(meant).collect();
         let (folder, clock, progress) = (folder.to_owned(), clock.clone(), progress.clone());
         let part = tokio::task::spawn_blocking(move || compare_part(&entries, &folder, &*clock, &progress)).await;
         all.add(part.map_err(|e| crate::repository::RepositoryError::Interrupted(e.to_string()))?);

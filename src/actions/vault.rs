@@ -6,10 +6,12 @@ use crate::model::{effect::*, estate::Estate, estate::Repository as Named, estat
 use crate::providers::port::{ObjectWrite, PortError};
 use crate::repository::{
     RepositoryError,
+    globs::Globs,
     keys::Unlock,
     names::Id,
     open::Repository,
     progress::Progress,
+    restore::{Into, RestoreOptions, Restored, restore},
     snapshot::{Snapshot, Source},
 };
 use std::{sync::Arc, time::Duration};
@@ -90,9 +92,25 @@ pub(crate) fn shown(id: &Id, snapshot: &Snapshot) -> String {
 /// A path as a source: absolute, as a snapshot names it.
 pub(crate) async fn tree_source(path: &std::path::Path) -> Result<(std::path::PathBuf, Source), Refusal> {
     let fail = |why: std::io::Error| Refusal::no("no_source", format!("{} cannot be backed up: {why}", path.display()));
-    let whole = tokio::fs::canonicalize(path).await.map_err(fail)?;
+    // It must be there; and one folder has one name, however one got there. A link keeps its own: it is what people know.
+    let real = tokio::fs::canonicalize(path).await.map_err(fail)?;
+    let winding = path.components().any(|part| part == std::path::Component::ParentDir);
+    let whole: std::path::PathBuf = if winding { real } else { std::path::absolute(path).map_err(fail)?.components().collect() };
     let text = whole.to_str().ok_or_else(|| Refusal::no("no_source", format!("{} is not UTF-8", whole.display())))?.to_owned();
     Ok((whole, Source::Tree { path: text }))
+}
+
+/// Restores a snapshot as files: what cannot be had is told by name, and the rest comes back.
+pub(crate) async fn bring_back(
+    repository: &Arc<Repository>,
+    snapshot: &Snapshot,
+    to: &std::path::Path,
+    include: Globs,
+    into: Into,
+    progress: &Arc<Progress>,
+) -> Result<Restored, RepositoryError> {
+    let options = RestoreOptions { include, into, owner: true, dry_run: false };
+    restore(repository.clone(), snapshot, to, options, progress.clone()).await
 }
 
 /// Ends the work when whoever waits for it has gone: a step that ran out of time leaves no thread behind.

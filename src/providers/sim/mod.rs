@@ -67,6 +67,29 @@ impl SimWorld {
     pub fn fault(&self, n: u64, fault: WriteFault) {
         let mut state = self.lock();
         state.fault = Some((state.writes + n, fault));
+        state.lasting = false;
+    }
+    /// Every write from the `n`th on meets this fault, until [`SimWorld::heal`].
+    pub fn lasting_fault(&self, n: u64, fault: WriteFault) {
+        self.fault(n, fault);
+        self.lock().lasting = true;
+    }
+    pub fn heal(&self) {
+        self.lock().fault = None;
+    }
+    /// Spoils a byte in the middle of every pack of every repository; gives the objects as they were.
+    pub fn damage_packs(&self) -> Vec<((String, String, String), SimObject)> {
+        let mut state = self.lock();
+        let packs = state.objects.iter_mut().filter(|((bucket, _, key), _)| bucket.starts_with(state::REPOSITORIES) && key.starts_with("packs/"));
+        let spoil = |(key, object): (&(String, String, String), &mut SimObject)| {
+            let before = (key.clone(), object.clone());
+            // Of the first chunk, behind the header: never in the directory at the end.
+            if let Some(byte) = object.body.get_mut(60) {
+                *byte ^= 1;
+            }
+            before
+        };
+        packs.map(spoil).collect()
     }
     /// How many writes were tried so far.
     #[must_use]
@@ -80,7 +103,7 @@ impl SimWorld {
         let mut state = self.lock();
         let number = state.writes;
         state.writes += 1;
-        let fault = state.fault.filter(|(at, _)| *at == number).map(|(_, fault)| fault);
+        let fault = state.fault.filter(|(at, _)| *at == number || (state.lasting && *at < number)).map(|(_, fault)| fault);
         match fault {
             None => change(&mut state, now),
             Some(WriteFault::Unreachable) => Err(PortError::Unreachable("connection refused".into())),
@@ -134,6 +157,10 @@ impl WorldRead for SimWorld {
         Arc::new(net::Net { world: self.clone() })
     }
     fn secret(&self, reference: &SecretRef) -> PortResult<secrecy::SecretString> {
+        // The one that its repositories are opened with.
+        if *reference == SecretRef::Env("SIM_VAULT".to_owned()) {
+            return Ok("tide".to_owned().into());
+        }
         Err(PortError::Config(format!("there is no secret {reference:?} in this world")))
     }
 }
@@ -146,7 +173,7 @@ impl WorldWrite for SimWorld {
     fn store_mut(&self, repository: &str) -> PortResult<Arc<dyn ObjectWrite>> {
         let known = self.estate.repositories.get(repository);
         let known = known.ok_or_else(|| PortError::Config(format!("the estate has no repository `{repository}`")))?;
-        Ok(self.data(&format!("repositories/{repository}"), known.region.as_ref().map_or("", |region| region.as_str())))
+        Ok(self.data(&format!("{}{repository}", state::REPOSITORIES), known.region.as_ref().map_or("", |region| region.as_str())))
     }
     fn instances_mut(&self, region: &str) -> PortResult<Arc<dyn InstanceWrite>> {
         Ok(self.data("", region))
