@@ -160,6 +160,19 @@ fn pieces(reading: Reading) -> Chunks {
     stream::unfold(0, next).boxed()
 }
 
+/// Hands a body to its writer, to its end or until the writer is gone.
+async fn feed(key: &str, body: &mut Chunks, writer: &mpsc::Sender<Option<Vec<u8>>>, size: &mut u64) -> PortResult<()> {
+    let stalled = || PortError::Refused(format!("{key}: no more of the body within {} s", BODY.as_secs()));
+    while let Some(chunk) = tokio::time::timeout(BODY, body.next()).await.map_err(|_| stalled())? {
+        let chunk = chunk?;
+        *size += chunk.len() as u64;
+        if writer.send_timeout(Some(chunk), WRITE).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
 #[async_trait]
 impl ObjectWrite for Directory {
     async fn put(&self, key: &str, body: Vec<u8>, metadata: &BTreeMap<String, String>, only_if_absent: bool) -> PortResult<ObjectMeta> {
@@ -204,19 +217,14 @@ impl ObjectWrite for Directory {
             }
             Err(PortError::Refused(format!("{at}: the body broke off")))
         });
-        loop {
-            let stalled = || PortError::Refused(format!("{key}: no more of the body within {} s", BODY.as_secs()));
-            let chunk = tokio::time::timeout(BODY, body.next()).await.map_err(|_| stalled())?.transpose()?;
-            let whole = chunk.is_none();
-            size += chunk.as_ref().map_or(0, Vec::len) as u64;
+        let fed = feed(key, &mut body, &chunks, &mut size).await;
+        if fed.is_ok() {
             // A writer that is gone has its reason, which it tells below.
-            if whole || chunks.send_timeout(chunk, WRITE).await.is_err() {
-                break;
-            }
+            let _ = chunks.send_timeout(None, WRITE).await;
         }
-        let _ = chunks.send_timeout(None, WRITE).await;
         drop(chunks);
-        answer(work, WRITE + Duration::from_secs(size / SLOWEST), PortError::Unknown, &self.root.path).await
+        let done = answer(work, WRITE + Duration::from_secs(size / SLOWEST), PortError::Unknown, &self.root.path).await;
+        fed.and(done)
     }
 
     async fn copy_from(&self, key: &str, from: &ObjectPlace, _listed: &ObjectMeta) -> PortResult<ObjectMeta> {

@@ -155,7 +155,9 @@ impl Root {
         let path = self.path.join(folder);
         let entries = match std::fs::read_dir(&path) {
             Ok(entries) => entries,
-            Err(e) if matches!(e.kind(), ErrorKind::NotFound) => return Ok(()),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+            // An object of that name is not below itself.
+            Err(e) if e.kind() == ErrorKind::NotADirectory && !folder.is_empty() => return Ok(()),
             Err(e) => return Err(explain("listing", &path, &e)),
         };
         let mut names = Vec::new();
@@ -197,26 +199,23 @@ impl Root {
         PortError::Conflict { found }
     }
 
-    /// Makes a folder below the root, or the root, if it is missing, and makes sure that it outlives a crash.
+    /// Makes a folder below the root, or the root itself, if it is missing, and makes sure that it outlives a crash.
     fn folder(&self, path: &Path) -> PortResult<()> {
-        if self.known.lock().unwrap_or_else(PoisonError::into_inner).contains(path) {
+        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known().contains(path) {
             return Ok(());
         }
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let root = path == self.path;
-        if !root {
+        let ours = path.starts_with(&self.path) && path != self.path;
+        // What somebody else made, he has seen to.
+        if ours || !path.is_dir() {
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
             self.folder(parent)?;
+            match DirBuilder::new().mode(0o700).create(path) {
+                Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(explain("making the folder", path, &e)),
+                _ => sync(parent).map_err(|e| explain("syncing", parent, &e))?,
+            }
         }
-        match DirBuilder::new().mode(0o700).recursive(root).create(path) {
-            Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(explain("making the folder", path, &e)),
-            _ => {}
-        }
-        match sync(parent) {
-            // Whoever may not read the folder around the root has not made the root either.
-            Err(e) if !(root && e.kind() == ErrorKind::PermissionDenied) => return Err(explain("syncing", parent, &e)),
-            _ => {}
-        }
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned());
+        known().insert(path.to_owned());
         Ok(())
     }
 
@@ -397,11 +396,34 @@ impl Drop for Write {
 /// Renames only where nothing is yet.
 fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     match rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, RenameFlags::NOREPLACE) {
-        // Some network file systems cannot: a second name for the file does the same in two steps.
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-            std::fs::hard_link(from, to)?;
-            std::fs::remove_file(from)
-        }
+        // Some network file systems cannot.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => link_new(from, to),
         done => done.map_err(io::Error::from),
+    }
+}
+
+/// The same in two steps: the file has both names for a moment.
+fn link_new(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::hard_link(from, to)?;
+    std::fs::remove_file(from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_ways_of_renaming_replace_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        for rename in [rename_new, link_new] {
+            std::fs::write(&from, b"new").unwrap();
+            std::fs::write(&to, b"old").unwrap();
+            assert_eq!(rename(&from, &to).unwrap_err().kind(), ErrorKind::AlreadyExists);
+            assert_eq!((std::fs::read(&from).unwrap(), std::fs::read(&to).unwrap()), (b"new".to_vec(), b"old".to_vec()));
+            std::fs::remove_file(&to).unwrap();
+            rename(&from, &to).unwrap();
+            assert!(!from.exists() && std::fs::read(&to).unwrap() == b"new");
+        }
     }
 }

@@ -77,7 +77,8 @@ pub struct ObjectPage {
 
 #[async_trait]
 pub trait ObjectRead: Send + Sync {
-    /// Objects whose key begins with `prefix`, in the order of their keys' bytes.
+    /// Objects whose key begins with `prefix`, in the order of their keys' bytes. Some servers (SeaweedFS, S3's own
+    /// directory buckets) go folder by folder instead: who needs the order sorts.
     async fn list(&self, prefix: &str, after: Option<&str>) -> PortResult<ObjectPage>;
     async fn head(&self, key: &str) -> PortResult<Option<ObjectMeta>>;
     /// The whole body, as a stream of chunks.

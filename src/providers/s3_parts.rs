@@ -6,7 +6,7 @@
 
 use super::aws::{Doing, explain, patient};
 use super::port::{Chunks, ObjectMeta, ObjectPlace, ObjectWrite, PortError, PortResult};
-use super::s3::{S3Bucket, known, limited, tag};
+use super::s3::{CHECKSUM, S3Bucket, known, limited, tag};
 use aws_sdk_s3::{
     Client,
     operation::abort_multipart_upload::builders::AbortMultipartUploadFluentBuilder,
@@ -75,7 +75,7 @@ pub(super) async fn put_stream(bucket: &S3Bucket, key: &str, body: Chunks, metad
     if whole {
         return bucket.put(key, part, metadata, false).await;
     }
-    let mut upload = Upload::begin(bucket, key, metadata, Some(ChecksumAlgorithm::Crc32C)).await?;
+    let mut upload = Upload::begin(bucket, key, metadata, Some(CHECKSUM)).await?;
     let filled = fill(&mut upload, &mut cutter, part).await;
     upload.end(key, filled, metadata).await
 }
@@ -197,12 +197,12 @@ impl Upload {
     fn send(&mut self, number: usize, part: Vec<u8>) {
         let (size, number, what) = (part.len() as u64, part_number(number), format!("{}, part {}", self.what, number + 1));
         let call = self.client.upload_part().bucket(&self.bucket).key(&self.key).upload_id(&self.id).part_number(number);
-        let call = call.checksum_algorithm(ChecksumAlgorithm::Crc32C).body(ByteStream::from(part));
+        let call = call.checksum_algorithm(CHECKSUM).body(ByteStream::from(part));
         let call = call.customize().config_override(limited(size).retry_config(patient()));
         self.in_flight += size;
         self.parts.spawn(async move {
             let done = call.send().await.map_err(|e| explain(&e, Doing::Reading, &what))?;
-            let sums = CompletedPart::builder().part_number(number).set_e_tag(done.e_tag).set_checksum_crc32_c(done.checksum_crc32_c);
+            let sums = CompletedPart::builder().part_number(number).set_e_tag(done.e_tag).set_checksum_crc32(done.checksum_crc32);
             Ok((size, sums.build()))
         });
     }

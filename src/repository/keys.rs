@@ -63,6 +63,13 @@ impl Keyring {
             masters: BTreeMap::from([(1, secret(random()?))]),
         })
     }
+    /// The same secrets once more, for another place of the same repository.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        let copy = |s: &SecretBox<[u8; 32]>| secret(*s.expose_secret());
+        let masters = self.masters.iter().map(|(generation, s)| (*generation, copy(s))).collect();
+        Self { chunk: copy(&self.chunk), cut: copy(&self.cut), current: self.current, masters }
+    }
     /// A new generation: what is written from now on is under a new key, what is there stays readable.
     pub fn rotate(&mut self) -> Result<()> {
         self.current += 1;

@@ -5,7 +5,8 @@
 //! open it), `cut` and `codec` (from a file to chunks, from a chunk to its stored form), [`pack`] and [`index`]
 //! (where chunks lie), [`entry`] and [`list`] (what a snapshot holds), [`snapshot`], [`open`] (the repository as a
 //! whole), [`write`] (from bytes to packs, in parallel), [`create`] over a source ([`tree`], [`bucket`],
-//! [`stream`]), [`restore`], [`verify`], [`prune`], [`copy`], [`proof`].
+//! [`stream`]), [`restore`], [`verify`], [`prune`] (decided by [`prune_plan`]), [`copy`], [`proof`],
+//! [`rekey`].
 //!
 //! Three rules hold it together. Objects are never changed: each is named by the BLAKE3 of its bytes, or written
 //! only if it is not there. They are written in one order, packs, index, snapshot, and read in the opposite one, so
@@ -14,6 +15,7 @@
 
 mod attributes;
 pub mod codec;
+pub mod copy;
 pub mod create;
 pub mod cut;
 pub mod entry;
@@ -28,6 +30,9 @@ pub mod marks;
 pub mod pack;
 pub mod progress;
 pub mod proof;
+pub mod prune;
+pub mod prune_plan;
+pub mod rekey;
 pub mod rescue;
 pub mod seal;
 pub mod snapshot;
@@ -36,6 +41,8 @@ pub mod tree;
 mod tree_body;
 pub mod write;
 pub mod stream;
+#[cfg(test)]
+mod tests;
 pub mod verify;
 mod verify_packs;
 pub mod wire;

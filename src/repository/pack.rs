@@ -97,14 +97,23 @@ impl Packer {
 
     /// Adds one chunk; gives the length of its segment.
     pub fn add(&mut self, chunk: Id, content: &[u8], hint: Hint, encoder: &mut Encoder) -> Result<u32> {
-        if self.bytes.capacity() == self.bytes.len() + HEADER || self.pieces.is_empty() {
-            self.bytes.reserve(content.len() + 1024);
-        }
-        let (start, number) = (self.bytes.len(), self.pieces.len() as u32);
+        let start = self.bytes.len();
         encoder.encode(content, hint, &mut self.bytes);
+        self.close(chunk, start, content.len() as u32)
+    }
+
+    /// Adds one chunk that is in its stored form already.
+    pub fn add_stored(&mut self, chunk: Id, stored: &[u8], length: u32) -> Result<u32> {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(stored);
+        self.close(chunk, start, length)
+    }
+
+    fn close(&mut self, chunk: Id, start: usize, length: u32) -> Result<u32> {
+        let number = self.pieces.len() as u32;
         self.key.seal(u64::from(number), &mut self.bytes, start)?;
         let stored = (self.bytes.len() - start) as u32;
-        self.pieces.push(Piece { chunk, number, offset: start as u32, stored, length: content.len() as u32 });
+        self.pieces.push(Piece { chunk, number, offset: start as u32, stored, length });
         Ok(stored)
     }
 

@@ -188,11 +188,23 @@ impl<'w> Filler<'w> {
 
     /// Stores a chunk, held or not.
     pub fn add_again(&mut self, chunk: Id, content: &[u8], hint: Hint) -> Result<()> {
-        let mut packer = match self.packer.take() {
-            Some(packer) => packer,
-            None => Packer::new(&self.writer.repository.keyring)?,
-        };
+        let mut packer = self.packer()?;
         packer.add(chunk, content, hint, &mut self.encoder)?;
+        self.keep(packer)
+    }
+
+    /// The same for one in its stored form.
+    pub fn move_in(&mut self, chunk: Id, stored: &[u8], length: u32) -> Result<()> {
+        let mut packer = self.packer()?;
+        packer.add_stored(chunk, stored, length)?;
+        self.keep(packer)
+    }
+
+    fn packer(&mut self) -> Result<Packer> {
+        self.packer.take().map_or_else(|| Packer::new(&self.writer.repository.keyring), Ok)
+    }
+
+    fn keep(&mut self, packer: Packer) -> Result<()> {
         if packer.is_full() {
             self.writer.ship(packer.finish()?);
         } else {

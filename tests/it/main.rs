@@ -38,6 +38,10 @@ mod providers;
 mod providers_postgres;
 mod receiver;
 mod serve;
+#[cfg(feature = "lab")]
+mod stores;
+#[cfg(feature = "lab")]
+mod stores_servers;
 mod sweep;
 mod tidy;
 #[cfg(feature = "lab")]

@@ -8,6 +8,7 @@ use crate::providers::{clock::Clock, port::*};
 use async_trait::async_trait;
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
 /// One bucket, control plane or server, in one region.
@@ -46,6 +47,12 @@ fn meta(key: &str, object: &SimObject, metadata: bool) -> ObjectMeta {
     }
 }
 
+/// Something else stands there, or nothing does.
+fn conflict(key: &str, found: Option<&SimObject>) -> PortError {
+    let found = found.map_or("nothing".to_owned(), |o| format!("{} bytes, etag {}", o.body.len(), o.etag));
+    PortError::Conflict { found: format!("object {key}: {found}") }
+}
+
 /// Small, so that every reader must turn the page.
 const PAGE: usize = 2;
 
@@ -74,12 +81,15 @@ impl ObjectRead for Data {
         self.world.up(&self.region)?;
         let state = self.world.lock();
         let object = state.objects.get(&self.key(key)).ok_or_else(|| PortError::NotFound(format!("object {key}")))?;
-        let chunks: Vec<PortResult<Vec<u8>>> = object.body.chunks(4).map(|c| Ok(c.to_vec())).collect();
+        let chunks: Vec<PortResult<Vec<u8>>> = object.body.chunks(object.body.len() / 8 + 4).map(|c| Ok(c.to_vec())).collect();
         Ok(ObjectBody { meta: meta(key, object, true), chunks: futures::stream::iter(chunks).boxed() })
     }
     async fn get_if(&self, key: &str, etag: &str) -> PortResult<ObjectBody> {
         let body = self.get(key).await?;
-        if body.meta.etag.as_deref() == Some(etag) { Ok(body) } else { Err(PortError::Conflict { found: format!("object {key}") }) }
+        if body.meta.etag.as_deref() == Some(etag) {
+            return Ok(body);
+        }
+        Err(conflict(key, self.world.lock().objects.get(&self.key(key))))
     }
     async fn range(&self, key: &str, from: u64, length: u64) -> PortResult<Vec<u8>> {
         let whole = self.get(key).await?.chunks.try_concat().await?;
@@ -107,8 +117,9 @@ impl ObjectWrite for Data {
     async fn put(&self, key: &str, body: Vec<u8>, metadata: &BTreeMap<String, String>, only_if_absent: bool) -> PortResult<ObjectMeta> {
         self.write(|state, now| {
             let at = self.key(key);
-            if only_if_absent && state.objects.contains_key(&at) {
-                return Err(PortError::Conflict { found: format!("object {key}") });
+            let there = state.objects.get(&at);
+            if only_if_absent && there.is_some() {
+                return Err(conflict(key, there));
             }
             let object = state.make(body, metadata.clone(), now);
             let answer = meta(key, &object, true);
@@ -120,17 +131,21 @@ impl ObjectWrite for Data {
         &self,
         key: &str,
         file: &std::path::Path,
-        _sha256: &str,
+        sha256: &str,
         metadata: &BTreeMap<String, String>,
     ) -> PortResult<ObjectMeta> {
         let body = std::fs::read(file).map_err(|e| PortError::Refused(e.to_string()))?;
+        if hex::encode(Sha256::digest(&body)) != sha256 {
+            return Err(PortError::Refused(format!("{} is not {sha256}", file.display())));
+        }
         self.put(key, body, metadata, false).await
     }
     async fn swap(&self, key: &str, body: Vec<u8>, expect: Option<&str>) -> PortResult<()> {
         self.write(|state, now| {
             let at = self.key(key);
-            if state.objects.get(&at).map(|object| object.etag.as_str()) != expect {
-                return Err(PortError::Conflict { found: format!("object {key}") });
+            let there = state.objects.get(&at);
+            if there.map(|object| object.etag.as_str()) != expect {
+                return Err(conflict(key, there));
             }
             let object = state.make(body, BTreeMap::new(), now);
             state.objects.insert(at, object);
@@ -155,7 +170,7 @@ impl ObjectWrite for Data {
             let found = state.objects.get(&(name.to_owned(), region.to_owned(), from.key.clone()));
             let found = found.ok_or_else(|| PortError::NotFound(format!("object {}", from.key)))?.clone();
             if listed.etag.as_ref().is_some_and(|etag| *etag != found.etag) {
-                return Err(PortError::Conflict { found: format!("object {}", from.key) });
+                return Err(conflict(&from.key, Some(&found)));
             }
             let object = state.make(found.body, found.metadata, now);
             let answer = meta(key, &object, true);

@@ -1,4 +1,4 @@
-//! Which codec a chunk gets: a judgement from 8 KiB of it, at a hundredth of the cost of coding it.
+//! Which codec a chunk gets: a judgement from 8 KiB of it, for a few hundredths of the cost of coding it.
 //!
 //! The sample is looked at as if it were an array of elements of 1, 2, 4 and 8 bytes. For each it is reckoned how few
 //! bits a byte would take if every byte of the element were entropy-coded by itself (Shannon's order-0 entropy). Floating-point
@@ -12,16 +12,18 @@ use super::{Hint, frame::Frames, planes::rotate_left};
 const WINDOWS: usize = 16;
 const WINDOW: usize = 512;
 const SAMPLE: usize = WINDOWS * WINDOW;
-/// Bytes with more bits than this are not worth the time: less than 2 % would be saved.
+/// Bytes with more bits than this are not worth the time: less than 2 % would be saved. The mantissas of weights are above.
 const NOISE: f32 = 7.85;
 /// Bits per byte that a wider element must save over a narrower one.
 const MARGIN: f32 = 0.06;
 /// A chunk up to this length is given to zstd rather than pondered.
 const SHORT: usize = 64 << 10;
 /// What zstd is tried on.
-const TRIAL: usize = 32 << 10;
+const TRIAL: usize = 64 << 10;
 /// So many of the sample's 8-byte sequences must have occurred before for repetition to be suspected.
-const REPEATED: f32 = 0.05;
+const REPEATED: f32 = 0.01;
+/// The same for a plane, of which so many bytes are looked at.
+const PLANE_SAMPLE: usize = 2048;
 const REPEATED_IN_PLANE: f32 = 0.15;
 /// A chunk shorter than this has no entropy worth reckoning.
 const TINY: usize = 64;
@@ -39,7 +41,14 @@ pub enum Plan {
     Raw,
     Same(u8),
     Whole(Method),
-    Planes { width: u8, turned: bool, lead: u8, methods: [Method; 8] },
+    Planes {
+        width: u8,
+        turned: bool,
+        lead: u8,
+        methods: [Method; 8],
+        /// There is repetition too: zstd might do better.
+        doubtful: bool,
+    },
 }
 
 /// How often each byte occurs.
@@ -79,19 +88,25 @@ impl Chooser {
         match raw {
             [] | [_] | [_, _] => return Plan::Raw,
             [first, rest @ ..] if raw.starts_with(rest) => return Plan::Same(*first),
-            _ if raw.len() < TINY => return Plan::Whole(Method::Match),
+            _ if raw.len() < if hint == Hint::None { SAMPLE } else { TINY } => return Plan::Whole(Method::Match),
             _ => {}
         }
         self.take_sample(raw);
-        let shape = self.shape(hint);
-        let repeats = repeats(&self.sample, &mut self.seen) > REPEATED;
-        if shape.width == 1 {
-            return self.whole(raw, shape.bits, repeats, frames);
-        }
-        if repeats && self.trial(raw, frames) < shape.bits {
+        if hint == Hint::None && is_text(&self.sample) {
             return Plan::Whole(Method::Match);
         }
-        self.planes(&shape)
+        let shape = self.shape(hint);
+        if shape.width == 1 {
+            return self.whole(raw, shape.bits, frames);
+        }
+        // A sample says all there is to know of numbers, but little of how often something recurs in a whole chunk.
+        let (handicap, enough) = if hint == Hint::None { (0.85, SAMPLE) } else { (1.0, SAMPLE / 2) };
+        let doubtful = self.repeats(enough) > REPEATED;
+        if doubtful && self.trial(raw, frames) * handicap < shape.bits {
+            return Plan::Whole(Method::Match);
+        }
+        let methods = self.methods(&shape);
+        Plan::Planes { width: shape.width as u8, turned: shape.turned, lead: shape.lead as u8, methods, doubtful }
     }
 
     fn take_sample(&mut self, raw: &[u8]) {
@@ -107,14 +122,18 @@ impl Chooser {
     }
 
     /// Bytes that are best taken as they come.
-    fn whole(&mut self, raw: &[u8], bits: f32, repeats: bool, frames: &mut Frames) -> Plan {
-        if bits >= NOISE && !repeats {
-            return Plan::Raw;
+    fn whole(&mut self, raw: &[u8], bits: f32, frames: &mut Frames) -> Plan {
+        if bits >= NOISE {
+            let noise = self.sample.chunks(WINDOW).all(is_noise) && self.repeats(SAMPLE) <= REPEATED;
+            return if noise { Plan::Raw } else { Plan::Whole(Method::Match) };
         }
-        if raw.len() <= SHORT || self.trial(raw, frames) < bits.min(NOISE) {
-            return Plan::Whole(Method::Match);
-        }
-        if bits < NOISE { Plan::Whole(Method::Huffman) } else { Plan::Raw }
+        let matching = raw.len() <= SHORT || self.repeats(SAMPLE) > REPEATED || self.trial(raw, frames) < bits;
+        Plan::Whole(if matching { Method::Match } else { Method::Huffman })
+    }
+
+    /// How much there is for zstd to find in so much of the sample.
+    fn repeats(&mut self, length: usize) -> f32 {
+        repeats(self.sample.get(..length).unwrap_or(&self.sample), &mut self.seen)
     }
 
     /// Bits per byte that zstd makes of a piece from the middle.
@@ -126,7 +145,7 @@ impl Chooser {
     }
 
     /// How each plane is coded.
-    fn planes(&mut self, shape: &Shape) -> Plan {
+    fn methods(&mut self, shape: &Shape) -> [Method; 8] {
         self.take_elements(shape);
         let mut methods = [Method::Raw; 8];
         for (k, (method, bits)) in methods.iter_mut().zip(shape.planes).enumerate().take(shape.width) {
@@ -134,54 +153,47 @@ impl Chooser {
                 continue;
             }
             self.plane.clear();
-            self.plane.extend(self.elements.iter().skip(k).step_by(shape.width));
+            self.plane.extend(self.elements.iter().skip(k).step_by(shape.width).take(PLANE_SAMPLE));
             // Sequences of few different bytes recur without meaning anything.
             let chance = self.plane.len() as f32 * (-8.0 * 0.85 * bits).exp2();
             // A Huffman code is never shorter than one bit.
             let matching = bits < 1.0 || repeats(&self.plane, &mut self.seen) > REPEATED_IN_PLANE + chance;
             *method = if matching { Method::Match } else { Method::Huffman };
         }
-        Plan::Planes { width: shape.width as u8, turned: shape.turned, lead: shape.lead as u8, methods }
+        methods
     }
 
     /// The narrowest elements that make the most of the sample.
     fn shape(&mut self, hint: Hint) -> Shape {
-        let mut places = [[0; 256]; 8];
-        for element in self.sample.as_chunks::<8>().0 {
-            for (counts, byte) in places.iter_mut().zip(element) {
-                count(counts, *byte);
+        let mut places = count_places(&self.sample);
+        let mut shapes = [Shape { width: 8, turned: false, lead: 0, planes: [8.0; 8], bits: 8.0 }; 4];
+        for (shape, width) in shapes.iter_mut().zip([8, 4, 2, 1]) {
+            shape.width = width;
+            self.reckon(&places, shape);
+            // Elements half as wide: a byte of theirs stands where two of these did.
+            let (first, second) = places.split_at_mut(width / 2);
+            for (counts, others) in first.iter_mut().zip(second) {
+                counts.iter_mut().zip(others).for_each(|(sum, one)| *sum += *one);
             }
         }
-        let widths: &[usize] = match hint {
-            Hint::Width(1) => &[1],
-            Hint::Width(2) => &[1, 2],
-            Hint::Width(4) => &[1, 4],
-            Hint::Width(8) => &[1, 8],
-            _ => &[1, 2, 4, 8],
-        };
-        let mut best = Shape { width: 1, turned: false, lead: 0, planes: [8.0; 8], bits: f32::MAX };
-        for width in widths {
-            let shape = self.reckon(&places, Shape { width: *width, ..best });
-            if shape.bits < best.bits - MARGIN {
-                best = shape;
+        let mut best = shapes[3];
+        for shape in shapes.iter().rev() {
+            let possible = hint == Hint::None || hint == Hint::Width(shape.width as u8);
+            if possible && shape.bits < best.bits - MARGIN {
+                best = *shape;
             }
         }
         if best.width > 1 { self.turn(best, hint) } else { best }
     }
 
-    /// What each plane costs. `places` are the bytes by their place in 8.
-    fn reckon(&self, places: &[Counts; 8], mut shape: Shape) -> Shape {
+    /// What each plane costs. `places` are the bytes by their place in the element.
+    fn reckon(&self, places: &[Counts; 8], shape: &mut Shape) {
         let mut sum = 0.0;
-        for (k, bits) in shape.planes.iter_mut().enumerate().take(shape.width) {
-            let mut counts = [0; 256];
-            for place in places.iter().skip(k).step_by(shape.width) {
-                counts.iter_mut().zip(place).for_each(|(sum, one)| *sum += one);
-            }
-            *bits = self.entropy(&counts);
+        for (bits, counts) in shape.planes.iter_mut().zip(places).take(shape.width) {
+            *bits = self.entropy(counts);
             sum += if *bits < NOISE { *bits } else { 8.0 };
         }
         shape.bits = sum / shape.width as f32;
-        shape
     }
 
     /// Would it be better to rotate the elements? For that it must be known where they begin: the byte with the least
@@ -190,15 +202,16 @@ impl Chooser {
         let least = |(_, a): &(usize, f32), (_, b): &(usize, f32)| a.total_cmp(b);
         let exponent = plain.planes.into_iter().take(plain.width).enumerate().min_by(least).map_or(0, |(k, _)| k);
         let lead = if hint == Hint::None { (exponent + 1) % plain.width } else { 0 };
-        let turned = Shape { turned: true, lead, ..plain };
+        let mut turned = Shape { turned: true, lead, ..plain };
         self.take_elements(&turned);
-        let mut places = [[0; 256]; 8];
-        for element in self.elements.as_chunks::<8>().0 {
-            for (counts, byte) in places.iter_mut().zip(element) {
-                count(counts, *byte);
+        let mut places = count_places(&self.elements);
+        for k in turned.width..8 {
+            let (first, second) = places.split_at_mut(k);
+            if let (Some(sum), Some(more)) = (first.get_mut(k % turned.width), second.first()) {
+                sum.iter_mut().zip(more).for_each(|(sum, one)| *sum += *one);
             }
         }
-        let turned = self.reckon(&places, turned);
+        self.reckon(&places, &mut turned);
         if turned.bits < plain.bits { turned } else { plain }
     }
 
@@ -215,26 +228,61 @@ impl Chooser {
         }
     }
 
-    /// Bits per byte by Shannon, plus what a sample of this size makes it seem too low (Miller and Madow).
+    /// Bits per byte by Shannon, plus what a sample of this size makes it seem too low (Miller and Madow), plus what a
+    /// Huffman code loses by giving the most frequent byte no less than one bit.
     fn entropy(&self, counts: &Counts) -> f32 {
-        let (mut total, mut sum, mut kinds) = (0, 0.0, 0);
+        let log = |n: u32| self.logs.get(n as usize).copied().unwrap_or_default();
+        let (mut total, mut sum, mut kinds, mut most) = (0, 0.0, 0, 0);
         for n in counts {
             total += n;
-            sum += self.logs.get(*n as usize).copied().unwrap_or_default();
+            sum += log(*n);
             kinds += u32::from(*n > 0);
+            most = most.max(*n);
         }
         if total == 0 {
             return 8.0;
         }
-        let total = total as f32;
-        total.log2() - sum / total + (kinds - 1) as f32 / (2.0 * std::f32::consts::LN_2 * total)
+        let of_all = |part: f32| part / total as f32;
+        let whole = log(total);
+        let mut bits = of_all(whole - sum) + of_all((kinds - 1) as f32) / (2.0 * std::f32::consts::LN_2);
+        // What is nearly constant has runs, and those are matches.
+        if most * 2 > total && most * 32 < total * 31 {
+            bits += 1.0 - of_all(whole - log(most) - log(total - most));
+        }
+        bits
     }
 }
 
-fn count(counts: &mut Counts, byte: u8) {
-    if let Some(n) = counts.get_mut(usize::from(byte)) {
-        *n += 1;
+/// Nearly all of it printable ASCII. Then there is no use in reckoning: zstd it is.
+fn is_text(sample: &[u8]) -> bool {
+    let printable = |byte: &u8| matches!(byte, b' '..=b'~') | matches!(byte, b'\t'..=b'\r');
+    // Few enough at a time to be counted in bytes, sixteen at once.
+    let others: usize = sample.chunks(128).map(|part| usize::from(part.iter().map(|byte| u8::from(!printable(byte))).sum::<u8>())).sum();
+    others * 50 < sample.len()
+}
+
+/// Of 512 random bytes, 221 differ from all others, give or take 6. In what is compressed there may be parts that are not.
+fn is_noise(window: &[u8]) -> bool {
+    let mut seen = [false; 256];
+    for byte in window {
+        if let Some(seen) = seen.get_mut(usize::from(*byte)) {
+            *seen = true;
+        }
     }
+    window.len() < WINDOW || seen.iter().filter(|seen| **seen).count() > 195
+}
+
+/// How often each byte occurs at each place in eight.
+fn count_places(bytes: &[u8]) -> [Counts; 8] {
+    let mut places = [[0; 256]; 8];
+    for element in bytes.as_chunks::<8>().0 {
+        for (counts, byte) in places.iter_mut().zip(element) {
+            if let Some(n) = counts.get_mut(usize::from(*byte)) {
+                *n += 1;
+            }
+        }
+    }
+    places
 }
 
 /// The part of the 8-byte sequences in `bytes` that occur earlier in them.

@@ -4,10 +4,12 @@ use super::{CodecError, choose::Method};
 use std::io::Cursor;
 use zstd_safe::{CCtx, CParameter, DCtx, ParamSwitch};
 
-/// For bytes with repetitions.
+/// For bytes with repetitions. On source code level 1 stores 4 % more in nine tenths of the time, level 4 stores 2 % less in
+/// half as much time again; it is also what other backup tools take.
 const LEVEL: i32 = 3;
 /// For bytes without: zstd leaps so far between attempts to find a match that it makes none, and what remains of it is
-/// its Huffman coder. On the exponents of Gaussian weights that is three times as fast as level 1 and stores 10 % less.
+/// its Huffman coder. On the exponents of Gaussian weights that takes a quarter of the time of level 1 and stores 9 % less. A coder of
+/// our own that wrote the same frames was no faster, so there is none.
 const LEVEL_HUFFMAN: i32 = -131_072;
 
 pub struct Frames {
@@ -17,13 +19,9 @@ pub struct Frames {
 
 impl Frames {
     pub fn new() -> Self {
-        let plain = [CParameter::ContentSizeFlag(false), CParameter::ChecksumFlag(false)];
         // Below level 1 zstd leaves literals alone unless told otherwise. The table of matches stays empty: a small one.
-        let huffman = [CParameter::LiteralCompressionMode(ParamSwitch::Enable), CParameter::HashLog(6)];
-        Self {
-            matching: context(LEVEL, &[plain[0], plain[1]]),
-            huffman: context(LEVEL_HUFFMAN, &[plain[0], plain[1], huffman[0], huffman[1]]),
-        }
+        let literals = [CParameter::LiteralCompressionMode(ParamSwitch::Enable), CParameter::HashLog(6)];
+        Self { matching: context(LEVEL, &[]), huffman: context(LEVEL_HUFFMAN, &literals) }
     }
 
     /// Appends a frame of `bytes`; false if there was nothing to save, and then `out` may have rubbish at its end.
@@ -37,9 +35,11 @@ impl Frames {
     }
 }
 
-fn context(level: i32, parameters: &[CParameter]) -> CCtx<'static> {
+fn context(level: i32, more: &[CParameter]) -> CCtx<'static> {
     let mut context = CCtx::create();
-    for parameter in [CParameter::CompressionLevel(level)].iter().chain(parameters) {
+    // The reader knows the length, and checks the bytes against the name of the chunk.
+    let plain = [CParameter::CompressionLevel(level), CParameter::ContentSizeFlag(false), CParameter::ChecksumFlag(false)];
+    for parameter in plain.iter().chain(more) {
         // Each is one that this version of zstd knows. Were it not, the frames would be larger and as readable.
         let _ = context.set_parameter(*parameter);
     }

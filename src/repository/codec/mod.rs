@@ -118,12 +118,15 @@ impl Encoder {
                 out.push(ZSTD);
                 self.frames.append(method, raw, out)
             }
-            Plan::Planes { width, turned, lead, methods } => {
+            Plan::Planes { width, turned, lead, methods, doubtful } => {
                 let (before, rest) = raw.split_at_checked(usize::from(lead)).unwrap_or((&[], raw));
                 out.extend_from_slice(&[PLANES, width, u8::from(turned), lead]);
                 let tail = self.split(rest, usize::from(width), turned, methods, out);
                 out.extend_from_slice(before);
                 out.extend_from_slice(tail);
+                if doubtful {
+                    self.reconsider(raw, begin, out);
+                }
                 true
             }
         };
@@ -131,6 +134,17 @@ impl Encoder {
             out.truncate(begin);
             out.push(RAW);
             out.extend_from_slice(raw);
+        }
+    }
+
+    /// Puts a frame of `raw` in place of the planes that stand from `begin` on, if it is shorter.
+    fn reconsider(&mut self, raw: &[u8], begin: usize, out: &mut Vec<u8>) {
+        let end = out.len();
+        out.push(ZSTD);
+        if self.frames.append(Method::Match, raw, out) && out.len() - end < end - begin {
+            out.drain(begin..end);
+        } else {
+            out.truncate(end);
         }
     }
 
@@ -210,8 +224,8 @@ impl Decoder {
         let (codec, rest) = stored.split_first().ok_or(CodecError::Short)?;
         match (*codec, rest) {
             (RAW, _) if rest.len() == raw_len => {
-                out.clear();
-                out.extend_from_slice(rest);
+                fit(out, raw_len);
+                out.copy_from_slice(rest);
                 Ok(())
             }
             (ZSTD, _) => {
@@ -220,8 +234,8 @@ impl Decoder {
             }
             (PLANES, _) => self.join(rest, raw_len, out),
             (SAME, [byte]) => {
-                out.clear();
-                out.resize(raw_len, *byte);
+                fit(out, raw_len);
+                out.fill(*byte);
                 Ok(())
             }
             (RAW | SAME, _) => Err(CodecError::Length),

@@ -193,6 +193,15 @@ fn a_frame_that_swells_is_refused_within_the_bound() {
 }
 
 #[test]
+fn memory_follows_the_chunk_at_hand_also_when_it_is_kept() {
+    let (mut decoder, mut out) = (Decoder::new(), Vec::new());
+    for raw in [noise(600), noise(1000), vec![1; 1500], text(1700), bf16(1000)] {
+        decoder.decode(&encoded(&raw, Hint::None), raw.len(), &mut out).unwrap();
+        assert_eq!(out.capacity(), raw.len());
+    }
+}
+
+#[test]
 fn the_choice_is_the_same_each_time() {
     let mut chooser = Chooser::new();
     let mut frames = Frames::new();

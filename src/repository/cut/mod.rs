@@ -7,11 +7,14 @@
 //!
 //! # Sizes
 //!
-//! A tensor is cut into pieces of 1 MiB from its beginning. The size weighs little: a chunk costs some 80 bytes of index and header,
-//! 0.008 % of 1 MiB, and coding is within 3 % of the same speed from 256 KiB to 4 MiB. Smaller pieces than 1 MiB would share more
-//! only of tensors rewritten in part, which training does not do; larger ones would need more memory for each
-//! thread, fall out of the second-level cache between splitting and coding, and be more to read when a part is wanted.
+//! A tensor is cut into pieces of 1 MiB from its beginning. How much is stored hardly depends on it: on 1.1 GiB of weights 0.02 %
+//! between 256 KiB and 4 MiB, and as much again for what a chunk costs in the index. Time does: at 2 MiB a chunk and its planes leave
+//! the second-level cache and decoding takes a fifth longer, at 256 KiB encoding does, because each chunk is judged anew.
+//! Smaller pieces would share more only of tensors rewritten in part, which training does not do.
 //! The last piece takes up to a quarter more rather than leave a crumb.
+//!
+//! General chunks measure 256 KiB to 4 MiB, 1.1 MiB on average, as those of other tools do. Half of that would store half as much for
+//! a scattered change of a database dump, and 1.4 % more of a tree of binaries.
 //!
 //! Tensors below 256 KiB are grouped, so that ten thousand biases in a row do not become ten thousand chunks. A group ends behind a
 //! tensor whose last 64 bytes hash low, with a probability that makes groups of about 256 KiB: a tensor that is changed,

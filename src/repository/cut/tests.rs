@@ -135,8 +135,8 @@ fn lanes_find_what_a_plain_search_finds() {
 #[test]
 fn an_insertion_at_the_front_of_a_text_costs_a_few_chunks() {
     let base = text(24 << 20);
-    for inserted in [&b"x"[..], b"a line of its own\n", &[0; 100_000]] {
-        let changed = [inserted, &base].concat();
+    for inserted in [b"x".to_vec(), b"a line of its own\n".to_vec(), vec![0; 100_000]] {
+        let changed = [&inserted[..], &base].concat();
         let fresh = fresh(&changed, &base);
         assert!(fresh < 4 << 20, "{fresh}");
     }

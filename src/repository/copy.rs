@@ -1,0 +1,142 @@
+//! Copying snapshots to another place: the second region's copy. The copy is the same repository, with the same
+//! identifier and keys, so objects go over as they are, and the provider copies them itself where both places are its
+//! own. Every object that passes through here is compared with the digest in its name.
+
+use super::{
+    RepositoryError, Result,
+    index::{self, Index, PackEntry},
+    marks,
+    names::{CONFIG, Id, KEYS, PACKS, SNAPSHOTS},
+    open::{AT_ONCE, Repository, put, put_sealed},
+    progress::Progress,
+    rescue::used,
+    seal::Kind,
+    snapshot::Snapshot,
+};
+use crate::providers::port::{ObjectMeta, ObjectWrite, PortError};
+use futures::{TryStreamExt, stream};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+/// What was copied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Copied {
+    pub snapshots: u64,
+    pub packs: u64,
+    pub bytes: u64,
+    /// Did the provider copy, or did the bytes pass through here?
+    pub server_side: bool,
+}
+
+/// Makes `to` hold these snapshots and all that they need.
+pub async fn copy(
+    repository: &Repository,
+    to: Arc<dyn ObjectWrite>,
+    place: &str,
+    snapshots: &[(Id, Snapshot)],
+    progress: Arc<Progress>,
+    now: jiff::Timestamp,
+) -> Result<Copied> {
+    let target = prepare(repository, to.clone(), place).await?;
+    let packs = repository.packs().await?.whole;
+    let index = Index::of(&packs);
+    let mut wanted = BTreeSet::new();
+    for (_, snapshot) in snapshots {
+        for chunk in used(repository, &index, &snapshot.list).await?.into_keys() {
+            wanted.insert(index.find(&chunk).ok_or(RepositoryError::NoChunk { chunk })?.0);
+        }
+    }
+    let old = marks::packs(&marks::load(&target).await?.whole, Some(now));
+    if let Some(marked) = wanted.iter().find(|pack| old.contains(pack)) {
+        return Err(RepositoryError::Refused(format!(
+            "{place} is about to delete {}: prune it first (muster backup prune --repo {place}), then copy again",
+            marked.key(PACKS)
+        )));
+    }
+    let there = target.list(PACKS).await?;
+    let there: HashSet<Id> = there.iter().filter_map(|meta| Id::in_key(&meta.key, PACKS)).collect();
+    let missing: Vec<ObjectMeta> =
+        repository.list(PACKS).await?.into_iter().filter(|meta| Id::in_key(&meta.key, PACKS).is_some_and(|id| wanted.contains(&id) && !there.contains(&id))).collect();
+    let mut done = Copied { server_side: same_provider(repository, &*to).await, ..Copied::default() };
+    (done.packs, done.bytes) = (missing.len() as u64, missing.iter().map(|meta| meta.size).sum());
+    progress.total_bytes.store(done.bytes, Relaxed);
+    let each = stream::iter(missing.into_iter().map(Ok::<_, RepositoryError>));
+    each.try_for_each_concurrent(AT_ONCE / 4, |meta| one(repository, &*to, meta, done.server_side, &progress)).await?;
+    write_index(&target, &*to, &packs, &wanted).await?;
+    for (id, _) in snapshots {
+        let key = id.key(SNAPSHOTS);
+        if to.head(&key).await.map_err(RepositoryError::store(&key))?.is_none() {
+            put(&*to, &key, repository.read(&key).await?.into()).await?;
+            done.snapshots += 1;
+        }
+    }
+    Ok(done)
+}
+
+/// The place to copy to, as a repository: made if it is empty, refused if it is another one.
+async fn prepare(repository: &Repository, to: Arc<dyn ObjectWrite>, place: &str) -> Result<Repository> {
+    let config = repository.read(CONFIG).await?;
+    let there = match to.head(CONFIG).await.map_err(RepositoryError::store(place))? {
+        Some(_) => {
+            let target = Repository { store: to.clone(), place: place.to_owned(), id: repository.id.clone(), config: repository.config, keyring: repository.keyring.again() };
+            let there = target.read(CONFIG).await?;
+            if there != config {
+                return Err(RepositoryError::Refused(format!(
+                    "{place} holds another repository: a copy is the same repository in another place; choose an empty one"
+                )));
+            }
+            return Ok(target);
+        }
+        None => to.list("", None).await.map_err(RepositoryError::store(place))?,
+    };
+    if let Some(other) = there.objects.iter().find(|object| !object.key.starts_with(KEYS)) {
+        return Err(RepositoryError::Occupied { place: place.to_owned(), found: other.key.clone() });
+    }
+    for meta in repository.list(KEYS).await? {
+        put(&*to, &meta.key, repository.read(&meta.key).await?.into()).await?;
+    }
+    match to.put(CONFIG, config, &BTreeMap::new(), true).await {
+        Ok(_) | Err(PortError::Conflict { .. }) => {}
+        Err(error) => return Err(RepositoryError::Store { key: CONFIG.to_owned(), error }),
+    }
+    Ok(Repository { store: to, place: place.to_owned(), id: repository.id.clone(), config: repository.config, keyring: repository.keyring.again() })
+}
+
+async fn same_provider(repository: &Repository, to: &dyn ObjectWrite) -> bool {
+    match (repository.store.provider().await, to.provider().await) {
+        (Ok(Some(from)), Ok(Some(to))) => from == to,
+        _ => false,
+    }
+}
+
+/// One pack.
+async fn one(repository: &Repository, to: &dyn ObjectWrite, meta: ObjectMeta, server_side: bool, progress: &Progress) -> Result<()> {
+    if progress.is_stopped() {
+        return Err(RepositoryError::Interrupted("copying was stopped; the next run goes on".to_owned()));
+    }
+    let by_provider = match repository.store.place(&meta.key).filter(|_| server_side) {
+        Some(from) => to.copy_from(&meta.key, &from, &meta).await.is_ok_and(|copied| copied.size == meta.size),
+        None => false,
+    };
+    if !by_provider {
+        let bytes = repository.read(&meta.key).await?;
+        if Id::in_key(&meta.key, PACKS) != Some(Id::of(&bytes)) {
+            return Err(RepositoryError::damaged(&meta.key, "its bytes do not have the digest that its name says; verify the source"));
+        }
+        put(to, &meta.key, bytes.into()).await?;
+    }
+    progress.add(1, meta.size);
+    Ok(())
+}
+
+/// Names the packs there that no index there names yet.
+async fn write_index(target: &Repository, to: &dyn ObjectWrite, packs: &[PackEntry], wanted: &BTreeSet<Id>) -> Result<()> {
+    let named = Index::of(&target.packs().await?.whole);
+    let new: Vec<PackEntry> = packs.iter().filter(|entry| wanted.contains(&entry.pack) && !named.has_pack(&entry.pack)).cloned().collect();
+    if !new.is_empty() {
+        put_sealed(to, &target.keyring, Kind::Index, &index::encode(&new)).await?;
+    }
+    Ok(())
+}

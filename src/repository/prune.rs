@@ -1,0 +1,186 @@
+//! Forgetting snapshots, and giving back the space of what no snapshot needs: the only code that deletes.
+//!
+//! [`super::marks`] has the rule that makes it safe beside running backups, [`super::prune_plan`] the decisions. The
+//! order of what is done: what is still used of packs that shall go is copied into new ones, and an index names them;
+//! then the packs are marked. A later run, after the grace, writes an index without them, deletes the old index objects,
+//! then the packs, then the marks. Killed anywhere, it leaves what the next run goes on from.
+
+use super::{
+    RepositoryError, Result,
+    index::{self, ById, Index, PackEntry},
+    marks::{self, Marked},
+    names::{Id, INDEX, MARKS, PACKS, SNAPSHOTS},
+    open::{Repository, put_sealed},
+    pack::Opener,
+    progress::Progress,
+    prune_plan::{Facts, Plan, plan},
+    rescue::used,
+    seal::{self, Kind},
+    write::{Filler, Writer},
+};
+use crate::providers::port::{ObjectWrite, PortError};
+use std::{collections::HashSet, sync::Arc};
+use tokio::runtime::Handle;
+
+/// Deletes snapshots; their data go with a later prune.
+pub async fn forget(store: &dyn ObjectWrite, snapshots: &[Id]) -> Result<()> {
+    for id in snapshots {
+        delete(store, &id.key(SNAPSHOTS)).await?;
+    }
+    Ok(())
+}
+
+/// What is gone already is deleted.
+async fn delete(store: &dyn ObjectWrite, key: &str) -> Result<()> {
+    match store.delete(key).await {
+        Ok(()) | Err(PortError::NotFound(_)) => Ok(()),
+        Err(error) => Err(RepositoryError::Store { key: key.to_owned(), error }),
+    }
+}
+
+/// What is there, looked at once.
+pub struct Look {
+    pub plan: Plan,
+    packs: Vec<PackEntry>,
+    used: ById<()>,
+    indexes: Vec<Id>,
+}
+
+/// Looks at everything and decides. Refuses a repository in which something cannot be read: what that needs is not known.
+pub async fn look(repository: &Repository, now: jiff::Timestamp) -> Result<Look> {
+    let whole = |damaged: Vec<RepositoryError>| match damaged.into_iter().next() {
+        Some(error) => Err(RepositoryError::Refused(format!("nothing is pruned while something is damaged: {error}; see `muster backup verify`"))),
+        None => Ok(()),
+    };
+    // Marks before snapshots: a snapshot that relies on a marked pack was there before the mark is old.
+    let marks = marks::load(repository).await?;
+    whole(marks.damaged)?;
+    let indexes = repository.list(INDEX).await?;
+    let indexes: Vec<Id> = indexes.iter().filter_map(|meta| Id::in_key(&meta.key, INDEX)).collect();
+    let packs = repository.packs().await?;
+    whole(packs.damaged)?;
+    let snapshots = repository.snapshots().await?;
+    whole(snapshots.damaged)?;
+    // Once more: what the snapshots name may have been indexed since.
+    let packs = merge(packs.whole, repository.packs().await?.whole);
+    let index = Index::of(&packs);
+    let mut needed = ById::default();
+    for (_, snapshot) in &snapshots.whole {
+        needed.extend(used(repository, &index, &snapshot.list).await?);
+    }
+    if let Some(chunk) = needed.keys().find(|chunk| !index.contains(chunk)) {
+        whole(vec![RepositoryError::NoChunk { chunk: *chunk }])?;
+    }
+    let listed = repository.list(PACKS).await?;
+    let strays = listed.iter().filter_map(|meta| Some((Id::in_key(&meta.key, PACKS)?, meta.size)));
+    let strays: Vec<(Id, u64)> = strays.filter(|(pack, _)| packs.binary_search_by_key(pack, |entry| entry.pack).is_err()).collect();
+    let facts = Facts { packs: &packs, strays: &strays, used: &needed, marks: &marks.whole, now, indexes: indexes.len() };
+    Ok(Look { plan: plan(&facts), packs, used: needed, indexes })
+}
+
+fn merge(packs: Vec<PackEntry>, more: Vec<PackEntry>) -> Vec<PackEntry> {
+    let mut all: ById<PackEntry> = packs.into_iter().map(|entry| (entry.pack, entry)).collect();
+    all.extend(more.into_iter().map(|entry| (entry.pack, entry)));
+    let mut all: Vec<PackEntry> = all.into_values().collect();
+    all.sort_by_key(|entry| entry.pack);
+    all
+}
+
+/// What a prune did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pruned {
+    pub repacked: u64,
+    pub marked: u64,
+    pub deleted: u64,
+    pub deleted_bytes: u64,
+    /// Marked, and deleted by a later run.
+    pub waiting: u64,
+}
+
+/// Carries the plan out.
+pub async fn prune(repository: Arc<Repository>, store: Arc<dyn ObjectWrite>, look: Look, grace_s: u64, progress: Arc<Progress>) -> Result<Pruned> {
+    let Look { plan, mut packs, used, indexes } = look;
+    let mut done = Pruned { waiting: plan.waiting, ..Pruned::default() };
+    if !plan.repack.is_empty() {
+        repack(&repository, &store, &packs, &plan.repack, used, progress.clone()).await?;
+        done.repacked = plan.repack.len() as u64;
+    }
+    if !plan.mark.is_empty() {
+        let marked = Marked { packs: plan.mark.clone(), grace_s };
+        let plain = serde_json::to_vec(&marked).map_err(|e| RepositoryError::Refused(e.to_string()))?;
+        put_sealed(&*store, &repository.keyring, Kind::Marks, &plain).await?;
+        done.marked = plan.mark.len() as u64;
+        done.waiting += done.marked;
+    }
+    if plan.fold_index {
+        let gone: HashSet<Id> = plan.delete.iter().copied().collect();
+        packs.retain(|entry| !gone.contains(&entry.pack));
+        let (folded, _) = put_sealed(&*store, &repository.keyring, Kind::Index, &index::encode(&packs)).await?;
+        for old in indexes.iter().filter(|old| **old != folded) {
+            delete(&*store, &old.key(INDEX)).await?;
+        }
+    }
+    for pack in &plan.delete {
+        if progress.is_stopped() {
+            return Err(RepositoryError::Interrupted("pruning was stopped; the next run goes on".to_owned()));
+        }
+        delete(&*store, &pack.key(PACKS)).await?;
+        done.deleted += 1;
+    }
+    done.deleted_bytes = plan.delete_bytes;
+    for mark in &plan.settled {
+        delete(&*store, &mark.key(MARKS)).await?;
+    }
+    Ok(done)
+}
+
+/// Copies what is used of these packs into new ones, every chunk compared with its name on the way.
+async fn repack(
+    repository: &Arc<Repository>,
+    store: &Arc<dyn ObjectWrite>,
+    packs: &[PackEntry],
+    which: &[Id],
+    used: ById<()>,
+    progress: Arc<Progress>,
+) -> Result<()> {
+    let entries: Vec<PackEntry> = packs.iter().filter(|entry| which.contains(&entry.pack)).cloned().collect();
+    let writer = Arc::new(Writer::new(repository.clone(), store.clone(), Arc::default()));
+    let (threads, handle) = (writer.clone(), Handle::current());
+    let moved = tokio::task::spawn_blocking(move || {
+        let mut filler = Filler::new(&threads);
+        let mut opener = Opener::default();
+        for entry in &entries {
+            if progress.is_stopped() {
+                return Err(RepositoryError::Interrupted("pruning was stopped; the next run goes on".to_owned()));
+            }
+            move_used(&mut filler, &mut opener, &threads.repository, &handle, entry, &used)?;
+            progress.add(1, entry.size);
+        }
+        filler.finish()
+    });
+    let moved = moved.await.map_err(|e| RepositoryError::Interrupted(e.to_string()))?;
+    writer.finish().await?;
+    moved
+}
+
+fn move_used(
+    filler: &mut Filler,
+    opener: &mut Opener,
+    repository: &Repository,
+    handle: &Handle,
+    entry: &PackEntry,
+    used: &ById<()>,
+) -> Result<()> {
+    let key = entry.pack.key(PACKS);
+    let mut bytes = handle.block_on(repository.range(&key, 0, entry.size))?;
+    let damaged = |why| RepositoryError::damaged(&key, why);
+    let object = seal::unlock(&repository.keyring, Kind::Pack, &bytes).map_err(damaged)?;
+    for piece in entry.pieces.iter().filter(|piece| used.contains_key(&piece.chunk)) {
+        let range = piece.offset as usize..piece.offset as usize + piece.stored as usize;
+        let sealed = bytes.get_mut(range).ok_or_else(|| damaged("a chunk lies beyond its end"))?;
+        opener.open(&repository.keyring, &object, piece, sealed).map_err(damaged)?;
+        let stored = sealed.get(..sealed.len() - seal::TAG).unwrap_or_default();
+        filler.move_in(piece.chunk, stored, piece.length)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,215 @@
+//! What a prune does, decided from what there is: pure, so that every rule can be tested without a store.
+
+use super::{
+    index::{ById, PackEntry},
+    marks::Mark,
+    names::Id,
+};
+use std::collections::HashSet;
+
+/// What of the stored bytes may stay unused, in percent: less would move much to gain little.
+const TOLERATED: u64 = 5;
+/// Packs below this size are put together once there are so many of them.
+const SMALL: u64 = super::pack::ENOUGH as u64 / 4;
+const MANY_SMALL: usize = 8;
+
+/// What there is.
+pub struct Facts<'a> {
+    /// Every pack that an index names, in the order of their names.
+    pub packs: &'a [PackEntry],
+    /// Packs in the store that no index names, and their sizes.
+    pub strays: &'a [(Id, u64)],
+    /// Every chunk that a snapshot needs.
+    pub used: &'a ById<()>,
+    pub marks: &'a [Mark],
+    pub now: jiff::Timestamp,
+    /// How many index objects there are.
+    pub indexes: usize,
+}
+
+/// What is to be done, in this order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// What is used of these is copied into new packs.
+    pub repack: Vec<Id>,
+    /// Are unused from then on, and marked.
+    pub mark: Vec<Id>,
+    /// Were marked long enough ago, and are unused still.
+    pub delete: Vec<Id>,
+    /// Marks of which nothing is left to do.
+    pub settled: Vec<Id>,
+    /// The index is written anew, as one.
+    pub fold_index: bool,
+    /// Marked, and not old enough.
+    pub waiting: u64,
+    pub stored_bytes: u64,
+    pub unused_bytes: u64,
+    pub delete_bytes: u64,
+}
+
+impl Plan {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.repack.is_empty() && self.mark.is_empty() && self.delete.is_empty() && self.settled.is_empty() && !self.fold_index
+    }
+}
+
+#[must_use]
+pub fn plan(facts: &Facts) -> Plan {
+    let marked: HashSet<Id> = facts.marks.iter().flat_map(|mark| mark.marked.packs.iter().copied()).collect();
+    let live = live_bytes(facts, &marked);
+    let mut plan = Plan::default();
+    let (mut partly, mut small) = (Vec::new(), Vec::new());
+    for entry in facts.packs {
+        let live = live.get(&entry.pack).copied().unwrap_or(0);
+        plan.stored_bytes += entry.size;
+        plan.unused_bytes += entry.size - live.min(entry.size);
+        if marked.contains(&entry.pack) {
+            continue;
+        }
+        if live == 0 {
+            plan.mark.push(entry.pack);
+        } else if entry.size < SMALL {
+            small.push(entry.pack);
+        } else {
+            partly.push((live * 1000 / entry.size, entry.size - live.min(entry.size), entry.pack));
+        }
+    }
+    plan.mark.extend(facts.strays.iter().map(|(pack, _)| *pack).filter(|pack| !marked.contains(pack)));
+    plan.repack = worth_moving(partly, plan.stored_bytes);
+    if small.len() >= MANY_SMALL {
+        plan.repack.extend(small);
+    }
+    plan.mark.extend(&plan.repack);
+    judge_marks(facts, &live, &mut plan);
+    plan.fold_index = !plan.delete.is_empty() || facts.indexes > 16;
+    plan
+}
+
+/// What of each pack is needed. Of a chunk that several packs hold one copy is: in a pack that is not marked, if there is
+/// one, and else in the first by name, so that everybody who decides this decides the same.
+fn live_bytes(facts: &Facts, marked: &HashSet<Id>) -> ById<u64> {
+    let mut holder: ById<(bool, Id, u64)> = ById::default();
+    for entry in facts.packs {
+        let is_marked = marked.contains(&entry.pack);
+        for piece in entry.pieces.iter().filter(|piece| facts.used.contains_key(&piece.chunk)) {
+            let candidate = (is_marked, entry.pack, u64::from(piece.stored));
+            holder.entry(piece.chunk).and_modify(|best| *best = (*best).min(candidate)).or_insert(candidate);
+        }
+    }
+    let mut live: ById<u64> = ById::default();
+    for (_, pack, stored) in holder.into_values() {
+        *live.entry(pack).or_default() += stored;
+    }
+    live
+}
+
+/// The least used first, until what stays unused is tolerable. `packs`: how much of a thousand is used, what is not.
+fn worth_moving(mut packs: Vec<(u64, u64, Id)>, stored: u64) -> Vec<Id> {
+    packs.sort_unstable();
+    let mut unused: u64 = packs.iter().map(|(_, unused, _)| unused).sum();
+    let mut repack = Vec::new();
+    for (share, gain, pack) in packs {
+        if unused * 100 <= stored * TOLERATED || share > 950 {
+            break;
+        }
+        unused -= gain;
+        repack.push(pack);
+    }
+    repack
+}
+
+/// What is old enough and still unused is deleted; a mark whose packs are all deleted or needed again is settled.
+fn judge_marks(facts: &Facts, live: &ById<u64>, plan: &mut Plan) {
+    let mut size: ById<u64> = facts.packs.iter().map(|entry| (entry.pack, entry.size)).collect();
+    size.extend(facts.strays.iter().copied());
+    let mut decided = HashSet::new();
+    for mark in facts.marks {
+        if mark.age_s(facts.now) < mark.marked.grace_s {
+            plan.waiting += mark.marked.packs.len() as u64;
+            continue;
+        }
+        plan.settled.push(mark.id);
+        for pack in &mark.marked.packs {
+            let needed = live.get(pack).is_some_and(|live| *live > 0);
+            if !needed && let Some(bytes) = size.get(pack) && decided.insert(*pack) {
+                plan.delete.push(*pack);
+                plan.delete_bytes += bytes;
+            }
+        }
+    }
+    // A pack under a younger mark as well waits for that one.
+    let young = facts.marks.iter().filter(|mark| mark.age_s(facts.now) < mark.marked.grace_s);
+    let young: HashSet<Id> = young.flat_map(|mark| mark.marked.packs.iter().copied()).collect();
+    plan.delete.retain(|pack| !young.contains(pack));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repository::{marks::Marked, pack::Piece};
+
+    const BIG: u32 = 10_000_000;
+
+    fn pack(name: u8, chunks: &[(u8, u32)]) -> PackEntry {
+        let piece = |(chunk, stored): &(u8, u32)| Piece { chunk: Id([*chunk; 32]), number: 0, offset: 0, stored: *stored, length: 1 };
+        let pieces: Vec<Piece> = chunks.iter().map(piece).collect();
+        PackEntry { pack: Id([name; 32]), size: pieces.iter().map(|p| u64::from(p.stored)).sum(), pieces }
+    }
+    fn mark(name: u8, packs: &[u8], made: i64) -> Mark {
+        let marked = Marked { packs: packs.iter().map(|p| Id([*p; 32])).collect(), grace_s: 100 };
+        Mark { id: Id([name; 32]), made: jiff::Timestamp::from_second(made).unwrap(), marked }
+    }
+    fn decide(packs: &[PackEntry], used: &[u8], marks: &[Mark]) -> Plan {
+        let used = used.iter().map(|c| (Id([*c; 32]), ())).collect();
+        let now = jiff::Timestamp::from_second(1000).unwrap();
+        plan(&Facts { packs, strays: &[], used: &used, marks, now, indexes: 1 })
+    }
+    fn ids(names: &[u8]) -> Vec<Id> {
+        names.iter().map(|n| Id([*n; 32])).collect()
+    }
+
+    #[test]
+    fn what_is_unused_is_marked_and_later_deleted() {
+        let packs = [pack(1, &[(10, BIG)]), pack(2, &[(11, BIG)])];
+        let first = decide(&packs, &[10], &[]);
+        assert_eq!((first.mark, first.delete), (ids(&[2]), vec![]));
+        let young = decide(&packs, &[10], &[mark(50, &[2], 950)]);
+        assert_eq!((young.mark, young.delete, young.waiting), (vec![], vec![], 1));
+        let old = decide(&packs, &[10], &[mark(50, &[2], 900)]);
+        assert_eq!((old.delete, old.settled, old.fold_index), (ids(&[2]), ids(&[50]), true));
+    }
+
+    #[test]
+    fn what_is_needed_again_is_kept() {
+        let packs = [pack(1, &[(10, BIG)]), pack(2, &[(11, BIG)])];
+        let plan = decide(&packs, &[10, 11], &[mark(50, &[2], 0)]);
+        assert_eq!((plan.mark, plan.delete, plan.settled), (vec![], vec![], ids(&[50])));
+    }
+
+    #[test]
+    fn one_copy_of_a_chunk_always_stays() {
+        let packs = [pack(1, &[(10, BIG)]), pack(2, &[(10, BIG)])];
+        assert_eq!(decide(&packs, &[10], &[]).mark, ids(&[2]));
+        assert_eq!(decide(&packs, &[10], &[mark(50, &[1], 0)]).delete, ids(&[1]), "the other one is not marked");
+        assert_eq!(decide(&packs, &[10], &[mark(50, &[1, 2], 0)]).delete, ids(&[2]), "both are: the first stays");
+    }
+
+    #[test]
+    fn little_used_and_small_packs_are_moved_together() {
+        let packs = [pack(1, &[(10, BIG), (11, BIG)]), pack(2, &[(12, BIG), (13, 100)])];
+        let plan = decide(&packs, &[10, 12], &[]);
+        assert_eq!((plan.repack, plan.mark), (ids(&[1]), ids(&[1])), "of the other, almost everything is used");
+        let small: Vec<PackEntry> = (1..=8).map(|n| pack(n, &[(n + 100, 1000)])).collect();
+        let used: Vec<u8> = (101..=108).collect();
+        assert_eq!(decide(&small, &used, &[]).repack.len(), 8);
+        assert_eq!(decide(&small[..7], &used, &[]).repack.len(), 0);
+    }
+
+    #[test]
+    fn a_younger_mark_of_the_same_pack_counts() {
+        let packs = [pack(1, &[(10, BIG)])];
+        let plan = decide(&packs, &[], &[mark(50, &[1], 0), mark(51, &[1], 990)]);
+        assert_eq!((plan.delete, plan.settled), (vec![], ids(&[50])));
+    }
+}

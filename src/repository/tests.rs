@@ -1,0 +1,267 @@
+//! The repository as a whole, over a real directory: what is written is read, what is damaged is named, and whatever
+//! is left behind by who was interrupted, what is finished restores.
+
+use super::{
+    create::{About, Base, Created, create},
+    entry::{Entry, Extent, Instant, Meta, Node},
+    index::Index,
+    keys::Unlock,
+    list,
+    open::Repository,
+    progress::Progress,
+    prune,
+    snapshot::Source as Origin,
+    source::{Body, Item, Parent, Reading, Source, Unreadable, unread},
+    verify::{Depth, verify},
+};
+use crate::providers::{
+    clock::{Clock, SystemClock},
+    directory::Directory,
+    port::ObjectWrite,
+};
+use secrecy::SecretBox;
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+/// Files in memory: their content, and a number that changes when they do.
+pub(super) type Files = BTreeMap<&'static str, (Vec<u8>, u32)>;
+
+struct Memory {
+    files: std::vec::IntoIter<(&'static str, (Vec<u8>, u32))>,
+    parent: Parent,
+}
+
+struct Bytes(std::io::Cursor<Vec<u8>>);
+impl Body for Bytes {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        std::io::Read::read(&mut self.0, into)
+    }
+    fn hole(&mut self) -> std::io::Result<u64> {
+        Ok(0)
+    }
+    fn changed(&mut self) -> std::io::Result<bool> {
+        Ok(false)
+    }
+}
+
+impl Source for Memory {
+    fn next(&mut self) -> Option<super::Result<std::result::Result<Item, Unreadable>>> {
+        let (path, (content, version)) = self.files.next()?;
+        let ctime = Instant { seconds: i64::from(version), nanos: 0 };
+        let node = |content| Node::File { meta: Meta::default(), ctime, inode: 1, content };
+        let path = path.as_bytes().to_vec();
+        let found = match self.parent.at(&path) {
+            Ok(found) => found,
+            Err(error) => return Some(Err(error)),
+        };
+        Some(Ok(Ok(match found {
+            Some(Entry { node: Node::File { ctime: before, content: held, .. }, .. }) if before == ctime => {
+                Item { entry: Entry { path, node: node(held) }, reading: Reading::Same }
+            }
+            _ => {
+                let entry = Entry { path, node: node(unread(content.len() as u64)) };
+                Item { entry, reading: Reading::Read(Box::new(Bytes(std::io::Cursor::new(content)))) }
+            }
+        })))
+    }
+}
+
+pub(super) struct Bench {
+    pub store: Arc<dyn ObjectWrite>,
+    pub clock: Arc<dyn Clock>,
+    pub repository: Arc<Repository>,
+}
+
+pub(super) fn unlock() -> Unlock {
+    // A key file: nothing to stretch.
+    Unlock::KeyFile(Arc::new(SecretBox::new(Box::new(vec![7; 64]))))
+}
+
+impl Bench {
+    pub async fn new(dir: &Path) -> Self {
+        let store: Arc<dyn ObjectWrite> = Arc::new(Directory::new(dir.to_owned()));
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        Repository::make(&*store, "here", &unlock(), "test", clock.now()).await.unwrap();
+        let repository = Arc::new(Repository::open(store.clone(), "here", &unlock()).await.unwrap());
+        Self { store, clock, repository }
+    }
+    pub async fn backup(&self, files: &Files) -> Created {
+        let parent = self.repository.snapshots().await.unwrap().whole.pop();
+        let base = Base::load(&self.repository, parent, &*self.clock).await.unwrap();
+        let files: Vec<_> = files.clone().into_iter().collect();
+        let source = Memory { files: files.into_iter(), parent: base.entries(&self.repository) };
+        let about = About { origin: Origin::Stream { name: "test".to_owned() }, host: String::new(), user: String::new(), tags: Vec::new(), run: None };
+        create(self.repository.clone(), self.store.clone(), Box::new(source), base, about, Arc::default(), self.clock.clone()).await.unwrap()
+    }
+    /// Everything that a snapshot holds.
+    pub async fn content(&self, snapshot: &super::snapshot::Snapshot) -> BTreeMap<String, Vec<u8>> {
+        let index: Index = self.repository.index().await.unwrap().whole;
+        let mut files = BTreeMap::new();
+        for chunk in &snapshot.list {
+            for entry in list::entries(chunk, &self.repository.chunk(&index, chunk).await.unwrap()).unwrap() {
+                let content = entry.node.content().unwrap();
+                let mut bytes = Vec::new();
+                for extent in self.repository.extents(&index, &entry.path, content).await.unwrap() {
+                    match extent {
+                        Extent::Zeros(length) => bytes.resize(bytes.len() + length as usize, 0),
+                        Extent::Chunk { id, .. } => bytes.extend(self.repository.chunk(&index, &id).await.unwrap()),
+                    }
+                }
+                assert_eq!(*blake3::hash(&bytes).as_bytes(), content.digest.0, "{}", entry.shown());
+                files.insert(entry.shown(), bytes);
+            }
+        }
+        files
+    }
+    pub async fn is_whole(&self) -> bool {
+        let found = verify(self.repository.clone(), None, Depth::All, [1; 32], Arc::new(Progress::default())).await.unwrap();
+        assert_eq!(found.problems.is_empty(), found.is_good(), "{found:?}");
+        found.is_good()
+    }
+    pub async fn prune(&self, grace_s: u64) -> prune::Pruned {
+        let look = prune::look(&self.repository, self.clock.now()).await.unwrap();
+        prune::prune(self.repository.clone(), self.store.clone(), look, grace_s, Arc::default()).await.unwrap()
+    }
+}
+
+/// Bytes that nothing compresses.
+pub(super) fn noise(seed: u8, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    blake3::Hasher::new_keyed(&[seed; 32]).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+pub(super) fn some_files() -> Files {
+    let mut sparse = vec![0; 9 << 20];
+    sparse[5 << 20] = 1;
+    Files::from([
+        ("a/large", (noise(1, 21 << 20), 1)),
+        ("a/same", (noise(1, 21 << 20), 1)),
+        ("b", (b"a short one".to_vec(), 1)),
+        ("c/empty", (Vec::new(), 1)),
+        ("d", (sparse, 1)),
+        ("e", (noise(2, 300 << 10), 1)),
+    ])
+}
+
+fn expected(files: &Files) -> BTreeMap<String, Vec<u8>> {
+    files.iter().map(|(path, (content, _))| ((*path).to_owned(), content.clone())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_backed_up_comes_back_and_is_stored_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::new(dir.path()).await;
+    let mut files = some_files();
+    let first = bench.backup(&files).await;
+    let stats = &first.snapshot.stats;
+    let new: usize = (21 << 20) + 11 + (300 << 10);
+    assert!(stats.bytes_new as usize >= new && (stats.bytes_new as usize) < new + (5 << 20), "{stats:?}");
+    assert!((stats.bytes_stored as usize) < new + (1 << 20), "{stats:?}");
+    assert_eq!(bench.content(&first.snapshot).await, expected(&files));
+
+    let second = bench.backup(&files).await;
+    let stats = &second.snapshot.stats;
+    assert_eq!((stats.bytes_read, stats.bytes_new, stats.chunks_new), (0, 0, 0));
+    assert!(stats.bytes_stored == 0 || stats.bytes_stored < 2000, "{stats:?}");
+    assert_eq!(second.snapshot.list, first.snapshot.list);
+
+    files.insert("b", (b"another".to_vec(), 2));
+    files.remove("e");
+    let third = bench.backup(&files).await;
+    assert_eq!((third.snapshot.stats.bytes_read, third.snapshot.stats.bytes_new), (7, 7));
+    assert_eq!(bench.content(&third.snapshot).await, expected(&files));
+    assert!(bench.is_whole().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_flipped_bit_and_every_truncation_is_found_and_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::new(dir.path()).await;
+    let files = Files::from([("a", (noise(1, 3000), 1)), ("b", (noise(2, 5000), 1))]);
+    bench.backup(&files).await;
+    let mut objects = Vec::new();
+    for meta in bench.repository.list("").await.unwrap() {
+        objects.push(meta.key);
+    }
+    assert!(objects.len() >= 5, "{objects:?}");
+    for key in &objects {
+        let path = dir.path().join(key);
+        let whole = std::fs::read(&path).unwrap();
+        // Every byte of what is small, and a spread of the rest; one bit of each.
+        let step = whole.len().div_ceil(150);
+        let flips = (0..whole.len()).step_by(step).map(|at| {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1 << (at % 8);
+            bytes
+        });
+        let cuts = [0, 1, 43, whole.len() / 2, whole.len() - 1].into_iter().filter(|l| *l < whole.len()).map(|l| whole[..l].to_vec());
+        for bytes in flips.chain(cuts) {
+            std::fs::write(&path, &bytes).unwrap();
+            let found = match Repository::open(bench.store.clone(), "here", &unlock()).await {
+                Ok(opened) => verify(Arc::new(opened), None, Depth::All, [1; 32], Arc::default()).await.map(|f| f.problems.join("; ")),
+                Err(error) => Ok(error.to_string()),
+            };
+            let found = found.unwrap_or_else(|error| error.to_string());
+            let named = found.contains(key.as_str()) || found.contains(&key["packs/".len()..]) || found.contains("keys") || found.contains("config");
+            assert!(!found.is_empty() && named, "{key}, {} of {} bytes: {found}", bytes.len(), whole.len());
+        }
+        std::fs::write(&path, &whole).unwrap();
+    }
+    assert!(bench.is_whole().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_index_is_made_good_from_the_packs() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::new(dir.path()).await;
+    let files = some_files();
+    let made = bench.backup(&files).await;
+    for meta in bench.repository.list("index/").await.unwrap() {
+        std::fs::write(dir.path().join(&meta.key), b"gone").unwrap();
+    }
+    assert!(!bench.is_whole().await, "a damaged index is damage");
+    assert_eq!(bench.content(&made.snapshot).await, expected(&files));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forgotten_data_go_in_two_phases_and_the_rest_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::new(dir.path()).await;
+    let mut files = some_files();
+    let first = bench.backup(&files).await;
+    files.remove("a/large");
+    files.remove("a/same");
+    let second = bench.backup(&files).await;
+    prune::forget(&*bench.store, &[first.id]).await.unwrap();
+    let marked = bench.prune(3600).await;
+    assert!(marked.marked > 0 && marked.deleted == 0, "{marked:?}");
+    assert_eq!(bench.prune(3600).await.deleted, 0, "within the grace");
+
+    // Whoever writes now takes nothing from what is marked, but stores it anew.
+    let files = some_files();
+    let third = bench.backup(&files).await;
+    assert!(third.snapshot.stats.bytes_new > 20 << 20, "{:?}", third.snapshot.stats);
+    assert_eq!(bench.content(&third.snapshot).await, expected(&files));
+    assert_eq!(bench.content(&second.snapshot).await.len(), 4);
+    assert!(bench.is_whole().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_grace_space_comes_back_at_the_second_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::new(dir.path()).await;
+    let mut files = some_files();
+    let first = bench.backup(&files).await;
+    files.remove("a/large");
+    files.remove("a/same");
+    let second = bench.backup(&files).await;
+    prune::forget(&*bench.store, &[first.id]).await.unwrap();
+    bench.prune(0).await;
+    let done = bench.prune(0).await;
+    assert!(done.deleted > 0 && done.deleted_bytes > 20 << 20, "{done:?}");
+    let size: u64 = bench.repository.list("").await.unwrap().iter().map(|meta| meta.size).sum();
+    assert!(size < 4 << 20, "{size} bytes are left");
+    assert_eq!(bench.content(&second.snapshot).await, expected(&files));
+    assert!(bench.is_whole().await);
+    assert_eq!(bench.prune(0).await, prune::Pruned::default());
+}
