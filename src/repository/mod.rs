@@ -34,6 +34,7 @@ pub mod prune;
 pub mod prune_plan;
 pub mod rekey;
 pub mod rescue;
+pub mod restore;
 pub mod seal;
 pub mod snapshot;
 pub mod source;
