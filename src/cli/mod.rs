@@ -5,6 +5,7 @@
 
 mod actions;
 mod approve;
+mod backup;
 mod bench;
 mod drill;
 mod evidence;
@@ -105,6 +106,8 @@ enum Command {
     Resolve(operate::ResolveArgs),
     /// Drills: run, list, next, history, report
     Drill(drill::Args),
+    /// Backups: create, list, show, diff, restore, verify, forget, prune, copy, key, stats
+    Backup(backup::Args),
     /// Fire drills on schedule
     Serve,
     /// Verify the journal, export it, import another's
@@ -172,6 +175,7 @@ async fn dispatch(cli: Cli, mut muster: Muster, output: &Output) -> Done {
             clap_complete::generate(shell, &mut public(), "muster", &mut std::io::stdout());
             return Ok(0);
         }
+        Command::Backup(args) => return backup::main(args, muster, output).await,
         Command::Bench(args) => return bench::main(args, &muster, output).await,
         Command::Plan(args) => return plan::main(&args, &muster, output).await,
         Command::Status => return status::main(&muster, output).await,

@@ -10,9 +10,14 @@ const LARGEST: u64 = 64 * 1024;
 
 /// The value behind a reference, less one trailing newline, as editors and `echo` add one.
 pub fn read(reference: &SecretRef) -> PortResult<SecretString> {
+    read_for(reference, "the estate")
+}
+
+/// The same, named by something else than the estate: `who` stands in errors.
+pub fn read_for(reference: &SecretRef, who: &str) -> PortResult<SecretString> {
     let (mut text, from) = match reference {
-        SecretRef::Env(name) => (from_environment(name)?, format!("the environment variable `{name}`")),
-        SecretRef::File(path) => (from_file(path)?, format!("the file `{}`", path.display())),
+        SecretRef::Env(name) => (from_environment(name, who)?, format!("the environment variable `{name}`")),
+        SecretRef::File(path) => (from_file(path, who)?, format!("the file `{}`", path.display())),
     };
     if text.ends_with('\n') {
         text.pop();
@@ -26,10 +31,10 @@ pub fn read(reference: &SecretRef) -> PortResult<SecretString> {
     Ok(SecretString::from(text))
 }
 
-fn from_environment(name: &str) -> PortResult<String> {
+fn from_environment(name: &str, who: &str) -> PortResult<String> {
     std::env::var(name).map_err(|e| match e {
         std::env::VarError::NotPresent => PortError::Config(format!(
-            "the environment variable `{name}`, which the estate names for a secret, is not set: set it, or name another"
+            "the environment variable `{name}`, which {who} names for a secret, is not set: set it, or name another"
         )),
         std::env::VarError::NotUnicode(_) => {
             PortError::Config(format!("the environment variable `{name}` is not UTF-8: a secret must be text"))
@@ -37,10 +42,10 @@ fn from_environment(name: &str) -> PortResult<String> {
     })
 }
 
-fn from_file(path: &std::path::Path) -> PortResult<String> {
+fn from_file(path: &std::path::Path, who: &str) -> PortResult<String> {
     let fail = |why: &dyn std::fmt::Display| {
         PortError::Config(format!(
-            "the secret file `{}` cannot be read: {why}; the estate names it, and Muster's user must be able to read it",
+            "the secret file `{}` cannot be read: {why}; {who} names it, and Muster's user must be able to read it",
             path.display()
         ))
     };

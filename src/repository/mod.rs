@@ -18,6 +18,7 @@ pub mod codec;
 pub mod copy;
 pub mod create;
 pub mod cut;
+pub mod diff;
 pub mod entry;
 pub mod error;
 pub mod globs;

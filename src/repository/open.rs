@@ -236,7 +236,7 @@ impl Repository {
         super::pack::expand(&plain).map_err(|why| RepositoryError::damaged(id.key(kind.folder()), why))
     }
 
-    pub(super) async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>> {
+    pub async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>> {
         listed(&*self.store, prefix).await
     }
 

@@ -5,9 +5,10 @@
 //! who signs what, [`drills`] does the same for drills, [`bench`] loads the engine, [`serve`] fires them on
 //! schedule, [`takeover`] goes on with what other nodes left, [`heartbeat`] says that it does, [`view`] is the
 //! JSON that machines read, [`notices`] tells people, [`next`] is what they can do, [`evidence`] verifies,
-//! [`portable`] carries the record from one journal to another.
+//! [`portable`] carries the record from one journal to another, [`backup`] is the repository's.
 
 pub mod approvals;
+pub mod backup;
 pub mod bench;
 pub mod drills;
 pub mod evidence;
@@ -36,6 +37,7 @@ use crate::providers::{
     port::Faults,
     who,
 };
+use crate::repository::RepositoryError;
 use crate::runbook::diagnostic::Diagnostic;
 use std::{path::PathBuf, sync::Arc};
 use tokio::sync::watch;
@@ -57,6 +59,8 @@ pub enum ServiceError {
     Stopped { run: RunId, why: JournalError, program: String },
     #[error("{0}")]
     Port(#[from] crate::providers::port::PortError),
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
 }
 
 impl ServiceError {
@@ -65,6 +69,7 @@ impl ServiceError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Drill(DrillError::Interrupted(_) | DrillError::NeedsAPerson { .. }) | Self::Stopped { .. } => 3,
+            Self::Repository(RepositoryError::Interrupted(_)) => 3,
             _ => 2,
         }
     }
@@ -78,6 +83,7 @@ impl ServiceError {
             Self::Engine(_) => "engine",
             Self::Drill(_) => "drill",
             Self::Port(_) => "port",
+            Self::Repository(_) => "repository",
         }
     }
 }

@@ -1,0 +1,92 @@
+//! `muster backup create`.
+
+use super::{
+    super::{
+        Done,
+        output::{Output, ms},
+    },
+    CODES, RepoArgs, counted, live, short, size,
+};
+use crate::service::{
+    Muster,
+    backup::create::{BackupReport, Create},
+};
+use serde_json::json;
+
+const HELP: &str = "Examples:\n  muster backup create /srv/models --repo /mnt/vault --password-file vault.pw\n  muster backup create . --repo s3://dr-vault/scoring --tag nightly --exclude '*.tmp' --exclude /cache\n  pg_dump -Fc predictions | muster backup create - --stdin-name predictions.dump --repo vault\nThe repository is made if the place is empty or absent. Only what changed since the last snapshot of the same source\nfrom this host is read. A file that cannot be read, or changes meanwhile, is named; the snapshot has all the rest.\nA pattern without a slash fits at any depth, with a leading slash below the source, and `**` goes over folders.\n";
+
+#[derive(clap::Args)]
+#[command(after_help = format!("{HELP}{CODES}"))]
+pub struct Args {
+    /// A folder or file, or - for standard input
+    #[arg(value_name = "SOURCE")]
+    source: String,
+    #[command(flatten)]
+    repo: RepoArgs,
+    /// A word to find the snapshot by; may be given several times
+    #[arg(long, value_name = "TAG")]
+    tag: Vec<String>,
+    /// Leave out what this pattern fits; may be given several times
+    #[arg(long, value_name = "GLOB")]
+    exclude: Vec<String>,
+    /// Stay out of other file systems that are mounted below
+    #[arg(long)]
+    one_file_system: bool,
+    /// Read everything, also what seems not to have changed
+    #[arg(long)]
+    read_all: bool,
+    /// What standard input is called in the snapshot
+    #[arg(long, value_name = "NAME", default_value = "stdin")]
+    stdin_name: String,
+}
+
+pub async fn main(args: Args, muster: &Muster, output: &Output) -> Done {
+    let ask = Create {
+        source: args.source,
+        at: args.repo.at(),
+        tags: args.tag,
+        exclude: args.exclude,
+        one_file_system: args.one_file_system,
+        read_all: args.read_all,
+        stdin_name: args.stdin_name,
+    };
+    let (watch, line) = live::start("backing up", muster, output);
+    let report = muster.backup_create(&ask, &watch).await;
+    drop(line);
+    let report = report?;
+    if output.json {
+        output.object(&json!(report));
+    } else {
+        told(&report, output);
+    }
+    Ok(u8::from(!report.is_good()))
+}
+
+fn told(report: &BackupReport, output: &Output) {
+    let wrong = output.paint("✗", "31");
+    for lost in &report.unreadable {
+        output.say(format!("{wrong} {} is not in the snapshot: {}", lost.path, lost.why));
+    }
+    for path in &report.changed {
+        output.say(format!("{wrong} {path} changed while it was read: what is in the snapshot may be no state that it ever had"));
+    }
+    output.line(format!(
+        "snapshot {}: {}, {} of {}",
+        short(&report.snapshot),
+        counted(report.files, "file", "files"),
+        size(report.bytes),
+        report.source
+    ));
+    output.line(format!(
+        "read {}, new {}, stored {} in {}",
+        size(report.bytes_read),
+        size(report.bytes_new),
+        size(report.bytes_stored),
+        ms(Some(report.duration_ms.into()))
+    ));
+    if !report.is_good() {
+        let missing = counted(report.unreadable.len() as u64, "file is missing", "files are missing");
+        let changed = counted(report.changed.len() as u64, "changed while it was read", "changed while they were read");
+        output.say(format!("the snapshot is there, but not complete: {missing}, {changed}"));
+    }
+}

@@ -1,0 +1,246 @@
+//! `backup create`: from a source to a snapshot. What can be wrong with the source is found before anything is made.
+
+use super::{
+    super::{Muster, ServiceError},
+    place::{Place, Where},
+    watch::{Told, Watch},
+};
+use crate::providers::who;
+use crate::repository::{
+    create::{About, Base, Created, create},
+    entry::shown,
+    globs::Globs,
+    names::Id,
+    open::Repository,
+    snapshot::{Snapshot, Source as Origin},
+    source::Source,
+    stream::Stream,
+    tree::{Options, Tree},
+};
+use serde::Serialize;
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::Ordering::Relaxed,
+};
+
+const GO_ON: &str = "no snapshot was made. The same command goes on from what is stored already";
+
+/// What a person asks for.
+#[derive(Clone, Debug, Default)]
+pub struct Create {
+    /// A path, `s3://BUCKET/PREFIX`, or `-`.
+    pub source: String,
+    pub at: Where,
+    pub tags: Vec<String>,
+    pub exclude: Vec<String>,
+    pub one_file_system: bool,
+    /// Read everything, also what seems not to have changed.
+    pub read_all: bool,
+    pub stdin_name: String,
+}
+
+/// What came of it. The first six are the ones that everybody reads.
+#[derive(Clone, Debug, Serialize)]
+pub struct BackupReport {
+    pub snapshot: Id,
+    pub files: u64,
+    pub bytes_read: u64,
+    pub bytes_new: u64,
+    pub bytes_stored: u64,
+    pub duration_ms: u64,
+    pub bytes: u64,
+    pub folders: u64,
+    pub source: String,
+    pub host: String,
+    pub tags: Vec<String>,
+    pub parent: Option<Id>,
+    pub repository: String,
+    /// There was none before.
+    pub initialised: bool,
+    pub unreadable: Vec<Lost>,
+    /// Changed while they were read: what is in the snapshot is no state that they ever had.
+    pub changed: Vec<String>,
+}
+
+/// A file that is not in the snapshot.
+#[derive(Clone, Debug, Serialize)]
+pub struct Lost {
+    pub path: String,
+    pub why: String,
+}
+
+impl BackupReport {
+    /// Is everything in it, as it was?
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        self.unreadable.is_empty() && self.changed.is_empty()
+    }
+}
+
+/// A source that was looked at.
+enum Sought {
+    Tree(PathBuf),
+    Stream(String),
+}
+
+impl Sought {
+    fn origin(&self) -> Origin {
+        match self {
+            Self::Tree(path) => Origin::Tree { path: path.to_string_lossy().into_owned() },
+            Self::Stream(name) => Origin::Stream { name: name.clone() },
+        }
+    }
+}
+
+impl Muster {
+    pub async fn backup_create(&self, ask: &Create, watch: &Watch) -> Result<BackupReport, ServiceError> {
+        let sought = sought(ask)?;
+        let globs = Globs::new(&ask.exclude)?;
+        let place = self.backup_place(&ask.at)?;
+        if let Sought::Tree(path) = &sought {
+            not_within(&place, path, &globs)?;
+        }
+        let _heed = self.heed(watch);
+        let label = format!("{}@{}", who::person(), who::host());
+        let initialised = Repository::make(&*place.store, &place.name, &place.unlock, &label, self.clock.now()).await?;
+        if initialised {
+            watch.tell(&Told::Initialised { place: place.name.clone() });
+        }
+        let opened = place.open().await?;
+        let about = About { origin: sought.origin(), host: who::host(), user: who::person(), tags: ask.tags.clone(), run: None };
+        let parent = self.backup_parent(&opened.repository, &about, watch).await?;
+        expect(watch, parent.as_ref().map(|(_, snapshot)| snapshot), &sought);
+        let base = Base::load(&opened.repository, parent, &*self.clock).await?;
+        let source = source(&sought, &base, &opened.repository, ask, globs, self.clock.now())?;
+        let created = create(opened.repository, opened.store, source, base, about, watch.progress.clone(), self.clock.clone()).await;
+        let created = created.map_err(|error| watch.failed(error, GO_ON))?;
+        Ok(report(created, place.name, initialised))
+    }
+
+    /// The newest snapshot of the same source on the same host.
+    async fn backup_parent(&self, repository: &Repository, about: &About, watch: &Watch) -> Result<Option<(Id, Snapshot)>, ServiceError> {
+        let mut snapshots = repository.snapshots().await?;
+        snapshots.damaged.iter().for_each(|damaged| watch.warn(damaged));
+        snapshots.whole.retain(|(_, snapshot)| snapshot.source == about.origin && snapshot.host == about.host);
+        let parent = snapshots.whole.pop();
+        if let Some((id, _)) = &parent {
+            watch.tell(&Told::Parent { snapshot: id.to_string() });
+        }
+        Ok(parent)
+    }
+}
+
+/// Looks whether there is anything to back up.
+fn sought(ask: &Create) -> Result<Sought, ServiceError> {
+    if ask.source == "-" {
+        return Ok(Sought::Stream(ask.stdin_name.clone()));
+    }
+    if ask.source.contains("://") {
+        return Err(ServiceError::Usage(format!("{} cannot be backed up: Muster backs up a path, s3://BUCKET/PREFIX, or - for standard input", ask.source)));
+    }
+    let fail = |why: std::io::Error| ServiceError::Usage(format!("{} cannot be backed up: {why}", ask.source));
+    let path = Path::new(&ask.source);
+    // It must be there; and one folder has one name, however one got there. A link keeps its own: it is what people know.
+    let real = path.canonicalize().map_err(fail)?;
+    let winding = path.components().any(|part| part == std::path::Component::ParentDir);
+    Ok(Sought::Tree(if winding { real } else { std::path::absolute(path).map_err(fail)?.components().collect() }))
+}
+
+/// A repository within what it backs up would grow with every backup of itself.
+fn not_within(place: &Place, source: &Path, exclude: &Globs) -> Result<(), ServiceError> {
+    let local = place.name.strip_prefix("file://").unwrap_or(&place.name);
+    if place.name.starts_with("s3:") {
+        return Ok(());
+    }
+    // It need not be there yet; then the first folder above it that is.
+    let wanted = std::path::absolute(local).unwrap_or_else(|_| local.into());
+    let Some(there) = wanted.ancestors().find_map(|above| above.canonicalize().ok().map(|real| (above, real))) else { return Ok(()) };
+    let real = there.1.join(wanted.strip_prefix(there.0).unwrap_or(Path::new("")));
+    let Ok(source) = source.canonicalize() else { return Ok(()) };
+    match real.strip_prefix(&source) {
+        Ok(within) if !exclude.fits_within(within.to_string_lossy().as_bytes()) => Err(ServiceError::Usage(format!(
+            "the repository {} lies within {}, which it is to hold: put it elsewhere, or write --exclude '/{}'",
+            place.name,
+            source.display(),
+            within.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// How much there is to do: as much as last time, or what a walk beside it counts.
+fn expect(watch: &Watch, parent: Option<&Snapshot>, sought: &Sought) {
+    let progress = watch.progress.clone();
+    match (parent, sought) {
+        (Some(parent), _) => {
+            progress.total_files.store(parent.stats.files, Relaxed);
+            progress.total_bytes.store(parent.stats.bytes, Relaxed);
+        }
+        (None, Sought::Tree(path)) if watch.counts => {
+            let path = path.clone();
+            tokio::task::spawn_blocking(move || {
+                let (files, bytes) = count(&path, &|| progress.is_stopped());
+                progress.total_files.store(files, Relaxed);
+                progress.total_bytes.store(bytes, Relaxed);
+            });
+        }
+        _ => {}
+    }
+}
+
+/// Files below a path, and their bytes; links are not followed. A guess: what cannot be read is left out.
+fn count(root: &Path, stopped: &dyn Fn() -> bool) -> (u64, u64) {
+    let (mut files, mut bytes) = (0, 0);
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop().filter(|_| !stopped()) {
+        let Ok(entries) = std::fs::read_dir(&folder) else { continue };
+        for entry in entries.filter_map(Result::ok) {
+            match entry.metadata() {
+                Ok(meta) if meta.is_dir() => folders.push(entry.path()),
+                Ok(meta) if meta.is_file() => (files, bytes) = (files + 1, bytes + meta.len()),
+                _ => {}
+            }
+        }
+    }
+    (files, bytes)
+}
+
+fn source(
+    sought: &Sought,
+    base: &Base,
+    repository: &std::sync::Arc<Repository>,
+    ask: &Create,
+    exclude: Globs,
+    now: jiff::Timestamp,
+) -> Result<Box<dyn Source>, ServiceError> {
+    match sought {
+        Sought::Tree(path) => {
+            let options = Options { one_file_system: ask.one_file_system, exclude, reread: ask.read_all };
+            Ok(Box::new(Tree::new(path, base.entries(repository), options)?))
+        }
+        Sought::Stream(name) => Ok(Box::new(Stream::new(name, Box::new(std::io::stdin()), now)?)),
+    }
+}
+
+fn report(created: Created, repository: String, initialised: bool) -> BackupReport {
+    let Created { id, snapshot, unreadable, changed } = created;
+    let stats = &snapshot.stats;
+    BackupReport {
+        snapshot: id,
+        files: stats.files,
+        bytes_read: stats.bytes_read,
+        bytes_new: stats.bytes_new,
+        bytes_stored: stats.bytes_stored,
+        duration_ms: snapshot.duration_ms,
+        bytes: stats.bytes,
+        folders: stats.folders,
+        source: snapshot.source.shown().to_owned(),
+        host: snapshot.host,
+        tags: snapshot.tags,
+        parent: snapshot.parent,
+        repository,
+        initialised,
+        unreadable: unreadable.into_iter().map(|lost| Lost { path: shown(&lost.path), why: lost.why }).collect(),
+        changed: changed.iter().map(|path| shown(path)).collect(),
+    }
+}

@@ -1,0 +1,88 @@
+//! `backup forget`: snapshots that nobody needs any more, by name or by a rule. Only their objects are deleted; what
+//! they alone used, `backup prune` finds and deletes.
+
+use super::{
+    super::{Muster, ServiceError},
+    look::{Filter, Shot},
+    place::Where,
+};
+use crate::plan::retention::{Point, Reason, Retention, decide};
+use crate::repository::{
+    names::{Id, SNAPSHOTS},
+    snapshot::Snapshot,
+};
+use serde::Serialize;
+
+pub use crate::plan::retention;
+
+#[derive(Clone, Debug, Default)]
+pub struct Forget {
+    pub at: Where,
+    /// These, and then no rule applies.
+    pub ids: Vec<String>,
+    pub rule: Retention,
+    pub filter: Filter,
+    pub dry_run: bool,
+}
+
+/// One snapshot, and what is decided about it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Fate {
+    #[serde(flatten)]
+    pub shot: Shot,
+    /// Why it is kept; nothing: it is forgotten.
+    pub reasons: Vec<Reason>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Forgotten {
+    pub dry_run: bool,
+    pub kept: Vec<Fate>,
+    pub forgotten: Vec<Fate>,
+    pub damaged: Vec<String>,
+}
+
+impl Muster {
+    pub async fn backup_forget(&self, ask: &Forget) -> Result<Forgotten, ServiceError> {
+        if ask.ids.is_empty() == ask.rule.is_empty() {
+            return Err(ServiceError::Usage(
+                "which snapshots? Name them, or say what to keep: --keep-last N, --keep-daily N, --keep-weekly N, --keep-monthly N, --keep-yearly N".to_owned(),
+            ));
+        }
+        let opened = self.backup_open(&ask.at).await?;
+        let found = opened.repository.snapshots().await?;
+        let damaged = found.damaged.iter().map(ToString::to_string).collect();
+        let fates = if ask.ids.is_empty() {
+            by_rule(found.whole.into_iter().filter(|(_, snapshot)| ask.filter.fits(snapshot)).collect(), ask.rule)
+        } else {
+            let mut fates: Vec<Fate> = Vec::new();
+            for name in &ask.ids {
+                let (id, snapshot) = opened.repository.snapshot(name).await?;
+                if !fates.iter().any(|fate| fate.shot.id == id) {
+                    fates.push(Fate { shot: Shot::of(id, snapshot), reasons: Vec::new() });
+                }
+            }
+            fates
+        };
+        let (forgotten, kept): (Vec<Fate>, Vec<Fate>) = fates.into_iter().partition(|fate| fate.reasons.is_empty());
+        if !ask.dry_run {
+            for fate in &forgotten {
+                opened.store.delete(&fate.shot.id.key(SNAPSHOTS)).await?;
+            }
+        }
+        Ok(Forgotten { dry_run: ask.dry_run, kept, forgotten, damaged })
+    }
+}
+
+fn by_rule(snapshots: Vec<(Id, Snapshot)>, rule: Retention) -> Vec<Fate> {
+    let point = |(id, snapshot): &(Id, Snapshot)| Point {
+        id: id.to_string(),
+        time: snapshot.time,
+        // Neither a host nor a kind holds a line break.
+        group: serde_json::json!([snapshot.host, snapshot.source]).to_string(),
+    };
+    let points: Vec<Point> = snapshots.iter().map(point).collect();
+    let fate = |((id, snapshot), reasons)| Fate { shot: Shot::of(id, snapshot), reasons };
+    let reasons = decide(&points, rule);
+    snapshots.into_iter().zip(reasons).map(fate).collect()
+}

@@ -1,0 +1,145 @@
+//! Who may open a repository: the key slots, each with a password or a key file of its own.
+
+use super::{
+    super::{Muster, ServiceError},
+    look::instant,
+    place::{Where, key_file, passphrase},
+};
+use crate::model::estate::SecretRef;
+use crate::providers::who;
+use crate::repository::{
+    keys::{Slot, Stretch, Unlock},
+    open::{Repository, slots, write_slot},
+};
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// The secret of a new slot.
+#[derive(Clone, Debug, Default)]
+pub struct NewSecret {
+    pub password_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+    pub label: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Key {
+    pub id: String,
+    pub label: String,
+    #[serde(serialize_with = "instant")]
+    pub created: jiff::Timestamp,
+    /// `password` or `key-file`.
+    pub opens_with: &'static str,
+    /// It is the one that opened the repository for this command.
+    pub current: bool,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Rotated {
+    pub key: Key,
+    /// The slots that are gone: whoever had one of these needs a new one.
+    pub removed: Vec<Key>,
+    pub generation: u32,
+}
+
+impl Key {
+    fn of(slot: &Slot, current: bool) -> Self {
+        let opens_with = match slot.stretch {
+            Stretch::Argon2id { .. } => "password",
+            Stretch::Blake3 => "key-file",
+        };
+        Self { id: slot.id.clone(), label: slot.label.clone(), created: slot.created, opens_with, current }
+    }
+}
+
+impl Muster {
+    pub async fn backup_keys(&self, at: &Where) -> Result<Vec<Key>, ServiceError> {
+        let place = self.backup_place(at)?;
+        let repository = place.open().await?.repository;
+        let mut keys = Vec::new();
+        for (_, slot) in slots(&*repository.store).await? {
+            let current = opens(&repository, &slot, &place.unlock).await?;
+            keys.push(Key::of(&slot, current));
+        }
+        keys.sort_by_key(|key| key.created);
+        Ok(keys)
+    }
+
+    /// One more way to open it.
+    pub async fn backup_key_add(&self, at: &Where, new: &NewSecret) -> Result<Key, ServiceError> {
+        let unlock = new.unlock()?.ok_or_else(|| {
+            ServiceError::Usage("what should the new key be? Write --new-password-file FILE or --new-key-file FILE".to_owned())
+        })?;
+        let opened = self.backup_open(at).await?;
+        let slot = self.slot(&opened.repository, unlock, new).await?;
+        write_slot(&*opened.store, &slot).await?;
+        Ok(Key::of(&slot, false))
+    }
+
+    /// A new master key, and one slot that opens it instead of all others. Without a new secret the old one stays.
+    pub async fn backup_key_rotate(&self, at: &Where, new: &NewSecret, revoke_others: bool) -> Result<Rotated, ServiceError> {
+        let place = self.backup_place(at)?;
+        let unlock = new.unlock()?.unwrap_or_else(|| place.unlock.clone());
+        let mut opened = place.open().await?.repository;
+        let old = slots(&*place.store).await?;
+        if old.len() > 1 && !revoke_others {
+            return Err(ServiceError::Usage(format!(
+                "the repository has {} keys, and after this only one opens it: write --revoke-others if that is meant; then `muster backup key add` for each of the others",
+                old.len()
+            )));
+        }
+        let Some(repository) = std::sync::Arc::get_mut(&mut opened) else {
+            return Err(ServiceError::Usage("the repository is in use by this very process: try again".to_owned()));
+        };
+        repository.keyring.rotate()?;
+        let slot = self.slot(&opened, unlock, new).await?;
+        // The new one first: a crash in between leaves more keys than wanted, and never none.
+        write_slot(&*place.store, &slot).await?;
+        for (key, _) in &old {
+            place.store.delete(key).await?;
+        }
+        let removed = old.iter().map(|(_, slot)| Key::of(slot, false)).collect();
+        Ok(Rotated { key: Key::of(&slot, true), removed, generation: opened.keyring.current() })
+    }
+
+    pub async fn backup_key_remove(&self, at: &Where, name: &str) -> Result<Key, ServiceError> {
+        let place = self.backup_place(at)?;
+        let opened = place.open().await?;
+        let mut fits = slots(&*place.store).await?;
+        fits.retain(|(_, slot)| !name.is_empty() && slot.id.starts_with(name));
+        let (key, slot) = match (fits.pop(), fits.is_empty()) {
+            (Some(found), true) => found,
+            (None, _) => return Err(ServiceError::Usage(format!("no key `{name}`: `muster backup key list` shows what there is"))),
+            _ => return Err(ServiceError::Usage(format!("`{name}` is the beginning of several keys: write more of it"))),
+        };
+        if opens(&opened.repository, &slot, &place.unlock).await? {
+            return Err(ServiceError::Usage(format!(
+                "{name} is the key that this command opened the repository with, so it stays: open it with another, or `muster backup key rotate`"
+            )));
+        }
+        place.store.delete(&key).await?;
+        Ok(Key::of(&slot, false))
+    }
+
+    async fn slot(&self, repository: &Repository, unlock: Unlock, new: &NewSecret) -> Result<Slot, ServiceError> {
+        let label = new.label.clone().unwrap_or_else(|| format!("{}@{}", who::person(), who::host()));
+        // A few hundred milliseconds of this thread, once in a command's life.
+        Ok(Slot::make(&repository.config, &repository.keyring, &unlock, label, self.clock.now())?)
+    }
+}
+
+async fn opens(repository: &Repository, slot: &Slot, unlock: &Unlock) -> Result<bool, ServiceError> {
+    let (config, slot, unlock) = (repository.config, slot.clone(), unlock.clone());
+    let opened = tokio::task::spawn_blocking(move || slot.open(&config, &unlock).map(|keyring| keyring.is_some())).await;
+    Ok(opened.map_err(|e| ServiceError::Usage(format!("a key could not be tried: {e}")))??)
+}
+
+impl NewSecret {
+    fn unlock(&self) -> Result<Option<Unlock>, ServiceError> {
+        Ok(match (&self.password_file, &self.key_file) {
+            (_, Some(file)) => Some(key_file(file)?),
+            (Some(file), None) => Some(passphrase(&SecretRef::File(file.clone()), "`--new-password-file`")?),
+            (None, None) => None,
+        })
+    }
+}

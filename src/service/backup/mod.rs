@@ -1,0 +1,13 @@
+//! Backups as use cases: what `muster backup` does, and later the API.
+//!
+//! [`place`] finds a repository and what opens it, [`watch`] is how somebody looks on while it works. Then one file a
+//! use case: [`create`], [`look`] (list, show, stats, diff), [`verify`], [`forget`], [`key`]. Each gives a value that serialises to
+//! the JSON that machines read; nothing is printed here, and no value holds a secret.
+
+pub mod create;
+pub mod forget;
+pub mod key;
+pub mod look;
+pub mod place;
+pub mod verify;
+pub mod watch;

@@ -1,0 +1,133 @@
+//! Which repository a command means, and what opens it.
+//!
+//! A repository is named by `--repo`: a URL, a path, or a name in the estate, whose region then says how S3 is reached.
+//! The secret comes from `--key-file`, `--password-file`, the environment, or the estate, in that order. The estate is
+//! read only when something in it is needed: a restore works without one (rule 7).
+
+use super::super::{Muster, ServiceError};
+use crate::model::estate::{Aws, Repository as Named, SecretRef};
+use crate::providers::{port::ObjectWrite, secrets, store};
+use crate::repository::{keys::Unlock, open::Repository};
+use secrecy::SecretBox;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+const PASSWORD: &str = "MUSTER_REPO_PASSWORD";
+/// More than any key: a larger file is not one.
+const LARGEST_KEY: u64 = 64 * 1024;
+
+/// What a person said of the repository.
+#[derive(Clone, Debug, Default)]
+pub struct Where {
+    pub repo: Option<String>,
+    pub password_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+}
+
+/// A place that may hold a repository, and the secret for it. Nothing has been contacted yet.
+pub(super) struct Place {
+    pub store: Arc<dyn ObjectWrite>,
+    /// For messages.
+    pub name: String,
+    pub unlock: Unlock,
+}
+
+/// A repository that is open, and the store behind it for writing.
+pub(super) struct Opened {
+    pub repository: Arc<Repository>,
+    pub store: Arc<dyn ObjectWrite>,
+}
+
+impl Place {
+    pub(super) async fn open(&self) -> Result<Opened, ServiceError> {
+        let repository = Repository::open(self.store.clone(), &self.name, &self.unlock).await?;
+        Ok(Opened { repository: Arc::new(repository), store: self.store.clone() })
+    }
+}
+
+impl Muster {
+    pub(super) fn backup_place(&self, at: &Where) -> Result<Place, ServiceError> {
+        let (url, named) = self.backup_named(at.repo.as_deref())?;
+        let aws = named.as_ref().map(|named| self.backup_aws(named)).transpose()?.flatten();
+        let store = store::open(&url, aws.as_ref())?;
+        let unlock = unlock(at, named.as_ref())?;
+        Ok(Place { store, name: url, unlock })
+    }
+
+    pub(super) async fn backup_open(&self, at: &Where) -> Result<Opened, ServiceError> {
+        self.backup_place(at)?.open().await
+    }
+
+    /// The URL or path, and the estate's entry if it is one of its repositories.
+    fn backup_named(&self, repo: Option<&str>) -> Result<(String, Option<Named>), ServiceError> {
+        let Some(repo) = repo else { return self.only_repository() };
+        // What has a slash is no name, and needs no estate.
+        if repo.contains('/') || repo.contains(':') {
+            return Ok((repo.to_owned(), None));
+        }
+        let estate = self.written_estate()?;
+        let named = estate.repositories.into_iter().find(|(name, _)| name.as_str() == repo).map(|(_, named)| named);
+        Ok(match named {
+            Some(named) => (named.url.clone(), Some(named)),
+            None => (repo.to_owned(), None),
+        })
+    }
+
+    /// Without `--repo`: the estate's, if it has one and no more.
+    fn only_repository(&self) -> Result<(String, Option<Named>), ServiceError> {
+        let repositories = self.written_estate()?.repositories;
+        let names: Vec<String> = repositories.keys().map(ToString::to_string).collect();
+        let mut all = repositories.into_values();
+        match (all.next(), all.next()) {
+            (Some(named), None) => Ok((named.url.clone(), Some(named))),
+            (None, _) => Err(ServiceError::Usage(
+                "which repository? Write --repo URL or --repo PATH, or name one under `repositories` in the estate".to_owned(),
+            )),
+            _ => Err(ServiceError::Usage(format!("which repository? Write --repo NAME; the estate has: {}", names.join(", ")))),
+        }
+    }
+
+    fn backup_aws(&self, named: &Named) -> Result<Option<Aws>, ServiceError> {
+        let Some(region) = &named.region else { return Ok(None) };
+        let estate = self.estate()?;
+        let known = estate.regions.get(region);
+        let known = known.ok_or_else(|| ServiceError::Usage(format!("the repository's region `{region}` is not in the estate's `regions`")))?;
+        Ok(known.aws.clone())
+    }
+}
+
+fn unlock(at: &Where, named: Option<&Named>) -> Result<Unlock, ServiceError> {
+    if let Some(file) = &at.key_file {
+        return key_file(file);
+    }
+    if let Some(file) = &at.password_file {
+        return passphrase(&SecretRef::File(file.clone()), "`--password-file`");
+    }
+    if std::env::var_os(PASSWORD).is_some() {
+        return passphrase(&SecretRef::Env(PASSWORD.to_owned()), "Muster");
+    }
+    match named.and_then(|named| named.password.as_ref()) {
+        Some(reference) => passphrase(reference, "the estate"),
+        None => Err(ServiceError::Usage(format!(
+            "a repository is opened with its password or key file: write --password-file FILE or --key-file FILE, set {PASSWORD}, or give the repository a `password` in the estate"
+        ))),
+    }
+}
+
+/// `who` names it.
+pub(super) fn passphrase(reference: &SecretRef, who: &str) -> Result<Unlock, ServiceError> {
+    Ok(Unlock::Passphrase(secrets::read_for(reference, who)?))
+}
+
+/// The bytes of a key file as they are: it is no text.
+pub(super) fn key_file(path: &Path) -> Result<Unlock, ServiceError> {
+    let fail = |why: &dyn std::fmt::Display| ServiceError::Usage(format!("the key file {} cannot be read: {why}", path.display()));
+    let size = std::fs::metadata(path).map_err(|e| fail(&e))?.len();
+    if size > LARGEST_KEY {
+        return Err(fail(&format!("it has {size} bytes, more than any key ({LARGEST_KEY}); is it the right file?")));
+    }
+    let bytes = std::fs::read(path).map_err(|e| fail(&e))?;
+    Ok(Unlock::KeyFile(Arc::new(SecretBox::new(Box::new(bytes)))))
+}
