@@ -1,4 +1,4 @@
-//! `backup.create`: back a folder or file of this machine up into a repository, as one more snapshot.
+//! `backup.create`: back a folder of this machine or a bucket up into a repository, as one more snapshot.
 //!
 //! **What it does.** Reads what changed since the last snapshot of the same source from the same machine, stores what
 //! the repository does not hold yet, and writes the snapshot last. An empty place is made a repository first.
@@ -11,27 +11,35 @@
 use super::{contract::*, shared::*, vault::*};
 use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoPolicy, time::Span};
 use crate::repository::{
+    bucket::Bucket,
     create::{About, Base, Created, create},
     globs::Globs,
     names::Id,
     open::Repository,
     snapshot::{Snapshot, Source},
+    source::{Parent, Source as Reads},
     tree::{Options, Tree},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::{path::PathBuf, sync::Arc};
+use std::path::PathBuf;
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
     pub repository: RepositoryName,
-    /// A folder or file of the machine that Muster runs on.
-    pub path: PathBuf,
+    /// A folder or file of the machine that Muster runs on. Either this or `bucket` is backed up.
+    #[serde(default)]
+    pub path: Option<PathBuf>,
+    /// A bucket of the estate, in `region`.
+    #[serde(default)]
+    pub bucket: Option<BucketName>,
+    #[serde(default)]
+    pub region: Option<RegionName>,
     /// What the snapshot is found by later.
     #[serde(default)]
     pub tags: Vec<String>,
-    /// Leave out what these patterns match, as in `.gitignore`.
+    /// Of a path: leave out what these patterns match, as in `.gitignore`.
     #[serde(default)]
     pub exclude: Vec<String>,
     /// Files that cannot be read are named and left out, and the step succeeds.
@@ -42,11 +50,19 @@ pub struct Input {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Intent {
     input: Input,
-    /// The path, whole.
-    path: PathBuf,
+    from: What,
     source: Source,
     /// What the snapshot is recognised by.
     mark: String,
+}
+
+/// What is read.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum What {
+    /// Whole.
+    Path(PathBuf),
+    Bucket(BucketName, RegionName),
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -79,7 +95,7 @@ impl Action for Create {
         Spec {
             name: "backup.create",
             version: 1,
-            summary: "Back a folder up into a repository",
+            summary: "Back a folder or a bucket up into a repository",
             effect: Effect::Observable,
             danger: Danger::None,
             undo: UndoPolicy::None,
@@ -88,7 +104,8 @@ impl Action for Create {
         }
     }
     fn reach(with: &Node, estate: &Estate) -> Vec<Reach> {
-        [reach_vault(with, "repository", estate), vec![reach_here()]].concat()
+        let source = reach(with, "region", Plane::Data).unwrap_or_else(reach_here);
+        [reach_vault(with, "repository", estate), vec![source]].concat()
     }
     fn locks(_with: &Node) -> Vec<Resource> {
         // Writers keep nobody out: neither each other nor readers.
@@ -97,7 +114,7 @@ impl Action for Create {
 
     async fn prepare(cx: &ReadCx, input: Input) -> Result<Prepared<Intent>, Refusal> {
         globs(&input)?;
-        let (path, source) = tree_source(&input.path).await?;
+        let (from, source) = from(cx, &input).await?;
         let mut notes = Vec::new();
         match open(cx, &input.repository).await {
             Ok(_) => {}
@@ -106,8 +123,8 @@ impl Action for Create {
             }
             Err(refusal) => return Err(refusal),
         }
-        let change = change(place(&input.repository), None, Some(format!("a snapshot of {}", path.display())));
-        Ok(Prepared { intent: Intent { input, path, source, mark: mark(cx) }, change: vec![change], notes })
+        let change = change(place(&input.repository), None, Some(format!("a snapshot of {}", source.shown())));
+        Ok(Prepared { intent: Intent { input, from, source, mark: mark(cx) }, change: vec![change], notes })
     }
 
     async fn apply(cx: &WriteCx, intent: &Intent) -> Result<Output, ApplyError> {
@@ -119,17 +136,15 @@ impl Action for Create {
         Repository::make(&*store, &place(&input.repository), &unlock, &label, clock.now()).await?;
         let (repository, store) = open_mut(cx, &input.repository).await?;
         let snapshots = repository.snapshots().await?.whole;
-        let parent = snapshots.into_iter().rfind(|(_, s)| s.source == intent.source && s.host == host);
+        // A bucket is the same from wherever it is read; a path is that of one machine.
+        let same = |s: &Snapshot| s.source == intent.source && (s.host == host || matches!(intent.from, What::Bucket(..)));
+        let parent = snapshots.into_iter().rfind(|(_, s)| same(s));
         let base = Base::load(&repository, parent, &*clock).await?;
-        let entries = base.entries(&repository);
-        let options = Options { exclude: globs(input).map_err(definite)?, ..Options::default() };
-        let path = intent.path.clone();
-        let tree = tokio::task::spawn_blocking(move || Tree::new(&path, entries, options));
-        let tree = tree.await.map_err(|e| fail("interrupted", e.to_string()))??;
+        let source = source(cx, intent, base.entries(&repository)).await?;
         let about = About { origin: intent.source.clone(), host, user, tags: input.tags.clone(), run: Some(intent.mark.clone()) };
         // Reading took no decision that the run's next owner could take otherwise; from here on it writes.
         cx.world()?;
-        let made = create(repository, store, Box::new(tree), base, about, watched.0.clone(), clock).await?;
+        let made = create(repository, store, source, base, about, watched.0.clone(), clock).await?;
         complete(input, &made)?;
         Ok(output(&made.id, &made.snapshot))
     }
@@ -156,6 +171,39 @@ impl Action for Create {
 
     async fn undo(_cx: &WriteCx, _intent: &Intent, _output: Option<Output>) -> Result<(), ApplyError> {
         Ok(())
+    }
+}
+
+/// Which source the input means, and how a snapshot names it.
+async fn from(cx: &ReadCx, input: &Input) -> Result<(What, Source), Refusal> {
+    match (&input.path, &input.bucket, &input.region) {
+        (Some(path), None, None) => {
+            let (path, source) = tree_source(path).await?;
+            Ok((What::Path(path), source))
+        }
+        (None, Some(bucket), Some(region)) if input.exclude.is_empty() => {
+            let known = cx.estate.buckets.get(bucket).and_then(|regions| regions.get(region));
+            let known = known.ok_or_else(|| Refusal::no("no_source", format!("the estate has no bucket `{bucket}` in region `{region}`")))?;
+            // It must answer; what is in it is listed when it is read.
+            cx.world.objects(bucket.as_str(), region.as_str())?.list("", None).await?;
+            let url = format!("s3://{}/{}", known.bucket, known.prefix);
+            Ok((What::Bucket(bucket.clone(), region.clone()), Source::Bucket { url: url.trim_end_matches('/').to_owned() }))
+        }
+        _ => Err(Refusal::no("input", "one source is backed up: `path`, with `exclude` if wanted, or `bucket` and `region`")),
+    }
+}
+
+/// The source, to be read now.
+async fn source(cx: &WriteCx, intent: &Intent, parent: Parent) -> Result<Box<dyn Reads>, ApplyError> {
+    match &intent.from {
+        What::Bucket(bucket, region) => {
+            Ok(Box::new(Bucket::new(cx.read.world.objects(bucket.as_str(), region.as_str())?, parent, false)))
+        }
+        What::Path(path) => {
+            let (path, options) = (path.clone(), Options { exclude: globs(&intent.input).map_err(definite)?, ..Options::default() });
+            let tree = tokio::task::spawn_blocking(move || Tree::new(&path, parent, options));
+            Ok(Box::new(tree.await.map_err(|e| fail("interrupted", e.to_string()))??))
+        }
     }
 }
 
@@ -225,6 +273,21 @@ mod tests {
         assert_eq!(Bench::new(&unknown).refused::<Create>().await, "unknown_repository");
         let wrong = with_vault(json!({ "repository": "vault", "path": "/", "exclude": [""] }));
         assert_eq!(Bench::new(&wrong).refused::<Create>().await, "refused");
+        for both in [json!({ "repository": "vault" }), json!({ "repository": "vault", "path": "/", "bucket": "models", "region": "east" })] {
+            assert_eq!(Bench::new(&Fixture::new(both)).refused::<Create>().await, "input");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_bucket_is_backed_up_and_what_did_not_change_is_not_read_again() {
+        let mut bench = Bench::new(&Fixture::new(json!({ "repository": "vault", "bucket": "models", "region": "east" })));
+        let first = bench.run::<Create>().await.expect("backed up");
+        assert_eq!((first.files, first.bytes_read), (3, first.bytes), "{first:?}");
+        let now = bench.read.world.clock().now();
+        bench.world.lock().object("models", "east", "model.onnx", b"new weights", now);
+        bench.another_run("0191");
+        let second = bench.run::<Create>().await.expect("backed up");
+        assert_eq!((second.files, second.bytes_read), (3, 11), "{second:?}");
     }
 
     /// As root everything can be read; a file that vanishes between the walk and the reading cannot be arranged.

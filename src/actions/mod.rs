@@ -48,6 +48,7 @@ macro_rules! actions {
 }
 
 actions! {
+    backup_copy::Copy,
     backup_create::Create,
     backup_forget::Forget,
     backup_prove::Prove,

@@ -50,7 +50,7 @@ fn write(home: &Path, name: &str, text: &str) {
 fn home() -> tempfile::TempDir {
     let home = tempfile::tempdir().unwrap();
     for name in
-        ["muster.yaml", "runbooks/regional-failover.yaml", "runbooks/failback.yaml", "runbooks/protect.yaml", "drills/region-loss.yaml"]
+        ["muster.yaml", "runbooks/regional-failover.yaml", "runbooks/failback.yaml", "runbooks/protect.yaml", "runbooks/artifact-restore.yaml", "drills/region-loss.yaml"]
     {
         write(home.path(), name, &fs::read_to_string(root().join(name)).unwrap());
     }

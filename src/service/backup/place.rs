@@ -67,8 +67,7 @@ impl Muster {
         if repo.contains('/') || repo.contains(':') {
             return Ok((repo.to_owned(), None));
         }
-        let estate = self.written_estate()?;
-        let named = estate.repositories.into_iter().find(|(name, _)| name.as_str() == repo).map(|(_, named)| named);
+        let named = self.repositories()?.into_iter().find(|(name, _)| name.as_str() == repo).map(|(_, named)| named);
         Ok(match named {
             Some(named) => (named.url.clone(), Some(named)),
             None => (repo.to_owned(), None),
@@ -77,7 +76,7 @@ impl Muster {
 
     /// Without `--repo`: the estate's, if it has one and no more.
     fn only_repository(&self) -> Result<(String, Option<Named>), ServiceError> {
-        let repositories = self.written_estate()?.repositories;
+        let repositories = self.repositories()?;
         let names: Vec<String> = repositories.keys().map(ToString::to_string).collect();
         let mut all = repositories.into_values();
         match (all.next(), all.next()) {
