@@ -71,7 +71,7 @@ impl Action for Copy {
             danger: Danger::None,
             undo: UndoPolicy::None,
             timeout: Span::from_secs(6 * 3600),
-            example: "id: second_copy\nuses: backup.copy\nwith: { from: vault, to: vault_west }\n",
+            example: "id: second_copy\nuses: backup.copy\nwith: { from: vault, to: second }\n",
         }
     }
     fn reach(with: &Node, estate: &Estate) -> Vec<Reach> {
