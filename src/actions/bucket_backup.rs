@@ -153,7 +153,7 @@ impl Action for Backup {
         };
         let body = serde_json::to_vec(&manifest).map_err(|e| fail("manifest", e.to_string()))?;
         let target = cx.world()?.objects_mut(input.bucket.as_str(), input.to.as_str())?;
-        target.put(&intent.manifest, body, &BTreeMap::new(), true).await?;
+        target.put(&intent.manifest, body.into(), &BTreeMap::new(), true).await?;
         Ok(output(intent, &manifest))
     }
 
@@ -252,7 +252,7 @@ async fn copy(
             file.flush().await.map_err(disk)?;
             target.put_file(&object.key, spool, &sha256, &metadata).await?
         }
-        None => target.put(&object.key, bytes, &metadata, false).await?,
+        None => target.put(&object.key, bytes.into(), &metadata, false).await?,
     };
     Ok((read, sha256))
 }

@@ -9,6 +9,7 @@
 use super::directory_files::{Reading, Root, Write, check};
 use super::port::{Chunks, LockMode, ObjectBody, ObjectMeta, ObjectPage, ObjectPlace, ObjectRead, ObjectWrite, PortError, PortResult};
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::{StreamExt, stream};
 use std::{
     collections::BTreeMap,
@@ -175,7 +176,7 @@ async fn feed(key: &str, body: &mut Chunks, writer: &mpsc::Sender<Option<Vec<u8>
 
 #[async_trait]
 impl ObjectWrite for Directory {
-    async fn put(&self, key: &str, body: Vec<u8>, metadata: &BTreeMap<String, String>, only_if_absent: bool) -> PortResult<ObjectMeta> {
+    async fn put(&self, key: &str, body: Bytes, metadata: &BTreeMap<String, String>, only_if_absent: bool) -> PortResult<ObjectMeta> {
         bare(metadata)?;
         self.write(key, body.len() as u64, move |root, key| {
             if only_if_absent {

@@ -4,6 +4,7 @@
 //! `PortError::Unknown` when it may have happened: the caller must look before it repeats.
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::IpAddr, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -110,7 +111,7 @@ pub struct ObjectBody {
 #[async_trait]
 pub trait ObjectWrite: ObjectRead {
     /// Writes one object. With `only_if_absent` an object that is there already is a `Conflict`.
-    async fn put(&self, key: &str, body: Vec<u8>, metadata: &BTreeMap<String, String>, only_if_absent: bool) -> PortResult<ObjectMeta>;
+    async fn put(&self, key: &str, body: Bytes, metadata: &BTreeMap<String, String>, only_if_absent: bool) -> PortResult<ObjectMeta>;
     /// The same from a file, whose SHA-256 is known (in hexadecimal): however large, it is never held in memory.
     async fn put_file(
         &self,

@@ -10,6 +10,7 @@ use aws_sdk_s3::{
     primitives::{ByteStream, DateTime},
     types::{ChecksumAlgorithm, ChecksumMode, ObjectLockEnabled, ObjectLockRetention, ObjectLockRetentionMode},
 };
+use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -243,7 +244,7 @@ async fn next_chunk(state: Reading, expected: u64) -> Option<(PortResult<Vec<u8>
 
 #[async_trait]
 impl ObjectWrite for S3Bucket {
-    async fn put(&self, key: &str, body: Vec<u8>, metadata: &BTreeMap<String, String>, only_if_absent: bool) -> PortResult<ObjectMeta> {
+    async fn put(&self, key: &str, body: Bytes, metadata: &BTreeMap<String, String>, only_if_absent: bool) -> PortResult<ObjectMeta> {
         let what = self.name("PutObject", key);
         if body.len() > LARGEST {
             return Err(PortError::Refused(format!("{what}: {} bytes are more than one upload takes here ({LARGEST})", body.len())));

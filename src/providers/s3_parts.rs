@@ -73,7 +73,7 @@ pub(super) async fn put_stream(bucket: &S3Bucket, key: &str, body: Chunks, metad
     let mut cutter = Cutter { body, chunk: Vec::new(), from: 0, what: bucket.name("PutObject", key) };
     let (part, whole) = cutter.next(bytes(PART)).await?;
     if whole {
-        return bucket.put(key, part, metadata, false).await;
+        return bucket.put(key, part.into(), metadata, false).await;
     }
     let mut upload = Upload::begin(bucket, key, metadata, Some(CHECKSUM)).await?;
     let filled = fill(&mut upload, &mut cutter, part).await;

@@ -97,7 +97,7 @@ async fn prepare(repository: &Repository, to: Arc<dyn ObjectWrite>, place: &str)
     for meta in repository.list(KEYS).await? {
         put(&*to, &meta.key, repository.read(&meta.key).await?.into()).await?;
     }
-    match to.put(CONFIG, config, &BTreeMap::new(), true).await {
+    match to.put(CONFIG, config.into(), &BTreeMap::new(), true).await {
         Ok(_) | Err(PortError::Conflict { .. }) => {}
         Err(error) => return Err(RepositoryError::Store { key: CONFIG.to_owned(), error }),
     }

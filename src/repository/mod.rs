@@ -14,6 +14,7 @@
 //! phases, so that nobody needs a lock.
 
 mod attributes;
+pub mod bucket;
 pub mod codec;
 pub mod copy;
 pub mod create;
@@ -36,6 +37,7 @@ pub mod prune_plan;
 pub mod rekey;
 pub mod rescue;
 pub mod restore;
+pub mod restore_bucket;
 pub mod seal;
 pub mod snapshot;
 pub mod source;
@@ -43,6 +45,8 @@ pub mod tree;
 mod tree_body;
 pub mod write;
 pub mod stream;
+#[cfg(test)]
+mod sweep_tests;
 #[cfg(test)]
 mod tests;
 pub mod verify;

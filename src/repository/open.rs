@@ -16,7 +16,7 @@ use super::{
     seal::{self, HEADER, Kind},
     snapshot::Snapshot,
 };
-use crate::providers::port::{ObjectMeta, ObjectRead, ObjectWrite, PortError};
+use crate::providers::port::{ObjectMeta, ObjectPage, ObjectRead, ObjectWrite, PortError};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
@@ -87,7 +87,7 @@ impl Repository {
         let slot = tokio::task::spawn_blocking(move || Slot::make(&digest, &Keyring::new()?, &unlock, label, now));
         let slot = slot.await.map_err(|e| RepositoryError::Interrupted(e.to_string()))??;
         write_slot(store, &slot).await?;
-        match store.put(CONFIG, config, &BTreeMap::new(), true).await {
+        match store.put(CONFIG, config.into(), &BTreeMap::new(), true).await {
             Ok(_) => Ok(true),
             // Somebody else was quicker; the repository is theirs, and our slot opens nothing.
             Err(PortError::Conflict { .. }) => Ok(false),
@@ -242,19 +242,19 @@ impl Repository {
 
     /// The whole of one object.
     pub(super) async fn read(&self, key: &str) -> Result<Vec<u8>> {
-        again(key, || read_whole(&*self.store, key)).await
+        retried(key, || read_whole(&*self.store, key)).await
     }
 
     /// A part of one object.
     pub(super) async fn range(&self, key: &str, from: u64, length: u64) -> Result<Vec<u8>> {
-        again(key, || self.store.range(key, from, length)).await
+        retried(key, || self.store.range(key, from, length)).await
     }
 }
 
 /// Writes an object that is named by its bytes. Doing it again is harmless, so it is, until it is certain.
 pub async fn put(store: &dyn ObjectWrite, key: &str, body: Bytes) -> Result<()> {
     let once = || async {
-        match store.put(key, body.to_vec(), &BTreeMap::new(), true).await {
+        match store.put(key, body.clone(), &BTreeMap::new(), true).await {
             Ok(_) => Ok(()),
             // There already: by another writer, or by a try whose answer was lost. The name says that it is the same.
             Err(PortError::Conflict { .. }) => match store.head(key).await? {
@@ -264,7 +264,7 @@ pub async fn put(store: &dyn ObjectWrite, key: &str, body: Bytes) -> Result<()> 
             Err(error) => Err(error),
         }
     };
-    again(key, once).await
+    retried(key, once).await
 }
 
 /// Writes a sealed object of one segment; gives its name and size.
@@ -276,7 +276,7 @@ pub async fn put_sealed(store: &dyn ObjectWrite, keyring: &Keyring, kind: Kind, 
 }
 
 /// Does it until it succeeds or is refused, a few times at most.
-async fn again<T, F: Future<Output = std::result::Result<T, PortError>>>(key: &str, mut once: impl FnMut() -> F) -> Result<T> {
+pub(super) async fn retried<T, F: Future<Output = std::result::Result<T, PortError>>>(key: &str, mut once: impl FnMut() -> F) -> Result<T> {
     let mut wait = WAIT;
     for _ in 1..TRIES {
         match once().await {
@@ -290,11 +290,15 @@ async fn again<T, F: Future<Output = std::result::Result<T, PortError>>>(key: &s
     once().await.map_err(RepositoryError::store(key))
 }
 
+pub(super) async fn listed_page(store: &dyn ObjectRead, prefix: &str, after: Option<&str>) -> Result<ObjectPage> {
+    retried(prefix, || store.list(prefix, after)).await
+}
+
 pub(super) async fn listed(store: &dyn ObjectRead, prefix: &str) -> Result<Vec<ObjectMeta>> {
     let mut all = Vec::new();
     let mut after: Option<String> = None;
     loop {
-        let page = again(prefix, || store.list(prefix, after.as_deref())).await?;
+        let page = listed_page(store, prefix, after.as_deref()).await?;
         all.extend(page.objects);
         match page.next {
             Some(next) => after = Some(next),
@@ -316,7 +320,7 @@ async fn read_whole(store: &dyn ObjectRead, key: &str) -> std::result::Result<Ve
 
 /// The config and its digest.
 async fn read_config(store: &dyn ObjectRead, place: &str) -> Result<Option<(Config, Id)>> {
-    let bytes = match again(CONFIG, || read_whole(store, CONFIG)).await {
+    let bytes = match retried(CONFIG, || read_whole(store, CONFIG)).await {
         Ok(bytes) => bytes,
         Err(RepositoryError::Missing { .. }) => return Ok(None),
         Err(error) => return Err(error),
@@ -347,7 +351,7 @@ pub(super) async fn damaged_slots(store: &dyn ObjectRead) -> Result<Vec<Reposito
 async fn all_slots(store: &dyn ObjectRead) -> Result<Vec<Result<(String, Slot)>>> {
     let slots = listed(store, KEYS).await?;
     let each = stream::iter(slots).map(|meta| async move {
-        let bytes = again(&meta.key, || read_whole(store, &meta.key)).await?;
+        let bytes = retried(&meta.key, || read_whole(store, &meta.key)).await?;
         if Id::in_key(&meta.key, KEYS) != Some(Id::of(&bytes)) {
             return Err(RepositoryError::damaged(&meta.key, "its bytes do not have the digest that its name says"));
         }

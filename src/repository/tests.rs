@@ -85,12 +85,21 @@ impl Bench {
         Self { store, clock, repository }
     }
     pub async fn backup(&self, files: &Files) -> Created {
+        self.try_backup(files).await.unwrap()
+    }
+    pub fn source(&self, files: &Files, parent: Parent) -> Box<dyn Source> {
+        let files: Vec<_> = files.clone().into_iter().collect();
+        Box::new(Memory { files: files.into_iter(), parent })
+    }
+    pub async fn size(&self) -> u64 {
+        self.repository.list("").await.unwrap().iter().map(|meta| meta.size).sum()
+    }
+    pub async fn try_backup(&self, files: &Files) -> super::Result<Created> {
         let parent = self.repository.snapshots().await.unwrap().whole.pop();
         let base = Base::load(&self.repository, parent, &*self.clock).await.unwrap();
-        let files: Vec<_> = files.clone().into_iter().collect();
-        let source = Memory { files: files.into_iter(), parent: base.entries(&self.repository) };
+        let source = self.source(files, base.entries(&self.repository));
         let about = About { origin: Origin::Stream { name: "test".to_owned() }, host: String::new(), user: String::new(), tags: Vec::new(), run: None };
-        create(self.repository.clone(), self.store.clone(), Box::new(source), base, about, Arc::default(), self.clock.clone()).await.unwrap()
+        create(self.repository.clone(), self.store.clone(), source, base, about, Arc::default(), self.clock.clone()).await
     }
     /// Everything that a snapshot holds.
     pub async fn content(&self, snapshot: &super::snapshot::Snapshot) -> BTreeMap<String, Vec<u8>> {
@@ -259,7 +268,7 @@ async fn without_grace_space_comes_back_at_the_second_run() {
     bench.prune(0).await;
     let done = bench.prune(0).await;
     assert!(done.deleted > 0 && done.deleted_bytes > 20 << 20, "{done:?}");
-    let size: u64 = bench.repository.list("").await.unwrap().iter().map(|meta| meta.size).sum();
+    let size = bench.size().await;
     assert!(size < 4 << 20, "{size} bytes are left");
     assert_eq!(bench.content(&second.snapshot).await, expected(&files));
     assert!(bench.is_whole().await);

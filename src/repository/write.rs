@@ -33,7 +33,7 @@ use tokio::{
 };
 
 /// So many packs are on their way to the store at once.
-const IN_FLIGHT: usize = 4;
+const IN_FLIGHT: usize = 3;
 /// An index object is written for every so many packs, so that an interrupted backup need not store them again.
 const PER_INDEX: usize = 64;
 /// Chunks that wait for a worker.

@@ -102,7 +102,7 @@ async fn objects_are_written_once_read_whole_and_listed_in_order() {
     let bucket = world.objects_mut("models", "east").unwrap();
     let body: Vec<u8> = (0..3_000_000u32).map(|n| (n.wrapping_mul(n) >> 7) as u8).collect();
     let metadata = BTreeMap::from([("muster-sha256".to_owned(), "abc".to_owned())]);
-    let put = bucket.put("in/model.onnx", body.clone(), &metadata, true).await.unwrap();
+    let put = bucket.put("in/model.onnx", body.clone().into(), &metadata, true).await.unwrap();
     assert_eq!(put.size, 3_000_000);
 
     let head = bucket.head("in/model.onnx").await.unwrap().unwrap();
@@ -116,15 +116,15 @@ async fn objects_are_written_once_read_whole_and_listed_in_order() {
     assert!(matches!(bucket.get("in/none").await, Err(PortError::NotFound(_))));
 
     // Conditional: the second is told what is there, and changes nothing.
-    let again = bucket.put("in/model.onnx", b"other".to_vec(), &metadata, true).await;
+    let again = bucket.put("in/model.onnx", b"other".to_vec().into(), &metadata, true).await;
     assert!(matches!(&again, Err(PortError::Conflict { found }) if found.contains("3000000 bytes")), "{again:?}");
     assert_eq!(bucket.head("in/model.onnx").await.unwrap().unwrap().size, 3_000_000);
-    bucket.put("in/model.onnx", b"other".to_vec(), &metadata, false).await.unwrap();
+    bucket.put("in/model.onnx", b"other".to_vec().into(), &metadata, false).await.unwrap();
     assert_eq!(bucket.head("in/model.onnx").await.unwrap().unwrap().size, 5);
 
     // A prefix of the estate's is not seen.
     let inner = world.objects_mut("inner", "east").unwrap();
-    inner.put("b", Vec::new(), &BTreeMap::new(), false).await.unwrap();
+    inner.put("b", Vec::new().into(), &BTreeMap::new(), false).await.unwrap();
     assert_eq!(all_of(&*inner, "").await.0, ["b", "model.onnx"]);
     assert_eq!(all_of(&*bucket, "in/m").await.0, ["in/model.onnx"]);
     // This server's listings have no etags; ours have, since a stale copy is told by them.
@@ -157,7 +157,7 @@ async fn errors_of_s3_say_whether_anything_may_have_happened() {
     std::fs::create_dir(dir.path().join("models")).unwrap();
     let world = s3_world(s3(dir.path()).await, secrets.path());
     let put = async |bucket: &str, region: &str| {
-        world.objects_mut(bucket, region).unwrap().put("k", b"v".to_vec(), &BTreeMap::new(), false).await.unwrap_err()
+        world.objects_mut(bucket, region).unwrap().put("k", b"v".to_vec().into(), &BTreeMap::new(), false).await.unwrap_err()
     };
     let error = put("models", "wrong").await;
     assert!(matches!(&error, PortError::Refused(m) if m.contains("SignatureDoesNotMatch")), "{error:?}");
@@ -171,7 +171,7 @@ async fn errors_of_s3_say_whether_anything_may_have_happened() {
     let broken = Router::new().fallback(async || (StatusCode::INTERNAL_SERVER_ERROR, "oops"));
     let world = s3_world(serve(broken).await, secrets.path());
     let bucket = world.objects_mut("models", "east").unwrap();
-    assert!(matches!(bucket.put("k", b"v".to_vec(), &BTreeMap::new(), false).await, Err(PortError::Unknown(_))));
+    assert!(matches!(bucket.put("k", b"v".to_vec().into(), &BTreeMap::new(), false).await, Err(PortError::Unknown(_))));
     assert!(matches!(bucket.head("k").await, Err(PortError::Unreachable(_))));
     let hangs_up = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = hangs_up.local_addr().unwrap();
@@ -184,7 +184,7 @@ async fn errors_of_s3_say_whether_anything_may_have_happened() {
         }
     });
     let bucket = s3_world(address, secrets.path()).objects_mut("models", "east").unwrap();
-    let answer = bucket.put("k", b"v".to_vec(), &BTreeMap::new(), false).await;
+    let answer = bucket.put("k", b"v".to_vec().into(), &BTreeMap::new(), false).await;
     assert!(matches!(answer, Err(PortError::Unknown(_))), "{answer:?}");
     assert_eq!(*calls.lock().unwrap(), 1, "a write is never repeated behind the journal's back");
 }

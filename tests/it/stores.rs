@@ -97,7 +97,7 @@ async fn once_and_whole(store: &dyn ObjectWrite, habits: &Habits) {
     assert!(matches!(store.get("a/none").await, Err(PortError::NotFound(_))));
     let metadata = if habits.metadata { BTreeMap::from([("kind".to_owned(), "pack".to_owned())]) } else { none() };
     let body = noise(3_000_001, 1);
-    let put = store.put("a/pack", body.clone(), &metadata, true).await.unwrap();
+    let put = store.put("a/pack", body.clone().into(), &metadata, true).await.unwrap();
     let head = store.head("a/pack").await.unwrap().unwrap();
     assert_eq!((put.size, head.size, &head.metadata), (3_000_001, 3_000_001, &metadata));
     assert!(head.etag.is_some() && head.etag == put.etag && head.modified.is_some(), "{head:?} {put:?}");
@@ -105,12 +105,12 @@ async fn once_and_whole(store: &dyn ObjectWrite, habits: &Habits) {
     assert_eq!(got.meta.etag, head.etag);
     assert!(whole(got).await == body);
     // The second is told what is there, and changes nothing.
-    let again = store.put("a/pack", b"other".to_vec(), &none(), true).await;
+    let again = store.put("a/pack", b"other".to_vec().into(), &none(), true).await;
     assert!(matches!(&again, Err(PortError::Conflict { found }) if found.contains("3000001 bytes")), "{again:?}");
     assert_eq!(store.head("a/pack").await.unwrap().unwrap().etag, head.etag);
-    store.put("a/pack", b"other".to_vec(), &none(), false).await.unwrap();
+    store.put("a/pack", b"other".to_vec().into(), &none(), false).await.unwrap();
     assert_eq!(whole(store.get("a/pack").await.unwrap()).await, b"other");
-    store.put("a/empty", Vec::new(), &none(), true).await.unwrap();
+    store.put("a/empty", Vec::new().into(), &none(), true).await.unwrap();
     assert!(whole(store.get("a/empty").await.unwrap()).await.is_empty());
 
     let (file, hash) = (tempfile::NamedTempFile::new().unwrap(), "486ea46224d1bb4fb680f34f7c9ad96a8f24ec88be73ea8e5a6c65260e9cb8a7");
@@ -144,7 +144,7 @@ async fn one_of_many_writers(store: &dyn ObjectWrite) {
         let key = format!("race/{round}");
         let bodies: Vec<Vec<u8>> = (0..4).map(|n| noise(100_000, n)).collect();
         let none = none();
-        let writers = bodies.iter().map(|body| store.put(&key, body.clone(), &none, true));
+        let writers = bodies.iter().map(|body| store.put(&key, body.clone().into(), &none, true));
         let answers = futures::future::join_all(writers).await;
         let won: Vec<usize> = (0..4).filter(|n| answers[*n].is_ok()).collect();
         assert_eq!(won.len(), 1, "{answers:?}");
@@ -157,7 +157,7 @@ async fn one_of_many_writers(store: &dyn ObjectWrite) {
 
 async fn ranges(store: &dyn ObjectWrite) {
     let body = noise(2_500_000, 2);
-    store.put("r", body.clone(), &none(), true).await.unwrap();
+    store.put("r", body.clone().into(), &none(), true).await.unwrap();
     for (from, length) in [(0, 1), (0, 2_500_000), (1_000_000, 1_400_001), (2_499_999, 1), (17, 0)] {
         let want = &body[from..from + length];
         assert!(store.range("r", from as u64, length as u64).await.unwrap() == want, "{from} {length}");
@@ -171,7 +171,7 @@ async fn ranges(store: &dyn ObjectWrite) {
 }
 
 async fn the_very_object(store: &dyn ObjectWrite) {
-    store.put("v", b"first".to_vec(), &none(), true).await.unwrap();
+    store.put("v", b"first".to_vec().into(), &none(), true).await.unwrap();
     let first = listed(store, "v").await.0.remove(0).etag.unwrap();
     assert_eq!(whole(store.get_if("v", &first).await.unwrap()).await, b"first");
     store.swap("v", b"other".to_vec(), Some(&first)).await.unwrap();
@@ -212,7 +212,7 @@ async fn odd_keys(store: &dyn ObjectWrite, habits: &Habits) {
         if habits.unfit.contains(&key) {
             continue;
         }
-        let put = store.put(key, key.as_bytes().to_vec(), &none(), true).await;
+        let put = store.put(key, key.as_bytes().to_vec().into(), &none(), true).await;
         put.unwrap_or_else(|e| panic!("{key}: {e}"));
         assert_eq!(whole(store.get(key).await.unwrap()).await, key.as_bytes());
         want.push(key);
@@ -263,7 +263,7 @@ async fn order(store: &dyn ObjectWrite, habits: &Habits) {
     let mut want: Vec<String> = (0..1_016).map(|n| format!("o/{:02}/{n:05}", n % 3)).collect();
     want.extend(["o/00-x", "o/00.x", "o/000", "o/00~"].map(str::to_owned));
     let none = none();
-    let puts = want.iter().map(|key| store.put(key, b"x".to_vec(), &none, false));
+    let puts = want.iter().map(|key| store.put(key, b"x".to_vec().into(), &none, false));
     stream::iter(puts).buffer_unordered(16).try_for_each(|_| async { Ok(()) }).await.unwrap();
     want.sort_unstable();
     let (objects, pages) = listed(store, "o/").await;
@@ -287,7 +287,7 @@ async fn the_simulated_store_keeps_the_contract() {
     let store = world.store_mut("vault").unwrap();
     conforms(&*store, &Habits { metadata: true, unfit: &[], checks: true, in_order: true }).await;
     assert!(matches!(world.store("other"), Err(PortError::Config(m)) if m.contains("`other`")));
-    store.put("k", b"x".to_vec(), &none(), true).await.unwrap();
+    store.put("k", b"x".to_vec().into(), &none(), true).await.unwrap();
     let until = world.time().now() + SignedDuration::from_hours(1);
     store.retain("k", until, LockMode::default()).await.unwrap();
     assert_eq!((store.locks().await, store.retention("k").await), (Ok(true), Ok(Some(until))));
@@ -313,16 +313,16 @@ async fn a_directory_is_an_object_store() {
     assert_eq!(below(&root.join("tmp")), 1, "the lock alone is left");
     assert_eq!((store.locks().await, store.provider().await), (Ok(false), Ok(None)));
     let metadata = BTreeMap::from([("kind".to_owned(), "pack".to_owned())]);
-    assert!(matches!(store.put("m", Vec::new(), &metadata, false).await, Err(PortError::Refused(m)) if m.contains("`kind`")));
+    assert!(matches!(store.put("m", Vec::new().into(), &metadata, false).await, Err(PortError::Refused(m)) if m.contains("`kind`")));
     for key in ["", "/etc/passwd", "../x", "a/../../x", "a//b", "a/", ".", "a/./b", "tmp/x", "lost+found", "nul\0", &"x".repeat(256)] {
-        let put = store.put(key, b"x".to_vec(), &none(), false).await;
+        let put = store.put(key, b"x".to_vec().into(), &none(), false).await;
         assert!(matches!(&put, Err(PortError::Refused(m)) if m.contains("cannot be a key")), "{key:?}: {put:?}");
         assert!(store.get(key).await.is_err() && store.delete(key).await.is_err());
     }
     // An object where a folder would be, and the other way round.
-    store.put("f", b"x".to_vec(), &none(), false).await.unwrap();
+    store.put("f", b"x".to_vec().into(), &none(), false).await.unwrap();
     for (key, other) in [("f/g", "f"), ("o", "o/00/00000")] {
-        let put = store.put(key, b"x".to_vec(), &none(), false).await;
+        let put = store.put(key, b"x".to_vec().into(), &none(), false).await;
         assert!(matches!(&put, Err(PortError::Refused(_))), "{put:?}");
         assert!(store.head(key).await.unwrap().is_none() && store.head(other).await.unwrap().is_some());
     }
@@ -342,7 +342,7 @@ async fn what_a_dead_writer_left_is_removed_and_what_a_live_one_writes_is_not() 
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     std::fs::write(tmp.join("1-1"), b"torn").unwrap();
-    fresh.put("other", b"x".to_vec(), &none(), true).await.unwrap();
+    fresh.put("other", b"x".to_vec().into(), &none(), true).await.unwrap();
     assert!(!tmp.join("1-1").exists());
     send.unbounded_send(Ok(b"whole".to_vec())).unwrap();
     drop(send);
@@ -380,16 +380,16 @@ fn a_full_disk_is_a_definite_no_and_leaves_nothing() {
 async fn on_a_disk_of_four_mebibytes() {
     let root = std::path::PathBuf::from(std::env::var_os("ROOM").unwrap());
     let store = Directory::new(root.clone());
-    store.put("a", noise(2 * MIB, 1), &none(), true).await.unwrap();
+    store.put("a", noise(2 * MIB, 1).into(), &none(), true).await.unwrap();
     for _ in 0..3 {
-        let put = store.put("b", noise(3 * MIB, 1), &none(), true).await;
+        let put = store.put("b", noise(3 * MIB, 1).into(), &none(), true).await;
         assert!(matches!(&put, Err(PortError::Refused(m)) if m.contains("make room") && m.contains("/tmp/")), "{put:?}");
         let put = store.put_stream("b", chunks(noise(9 * MIB, 1)), &none()).await;
         assert!(matches!(&put, Err(PortError::Refused(m)) if m.contains("make room")), "{put:?}");
     }
     assert_eq!((below(&root.join("tmp")), keys(&store, "").await), (1, vec!["a".to_owned()]));
     store.delete("a").await.unwrap();
-    store.put("b", noise(3 * MIB, 1), &none(), true).await.unwrap();
+    store.put("b", noise(3 * MIB, 1).into(), &none(), true).await.unwrap();
 }
 
 // ---------------------------------------------------------------- S3
@@ -414,7 +414,7 @@ async fn s3_conforms(server: &Server, habits: &Habits, extras: &Extras) {
     retained(server, extras).await;
     let gone = server.open("s3://nowhere");
     assert!(matches!(gone.list("", None).await, Err(PortError::NotFound(_))));
-    let put = gone.put("k", Vec::new(), &none(), false).await.map(|_| ());
+    let put = gone.put("k", Vec::new().into(), &none(), false).await.map(|_| ());
     let streamed = gone.put_stream("k", chunks(noise(9 * MIB, 1)), &none()).await.map(|_| ());
     for answer in [put, streamed] {
         assert!(if extras.makes_buckets { answer.is_ok() } else { matches!(answer, Err(PortError::NotFound(_))) }, "{answer:?}");
@@ -443,7 +443,7 @@ async fn copies(server: &Server, habits: &Habits) {
     assert!(provider.is_some() && provider == to.provider().await.unwrap());
     let metadata = if habits.metadata { BTreeMap::from([("kind".to_owned(), "pack".to_owned())]) } else { none() };
     let body = noise(12 * MIB + 5, 6);
-    from.put("p/ä+1", body.clone(), &metadata, true).await.unwrap();
+    from.put("p/ä+1", body.clone().into(), &metadata, true).await.unwrap();
     let source = from.head("p/ä+1").await.unwrap().unwrap();
     let place = from.place("p/ä+1").unwrap();
     assert_eq!(place, ObjectPlace { bucket: "models".into(), key: "a b/p/ä+1".into() });
@@ -459,7 +459,7 @@ async fn copies(server: &Server, habits: &Habits) {
     assert!(whole(there).await == body);
     let missing = ObjectPlace { key: "a b/none".into(), ..place.clone() };
     assert!(matches!(to.copy_from("none", &missing, &source).await, Err(PortError::NotFound(_) | PortError::Conflict { .. })));
-    from.put("p/ä+1", b"changed".to_vec(), &none(), false).await.unwrap();
+    from.put("p/ä+1", b"changed".to_vec().into(), &none(), false).await.unwrap();
     let stale = to.copy_from("stale", &place, &source).await;
     assert!(matches!(stale, Err(PortError::Conflict { .. })), "{stale:?}");
     assert!(to.head("stale").await.unwrap().is_none());
@@ -467,7 +467,7 @@ async fn copies(server: &Server, habits: &Habits) {
 
 async fn retained(server: &Server, extras: &Extras) {
     let without = server.open("s3://models");
-    without.put("free", b"x".to_vec(), &none(), false).await.unwrap();
+    without.put("free", b"x".to_vec().into(), &none(), false).await.unwrap();
     assert_eq!((without.locks().await, without.retention("free").await), (Ok(false), Ok(None)));
     let refused = without.retain("free", Timestamp::now() + SignedDuration::from_hours(1), LockMode::Governance).await;
     assert!(matches!(refused, Err(PortError::Refused(_))), "{refused:?}");
@@ -479,7 +479,7 @@ async fn retained(server: &Server, extras: &Extras) {
     assert_eq!(vault.locks().await, Ok(true));
     for mode in [LockMode::Governance, LockMode::Compliance] {
         let key = format!("{mode:?}");
-        vault.put(&key, b"x".to_vec(), &none(), true).await.unwrap();
+        vault.put(&key, b"x".to_vec().into(), &none(), true).await.unwrap();
         assert_eq!(vault.retention(&key).await, Ok(None));
         let until = Timestamp::now() + SignedDuration::from_secs(3_600);
         vault.retain(&key, until, mode).await.unwrap();

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::providers::{clock::Clock, port::*};
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
@@ -114,14 +115,14 @@ impl ObjectRead for Data {
 
 #[async_trait]
 impl ObjectWrite for Data {
-    async fn put(&self, key: &str, body: Vec<u8>, metadata: &BTreeMap<String, String>, only_if_absent: bool) -> PortResult<ObjectMeta> {
+    async fn put(&self, key: &str, body: Bytes, metadata: &BTreeMap<String, String>, only_if_absent: bool) -> PortResult<ObjectMeta> {
         self.write(|state, now| {
             let at = self.key(key);
             let there = state.objects.get(&at);
             if only_if_absent && there.is_some() {
                 return Err(conflict(key, there));
             }
-            let object = state.make(body, metadata.clone(), now);
+            let object = state.make(body.to_vec(), metadata.clone(), now);
             let answer = meta(key, &object, true);
             state.objects.insert(at, object);
             Ok(answer)
@@ -138,7 +139,7 @@ impl ObjectWrite for Data {
         if hex::encode(Sha256::digest(&body)) != sha256 {
             return Err(PortError::Refused(format!("{} is not {sha256}", file.display())));
         }
-        self.put(key, body, metadata, false).await
+        self.put(key, body.into(), metadata, false).await
     }
     async fn swap(&self, key: &str, body: Vec<u8>, expect: Option<&str>) -> PortResult<()> {
         self.write(|state, now| {
@@ -162,7 +163,7 @@ impl ObjectWrite for Data {
         })
     }
     async fn put_stream(&self, key: &str, body: Chunks, metadata: &BTreeMap<String, String>) -> PortResult<ObjectMeta> {
-        self.put(key, body.try_concat().await?, metadata, false).await
+        self.put(key, body.try_concat().await?.into(), metadata, false).await
     }
     async fn copy_from(&self, key: &str, from: &ObjectPlace, listed: &ObjectMeta) -> PortResult<ObjectMeta> {
         let (name, region) = from.bucket.split_once('@').unwrap_or((&from.bucket, ""));

@@ -218,7 +218,7 @@ fn any_hint() -> impl Strategy<Value = Hint> {
 
 /// Arbitrary bytes, and data with structure cut off at arbitrary places.
 fn any_data() -> impl Strategy<Value = Vec<u8>> {
-    let structured = (0..7_u8, 0..40_000_usize, 0..9_usize).prop_map(|(kind, length, skipped)| {
+    let structured = (0..7_u8, 0..20_000_usize, 0..9_usize).prop_map(|(kind, length, skipped)| {
         let mut data = match kind {
             0 => bf16(length / 2 + 8),
             1 => f16(length / 2 + 8),
@@ -236,6 +236,8 @@ fn any_data() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
     #[test]
     fn what_was_encoded_is_decoded(data in any_data(), hint in any_hint()) {
         there_and_back(&data, hint);

@@ -1,0 +1,175 @@
+//! Restoring into a bucket: each file or object of a snapshot becomes an object, several at a time, none held in memory
+//! whole. What is there already with the same digest is left alone, so a restore that was cut off goes on.
+
+use super::{
+    RepositoryError, Result,
+    entry::{Content, Entry, Extent, Node},
+    index::Index,
+    list,
+    open::{Repository, retried},
+    progress::Progress,
+    snapshot::Snapshot,
+};
+use crate::providers::port::{Chunks, ObjectWrite, PortError};
+use futures::{StreamExt, stream};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// So many objects are written at once.
+const AT_ONCE: usize = 4;
+/// In the metadata of what is restored: BLAKE3 of its content.
+const DIGEST: &str = "muster-blake3";
+/// Content up to this size goes in one request, and is tried again as a whole.
+const SMALL: u64 = 8 * 1024 * 1024;
+
+#[derive(Debug, Default)]
+pub struct Restored {
+    pub objects: u64,
+    pub bytes: u64,
+    /// Were there already.
+    pub skipped: u64,
+    /// What could not be restored, and why.
+    pub lost: Vec<(String, String)>,
+}
+
+/// `wanted` chooses by path.
+pub async fn restore(
+    repository: Arc<Repository>,
+    snapshot: &Snapshot,
+    to: Arc<dyn ObjectWrite>,
+    wanted: impl Fn(&[u8]) -> bool,
+    progress: Arc<Progress>,
+) -> Result<Restored> {
+    let index = Arc::new(repository.index().await?.whole);
+    let done = Mutex::new(Restored::default());
+    for chunk in &snapshot.list {
+        let entries = match repository.chunk(&index, chunk).await {
+            Ok(content) => list::entries(chunk, &content)?,
+            Err(error @ (RepositoryError::Damaged { .. } | RepositoryError::Missing { .. } | RepositoryError::NoChunk { .. })) => {
+                let lost = (format!("all entries in list chunk {}", chunk.short()), error.to_string());
+                done.lock().unwrap_or_else(PoisonError::into_inner).lost.push(lost);
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let each = stream::iter(entries.into_iter().filter(|entry| wanted(&entry.path)));
+        let each = each.map(|entry| one(&repository, &index, &to, entry, &progress)).buffer_unordered(AT_ONCE);
+        let outcomes: Vec<Result<Outcome>> = each.collect().await;
+        let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+        for outcome in outcomes {
+            match outcome? {
+                Outcome::Written(bytes) => (done.objects, done.bytes) = (done.objects + 1, done.bytes + bytes),
+                Outcome::There => done.skipped += 1,
+                Outcome::Lost(path, why) => done.lost.push((path, why)),
+                Outcome::Nothing => {}
+            }
+        }
+    }
+    Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+enum Outcome {
+    Written(u64),
+    There,
+    Lost(String, String),
+    /// A folder: buckets have none.
+    Nothing,
+}
+
+async fn one(repository: &Arc<Repository>, index: &Arc<Index>, to: &Arc<dyn ObjectWrite>, entry: Entry, progress: &Progress) -> Result<Outcome> {
+    if progress.is_stopped() {
+        return Err(RepositoryError::Interrupted("the restore was stopped; running it again goes on".to_owned()));
+    }
+    let lost = |why: &str| Outcome::Lost(entry.shown(), why.to_owned());
+    let content = match &entry.node {
+        Node::File { content, .. } | Node::Object { content, .. } => content,
+        Node::Folder { .. } => return Ok(Outcome::Nothing),
+        _ => return Ok(lost("a bucket holds files alone: restore it into a folder")),
+    };
+    let Ok(key) = std::str::from_utf8(&entry.path) else { return Ok(lost("its name is no UTF-8, as keys must be")) };
+    let digest = content.digest.to_string();
+    let there = retried(key, || to.head(key)).await?;
+    if there.is_some_and(|there| there.size == content.size && there.metadata.get(DIGEST) == Some(&digest)) {
+        progress.add(1, content.size);
+        return Ok(Outcome::There);
+    }
+    let mut metadata = user_metadata(&entry);
+    metadata.insert(DIGEST.to_owned(), digest);
+    let written = if content.size <= SMALL { small(repository, index, to, key, content, &metadata).await } else { large(repository, index, to, key, content, &metadata).await };
+    progress.add(1, content.size);
+    match written {
+        Ok(()) => Ok(Outcome::Written(content.size)),
+        Err(error @ (RepositoryError::Damaged { .. } | RepositoryError::Missing { .. } | RepositoryError::NoChunk { .. })) => Ok(lost(&error.to_string())),
+        Err(error) => Err(error),
+    }
+}
+
+fn user_metadata(entry: &Entry) -> BTreeMap<String, String> {
+    let Node::Object { info, .. } = &entry.node else { return BTreeMap::new() };
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    info.metadata.iter().map(|(name, value)| (text(name), text(value))).collect()
+}
+
+async fn small(
+    repository: &Repository,
+    index: &Index,
+    to: &Arc<dyn ObjectWrite>,
+    key: &str,
+    content: &Content,
+    metadata: &BTreeMap<String, String>,
+) -> Result<()> {
+    let mut bytes = Vec::with_capacity(content.size as usize);
+    for extent in repository.extents(index, key.as_bytes(), content).await? {
+        match extent {
+            Extent::Zeros(length) => bytes.resize(bytes.len() + length as usize, 0),
+            Extent::Chunk { id, .. } => bytes.extend(repository.chunk(index, &id).await?),
+        }
+    }
+    let bytes = bytes::Bytes::from(bytes);
+    retried(key, || to.put(key, bytes.clone(), metadata, false)).await.map(drop)
+}
+
+async fn large(
+    repository: &Arc<Repository>,
+    index: &Arc<Index>,
+    to: &Arc<dyn ObjectWrite>,
+    key: &str,
+    content: &Content,
+    metadata: &BTreeMap<String, String>,
+) -> Result<()> {
+    let extents = repository.extents(index, key.as_bytes(), content).await?;
+    // Why the body broke off, if it did: the store only knows that it did.
+    let broken = Arc::new(Mutex::new(None));
+    let (repository, index, why) = (repository.clone(), index.clone(), broken.clone());
+    let body: Chunks = stream::iter(extents.into_iter().flat_map(pieces))
+        .then(move |extent| {
+            let (repository, index, why) = (repository.clone(), index.clone(), why.clone());
+            async move {
+                match extent {
+                    Extent::Zeros(length) => Ok(vec![0; length as usize]),
+                    Extent::Chunk { id, .. } => repository.chunk(&index, &id).await.map_err(|error| {
+                        let told = PortError::Refused(error.to_string());
+                        why.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                        told
+                    }),
+                }
+            }
+        })
+        .boxed();
+    let written = to.put_stream(key, body, metadata).await;
+    if let Some(error) = broken.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        return Err(error);
+    }
+    written.map(drop).map_err(RepositoryError::store(key))
+}
+
+/// A run of zeros in pieces that fit into memory.
+fn pieces(extent: Extent) -> Vec<Extent> {
+    const PIECE: u64 = 4 * 1024 * 1024;
+    match extent {
+        Extent::Zeros(length) => (0..length.div_ceil(PIECE)).map(|n| Extent::Zeros(PIECE.min(length - n * PIECE))).collect(),
+        chunk => vec![chunk],
+    }
+}
