@@ -9,10 +9,7 @@
 
 use super::{contract::*, shared::*, vault::*};
 use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoPolicy, time::Span};
-use crate::providers::{
-    clock::Clock,
-    port::{ObjectRead, PortError},
-};
+use crate::providers::port::{ObjectRead, PortError};
 use crate::repository::{
     copy::copy,
     names::{Id, SNAPSHOTS},

@@ -137,8 +137,8 @@ impl Action for Create {
         let (repository, store) = open_mut(cx, &input.repository).await?;
         let snapshots = repository.snapshots().await?.whole;
         // A bucket is the same from wherever it is read; a path is that of one machine.
-        let same = |s: &Snapshot| s.source == intent.source && (s.host == host || matches!(intent.from, What::Bucket(..)));
-        let parent = snapshots.into_iter().rfind(|(_, s)| same(s));
+        let anywhere = matches!(intent.from, What::Bucket(..));
+        let parent = snapshots.into_iter().rfind(|(_, s)| s.source == intent.source && (s.host == host || anywhere));
         let base = Base::load(&repository, parent, &*clock).await?;
         let source = source(cx, intent, base.entries(&repository)).await?;
         let about = About { origin: intent.source.clone(), host, user, tags: input.tags.clone(), run: Some(intent.mark.clone()) };

@@ -21,8 +21,7 @@ use crate::model::{
     runbook::UndoPolicy,
     time::Span,
 };
-use crate::providers::clock::Clock;
-use crate::repository::{globs::Globs, names::Id, open::Repository, restore::Into as Over, snapshot::{Snapshot, Source}};
+use crate::repository::{globs::Globs, names::Id, restore::Into as Over, snapshot::{Snapshot, Source}};
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

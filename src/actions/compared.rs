@@ -80,13 +80,17 @@ pub(crate) async fn compare(
                 continue;
             }
         };
-        let meant = |entry: &Entry| include.is_empty() || (!entry.path.ends_with(b"/") && include.fits_within(&entry.path));
-        let entries: Vec<Entry> = entries.into_iter().filter(meant).collect();
+        let entries = meant(entries, include);
         let (folder, clock, progress) = (folder.to_owned(), clock.clone(), progress.clone());
         let part = tokio::task::spawn_blocking(move || compare_part(&entries, &folder, &*clock, &progress)).await;
         all.add(part.map_err(|e| crate::repository::RepositoryError::Interrupted(e.to_string()))?);
     }
     Ok(all)
+}
+
+fn meant(mut entries: Vec<Entry>, include: &Globs) -> Vec<Entry> {
+    entries.retain(|entry| include.is_empty() || (!entry.path.ends_with(b"/") && include.fits_within(&entry.path)));
+    entries
 }
 
 fn compare_part(entries: &[Entry], folder: &Path, clock: &dyn Clock, progress: &Progress) -> Compared {

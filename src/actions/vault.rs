@@ -11,7 +11,7 @@ use crate::repository::{
     names::Id,
     open::Repository,
     progress::Progress,
-    restore::{Into, RestoreOptions, Restored, restore},
+    restore::{Into as Over, RestoreOptions, Restored, restore},
     snapshot::{Snapshot, Source},
 };
 use std::{sync::Arc, time::Duration};
@@ -106,7 +106,7 @@ pub(crate) async fn bring_back(
     snapshot: &Snapshot,
     to: &std::path::Path,
     include: Globs,
-    into: Into,
+    into: Over,
     progress: &Arc<Progress>,
 ) -> Result<Restored, RepositoryError> {
     let options = RestoreOptions { include, into, owner: true, dry_run: false };
