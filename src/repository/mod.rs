@@ -13,8 +13,8 @@
 //! that a crash leaves garbage and never a snapshot without its data. Nothing is deleted but by [`prune`], in two
 //! phases, so that nobody needs a lock.
 
-mod attributes;
 pub mod bucket;
+mod attributes;
 pub mod codec;
 pub mod copy;
 pub mod create;
@@ -26,6 +26,7 @@ pub mod globs;
 pub mod index;
 pub mod keys;
 pub mod list;
+pub mod lock;
 pub mod names;
 pub mod open;
 pub mod marks;
@@ -36,8 +37,8 @@ pub mod prune;
 pub mod prune_plan;
 pub mod rekey;
 pub mod rescue;
-pub mod restore;
 pub mod restore_bucket;
+pub mod restore;
 pub mod seal;
 pub mod snapshot;
 pub mod source;

@@ -21,8 +21,8 @@ use super::{
 };
 
 /// A pack is closed once it has so many bytes. Large enough that a request costs little beside it, small enough that
-/// several are held in memory at once.
-pub const ENOUGH: usize = 16 * 1024 * 1024;
+/// several are held in memory at once. Small in tests, so that little makes many.
+pub const ENOUGH: usize = if cfg!(test) { 256 * 1024 } else { 16 * 1024 * 1024 };
 /// No content of a chunk is longer; what says so was not written by Muster.
 pub const LONGEST: u32 = 64 * 1024 * 1024;
 const DIRECTORY: u64 = u64::MAX;

@@ -126,7 +126,7 @@ fn dying(dir: &Path, left: i64, late: bool) -> Arc<Dying> {
 fn files(version: u8) -> Files {
     // Three packs and some.
     let names = ["a", "b", "c", "d", "e"];
-    names.into_iter().enumerate().map(|(n, name)| (name, (noise(n as u8 + version * 10, 9 << 20), u32::from(version)))).collect()
+    names.into_iter().enumerate().map(|(n, name)| (name, (noise(n as u8 + version * 10, 160 << 10), u32::from(version)))).collect()
 }
 
 /// Does `work` with a store that dies at every write in turn, until it lives to the end. Says how often it died.
@@ -183,7 +183,7 @@ async fn a_backup_killed_at_any_request_leaves_every_finished_snapshot_whole() {
 async fn a_prune_killed_at_any_request_loses_nothing_and_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let bench = Bench::new(dir.path()).await;
-    let kept = bench.backup(&Files::from([("k", (noise(50, 3 << 20), 1))])).await;
+    let kept = bench.backup(&Files::from([("k", (noise(50, 100 << 10), 1))])).await;
     let (repository, clock) = (bench.repository.clone(), bench.clock.clone());
     for round in 0..2 {
         let gone = bench.backup(&files(20 + round)).await;
@@ -207,7 +207,7 @@ async fn a_prune_killed_at_any_request_loses_nothing_and_goes_on() {
     assert_eq!(bench.content(&kept.snapshot).await.len(), 1);
     bench.prune(0).await;
     bench.prune(0).await;
-    assert!(bench.size().await < 4 << 20, "{} bytes are left", bench.size().await);
+    assert!(bench.size().await < 130 << 10, "{} bytes are left", bench.size().await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -227,7 +227,7 @@ async fn a_copy_killed_at_any_request_is_never_half_a_snapshot() {
         done.is_ok()
     })
     .await;
-    assert!(deaths >= 10, "it died only {deaths} times");
+    assert!(deaths >= 6, "it died only {deaths} times");
     let there: Arc<dyn ObjectWrite> = Arc::new(Directory::new(other.path().to_owned()));
     let copy = Repository::open(there.clone(), "there", &unlock()).await.unwrap();
     let copy = Bench { store: there, clock: bench.clock.clone(), repository: Arc::new(copy) };
@@ -273,7 +273,7 @@ async fn a_backup_that_relied_on_what_is_to_be_deleted_stores_it_anew() {
     let about = About { origin: Origin::Stream { name: "test".to_owned() }, host: String::new(), user: String::new(), tags: Vec::new(), run: None };
     let made = create(bench.repository.clone(), bench.store.clone(), source, base, about, Arc::default(), clock).await.unwrap();
     assert_eq!((made.snapshot.stats.bytes_read, made.snapshot.stats.bytes_new), (0, 0), "nothing was read");
-    assert!(made.snapshot.stats.bytes_stored > 40 << 20, "all of it was stored anew: {:?}", made.snapshot.stats);
+    assert!(made.snapshot.stats.bytes_stored > 700 << 10, "all of it was stored anew: {:?}", made.snapshot.stats);
     let look = prune::look(&bench.repository, bench.clock.now() + HOUR * 25).await.unwrap();
     let done = prune::prune(bench.repository.clone(), bench.store.clone(), look, 24 * 3600, Arc::default()).await.unwrap();
     assert!(done.deleted > 0, "{done:?}");
