@@ -225,7 +225,7 @@ impl Tried {
     /// An error is one of the place or of this machine; damage is an answer.
     async fn of(repository: &Arc<Repository>, intent: &Intent, folder: &Scratch, clock: &Arc<dyn Clock>) -> Result<Self, ApplyError> {
         match Self::whole(repository, intent, folder, clock).await {
-            Err(error @ (RepositoryError::Damaged { .. } | RepositoryError::Missing { .. } | RepositoryError::NoChunk { .. } | RepositoryError::NoSnapshot(_))) => {
+            Err(error @ (RepositoryError::Damaged { .. } | RepositoryError::Missing { .. } | RepositoryError::NoChunk { .. })) => {
                 Ok(Self { files: 0, bytes: 0, first_file_at: None, restored_at: None, why: Some(error.to_string()) })
             }
             other => Ok(other?),
@@ -328,7 +328,7 @@ mod tests {
     #[tokio::test]
     async fn what_does_not_come_back_is_on_record_as_failed_and_tried_again() {
         let bench = Bench::new(&fixture());
-        let undamaged = bench.world.damage_packs();
+        let undamaged = bench.world.damage_pack();
         for tries in 1..=2 {
             let failure = bench.failed::<Prove>().await;
             assert!(failure.code == "not_proven" && failure.message.contains(".yaml"), "{failure}");

@@ -159,7 +159,7 @@ impl Action for Restore {
     }
 
     async fn observe(cx: &ReadCx, intent: &Intent) -> Seen<Output> {
-        if stands(&intent.to).is_none() {
+        if !intent.to.is_dir() {
             return Seen::Absent;
         }
         let clock = cx.world.clock();
@@ -277,7 +277,7 @@ mod tests {
     #[tokio::test]
     async fn a_damaged_repository_restores_nothing_silently() {
         let bench = Bench::new(&fixture());
-        bench.world.damage_packs();
+        bench.world.damage_pack();
         let failure = bench.failed::<Restore>().await;
         assert!(failure.message.contains(DRILL) || failure.code == "damaged", "{failure}");
     }

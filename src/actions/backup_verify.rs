@@ -119,12 +119,12 @@ mod tests {
         let bench = Bench::new(&fixture());
         let good = bench.run::<Verify>().await.expect("verified");
         assert!(good.snapshots == 2 && good.packs_read > 0, "{good:?}");
-        bench.world.damage_packs();
+        bench.world.damage_pack();
         let failure = bench.failed::<Verify>().await;
         assert!(failure.code == "damaged" && failure.message.contains("packs/") && failure.message.contains(".yaml"), "{failure}");
         // The structure alone tells nothing of bytes that are wrong.
         let shallow = Bench::new(&with_vault(json!({ "repository": "vault" })));
-        shallow.world.damage_packs();
+        shallow.world.damage_pack();
         assert_eq!(shallow.run::<Verify>().await.expect("verified").packs_read, 0);
     }
 

@@ -154,7 +154,9 @@ impl From<RepositoryError> for Refusal {
                 refusal.failure.message = format!("{key}: {}", refusal.failure.message);
                 refusal
             }
-            error => Self { failure: Failure::new(code(&error), error.to_string()), retry: matches!(error, RepositoryError::Interrupted(_)) },
+            error => {
+                Self { failure: Failure::new(code(&error), error.to_string()), retry: matches!(error, RepositoryError::Interrupted(_)) }
+            }
         }
     }
 }
@@ -163,7 +165,9 @@ impl From<RepositoryError> for ApplyError {
     fn from(error: RepositoryError) -> Self {
         match error {
             // What may have been written is looked for before it is written again.
-            RepositoryError::Store { error: PortError::Unknown(why), key } => Self::Unknown(Failure::new("unknown", format!("{key}: {why}"))),
+            RepositoryError::Store { error: PortError::Unknown(why), key } => {
+                Self::Unknown(Failure::new("unknown", format!("{key}: {why}")))
+            }
             RepositoryError::Store { error, .. } => error.into(),
             RepositoryError::Interrupted(_) => Self::Retry { after: Duration::ZERO, failure: Refusal::from(error).failure },
             error => Self::Definite(Refusal::from(error).failure),

@@ -53,8 +53,11 @@ impl Underway {
                 _ => {}
             }
         }
-        let restoring: Vec<(&StepId, &Value)> =
-            steps.iter().filter(|(_, (seen, _))| seen.said.point.is_some()).filter_map(|(id, (_, output))| Some((id, output.as_ref()?))).collect();
+        let restoring: Vec<(&StepId, &Value)> = steps
+            .iter()
+            .filter(|(_, (seen, _))| seen.said.point.is_some())
+            .filter_map(|(id, (_, output))| Some((id, output.as_ref()?)))
+            .collect();
         let mut notes = BTreeMap::from([("restoring".to_owned(), json!(restoring.iter().map(|(id, _)| id).collect::<Vec<_>>()))]);
         for field in COUNTED {
             let each: Option<Vec<u64>> = restoring.iter().map(|(_, output)| output.get(field)?.as_u64()).collect();

@@ -74,7 +74,11 @@ pub fn proof_state(trials: &[Trial], now: Timestamp, valid: Span) -> ProofState 
     }
     // Beyond the calendar's end nothing runs out.
     let until = last.at.checked_add(valid.signed()).unwrap_or(Timestamp::MAX);
-    if now < until { ProofState::Proven { until } } else { ProofState::Stale { why: format!("proven at {at}; a proof counts for {valid}") } }
+    if now < until {
+        ProofState::Proven { until }
+    } else {
+        ProofState::Stale { why: format!("proven at {at}; a proof counts for {valid}") }
+    }
 }
 
 #[cfg(test)]

@@ -504,8 +504,11 @@ impl DrillLint<'_> {
         }
         for word in ["scenario", "probes", "detect"] {
             if let Some(key) = super::load::key(&loaded.root, word) {
-                let message = format!("a drill of kind `restore` has no `{word}`: nothing is lost in it, and its figures come from its run's record");
-                self.found.push(loaded.source.error(key.pos, "not-in-restore", message).help("take it away, or make it a drill of kind `failover`"));
+                let message =
+                    format!("a drill of kind `restore` has no `{word}`: nothing is lost in it, and its figures come from its run's record");
+                self.found.push(
+                    loaded.source.error(key.pos, "not-in-restore", message).help("take it away, or make it a drill of kind `failover`"),
+                );
             }
         }
     }

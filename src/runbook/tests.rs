@@ -310,7 +310,8 @@ fn collect(value: &serde_json::Value, out: &mut Vec<String>) {
 #[test]
 fn a_restore_drill_loses_nothing_and_watches_for_no_loss() {
     let estate = lab().estate;
-    let text = "drill: r\nkind: restore\nrunbook: artifact-restore\nscenario: [{ kill: { region: east } }]\ndetect: { good_probes_missed: 3 }\n";
+    let text =
+        "drill: r\nkind: restore\nrunbook: artifact-restore\nscenario: [{ kill: { region: east } }]\ndetect: { good_probes_missed: 3 }\n";
     let found = check_drill(&drill(text.as_bytes()), &estate, Some(&shipped("runbooks/artifact-restore.yaml")), None);
     let codes: Vec<_> = found.iter().map(|one| (one.code, one.pos.line)).collect();
     assert_eq!(codes, [("not-in-restore", 4), ("not-in-restore", 5)]);

@@ -122,7 +122,14 @@ impl Muster {
         let name = up.display().to_string();
         let lab = load_estate(&name, &read(&up)?).map_err(ServiceError::Invalid)?.estate;
         let repositories = placed(written.repositories, &lab.repositories);
-        Ok(Estate { regions: lab.regions, databases: lab.databases, buckets: lab.buckets, endpoints: lab.endpoints, repositories, ..written })
+        Ok(Estate {
+            regions: lab.regions,
+            databases: lab.databases,
+            buckets: lab.buckets,
+            endpoints: lab.endpoints,
+            repositories,
+            ..written
+        })
     }
 
     /// The repositories, where they really are; no lab need be up for this, and no region be known.
@@ -180,7 +187,10 @@ impl Muster {
 }
 
 /// A lab's repositories are where the lab put them; what else is said of them stays.
-fn placed(written: BTreeMap<RepositoryName, Repository>, lab: &BTreeMap<RepositoryName, Repository>) -> BTreeMap<RepositoryName, Repository> {
+fn placed(
+    written: BTreeMap<RepositoryName, Repository>,
+    lab: &BTreeMap<RepositoryName, Repository>,
+) -> BTreeMap<RepositoryName, Repository> {
     let place = |(name, written): (RepositoryName, Repository)| {
         let placed = match lab.get(&name) {
             Some(lab) => Repository { proof_valid: written.proof_valid, ..lab.clone() },

@@ -41,7 +41,8 @@ fn measured(view: &Value) {
     assert!(ms(&restore["files"]) > 0 && ms(&restore["bytes"]) > 0, "{view}");
     assert_eq!(restore["lost_at"], view["started_at"]);
     assert!(rpo["acknowledged_writes"].is_null() && rpo["lost_writes"].is_null(), "{view}");
-    let order = [&restore["recovered_point"], &restore["lost_at"], &restore["restored_at"], &restore["first_file_at"], &restore["verified_at"]];
+    let order =
+        [&restore["recovered_point"], &restore["lost_at"], &restore["restored_at"], &restore["first_file_at"], &restore["verified_at"]];
     let order: Vec<_> = order.into_iter().map(instant).collect();
     assert!(order.is_sorted(), "{restore}");
     println!("restored {} bytes in {} files: rto {rto}, rpo {rpo}", restore["bytes"], restore["files"]);

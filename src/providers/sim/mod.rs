@@ -77,10 +77,11 @@ impl SimWorld {
     pub fn heal(&self) {
         self.lock().fault = None;
     }
-    /// Spoils a byte in the middle of every pack of every repository; gives the objects as they were.
-    pub fn damage_packs(&self) -> Vec<((String, String, String), SimObject)> {
+    /// Spoils a byte in the largest pack of all repositories, which holds files and no list; gives it as it was.
+    pub fn damage_pack(&self) -> Vec<((String, String, String), SimObject)> {
         let mut state = self.lock();
-        let packs = state.objects.iter_mut().filter(|((bucket, _, key), _)| bucket.starts_with(state::REPOSITORIES) && key.starts_with("packs/"));
+        let is_pack = |(bucket, _, key): &(String, String, String)| bucket.starts_with(state::REPOSITORIES) && key.starts_with("packs/");
+        let largest = state.objects.iter_mut().filter(|(key, _)| is_pack(key)).max_by_key(|(_, object)| object.body.len());
         let spoil = |(key, object): (&(String, String, String), &mut SimObject)| {
             let before = (key.clone(), object.clone());
             // Of the first chunk, behind the header: never in the directory at the end.
@@ -89,7 +90,7 @@ impl SimWorld {
             }
             before
         };
-        packs.map(spoil).collect()
+        largest.map(spoil).into_iter().collect()
     }
     /// How many writes were tried so far.
     #[must_use]
