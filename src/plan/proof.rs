@@ -25,6 +25,7 @@ pub struct Trial {
 pub enum ProofState {
     Proven {
         #[schemars(with = "String")]
+        #[serde(serialize_with = "instant")]
         until: Timestamp,
     },
     Stale {
@@ -35,6 +36,10 @@ pub enum ProofState {
         why: String,
     },
     Never,
+}
+
+fn instant<S: serde::Serializer>(at: &Timestamp, s: S) -> Result<S::Ok, S::Error> {
+    s.collect_str(&rfc3339_ms(*at))
 }
 
 impl ProofState {

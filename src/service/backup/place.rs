@@ -9,6 +9,8 @@ use crate::model::{
     estate::{Aws, Repository as Named, SecretRef},
     ids::RegionName,
 };
+use crate::model::time::Span;
+use crate::plan::proof::PROOF_VALID;
 use crate::providers::{port::ObjectWrite, secrets, store};
 use crate::repository::{keys::Unlock, open::Repository};
 use secrecy::SecretBox;
@@ -82,6 +84,12 @@ impl Muster {
 
     pub(super) async fn backup_open(&self, at: &Where) -> Result<Opened, ServiceError> {
         self.backup_place(at)?.open().await
+    }
+
+    /// For how long a proof counts there.
+    pub(super) fn backup_proof_valid(&self, at: &Where) -> Result<Span, ServiceError> {
+        let (_, named) = self.backup_named(at.repo.as_deref())?;
+        Ok(named.and_then(|named| named.proof_valid).unwrap_or(PROOF_VALID))
     }
 
     /// The URL or path, and the estate's entry if it is one of its repositories.
