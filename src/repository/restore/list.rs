@@ -36,7 +36,7 @@ impl Reader<'_> {
     /// Goes over all entries: to plan them, or to adopt those that only links lead to.
     async fn pass(&mut self, index: &Index, snapshot: &Snapshot, adopt: bool) -> Result<()> {
         let repository = self.repository;
-        let chunks = snapshot.list.iter().map(|chunk| async move { (*chunk, repository.chunk(index, chunk).await) });
+        let chunks = snapshot.list.clone().into_iter().map(|chunk| async move { (chunk, repository.chunk(index, &chunk).await) });
         let mut chunks = stream::iter(chunks).buffered(AT_ONCE);
         while let Some((chunk, content)) = chunks.next().await {
             let content = match content {
