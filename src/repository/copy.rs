@@ -87,6 +87,8 @@ async fn prepare(repository: &Repository, to: Arc<dyn ObjectWrite>, place: &str)
                     "{place} holds another repository: a copy is the same repository in another place; choose an empty one"
                 )));
             }
+            // Keys that were added or rotated since: without them the copy could not be opened as the original is.
+            copy_keys(repository, &*to).await?;
             return Ok(target);
         }
         None => to.list("", None).await.map_err(RepositoryError::store(place))?,
@@ -94,14 +96,19 @@ async fn prepare(repository: &Repository, to: Arc<dyn ObjectWrite>, place: &str)
     if let Some(other) = there.objects.iter().find(|object| !object.key.starts_with(KEYS)) {
         return Err(RepositoryError::Occupied { place: place.to_owned(), found: other.key.clone() });
     }
-    for meta in repository.list(KEYS).await? {
-        put(&*to, &meta.key, repository.read(&meta.key).await?.into()).await?;
-    }
+    copy_keys(repository, &*to).await?;
     match to.put(CONFIG, config.into(), &BTreeMap::new(), true).await {
         Ok(_) | Err(PortError::Conflict { .. }) => {}
         Err(error) => return Err(RepositoryError::Store { key: CONFIG.to_owned(), error }),
     }
     Ok(Repository { store: to, place: place.to_owned(), id: repository.id.clone(), config: repository.config, keyring: repository.keyring.again() })
+}
+
+async fn copy_keys(repository: &Repository, to: &dyn ObjectWrite) -> Result<()> {
+    for meta in repository.list(KEYS).await? {
+        put(to, &meta.key, repository.read(&meta.key).await?.into()).await?;
+    }
+    Ok(())
 }
 
 async fn same_provider(repository: &Repository, to: &dyn ObjectWrite) -> bool {

@@ -45,6 +45,8 @@ pub struct About {
 pub struct Created {
     pub id: Id,
     pub snapshot: Snapshot,
+    /// All that was written, the snapshot itself included: `stats` cannot say that of itself.
+    pub stored: u64,
     /// What could not be read, and is therefore not in the snapshot.
     pub unreadable: Vec<Unreadable>,
     /// Files that changed while they were read.
@@ -102,6 +104,10 @@ pub async fn create(
     // A failure to store ends the reading too: it is the reason, and comes first.
     stored?;
     let Outcome { list, mut stats, unreadable, changed } = read?;
+    // Ctrl-C ends the program at the other end of a pipe as well: what came is then no whole.
+    if progress.is_stopped() {
+        return Err(stopped());
+    }
     rescue(writer.clone(), &list, clock.now()).await?;
     let written = writer.written();
     (stats.bytes_new, stats.chunks_new, stats.bytes_stored) = (written.new_bytes, written.new_chunks, written.stored);
@@ -122,7 +128,11 @@ pub async fn create(
     };
     let plain = serde_json::to_vec(&snapshot).map_err(|e| RepositoryError::Refused(e.to_string()))?;
     let id = writer.commit(Kind::Snapshot, &plain).await?;
-    Ok(Created { id, snapshot, unreadable, changed })
+    Ok(Created { id, snapshot, stored: writer.written().stored, unreadable, changed })
+}
+
+fn stopped() -> RepositoryError {
+    RepositoryError::Interrupted("the backup was stopped; what is stored already is used by the next one".to_owned())
 }
 
 /// What reading a source gives.
@@ -208,7 +218,7 @@ impl<'w> Reader<'w> {
     /// Should it go on?
     fn look_up(&self) -> Result<()> {
         if self.progress.is_stopped() {
-            return Err(RepositoryError::Interrupted("the backup was stopped; what is stored already is used by the next one".to_owned()));
+            return Err(stopped());
         }
         if self.writer.has_failed() {
             return Err(RepositoryError::Interrupted("storing failed".to_owned()));
@@ -221,7 +231,11 @@ impl<'w> Reader<'w> {
         let Item { mut entry, reading } = item;
         let slot = match reading {
             Reading::Nothing => None,
-            Reading::Same => None,
+            Reading::Same => {
+                // What need not be read is done.
+                self.progress.done_bytes.fetch_add(entry.node.content().map_or(0, |c| c.size), Relaxed);
+                None
+            }
             Reading::Read(mut body) => {
                 let slot = Arc::new(Slot::default());
                 let guess = entry.node.content().map_or(0, |c| c.size);

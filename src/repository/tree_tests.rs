@@ -211,9 +211,13 @@ fn what_changes_while_it_is_read_is_told() {
     File::options().write(true).open(dir.path().join("cut")).unwrap().set_len(10).unwrap();
     File::options().write(true).open(dir.path().join("rewritten")).unwrap().write_all(b"other").unwrap();
     fs::remove_file(dir.path().join("replaced")).unwrap();
-    for (name, length, changed) in
-        [("appended", 100_000, true), ("cut", 10, true), ("replaced", 100_000, true), ("same", 100_000, false), ("rewritten", 100_000, true)]
-    {
+    for (name, length, changed) in [
+        ("appended", 100_000, true),
+        ("cut", 10, true),
+        ("replaced", 100_000, true),
+        ("same", 100_000, false),
+        ("rewritten", 100_000, true),
+    ] {
         let body = body(at(&mut items, name));
         assert_eq!(read(body).0.len(), length, "{name}");
         assert_eq!(body.changed().unwrap(), changed, "{name}");

@@ -7,18 +7,19 @@ use super::{
     },
     CODES, RepoArgs, counted, live, short, size,
 };
+use crate::model::time::Span;
 use crate::service::{
     Muster,
-    backup::create::{BackupReport, Create},
+    backup::create::{BackupReport, Create, Lock},
 };
 use serde_json::json;
 
-const HELP: &str = "Examples:\n  muster backup create /srv/models --repo /mnt/vault --password-file vault.pw\n  muster backup create . --repo s3://dr-vault/scoring --tag nightly --exclude '*.tmp' --exclude /cache\n  pg_dump -Fc predictions | muster backup create - --stdin-name predictions.dump --repo vault\nThe repository is made if the place is empty or absent. Only what changed since the last snapshot of the same source\nfrom this host is read. A file that cannot be read, or changes meanwhile, is named; the snapshot has all the rest.\nA pattern without a slash fits at any depth, with a leading slash below the source, and `**` goes over folders.\n";
+const HELP: &str = "Examples:\n  muster backup create /srv/models --repo /mnt/vault --password-file vault.pw\n  muster backup create . --repo s3://dr-vault/scoring --tag nightly --exclude '*.tmp' --exclude /cache\n  muster backup create s3://models/prod --repo vault --lock 30d\n  pg_dump -Fc predictions | muster backup create - --stdin-name predictions.dump --repo vault\nThe repository is made if the place is empty or absent. Only what changed since the last snapshot of the same source\nfrom this host is read. A file that cannot be read, or changes meanwhile, is named; the snapshot has all the rest.\nA pattern without a slash fits at any depth, with a leading slash below the source, and `**` goes over folders.\n";
 
 #[derive(clap::Args)]
 #[command(after_help = format!("{HELP}{CODES}"))]
 pub struct Args {
-    /// A folder or file, or - for standard input
+    /// A folder or file, s3://BUCKET[/PREFIX], or - for standard input
     #[arg(value_name = "SOURCE")]
     source: String,
     #[command(flatten)]
@@ -38,6 +39,18 @@ pub struct Args {
     /// What standard input is called in the snapshot
     #[arg(long, value_name = "NAME", default_value = "stdin")]
     stdin_name: String,
+    /// What the snapshot needs can be deleted by nobody for so long (S3 with Object Lock)
+    #[arg(long, value_name = "TIME")]
+    lock: Option<Span>,
+    /// Who can shorten that: whoever may bypass governance, or nobody
+    #[arg(long, value_enum, default_value_t = LockMode::Governance, requires = "lock")]
+    lock_mode: LockMode,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum LockMode {
+    Governance,
+    Compliance,
 }
 
 pub async fn main(args: Args, muster: &Muster, output: &Output) -> Done {
@@ -49,6 +62,7 @@ pub async fn main(args: Args, muster: &Muster, output: &Output) -> Done {
         one_file_system: args.one_file_system,
         read_all: args.read_all,
         stdin_name: args.stdin_name,
+        lock: args.lock.map(|length| Lock { length, compliance: args.lock_mode == LockMode::Compliance }),
     };
     let (watch, line) = live::start("backing up", muster, output);
     let report = muster.backup_create(&ask, &watch).await;
@@ -84,6 +98,9 @@ fn told(report: &BackupReport, output: &Output) {
         size(report.bytes_stored),
         ms(Some(report.duration_ms.into()))
     ));
+    if let Some(until) = &report.locked_until {
+        output.line(format!("locked until {until}"));
+    }
     if !report.is_good() {
         let missing = counted(report.unreadable.len() as u64, "file is missing", "files are missing");
         let changed = counted(report.changed.len() as u64, "changed while it was read", "changed while they were read");

@@ -2,11 +2,14 @@
 //! of its own.
 
 mod changes;
+mod copy;
 mod create;
 mod forget;
 mod key;
 mod list;
 mod live;
+mod prune;
+mod restore;
 mod stats;
 mod verify;
 
@@ -27,7 +30,7 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// Back up a folder, a file, or standard input
+    /// Back up a folder, a file, a bucket, or standard input
     Create(create::Args),
     /// The snapshots, oldest first
     List(list::Args),
@@ -35,10 +38,16 @@ enum Command {
     Show(list::ShowArgs),
     /// What differs between two snapshots
     Diff(changes::Args),
+    /// Bring a snapshot back, all or a part of it
+    Restore(restore::Args),
     /// Is everything there, and what it was?
     Verify(verify::Args),
     /// Let snapshots go, by name or by a rule
     Forget(forget::Args),
+    /// Give back the space of what no snapshot needs
+    Prune(prune::Args),
+    /// The same repository in a second place
+    Copy(copy::Args),
     /// Who may open the repository: list, add, rotate, remove
     Key(key::Args),
     /// How much the repository holds, and what that takes
@@ -72,8 +81,11 @@ pub async fn main(args: Args, mut muster: Muster, output: &Output) -> Done {
         Command::List(args) => list::main(args, &muster, output).await,
         Command::Show(args) => list::show(args, &muster, output).await,
         Command::Diff(args) => changes::main(args, &muster, output).await,
+        Command::Restore(args) => restore::main(args, &muster, output).await,
         Command::Verify(args) => verify::main(args, &muster, output).await,
         Command::Forget(args) => forget::main(args, &muster, output).await,
+        Command::Prune(args) => prune::main(args, &muster, output).await,
+        Command::Copy(args) => copy::main(args, &muster, output).await,
         Command::Key(args) => key::main(args, &muster, output).await,
         Command::Stats(args) => stats::main(args, &muster, output).await,
     }

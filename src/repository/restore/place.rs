@@ -10,8 +10,8 @@ use crate::repository::{
 use rustix::{
     fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     fs::{
-        AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, UTIME_OMIT, chmodat, chownat, fchmod, fchown, fstat,
-        futimens, mkdirat, openat, openat2, statat, unlinkat, utimensat,
+        AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, UTIME_OMIT, chmodat, chownat, fchmod, fchown,
+        fstat, futimens, mkdirat, openat, openat2, statat, unlinkat, utimensat,
     },
     io::{Errno, Result},
     process::{Gid, Uid},
@@ -71,26 +71,24 @@ impl Target {
     }
 
     /// Makes a folder if it is not there. What stands in its place and is none goes.
-    pub fn make_folder(&self, near: &mut Near, path: &[u8]) -> Result<bool> {
-        let Some(bare) = path.strip_suffix(b"/") else { return Ok(false) };
+    pub fn make_folder(&self, near: &mut Near, path: &[u8]) -> Result<()> {
+        let Some(bare) = path.strip_suffix(b"/") else { return Ok(()) };
         let (within, name) = self.near(near, bare)?;
         match mkdirat(within, name, Mode::RWXU) {
-            Ok(()) => return Ok(true),
             Err(Errno::EXIST) => {}
-            Err(why) => return Err(why),
+            other => return other,
         }
         let stat = statat(within, name, AtFlags::SYMLINK_NOFOLLOW)?;
         if kind(&stat) != FileType::Directory {
             unlinkat(within, name, AtFlags::empty())?;
-            mkdirat(within, name, Mode::RWXU)?;
-            return Ok(true);
+            return mkdirat(within, name, Mode::RWXU);
         }
         if stat.st_mode & 0o700 != 0o700 {
             let folder = openat(within, name, FOLDER, Mode::empty())?;
             // If this is not allowed, making something in there will say so.
             let _ = fchmod(&folder, Mode::from_raw_mode(stat.st_mode | 0o700));
         }
-        Ok(false)
+        Ok(())
     }
 
     /// An error that ends all, with the path of what it is about.
@@ -148,7 +146,13 @@ pub(super) fn dress(target: &Target, fd: BorrowedFd, meta: &Meta, object: bool, 
 }
 
 /// The same for what has no descriptor: a link, a FIFO, a device.
-pub(super) fn dress_name(target: &Target, within: BorrowedFd, name: &[u8], meta: &Meta, attributes: &mut Attributes) -> Result<Vec<String>> {
+pub(super) fn dress_name(
+    target: &Target,
+    within: BorrowedFd,
+    name: &[u8],
+    meta: &Meta,
+    attributes: &mut Attributes,
+) -> Result<Vec<String>> {
     let no_follow = AtFlags::SYMLINK_NOFOLLOW;
     let stat = statat(within, name, no_follow)?;
     if target.owner && (stat.st_uid, stat.st_gid) != (meta.uid, meta.gid) {

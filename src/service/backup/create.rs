@@ -2,14 +2,20 @@
 
 use super::{
     super::{Muster, ServiceError},
-    place::{Place, Where},
+    place::{Opened, Place, Where},
     watch::{Told, Watch},
 };
-use crate::providers::who;
+use crate::model::time::{Span, rfc3339_ms};
+use crate::providers::{
+    port::{LockMode, ObjectWrite},
+    who,
+};
 use crate::repository::{
+    bucket::Bucket,
     create::{About, Base, Created, create},
     entry::shown,
     globs::Globs,
+    lock::lock,
     names::Id,
     open::Repository,
     snapshot::{Snapshot, Source as Origin},
@@ -20,7 +26,7 @@ use crate::repository::{
 use serde::Serialize;
 use std::{
     path::{Path, PathBuf},
-    sync::atomic::Ordering::Relaxed,
+    sync::{Arc, atomic::Ordering::Relaxed},
 };
 
 const GO_ON: &str = "no snapshot was made. The same command goes on from what is stored already";
@@ -37,6 +43,16 @@ pub struct Create {
     /// Read everything, also what seems not to have changed.
     pub read_all: bool,
     pub stdin_name: String,
+    /// Nobody deletes what the snapshot needs for so long.
+    pub lock: Option<Lock>,
+}
+
+/// Object Lock.
+#[derive(Clone, Copy, Debug)]
+pub struct Lock {
+    pub length: Span,
+    /// Not even the account's root can shorten it.
+    pub compliance: bool,
 }
 
 /// What came of it. The first six are the ones that everybody reads.
@@ -57,6 +73,8 @@ pub struct BackupReport {
     pub repository: String,
     /// There was none before.
     pub initialised: bool,
+    /// Until when what it needs can be deleted by nobody.
+    pub locked_until: Option<String>,
     pub unreadable: Vec<Lost>,
     /// Changed while they were read: what is in the snapshot is no state that they ever had.
     pub changed: Vec<String>,
@@ -80,6 +98,7 @@ impl BackupReport {
 /// A source that was looked at.
 enum Sought {
     Tree(PathBuf),
+    Bucket(String, Arc<dyn ObjectWrite>),
     Stream(String),
 }
 
@@ -87,6 +106,7 @@ impl Sought {
     fn origin(&self) -> Origin {
         match self {
             Self::Tree(path) => Origin::Tree { path: path.to_string_lossy().into_owned() },
+            Self::Bucket(url, _) => Origin::Bucket { url: url.clone() },
             Self::Stream(name) => Origin::Stream { name: name.clone() },
         }
     }
@@ -94,11 +114,17 @@ impl Sought {
 
 impl Muster {
     pub async fn backup_create(&self, ask: &Create, watch: &Watch) -> Result<BackupReport, ServiceError> {
-        let sought = sought(ask)?;
+        let sought = self.backup_sought(ask)?;
         let globs = Globs::new(&ask.exclude)?;
         let place = self.backup_place(&ask.at)?;
         if let Sought::Tree(path) = &sought {
             not_within(&place, path, &globs)?;
+        }
+        if ask.lock.is_some() && !place.store.locks().await? {
+            return Err(ServiceError::Usage(format!(
+                "{} cannot lock anything: make the bucket with Object Lock, or leave out --lock",
+                place.name
+            )));
         }
         let _heed = self.heed(watch);
         let label = format!("{}@{}", who::person(), who::host());
@@ -112,16 +138,54 @@ impl Muster {
         expect(watch, parent.as_ref().map(|(_, snapshot)| snapshot), &sought);
         let base = Base::load(&opened.repository, parent, &*self.clock).await?;
         let source = source(&sought, &base, &opened.repository, ask, globs, self.clock.now())?;
-        let created = create(opened.repository, opened.store, source, base, about, watch.progress.clone(), self.clock.clone()).await;
+        let (repository, store) = (opened.repository.clone(), opened.store.clone());
+        let created = create(repository, store, source, base, about, watch.progress.clone(), self.clock.clone()).await;
         let created = created.map_err(|error| watch.failed(error, GO_ON))?;
-        Ok(report(created, place.name, initialised))
+        let locked_until = match ask.lock {
+            Some(lock) => Some(self.backup_lock(&opened, &created, lock).await?),
+            None => None,
+        };
+        Ok(BackupReport { locked_until, ..report(created, place.name, initialised) })
     }
 
-    /// The newest snapshot of the same source on the same host.
+    /// The snapshot is there whether or not this succeeds, and says so.
+    async fn backup_lock(&self, opened: &Opened, created: &Created, lock_for: Lock) -> Result<String, ServiceError> {
+        let until = self.clock.now() + lock_for.length.signed();
+        let mode = if lock_for.compliance { LockMode::Compliance } else { LockMode::Governance };
+        match lock(&opened.repository, &*opened.store, (&created.id, &created.snapshot), until, mode).await {
+            Ok(_) => Ok(rfc3339_ms(until)),
+            Err(error) => Err(ServiceError::Usage(format!("snapshot {} is there, but not all of it is locked: {error}", created.id.short()))),
+        }
+    }
+
+    /// Looks whether there is anything to back up.
+    fn backup_sought(&self, ask: &Create) -> Result<Sought, ServiceError> {
+        let source = &ask.source;
+        if source == "-" {
+            return Ok(Sought::Stream(ask.stdin_name.clone()));
+        }
+        if source.starts_with("s3:") {
+            if ask.one_file_system || !ask.exclude.is_empty() {
+                return Err(ServiceError::Usage("--exclude and --one-file-system are for folders: name a prefix of the bucket instead".to_owned()));
+            }
+            let objects = self.backup_objects(source)?;
+            return Ok(Sought::Bucket(source.trim_end_matches('/').to_owned(), objects));
+        }
+        if source.contains("://") {
+            return Err(ServiceError::Usage(format!(
+                "{source} cannot be backed up: write a path, s3://BUCKET/PREFIX, or - for standard input"
+            )));
+        }
+        path(source).map(Sought::Tree)
+    }
+
+    /// The newest snapshot of the same source; of files, on the same host.
     async fn backup_parent(&self, repository: &Repository, about: &About, watch: &Watch) -> Result<Option<(Id, Snapshot)>, ServiceError> {
         let mut snapshots = repository.snapshots().await?;
         snapshots.damaged.iter().for_each(|damaged| watch.warn(damaged));
-        snapshots.whole.retain(|(_, snapshot)| snapshot.source == about.origin && snapshot.host == about.host);
+        // A bucket is the same from everywhere.
+        let anywhere = matches!(about.origin, Origin::Bucket { .. });
+        snapshots.whole.retain(|(_, snapshot)| snapshot.source == about.origin && (anywhere || snapshot.host == about.host));
         let parent = snapshots.whole.pop();
         if let Some((id, _)) = &parent {
             watch.tell(&Told::Parent { snapshot: id.to_string() });
@@ -130,20 +194,14 @@ impl Muster {
     }
 }
 
-/// Looks whether there is anything to back up.
-fn sought(ask: &Create) -> Result<Sought, ServiceError> {
-    if ask.source == "-" {
-        return Ok(Sought::Stream(ask.stdin_name.clone()));
-    }
-    if ask.source.contains("://") {
-        return Err(ServiceError::Usage(format!("{} cannot be backed up: Muster backs up a path, s3://BUCKET/PREFIX, or - for standard input", ask.source)));
-    }
-    let fail = |why: std::io::Error| ServiceError::Usage(format!("{} cannot be backed up: {why}", ask.source));
-    let path = Path::new(&ask.source);
-    // It must be there; and one folder has one name, however one got there. A link keeps its own: it is what people know.
+/// A path that is there, by the name that people know it by.
+fn path(source: &str) -> Result<PathBuf, ServiceError> {
+    let fail = |why: std::io::Error| ServiceError::Usage(format!("{source} cannot be backed up: {why}"));
+    let path = Path::new(source);
     let real = path.canonicalize().map_err(fail)?;
+    // One folder has one name, however one got there; a link keeps its own.
     let winding = path.components().any(|part| part == std::path::Component::ParentDir);
-    Ok(Sought::Tree(if winding { real } else { std::path::absolute(path).map_err(fail)?.components().collect() }))
+    Ok(if winding { real } else { std::path::absolute(path).map_err(fail)?.components().collect() })
 }
 
 /// A repository within what it backs up would grow with every backup of itself.
@@ -208,7 +266,7 @@ fn count(root: &Path, stopped: &dyn Fn() -> bool) -> (u64, u64) {
 fn source(
     sought: &Sought,
     base: &Base,
-    repository: &std::sync::Arc<Repository>,
+    repository: &Arc<Repository>,
     ask: &Create,
     exclude: Globs,
     now: jiff::Timestamp,
@@ -218,19 +276,20 @@ fn source(
             let options = Options { one_file_system: ask.one_file_system, exclude, reread: ask.read_all };
             Ok(Box::new(Tree::new(path, base.entries(repository), options)?))
         }
+        Sought::Bucket(_, objects) => Ok(Box::new(Bucket::new(objects.clone(), base.entries(repository), ask.read_all))),
         Sought::Stream(name) => Ok(Box::new(Stream::new(name, Box::new(std::io::stdin()), now)?)),
     }
 }
 
 fn report(created: Created, repository: String, initialised: bool) -> BackupReport {
-    let Created { id, snapshot, unreadable, changed } = created;
+    let Created { id, snapshot, stored, unreadable, changed } = created;
     let stats = &snapshot.stats;
     BackupReport {
         snapshot: id,
         files: stats.files,
         bytes_read: stats.bytes_read,
         bytes_new: stats.bytes_new,
-        bytes_stored: stats.bytes_stored,
+        bytes_stored: stored,
         duration_ms: snapshot.duration_ms,
         bytes: stats.bytes,
         folders: stats.folders,
@@ -240,6 +299,7 @@ fn report(created: Created, repository: String, initialised: bool) -> BackupRepo
         parent: snapshot.parent,
         repository,
         initialised,
+        locked_until: None,
         unreadable: unreadable.into_iter().map(|lost| Lost { path: shown(&lost.path), why: lost.why }).collect(),
         changed: changed.iter().map(|path| shown(path)).collect(),
     }

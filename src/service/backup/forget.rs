@@ -7,10 +7,7 @@ use super::{
     place::Where,
 };
 use crate::plan::retention::{Point, Reason, Retention, decide};
-use crate::repository::{
-    names::{Id, SNAPSHOTS},
-    snapshot::Snapshot,
-};
+use crate::repository::{names::Id, prune, snapshot::Snapshot};
 use serde::Serialize;
 
 pub use crate::plan::retention;
@@ -66,9 +63,8 @@ impl Muster {
         };
         let (forgotten, kept): (Vec<Fate>, Vec<Fate>) = fates.into_iter().partition(|fate| fate.reasons.is_empty());
         if !ask.dry_run {
-            for fate in &forgotten {
-                opened.store.delete(&fate.shot.id.key(SNAPSHOTS)).await?;
-            }
+            let ids: Vec<Id> = forgotten.iter().map(|fate| fate.shot.id).collect();
+            prune::forget(&*opened.store, &ids).await?;
         }
         Ok(Forgotten { dry_run: ask.dry_run, kept, forgotten, damaged })
     }
@@ -78,7 +74,6 @@ fn by_rule(snapshots: Vec<(Id, Snapshot)>, rule: Retention) -> Vec<Fate> {
     let point = |(id, snapshot): &(Id, Snapshot)| Point {
         id: id.to_string(),
         time: snapshot.time,
-        // Neither a host nor a kind holds a line break.
         group: serde_json::json!([snapshot.host, snapshot.source]).to_string(),
     };
     let points: Vec<Point> = snapshots.iter().map(point).collect();

@@ -9,7 +9,8 @@ use crate::model::estate::SecretRef;
 use crate::providers::who;
 use crate::repository::{
     keys::{Slot, Stretch, Unlock},
-    open::{Repository, slots, write_slot},
+    open::{Repository, slots},
+    rekey,
 };
 use serde::Serialize;
 use std::path::PathBuf;
@@ -71,8 +72,7 @@ impl Muster {
             ServiceError::Usage("what should the new key be? Write --new-password-file FILE or --new-key-file FILE".to_owned())
         })?;
         let opened = self.backup_open(at).await?;
-        let slot = self.slot(&opened.repository, unlock, new).await?;
-        write_slot(&*opened.store, &slot).await?;
+        let slot = rekey::add(&opened.repository, &*opened.store, &unlock, &new.label(), self.clock.now()).await?;
         Ok(Key::of(&slot, false))
     }
 
@@ -91,13 +91,7 @@ impl Muster {
         let Some(repository) = std::sync::Arc::get_mut(&mut opened) else {
             return Err(ServiceError::Usage("the repository is in use by this very process: try again".to_owned()));
         };
-        repository.keyring.rotate()?;
-        let slot = self.slot(&opened, unlock, new).await?;
-        // The new one first: a crash in between leaves more keys than wanted, and never none.
-        write_slot(&*place.store, &slot).await?;
-        for (key, _) in &old {
-            place.store.delete(key).await?;
-        }
+        let (slot, _) = rekey::rotate(repository, &*place.store, &unlock, &new.label(), self.clock.now()).await?;
         let removed = old.iter().map(|(_, slot)| Key::of(slot, false)).collect();
         Ok(Rotated { key: Key::of(&slot, true), removed, generation: opened.keyring.current() })
     }
@@ -107,24 +101,15 @@ impl Muster {
         let opened = place.open().await?;
         let mut fits = slots(&*place.store).await?;
         fits.retain(|(_, slot)| !name.is_empty() && slot.id.starts_with(name));
-        let (key, slot) = match (fits.pop(), fits.is_empty()) {
-            (Some(found), true) => found,
-            (None, _) => return Err(ServiceError::Usage(format!("no key `{name}`: `muster backup key list` shows what there is"))),
-            _ => return Err(ServiceError::Usage(format!("`{name}` is the beginning of several keys: write more of it"))),
-        };
-        if opens(&opened.repository, &slot, &place.unlock).await? {
+        // Another name, or one of several, is refused below.
+        if let [(_, slot)] = &*fits
+            && opens(&opened.repository, slot, &place.unlock).await?
+        {
             return Err(ServiceError::Usage(format!(
                 "{name} is the key that this command opened the repository with, so it stays: open it with another, or `muster backup key rotate`"
             )));
         }
-        place.store.delete(&key).await?;
-        Ok(Key::of(&slot, false))
-    }
-
-    async fn slot(&self, repository: &Repository, unlock: Unlock, new: &NewSecret) -> Result<Slot, ServiceError> {
-        let label = new.label.clone().unwrap_or_else(|| format!("{}@{}", who::person(), who::host()));
-        // A few hundred milliseconds of this thread, once in a command's life.
-        Ok(Slot::make(&repository.config, &repository.keyring, &unlock, label, self.clock.now())?)
+        Ok(Key::of(&rekey::remove(&*place.store, name).await?, false))
     }
 }
 
@@ -135,6 +120,9 @@ async fn opens(repository: &Repository, slot: &Slot, unlock: &Unlock) -> Result<
 }
 
 impl NewSecret {
+    fn label(&self) -> String {
+        self.label.clone().unwrap_or_else(|| format!("{}@{}", who::person(), who::host()))
+    }
     fn unlock(&self) -> Result<Option<Unlock>, ServiceError> {
         Ok(match (&self.password_file, &self.key_file) {
             (_, Some(file)) => Some(key_file(file)?),

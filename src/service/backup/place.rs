@@ -5,7 +5,10 @@
 //! read only when something in it is needed: a restore works without one (rule 7).
 
 use super::super::{Muster, ServiceError};
-use crate::model::estate::{Aws, Repository as Named, SecretRef};
+use crate::model::{
+    estate::{Aws, Repository as Named, SecretRef},
+    ids::RegionName,
+};
 use crate::providers::{port::ObjectWrite, secrets, store};
 use crate::repository::{keys::Unlock, open::Repository};
 use secrecy::SecretBox;
@@ -50,10 +53,31 @@ impl Place {
 impl Muster {
     pub(super) fn backup_place(&self, at: &Where) -> Result<Place, ServiceError> {
         let (url, named) = self.backup_named(at.repo.as_deref())?;
-        let aws = named.as_ref().map(|named| self.backup_aws(named)).transpose()?.flatten();
-        let store = store::open(&url, aws.as_ref())?;
+        let store = self.backup_store_of(&url, named.as_ref())?;
         let unlock = unlock(at, named.as_ref())?;
         Ok(Place { store, name: url, unlock })
+    }
+
+    /// A place for a repository without its secret, and its URL or path.
+    pub(super) fn backup_store(&self, repo: &str) -> Result<(Arc<dyn ObjectWrite>, String), ServiceError> {
+        let (url, named) = self.backup_named(Some(repo))?;
+        Ok((self.backup_store_of(&url, named.as_ref())?, url))
+    }
+
+    fn backup_store_of(&self, url: &str, named: Option<&Named>) -> Result<Arc<dyn ObjectWrite>, ServiceError> {
+        let region = named.and_then(|named| named.region.as_ref());
+        let aws = region.map(|region| self.backup_aws(region)).transpose()?.flatten();
+        Ok(store::open(url, aws.as_ref())?)
+    }
+
+    /// A bucket that is no repository: backed up, or restored into. If the estate has it, its region says how to reach it.
+    pub(super) fn backup_objects(&self, url: &str) -> Result<Arc<dyn ObjectWrite>, ServiceError> {
+        let name = url.strip_prefix("s3://").unwrap_or(url).split('/').next().unwrap_or_default();
+        let estate = self.written_estate()?;
+        let places = estate.buckets.values().flatten();
+        let region = places.into_iter().find(|(_, place)| place.bucket == name).map(|(region, _)| region);
+        let aws = region.map(|region| self.backup_aws(region)).transpose()?.flatten();
+        Ok(store::open(url, aws.as_ref())?)
     }
 
     pub(super) async fn backup_open(&self, at: &Where) -> Result<Opened, ServiceError> {
@@ -89,11 +113,10 @@ impl Muster {
         }
     }
 
-    fn backup_aws(&self, named: &Named) -> Result<Option<Aws>, ServiceError> {
-        let Some(region) = &named.region else { return Ok(None) };
+    fn backup_aws(&self, region: &RegionName) -> Result<Option<Aws>, ServiceError> {
         let estate = self.estate()?;
         let known = estate.regions.get(region);
-        let known = known.ok_or_else(|| ServiceError::Usage(format!("the repository's region `{region}` is not in the estate's `regions`")))?;
+        let known = known.ok_or_else(|| ServiceError::Usage(format!("its region `{region}` is not in the estate's `regions`")))?;
         Ok(known.aws.clone())
     }
 }

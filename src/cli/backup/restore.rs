@@ -1,0 +1,87 @@
+//! `muster backup restore`.
+
+use super::{
+    super::{
+        Done,
+        output::{Output, ms},
+    },
+    CODES, RepoArgs, counted, live, short, size,
+};
+use crate::service::{
+    Muster,
+    backup::restore::{Restore, RestoreReport},
+};
+use serde_json::json;
+
+const HELP: &str = "Examples:\n  muster backup restore latest --to /srv/restored --repo vault\n  muster backup restore 3f9a1c --to /srv/restored --include 'adapters/**' --include '*.json' --repo vault\n  muster backup restore 3f9a1c --to /srv/models --in-place --dry-run --repo vault      what would change\n  muster backup restore 3f9a1c --to /srv/models --in-place --delete --repo vault       roll back to that state\nA file under its own name is whole and compared with its digest. What is damaged in the repository is named, and all\nthe rest is restored. An interrupted restore goes on with --in-place.\n";
+
+#[derive(clap::Args)]
+#[command(after_help = format!("{HELP}{CODES}"))]
+pub struct Args {
+    /// A snapshot: the beginning of its ID, or `latest`
+    #[arg(value_name = "ID")]
+    id: String,
+    /// The folder to restore into, which is made if it is not there; or s3://BUCKET[/PREFIX]
+    #[arg(long, value_name = "DIR")]
+    to: String,
+    #[command(flatten)]
+    repo: RepoArgs,
+    /// Restore only what this pattern fits; may be given several times
+    #[arg(long, value_name = "GLOB")]
+    include: Vec<String>,
+    /// The folder holds something already: change what differs
+    #[arg(long)]
+    in_place: bool,
+    /// And remove what is not in the snapshot
+    #[arg(long, requires = "in_place", conflicts_with = "include")]
+    delete: bool,
+    /// Say what would be written, and write nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub async fn main(args: Args, muster: &Muster, output: &Output) -> Done {
+    let ask = Restore {
+        at: args.repo.at(),
+        snapshot: args.id,
+        to: args.to,
+        include: args.include,
+        in_place: args.in_place,
+        delete: args.delete,
+        dry_run: args.dry_run,
+    };
+    let (watch, line) = live::start("restoring", muster, output);
+    let report = muster.backup_restore(&ask, &watch).await;
+    drop(line);
+    let report = report?;
+    if output.json {
+        output.object(&json!(report));
+    } else {
+        told(&report, output);
+    }
+    Ok(u8::from(!report.is_good()))
+}
+
+fn told(report: &RestoreReport, output: &Output) {
+    let done = &report.restored;
+    for lost in &done.damaged {
+        output.say(format!("{} {} is not restored: {}", output.paint("✗", "31"), lost.path, lost.why));
+    }
+    for lost in &done.without {
+        output.say(format!("{} {} is restored, but {}", output.paint("?", "33"), lost.path, lost.why));
+    }
+    let verb = if report.dry_run { "would be restored" } else { "restored" };
+    output.line(format!(
+        "snapshot {}: {}, {} {verb} to {}",
+        short(&report.snapshot),
+        counted(done.files, "file", "files"),
+        size(done.bytes),
+        report.to
+    ));
+    let removed = if done.deleted > 0 { format!(", {} removed", done.deleted) } else { String::new() };
+    let written = if report.dry_run { "to write" } else { "written" };
+    output.line(format!("{} {written}, {} there already{removed}; {}", size(done.bytes_written), size(done.bytes_in_place), ms(Some(done.duration_ms.into()))));
+    if !report.is_good() {
+        output.say(format!("{}: the repository is damaged there; `muster backup verify --read-data` tells all of it", counted(done.damaged.len() as u64, "file is not restored", "files are not restored")));
+    }
+}

@@ -1,0 +1,98 @@
+//! `backup restore`: from a snapshot back to files.
+
+use super::{
+    super::{Muster, ServiceError},
+    place::Where,
+    watch::Watch,
+};
+use crate::repository::{
+    globs::Globs,
+    names::Id,
+    restore::{Into, Lost, RestoreOptions, Restored, restore},
+    restore_bucket,
+};
+use serde::Serialize;
+use std::{path::PathBuf, sync::atomic::Ordering::Relaxed};
+
+const GO_ON: &str = "the restore was stopped. What is called by its own name is whole; the same command with --in-place goes on from there";
+
+#[derive(Clone, Debug, Default)]
+pub struct Restore {
+    pub at: Where,
+    pub snapshot: String,
+    /// A folder, or `s3://BUCKET/PREFIX`.
+    pub to: String,
+    pub include: Vec<String>,
+    /// The folder may hold something already: what differs is changed.
+    pub in_place: bool,
+    /// What is not in the snapshot is removed.
+    pub delete: bool,
+    pub dry_run: bool,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct RestoreReport {
+    pub snapshot: Id,
+    pub to: String,
+    pub dry_run: bool,
+    #[serde(flatten)]
+    pub restored: Restored,
+}
+
+impl RestoreReport {
+    /// Is everything there, as it was?
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        self.restored.damaged.is_empty()
+    }
+}
+
+impl Muster {
+    pub async fn backup_restore(&self, ask: &Restore, watch: &Watch) -> Result<RestoreReport, ServiceError> {
+        if ask.to.starts_with("s3:") {
+            return self.backup_restore_objects(ask, watch).await;
+        }
+        if ask.to.contains("://") {
+            return Err(ServiceError::Usage(format!("{} is no place to restore into: write --to DIR or --to s3://BUCKET/PREFIX", ask.to)));
+        }
+        let include = Globs::new(&ask.include)?;
+        let into = if ask.in_place || ask.delete { Into::Place { delete: ask.delete } } else { Into::Empty };
+        let opened = self.backup_open(&ask.at).await?;
+        let (id, snapshot) = opened.repository.snapshot(&ask.snapshot).await?;
+        let _heed = self.heed(watch);
+        let options = RestoreOptions { include, into, owner: true, dry_run: ask.dry_run };
+        let restored = restore(opened.repository, &snapshot, &PathBuf::from(&ask.to), options, watch.progress.clone()).await;
+        let restored = restored.map_err(|error| watch.failed(error, GO_ON))?;
+        Ok(RestoreReport { snapshot: id, to: ask.to.clone(), dry_run: ask.dry_run, restored })
+    }
+
+    /// Into a bucket. What is there under another name stays; what is there already is not written again.
+    async fn backup_restore_objects(&self, ask: &Restore, watch: &Watch) -> Result<RestoreReport, ServiceError> {
+        if ask.delete || ask.dry_run {
+            let what = if ask.delete { "--delete" } else { "--dry-run" };
+            return Err(ServiceError::Usage(format!("{what} is for folders: a restore into a bucket writes what is missing there, and removes nothing")));
+        }
+        let began = self.clock.monotonic();
+        let include = Globs::new(&ask.include)?;
+        let to = self.backup_objects(&ask.to)?;
+        let opened = self.backup_open(&ask.at).await?;
+        let (id, snapshot) = opened.repository.snapshot(&ask.snapshot).await?;
+        let _heed = self.heed(watch);
+        if include.is_empty() {
+            watch.progress.total_files.store(snapshot.stats.files, Relaxed);
+            watch.progress.total_bytes.store(snapshot.stats.bytes, Relaxed);
+        }
+        let wanted = move |path: &[u8]| include.is_empty() || include.fits_within(path);
+        let done = restore_bucket::restore(opened.repository, &snapshot, to, wanted, watch.progress.clone()).await;
+        let done = done.map_err(|error| watch.failed(error, "the restore was stopped; the same command goes on from there"))?;
+        let restored = Restored {
+            files: done.objects + done.skipped,
+            bytes: done.bytes,
+            bytes_written: done.bytes,
+            damaged: done.lost.into_iter().map(|(path, why)| Lost { path, why }).collect(),
+            duration_ms: self.clock.monotonic().saturating_sub(began).as_millis() as u64,
+            ..Restored::default()
+        };
+        Ok(RestoreReport { snapshot: id, to: ask.to.clone(), dry_run: false, restored })
+    }
+}
