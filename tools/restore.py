@@ -357,9 +357,9 @@ class Restore:
             return self.root
         whole = os.path.join(self.root, path)
         parent = os.path.dirname(whole)
-        os.makedirs(parent, mode=0o700, exist_ok=True)  # It exists, unless its own entry was lost.
         if os.path.realpath(parent) != parent:
             raise Damage("a path through a symbolic link")
+        os.makedirs(parent, mode=0o700, exist_ok=True)  # It exists, unless its own entry was lost, and in buckets.
         return whole
 
     def entries(self, names):
@@ -402,7 +402,7 @@ class Restore:
         elif kind in b"lh":
             entry["to"] = reader.bytes()
         elif kind in b"cb":
-            entry["device"] = os.makedev(reader.number(), reader.number())
+            entry["device"] = reader.number(), reader.number()
         return entry
 
     @staticmethod
@@ -436,10 +436,10 @@ class Restore:
         try:
             what(entry)
             self.restored += what != self.folder_metadata  # A folder counts once.
-        except Damage as damage:
-            self.failed(entry["path"], damage)
         except OSError as error:
             self.failed(entry["path"], error.strerror)
+        except (Damage, ValueError, OverflowError) as error:  # The latter two: the system has no such name or number.
+            self.failed(entry["path"], error)
 
     def one(self, entry):
         kind = entry["kind"]
@@ -464,15 +464,16 @@ class Restore:
 
     def file(self, entry):
         path = self.place(entry["path"])
+        whole = False
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         try:
             self.content(handle, entry)
+            whole = True
             self.metadata(handle, entry)
-        except (Damage, OSError):
-            os.unlink(path)
-            raise
         finally:
             os.close(handle)
+            if not whole:
+                os.unlink(path)
         if entry["flags"] & 1:
             print(f"note: {shown(entry['path'])} changed while it was backed up", file=sys.stderr)
 
@@ -501,7 +502,7 @@ class Restore:
     def special(self, entry):
         path = self.place(entry["path"])
         kinds = {b"p": stat.S_IFIFO, b"s": stat.S_IFSOCK, b"c": stat.S_IFCHR, b"b": stat.S_IFBLK}
-        os.mknod(path, kinds[entry["kind"]] | 0o600, entry.get("device", 0))
+        os.mknod(path, kinds[entry["kind"]] | 0o600, os.makedev(*entry.get("device", (0, 0))))
         self.metadata(path, entry)
 
     def link(self, entry):
@@ -514,21 +515,27 @@ class Restore:
 
     def metadata(self, where, entry):
         """Owner, attributes, mode, time: in this order, as each undoes some of those after it. `where` is an open file,
-        or the path of what cannot be opened."""
+        or the path of what cannot be opened. What cannot be set is said; the content stays."""
         follow = {} if isinstance(where, int) else {"follow_symlinks": False}
-        mode = entry["mode"]
-        if mode is not None and self.admin:
-            os.chown(where, entry["uid"], entry["gid"], **follow)
-        elif mode is not None and (entry["uid"], entry["gid"]) != (os.geteuid(), os.getegid()):
-            mode &= 0o1777  # "Run as the owner" would now mean somebody else.
-        for name, value in entry["attributes"]:
+        mode, mine = entry["mode"], (os.geteuid(), os.getegid())
+
+        def attempt(what, function, *arguments, **more):
             try:
-                os.setxattr(where, name, value, **follow)
-            except OSError as error:
-                print(f"note: {shown(entry['path'])}: attribute {shown(name)}: {error.strerror}", file=sys.stderr)
-        if mode is not None and entry["kind"] != b"l":  # Symbolic links have none.
-            os.chmod(where, mode)
-        os.utime(where, ns=(entry["mtime"], entry["mtime"]), **follow)
+                function(where, *arguments, **more)
+                return True
+            except (OSError, ValueError, OverflowError) as error:
+                print(f"note: {shown(entry['path'])} is restored, but not its {what}: {error}", file=sys.stderr)
+                return False
+
+        if mode is not None:  # Objects have neither.
+            owner = entry["uid"], entry["gid"]
+            if owner != mine and not (self.admin and attempt("owner", os.chown, *owner, **follow)):
+                mode &= 0o1777  # "Run as the owner" would now mean somebody else.
+        for name, value in entry["attributes"]:
+            attempt(f"attribute {shown(name)}", os.setxattr, name, value, **follow)
+        if mode is not None and entry["kind"] != b"l":
+            attempt("mode", os.chmod, mode)
+        attempt("time", os.utime, ns=(entry["mtime"], entry["mtime"]), **follow)
 
 
 def main():

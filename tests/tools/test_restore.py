@@ -315,13 +315,15 @@ class Whole(Case):
             plain_file(w, b"a\0b", b"1"), entry(b"h", b"stolen", rest=text(b"../password")),
             entry(b"l", b"door", rest=text(aim)), plain_file(w, b"door2/in", b"fine"), entry(b"l", b"door2", rest=text(aim)),
             entry(b"l", b"door/link", rest=text(b"x")), entry(b"h", b"door/hard", rest=text(b"door2/in")), plain_file(w, b"good", b"good"),
-            entry(b"d", b"door/folder/")])])
+            entry(b"d", b"door/folder/"), entry(b"l", b"door/deep/er/link", rest=text(b"x")), entry(b"l", b"nul", rest=text(b"a\0b")),
+            entry(b"l", b"late", rest=text(b"x"), mtime=2**62 * 10**9), plain_file(w, b"huge-uid", b"1", uid=2**40)])])
         before = sorted(os.listdir(self.base)) + ["target"]
         self.restore(expect=1)
         self.assertEqual(os.listdir(outside), [])
         self.assertEqual(sorted(os.listdir(self.base)), sorted(before))
         self.assertFalse((self.target / "stolen").exists())
         self.assertEqual((self.target / "good").read_bytes(), b"good")
+        self.assertEqual((self.target / "huge-uid").read_bytes(), b"1")
 
 
 class Damaged(Case):
