@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Both install what a fresh Debian or Ubuntu machine
 # with a Rust toolchain lacks, and say what they install.
 
-.PHONY: help deps build demo test sweep sim sim-bugs lint fmt bench bench-engine clean
+.PHONY: help deps build demo test sweep sim sim-bugs lint fmt bench bench-engine bench-repository clean
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -46,6 +46,11 @@ bench: ## The benches of the hot paths (they need neither the cloud nor the lab)
 
 bench-engine: ## The engine and its journal: steps a second, recovery, memory, schedules (PARTS="steps list" for some)
 	cargo bench --no-default-features --bench engine -- $(PARTS)
+
+bench-repository: ## The backup repository beside restic, Borg and rclone, and its goals (ARGS="--rounds 1 --scale 0.05")
+	cargo build --release
+	@bash scripts/deps.sh
+	benches/peers/artifacts $(ARGS)
 
 clean: ## Remove what was built
 	cargo clean

@@ -3,33 +3,18 @@
 //!
 //! `cargo bench --no-default-features --bench engine` measures all of it; names after `--` choose parts:
 //! `steps resume recovery idle schedules list`. The store's limit and the engine's figure take turns, so
-//! that their ratio does not hang on how busy the machine was. What is killed, and `muster serve`, are real
-//! processes; this program starts itself again for those that it kills.
+//! that their ratio does not hang on how busy the machine was. PostgreSQL is one of the bench's own, if its programs
+//! are there. What is killed, and `muster serve`, are real processes; this program starts itself again for those that
+//! it kills.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "engine/parts.rs"]
 mod parts;
+#[path = "engine/stores.rs"]
+mod stores;
 mod support;
 
-use muster::journal::{Journal, sqlite::SqliteJournal};
-use std::{path::Path, sync::Arc};
-
-/// A store that runs are measured on. One more is one more line in [`stores`].
-pub struct Store {
-    pub name: &'static str,
-    /// Its journal, in this directory or wherever it is.
-    pub open: fn(&Path) -> Arc<dyn Journal>,
-    /// So many commits, each of so many records, with the journal's settings and nothing of Muster's; how long.
-    pub limit: fn(&Path, commits: u32, records: u32) -> std::time::Duration,
-}
-
-fn stores() -> Vec<Store> {
-    vec![Store { name: "SQLite", open: sqlite, limit: parts::sqlite_limit }]
-}
-
-fn sqlite(dir: &Path) -> Arc<dyn Journal> {
-    Arc::new(support::runtime().block_on(SqliteJournal::open(dir)).expect("a journal"))
-}
+use std::path::Path;
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
@@ -41,8 +26,10 @@ fn main() {
     let wanted = |part: &str| args.is_empty() || args.iter().any(|arg| arg == part);
     let dir = tempfile::Builder::new().prefix("muster-bench-").tempdir_in(place()).expect("a directory");
     println!("load at the start: {}", std::fs::read_to_string("/proc/loadavg").unwrap_or_default().trim());
-    for store in stores().iter().filter(|_| wanted("steps")) {
-        parts::steps(store, dir.path());
+    if wanted("steps") {
+        for store in stores::all(&place()) {
+            parts::steps(&*store, dir.path());
+        }
     }
     let all: [(&str, fn(&Path)); 5] = [
         ("resume", parts::resume),

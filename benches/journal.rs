@@ -28,7 +28,7 @@ fn applying(n: u64) -> Body {
 async fn begin(journal: &SqliteJournal, id: &str) -> Claim {
     let plan = plan("regional-failover", &[("from", "east"), ("to", "west")]);
     let chain = NewChain { id: id.into(), kind: ChainKind::Run, name: plan.runbook.to_string(), parent: None, locks: Vec::new() };
-    let first = draft(Body::RunCreated { plan: Box::new(plan), drill: None });
+    let first = draft(Body::RunCreated { plan: plan.into(), drill: None });
     journal.create(chain, "muster@bench:1", first).await.expect("a chain").0
 }
 

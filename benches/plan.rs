@@ -38,7 +38,7 @@ fn wide() -> Plan {
 
 fn state(plan: Plan, done: usize) -> RunState {
     let event = |seq: u64, body| Event { run: "r".into(), seq, at: start(), actor: "bench".into(), epoch: 1, body, prev: String::new() };
-    let mut events = vec![event(1, Body::RunCreated { plan: Box::new(plan), drill: None })];
+    let mut events = vec![event(1, Body::RunCreated { plan: plan.into(), drill: None })];
     for n in 0..done {
         let body = Body::Verified { step: StepId(format!("step_{n}")), output: serde_json::Value::Null, warnings: Vec::new() };
         events.push(event(n as u64 + 2, body));

@@ -4,7 +4,7 @@
 
 use muster::repository::{
     codec::{Decoder, Encoder, Hint},
-    cut::{Cutter, Layout},
+    cut::{Cutter, Layout, MAX_CHUNK},
 };
 use rustix::time::{ClockId, clock_gettime};
 use std::{
@@ -170,8 +170,7 @@ fn tree(root: &Path) {
         let mut one = Sums::default();
         let size = data.len() as u64;
         let found = timed(&mut one.cutting, || {
-            let need = Cutter::need_head(&data[..data.len().min(9)], size);
-            let layout = cutter.layout(&data[..need.min(data.len())], size);
+            let layout = cutter.layout(&data[..data.len().min(2 * MAX_CHUNK)], size);
             cuts(&cutter, &layout, &data)
         });
         let mut at = 0;

@@ -176,6 +176,11 @@ pub trait Action: Send + Sync + 'static {
     fn observes(_with: &Node) -> bool {
         !matches!(Self::spec().effect, Effect::Read | Effect::OneShot)
     }
+    /// Does it leave alone all that serves: it reads, or writes only beside it? Such steps alone may stand in a restore
+    /// drill outside a lab.
+    fn aside(with: &Node) -> bool {
+        Self::effect(with) == Effect::Read
+    }
     /// How long after its sender was last heard of a request may still take effect. An attempt without an
     /// outcome that is not to be seen counts as failed, and is made again, only after that; one that may be sent
     /// twice is sent again at once, and waited for only where nothing is sent any more.
@@ -209,6 +214,7 @@ pub trait DynAction: Send + Sync {
     fn effect(&self, with: &Node) -> Effect;
     fn undo_policy(&self, with: &Node) -> UndoPolicy;
     fn observes(&self, with: &Node) -> bool;
+    fn aside(&self, with: &Node) -> bool;
     fn lands_within(&self, with: &Node) -> Duration;
     fn reach(&self, with: &Node, estate: &Estate) -> Vec<Reach>;
     fn locks(&self, with: &Node) -> Vec<Resource>;
@@ -255,6 +261,9 @@ impl<A: Action> DynAction for Erased<A> {
     }
     fn observes(&self, with: &Node) -> bool {
         A::observes(with)
+    }
+    fn aside(&self, with: &Node) -> bool {
+        A::aside(with)
     }
     fn lands_within(&self, with: &Node) -> Duration {
         A::lands_within(with)

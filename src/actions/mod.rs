@@ -3,12 +3,14 @@
 //! Actions see the ports in `providers::port` and the nouns in `model`; they know neither the engine
 //! nor the journal, nor an SDK. Adding one touches its own file and one line here.
 
+mod compared;
 pub mod contract;
 mod manifest;
 pub mod proof;
 pub mod replica;
 mod replica_content;
 mod shared;
+mod vault;
 mod wheel;
 
 #[cfg(test)]
@@ -46,6 +48,12 @@ macro_rules! actions {
 }
 
 actions! {
+    backup_copy::Copy,
+    backup_create::Create,
+    backup_forget::Forget,
+    backup_prove::Prove,
+    backup_restore::Restore,
+    backup_verify::Verify,
     bucket_backup::Backup,
     bucket_verify::Verify,
     condition_check::Check,

@@ -5,9 +5,11 @@
 //! known. Everything that was looked at becomes a finding, good or bad. It changes nothing; if anything that
 //! is needed is not there, it fails and names it.
 
-use super::{contract::*, manifest, replica::judge, shared::*};
+use super::{contract::*, manifest, replica::judge, shared::*, vault};
 use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoPolicy, time::Span};
+use crate::plan::proof::{PROOF_VALID, ProofState, Trial, proof_state};
 use crate::providers::port::*;
+use crate::repository::{names::Id, open::Repository, proof, snapshot::Snapshot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -26,6 +28,14 @@ pub struct Input {
     /// The largest age of the latest snapshot and backup in the region that is still good.
     #[serde(default)]
     pub max_backup_age: Option<Span>,
+    /// The largest age of the latest proof that a repository restores that is still good; what the estate says of the
+    /// repository (`proof_valid`) when left out.
+    #[serde(default)]
+    pub max_proof_age: Option<Span>,
+    /// These repositories are looked at: is their newest snapshot young enough, and is it proven that they restore? With
+    /// `max_proof_age` alone those that the services use.
+    #[serde(default)]
+    pub repositories: Vec<RepositoryName>,
 }
 
 /// One thing that was looked at.
@@ -76,6 +86,7 @@ impl Action for Readiness {
         if let Some(service) = input.services.iter().find(|s| !cx.estate.services.contains_key(*s)) {
             return Err(Refusal::no("unknown_service", format!("the estate has no service `{service}`")));
         }
+        input.repositories.iter().try_for_each(|name| vault::named(cx, name).map(drop))?;
         Ok(Prepared { intent: input, change: Vec::new(), notes: Vec::new() })
     }
     async fn apply(cx: &WriteCx, intent: &Input) -> Result<Output, ApplyError> {
@@ -126,7 +137,65 @@ async fn look(cx: &ReadCx, input: &Input) -> Vec<Finding> {
             all.push(record(cx, name, ep, if target.is_ipv4() { "A" } else { "AAAA" }).await);
         }
     }
+    for name in asked(cx, input) {
+        all.extend(repository(cx, input, &name).await);
+    }
     all
+}
+
+/// Opening a repository takes a moment, in which a failover waits: it is done where it was asked for.
+fn asked(cx: &ReadCx, input: &Input) -> Vec<RepositoryName> {
+    if !input.repositories.is_empty() || input.max_proof_age.is_none() {
+        return input.repositories.clone();
+    }
+    cx.estate.repositories.keys().filter(|name| wanted(cx, input, name.as_str())).cloned().collect()
+}
+
+/// The age of a repository's newest snapshot, and whether it is proven that its snapshots restore.
+async fn repository(cx: &ReadCx, input: &Input, name: &RepositoryName) -> Vec<Finding> {
+    let (snapshot, proven) = (format!("repository/{name} snapshot"), format!("repository/{name} proof"));
+    let loaded = async {
+        let repository = vault::open(cx, name).await?;
+        Ok::<_, Refusal>((repository.snapshots().await?.whole, trials(&repository).await?))
+    };
+    match loaded.await {
+        Err(refusal) => vec![finding(snapshot, "unknown", false, refusal.failure.message)],
+        Ok((snapshots, trials)) => {
+            let newest = snapshots.last().map(|(_, snapshot)| snapshot.time);
+            let mut fresh = age(cx, input, snapshot, newest);
+            if newest.is_none() {
+                "the repository has none".clone_into(&mut fresh.detail);
+            }
+            let valid = input.max_proof_age.or(cx.estate.repositories.get(name).and_then(|r| r.proof_valid)).unwrap_or(PROOF_VALID);
+            vec![fresh, judged(proven, input, &snapshots, &trials, cx.world.clock().now(), valid)]
+        }
+    }
+}
+
+async fn trials(repository: &Repository) -> Result<Vec<(Id, Trial)>, Refusal> {
+    let proofs = proof::load(repository).await?.whole;
+    Ok(proofs.into_iter().map(|(_, p)| (p.snapshot, Trial { at: p.time, ok: p.ok, why: p.why })).collect())
+}
+
+/// Over the snapshots that are still there: the last try of any of them. That it failed is always bad, that it is old or
+/// was never made only where an age was asked for.
+fn judged(
+    what: String,
+    input: &Input,
+    snapshots: &[(Id, Snapshot)],
+    trials: &[(Id, Trial)],
+    now: jiff::Timestamp,
+    valid: Span,
+) -> Finding {
+    let there = |id: &Id| snapshots.iter().any(|(snapshot, _)| snapshot == id);
+    let tried: Vec<Trial> = trials.iter().filter(|(id, _)| there(id)).map(|(_, trial)| trial.clone()).collect();
+    let state = proof_state(&tried, now, valid);
+    let ok = match state {
+        ProofState::Proven { .. } => true,
+        ProofState::Failed { .. } => false,
+        ProofState::Stale { .. } | ProofState::Never => input.max_proof_age.is_none(),
+    };
+    finding(what, state.word(), ok, state.detail())
 }
 
 /// The instance as its control plane sees it, and the age of its latest snapshot.

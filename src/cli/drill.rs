@@ -79,7 +79,7 @@ pub fn figures(view: &Value, output: &Output) {
     if nothing {
         output.line("nothing was measured, and no objective is set");
     } else {
-        measured(rto, rpo, output);
+        measured(view, output);
     }
     steps(&view["steps"], output);
     then(&view["then"], output);
@@ -102,7 +102,8 @@ fn shown(value: &Value) -> String {
     value.as_i64().map_or("not measured".to_owned(), |n| ms(Some(n.into())))
 }
 
-fn measured(rto: &Value, rpo: &Value, output: &Output) {
+fn measured(view: &Value, output: &Output) {
+    let (rto, rpo) = (&view["rto"], &view["rpo"]);
     let number = |value: &Value| value.as_i64().map(i128::from);
     let met = |value: &Value| match value.as_bool() {
         Some(true) => "met",
@@ -116,12 +117,21 @@ fn measured(rto: &Value, rpo: &Value, output: &Output) {
         ms(number(&rto["objective_ms"])),
         met(&rto["met"]).to_owned(),
     ]);
-    for part in ["detect", "decide", "act", "propagate", "verify"] {
+    let restore = view["kind"] == json!("restore");
+    // A restore detects nothing and moves no traffic.
+    let parts: &[&str] = if restore { &["act", "verify"] } else { &["detect", "decide", "act", "propagate", "verify"] };
+    for part in parts {
         table.add_row(vec![format!("  {part}"), shown(&rto["parts_ms"][part]), String::new(), String::new()]);
     }
     table.add_row(vec!["data loss".to_owned(), shown(&rpo["actual_ms"]), ms(number(&rpo["objective_ms"])), met(&rpo["met"]).to_owned()]);
-    table.add_row(vec!["  writes acknowledged".to_owned(), count(&rpo["acknowledged_writes"]), String::new(), String::new()]);
-    table.add_row(vec!["  of them lost".to_owned(), count(&rpo["lost_writes"]), String::new(), String::new()]);
+    let mut row = |what: &str, value: String| drop(table.add_row(vec![what.to_owned(), value, String::new(), String::new()]));
+    if restore {
+        row("  recovered point", view["restore"]["recovered_point"].as_str().unwrap_or("not measured").to_owned());
+        row("  files restored", count(&view["restore"]["files"]));
+    } else {
+        row("  writes acknowledged", count(&rpo["acknowledged_writes"]));
+        row("  of them lost", count(&rpo["lost_writes"]));
+    }
     output.line(table.trim_fmt());
 }
 
@@ -218,7 +228,11 @@ async fn history(muster: &Muster, limit: u32, output: &Output) -> Done {
     for entry in &history {
         let text = |name: &str| entry[name].as_str().unwrap_or_default().to_owned();
         let rto = entry["rto"]["actual_ms"].as_i64().map(i128::from);
-        let lost = entry["rpo"]["lost_writes"].as_u64().map_or("-".to_owned(), |n| n.to_string());
+        // What a restore loses is time: the age of the point that it recovered.
+        let lost = match entry["kind"].as_str() {
+            Some("restore") => ms(entry["rpo"]["actual_ms"].as_i64().map(i128::from)),
+            _ => entry["rpo"]["lost_writes"].as_u64().map_or("-".to_owned(), |n| n.to_string()),
+        };
         let started = text("started_at").parse().map_or_else(|_| text("started_at"), seconds);
         table.add_row(vec![text("drill"), text("status"), started, ms(rto), lost, short(&RunId(text("id")))]);
     }

@@ -103,7 +103,7 @@ pub async fn skip(args: StepReasonArgs, muster: &Muster, output: &Output) -> Don
 
 pub async fn resolve(args: ResolveArgs, muster: &Muster, output: &Output) -> Done {
     let done = args.outcome == Happened::Done;
-    tell(&args.run, None, Command::Resolve { step: StepId(args.step), done, reason: args.reason }, muster, output).await
+    tell(&args.run, None, Command::Resolve { step: StepId(args.step), done, reason: args.reason, question: None }, muster, output).await
 }
 
 pub(super) async fn tell(run: &str, by: Option<String>, command: Command, muster: &Muster, output: &Output) -> Done {

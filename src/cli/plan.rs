@@ -28,11 +28,11 @@ const LOOK: Duration = Duration::from_secs(20);
 pub async fn main(args: &Args, muster: &Muster, output: &Output) -> Done {
     let plan = muster.compile(&args.runbook, &args.inputs.read()?, false)?;
     let warnings = lint_reach(&plan);
-    let world = Arc::new(crate::providers::world::World::new(Arc::new(plan.estate.clone()), muster.clock.clone()));
+    let world = Arc::new(crate::providers::world::World::new(plan.estate.clone(), muster.clock.clone()));
     let run = RunId::from("plan");
     let cx = |step: &PlanStep| ReadCx {
         world: world.clone(),
-        estate: Arc::new(plan.estate.clone()),
+        estate: plan.estate.clone(),
         run: run.clone(),
         step: step.id.clone(),
         scope: plan.scope,

@@ -75,7 +75,10 @@ pub fn steps_table(state: &RunState) -> String {
         let known = state.steps.get(&step.id).cloned().unwrap_or_default();
         let took = known.started_at.zip(known.ended_at).map(|(from, to)| to.duration_since(from).as_millis());
         let overridden = known.overridden.as_ref().map(|by| format!("overridden by {} ({}): {}", by.by, by.was, by.reason));
-        let note = overridden.or(known.question).or(known.failure.map(|failure| failure.message)).or(known.skipped);
+        let note = overridden
+            .or(known.question.clone())
+            .or(known.failure.as_ref().map(|failure| failure.message.clone()))
+            .or(known.skipped.clone());
         table.add_row(vec![
             step.id.to_string(),
             step.kind.uses().to_owned(),

@@ -73,7 +73,13 @@ impl Conductor {
         }
         let (main, then) = plans;
         let estate = main.estate.clone();
-        let as_found = serde_json::to_value(as_found::capture(&*self.engine.world, &estate).await).unwrap_or_default();
+        // A restore touches nothing that serves, and must not wait for what it does not need.
+        let found = if drill.kind == DrillKind::Restore && then.is_none() {
+            as_found::Facts::new()
+        } else {
+            as_found::capture(&*self.engine.world, &estate).await
+        };
+        let as_found = serde_json::to_value(found).unwrap_or_default();
         let chain = NewChain { id, kind: ChainKind::Drill, name: drill.drill.to_string(), parent: None, locks: Vec::new() };
         let context = Box::new(DrillContext { estate, main, then, as_found });
         let body = Body::DrillCreated { drill: Box::new(drill), file: file.0, digest: file.1, scheduled_for, context };
@@ -125,7 +131,11 @@ impl Underway {
                 }
                 self.await_recovery(feed.as_mut(), RunRole::Main).await;
             }
-            self.measure(RunRole::Main, prober, watch).await?;
+            if self.state.drill.kind == DrillKind::Restore {
+                self.measure_restore().await?;
+            } else {
+                self.measure(RunRole::Main, prober, watch).await?;
+            }
         }
         self.heal().await?;
         if self.state.context.then.is_some() && self.state.runs.contains_key(&RunRole::Main) {

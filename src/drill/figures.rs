@@ -8,7 +8,7 @@ use super::{
     probe_ledger,
     probe_watch::ResolverWatch,
 };
-use crate::model::{effect::Effect, event::*, ids::*, objective::*, plan::*, status::RunStatus};
+use crate::model::{drill::DrillKind, effect::Effect, event::*, ids::*, objective::*, plan::*, status::RunStatus};
 use crate::plan::{
     measure::{LedgerEntry, Recovery, instants, longest_pause, rpo, rto},
     verdict::Facts,
@@ -252,6 +252,7 @@ impl Underway {
             main: state.ended(RunRole::Main).map(|status| (status, reason)),
             rto: main.map(|m| m.rto.clone()).unwrap_or_default(),
             rpo: main.map(|m| m.rpo.clone()).unwrap_or_default(),
+            restore: state.drill.kind == DrillKind::Restore,
             probed: state.drill.probes.http.is_some(),
             ledgered: state.drill.probes.ledger.is_some(),
             hole: !state.holes.is_empty(),

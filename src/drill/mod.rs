@@ -15,5 +15,6 @@ pub mod probe_ledger;
 pub mod probe_watch;
 pub mod report;
 mod report_chart;
+mod restore;
 pub mod state;
 pub mod summary;

@@ -236,10 +236,18 @@ fn figures(data: &ReportData) -> Markup {
                 (chart::gauge(rpo.actual_ms, rpo.objective_ms, rpo.met))
                 (against(rpo.met, rpo.objective_ms))
             }
-            div.card {
-                h2 { "Writes lost" }
-                p.figure { (count(rpo.lost_writes)) }
-                p.against { "of " (count(rpo.acknowledged_writes)) " acknowledged, by a ledger kept outside both regions" }
+            @if data.kind == DrillKind::Restore {
+                div.card {
+                    h2 { "Recovered point" }
+                    p.figure { (data.instants.recovered_point.map_or_else(|| NOT_MEASURED.to_owned(), |at| at.strftime("%Y-%m-%d %H:%M:%S").to_string())) }
+                    p.against { "the data loss is its age at the moment of loss, which is when the drill began" }
+                }
+            } @else {
+                div.card {
+                    h2 { "Writes lost" }
+                    p.figure { (count(rpo.lost_writes)) }
+                    p.against { "of " (count(rpo.acknowledged_writes)) " acknowledged, by a ledger kept outside both regions" }
+                }
             }
             @if let Some(then) = &data.then {
                 div.card {
@@ -275,16 +283,30 @@ fn reasons(data: &ReportData) -> Markup {
     }
 }
 
-fn recovery(data: &ReportData) -> Markup {
+/// The instants: their name, what they are, and which part of the recovery time ends there.
+fn rows(data: &ReportData) -> [(&'static str, &'static str, Option<Timestamp>, Option<usize>); 6] {
     let i = &data.instants;
-    let rows = [
+    if data.kind == DrillKind::Restore {
+        return [
+            ("", "recovered point: how things stood then is what came back", i.recovered_point, None),
+            ("", "moment of loss, as declared: the drill began", i.lost, None),
+            ("T0", "restore begun", i.first_applying, None),
+            ("", "first file back and verified", i.first_back, None),
+            ("T1", "all files back", i.restored, Some(0)),
+            ("T2", "all of it verified", i.recovered, Some(1)),
+        ];
+    }
+    [
         ("T0", "last good answer before the outage", i.last_good, None),
         ("T1", "loss detected by the probe", i.detected, Some(0)),
         ("T2", "first change begun", i.first_applying, Some(1)),
         ("T3", "last traffic change applied", i.traffic_applied, Some(2)),
         ("T4", "first resolver with the new answer", i.resolver_moved, Some(3)),
         ("T5", "first of the good answers that last", i.recovered, Some(4)),
-    ];
+    ]
+}
+
+fn recovery(data: &ReportData) -> Markup {
     let parts = chart::parts(data);
     html! {
         section {
@@ -295,7 +317,7 @@ fn recovery(data: &ReportData) -> Markup {
             }
             div.scroll { table {
                 thead { tr { th { "instant" } th { "what it is" } th { "at" } th { "part that ends here" } th.number { "length" } } }
-                tbody { @for (name, what, at, part) in rows { tr {
+                tbody { @for (name, what, at, part) in rows(data) { tr {
                     td.strong { (name) }
                     td { (what) }
                     td.mono { (instant(at)) }

@@ -4,7 +4,7 @@
 //! their status in words, parts their names.
 
 use super::report::{ReportData, ReportStep, millis};
-use crate::model::{event::RunRole, status::StepStatus};
+use crate::model::{drill::DrillKind, event::RunRole, status::StepStatus};
 use jiff::Timestamp;
 use maud::{Markup, html};
 
@@ -74,10 +74,13 @@ pub(super) fn gauge(actual: Option<u64>, objective: Option<u64>, met: Option<boo
     }
 }
 
-/// The five parts, in order, with the class that colours each.
-pub(super) fn parts(data: &ReportData) -> [(&'static str, &'static str, Option<i64>); 5] {
+/// The parts, in order, with the class that colours each: five, of a restore two.
+pub(super) fn parts(data: &ReportData) -> Vec<(&'static str, &'static str, Option<i64>)> {
     let p = &data.rto.parts_ms;
-    [
+    if data.kind == DrillKind::Restore {
+        return vec![("restore", "p3", p.act), ("verify", "p5", p.verify)];
+    }
+    vec![
         ("detect", "p1", p.detect),
         ("decide", "p2", p.decide),
         ("act", "p3", p.act),
@@ -86,7 +89,7 @@ pub(super) fn parts(data: &ReportData) -> [(&'static str, &'static str, Option<i
     ]
 }
 
-/// The recovery time as one bar of five parts with T0 to T5 below it; nothing when it was not measured.
+/// The recovery time as one bar of its parts with the instants below it; nothing when it was not measured.
 pub(super) fn stacked(data: &ReportData) -> Option<Markup> {
     let total = data.rto.actual_ms.filter(|t| *t > 0)? as f64;
     let (left, width) = (14.0, WIDTH - 28.0);
@@ -174,15 +177,19 @@ fn bounds(data: &ReportData) -> (Timestamp, Timestamp) {
 /// The instants by name, and where their labels stand.
 fn marks(data: &ReportData, axis: &Axis) -> (Vec<(&'static str, f64)>, Vec<f64>) {
     let i = &data.instants;
-    let named = [
-        ("T0", i.last_good),
-        ("fault", data.fault_at),
-        ("T1", i.detected),
-        ("T2", i.first_applying),
-        ("T3", i.traffic_applied),
-        ("T4", i.resolver_moved),
-        ("T5", i.recovered),
-    ];
+    let named = if data.kind == DrillKind::Restore {
+        vec![("T0", i.first_applying), ("T1", i.restored), ("T2", i.recovered)]
+    } else {
+        vec![
+            ("T0", i.last_good),
+            ("fault", data.fault_at),
+            ("T1", i.detected),
+            ("T2", i.first_applying),
+            ("T3", i.traffic_applied),
+            ("T4", i.resolver_moved),
+            ("T5", i.recovered),
+        ]
+    };
     let mut marks: Vec<_> = named.into_iter().filter_map(|(name, at)| Some((name, axis.x(at?)))).collect();
     marks.sort_by(|a, b| a.1.total_cmp(&b.1));
     let labels = spread(&marks.iter().map(|m| m.1).collect::<Vec<_>>(), 32.0, GUTTER, WIDTH - 16.0);

@@ -78,6 +78,7 @@ fn passed() -> ReportData {
             traffic_applied: Some(at(5_470)),
             resolver_moved: Some(at(5_490)),
             recovered: Some(at(6_202)),
+            ..Instants::default()
         },
         rto: Rto {
             objective_ms: Some(60_000),
@@ -128,6 +129,40 @@ fn unmeasured() -> ReportData {
     data.steps.truncate(3);
     data.steps[2].status = StepStatus::Indeterminate;
     data
+}
+
+/// A restore of three files from a point two hours back.
+fn restored() -> ReportData {
+    let mut data = passed();
+    data.drill = "artifact-restore".to_owned();
+    data.kind = DrillKind::Restore;
+    data.instants = Instants {
+        lost: Some(at(0)),
+        recovered_point: Some(at(-7_200_000)),
+        first_applying: Some(at(1_000)),
+        first_back: Some(at(1_200)),
+        restored: Some(at(2_500)),
+        recovered: Some(at(3_100)),
+        ..Instants::default()
+    };
+    let parts_ms = RtoParts { act: Some(1_500), verify: Some(600), ..RtoParts::default() };
+    data.rto = Rto { objective_ms: Some(60_000), actual_ms: Some(2_100), met: Some(true), parts_ms };
+    data.rpo = Rpo { objective_ms: Some(86_400_000), actual_ms: Some(7_200_000), met: Some(true), ..Rpo::default() };
+    (data.samples, data.scenario, data.then, data.traffic) = (Vec::new(), Vec::new(), None, None);
+    data.steps.truncate(1);
+    data
+}
+
+#[test]
+fn the_page_of_a_restore_says_what_came_back_and_from_when() {
+    let page = render(&restored());
+    for word in ["120 min", "2.10 s", "moment of loss", "recovered point", "all files back", "restore", "verify", "all of it verified"] {
+        assert!(page.contains(word), "the page lacks {word:?}");
+    }
+    for word in ["acknowledged, by a ledger", "propagate", "resolver", "the recovery time was not measured"] {
+        assert!(!page.to_lowercase().contains(word), "the page of a restore speaks of {word:?}");
+    }
+    assert!(render(&ReportData { rto: Rto::default(), ..restored() }).contains("The recovery time was not measured"));
 }
 
 #[test]

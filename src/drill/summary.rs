@@ -1,7 +1,7 @@
 //! A drill as one JSON object: what `drill run --json` ends with, less the evidence over it.
 
 use super::state::DrillState;
-use crate::model::{event::RunRole, objective::Verdict, time::rfc3339_ms};
+use crate::model::{drill::DrillKind, event::RunRole, objective::Verdict, time::rfc3339_ms};
 use serde_json::{Value, json};
 
 /// The object of the command line's contract, without `steps` and `evidence`, which its reader adds.
@@ -23,8 +23,27 @@ pub fn summary(state: &DrillState, verdict: Verdict) -> Value {
         "rto": main.map(|m| &m.rto),
         "rpo": main.map(|m| &m.rpo),
         "traffic": traffic,
+        "restore": restore(state),
         "then": then(state),
     })
+}
+
+/// What came back, and the instants that the figures are differences of.
+fn restore(state: &DrillState) -> Option<Value> {
+    let main = state.measured.get(&RunRole::Main).filter(|_| state.drill.kind == DrillKind::Restore)?;
+    let note = |name: &str| main.notes.get(name).cloned().unwrap_or_default();
+    let at = &main.instants;
+    Some(json!({
+        "steps": note("restoring"),
+        "lost_at": at.lost.map(rfc3339_ms),
+        "lost_at_is": "the instant at which the drill began",
+        "recovered_point": at.recovered_point.map(rfc3339_ms),
+        "first_file_at": at.first_back.map(rfc3339_ms),
+        "restored_at": at.restored.map(rfc3339_ms),
+        "verified_at": at.recovered.map(rfc3339_ms),
+        "files": note("files"),
+        "bytes": note("bytes"),
+    }))
 }
 
 fn then(state: &DrillState) -> Option<Value> {

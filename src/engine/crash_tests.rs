@@ -79,12 +79,12 @@ impl<'a> Sim<'a> {
             live: false,
             inputs: BTreeMap::new(),
             waive: Vec::new(),
-            estate: Estate::default(),
+            estate: Estate::default().into(),
             locks: Vec::new(),
             steps: scripts.iter().map(|script| script.step.clone()).collect(),
         };
         let now: jiff::Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
-        let first = event(1, now, Body::RunCreated { plan: Box::new(plan), drill: None });
+        let first = event(1, now, Body::RunCreated { plan: plan.into(), drill: None });
         let state = RunState::new(&first).unwrap();
         let (world, in_flight) = (World::default(), BTreeMap::new());
         Self { scripts, order, events: vec![first], state, world, in_flight, instants: 0, fuse, turns: 0, now }

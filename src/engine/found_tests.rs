@@ -1,8 +1,12 @@
-//! What the simulation found, told again as short stories: each was a defect of the engine, and stays found also
-//! when a seed no longer leads to it.
+//! What the simulation and readers found, told again as short stories: each was a defect of the engine, and stays
+//! found also when a seed no longer leads to it.
 
-use super::work::{self, Report};
+use super::{
+    inbox,
+    work::{self, Report},
+};
 use crate::actions::contract::{ApplyError, DEPOSED, Prepared, Refusal};
+use crate::journal::Command;
 use crate::model::{effect::*, estate::Estate, event::*, ids::*, node::*, plan::*, runbook::*, status::*, time::Span};
 use crate::plan::{
     decide::{Decision, decide},
@@ -51,11 +55,11 @@ impl Story {
             live: false,
             inputs: BTreeMap::new(),
             waive: Vec::new(),
-            estate: Estate::default(),
+            estate: Estate::default().into(),
             locks: Vec::new(),
             steps: vec![step],
         };
-        let created = Body::RunCreated { plan: Box::new(plan), drill: None };
+        let created = Body::RunCreated { plan: plan.into(), drill: None };
         let first = Event { run: "r".into(), seq: 1, at: at(0), actor: "test".into(), epoch: 1, body: created, prev: String::new() };
         let mut story = Self(RunState::new(&first).unwrap());
         story.say(at(0), Body::Claimed { owner: "first".into() });
@@ -106,6 +110,24 @@ fn what_was_accepted_and_took_too_long_is_looked_at_when_it_is_retried() {
         story.say(at(63), Body::RetryRequested { step: id(), by: "ana".into() });
         assert_eq!(story.next(at(64)), [expected]);
     }
+}
+
+#[test]
+fn an_answer_counts_for_the_question_that_it_was_given_to_and_for_no_later_one() {
+    let mut story = Story::of(Effect::Observable).applying();
+    let asks = || Body::Indeterminate { step: id(), question: "?".into() };
+    story.say(at(2), asks());
+    let answer = Command::Resolve { step: id(), done: false, reason: "looked".into(), question: None };
+    let answer = inbox::bound(&answer, &story.0);
+    let heard = |story: &Story| inbox::bodies(&story.0, &"r".into(), "ana", &answer, at(9));
+    let resolved = heard(&story).unwrap();
+    // Somebody else said so as well, it was tried again, and again nobody knows; then the letter is read.
+    for body in resolved {
+        story.say(at(3), body);
+    }
+    story.say(at(4), Body::Applying { step: id(), attempt: 2, epoch: 1, key: "k".into() });
+    story.say(at(5), asks());
+    assert!(heard(&story).unwrap_err().contains("anew"));
 }
 
 #[test]

@@ -62,14 +62,27 @@ pub fn bodies(state: &RunState, run: &RunId, by: &str, command: &Command, now: j
             }
             vec![Body::SkipRequested { step: step.clone(), by, reason: reason.clone() }]
         }
-        Command::Resolve { step, done, reason } => {
+        Command::Resolve { step, done, reason, question } => {
             let known = find(state, step)?;
             if known.phase != Phase::Held {
                 return Err(format!("step `{step}` is {}; only an indeterminate step is resolved", known.status.word()));
             }
+            if question.is_some_and(|asked| asked != known.mark) {
+                return Err(format!("step `{step}` was asked about anew after this answer was given: muster show {run}"));
+            }
             vec![Body::Resolved { step: step.clone(), done: *done, by, reason: reason.clone() }]
         }
     })
+}
+
+/// An answer is one to the question that stands when it is given, not to one that comes after it.
+#[must_use]
+pub fn bound(command: &Command, state: &RunState) -> Command {
+    let mut command = command.clone();
+    if let Command::Resolve { step, question, .. } = &mut command {
+        *question = question.or_else(|| state.step(step).map(|known| known.mark));
+    }
+    command
 }
 
 /// What an override would go past: a guard that waits or did not hold. What acts is never overridden: it was

@@ -21,7 +21,7 @@ mod wheel;
 pub mod work;
 
 use crate::journal::{Bell, Claim, Draft, Journal, JournalError, Stored};
-use crate::model::{effect::Effect, estate::Estate, event::*, ids::*, plan::*, status::*};
+use crate::model::{effect::Effect, event::*, ids::*, plan::*, status::*};
 use crate::plan::{
     decide::{AfterFailure, Decision, after_failure, decide},
     planted::{Defect, planted},
@@ -90,17 +90,17 @@ pub struct Outcome {
 
 impl Engine {
     /// Begins a run: its chain, its locks and its first event, all or nothing.
-    pub async fn create(&self, plan: Plan, drill: Option<RunId>) -> Result<(Claim, Stored), EngineError> {
+    pub async fn create(&self, plan: impl Into<Arc<Plan>>, drill: Option<RunId>) -> Result<(Claim, Stored), EngineError> {
         self.create_by(plan, drill, &self.actor).await
     }
 
     /// The same in a person's name: who starts a run is who may not approve it.
-    pub async fn create_by(&self, plan: Plan, drill: Option<RunId>, by: &str) -> Result<(Claim, Stored), EngineError> {
-        self.create_as(RunId(self.clock.new_id()), plan, drill, by).await
+    pub async fn create_by(&self, plan: impl Into<Arc<Plan>>, drill: Option<RunId>, by: &str) -> Result<(Claim, Stored), EngineError> {
+        self.create_as(RunId(self.clock.new_id()), plan.into(), drill, by).await
     }
 
     /// The same under an identifier that others have been told already.
-    pub async fn create_as(&self, id: RunId, plan: Plan, drill: Option<RunId>, by: &str) -> Result<(Claim, Stored), EngineError> {
+    pub async fn create_as(&self, id: RunId, plan: Arc<Plan>, drill: Option<RunId>, by: &str) -> Result<(Claim, Stored), EngineError> {
         let chain = crate::journal::NewChain {
             id,
             kind: crate::journal::ChainKind::Run,
@@ -108,7 +108,7 @@ impl Engine {
             parent: drill.clone(),
             locks: plan.locks.clone(),
         };
-        let first = Draft { actor: by.to_owned(), ..self.draft(Body::RunCreated { plan: Box::new(plan), drill }) };
+        let first = Draft { actor: by.to_owned(), ..self.draft(Body::RunCreated { plan, drill }) };
         let (claim, stored) = self.begin_chain(chain, first).await?;
         (self.listener)(&stored);
         Ok((claim, stored))
@@ -137,7 +137,6 @@ impl Engine {
         let bell = self.journal.bell(&claim.run);
         let mut owner = Box::new(Owner {
             engine: self.clone(),
-            estate: Arc::new(state.plan.estate.clone()),
             // The bell rings by itself for what is waiting.
             looked: bell.as_ref().map(|_| self.clock.monotonic()),
             bell,
@@ -173,8 +172,6 @@ impl Engine {
 struct Owner {
     engine: Engine,
     claim: Claim,
-    /// The plan's estate, lent to every task.
-    estate: Arc<Estate>,
     /// Rings when there are letters; without one the inbox is looked into from time to time.
     bell: Option<Bell>,
     /// When it was last looked into.
@@ -253,7 +250,8 @@ impl Owner {
 
     /// Until a task reports, it is time for a retry, there are letters, or everything is told to stop.
     async fn wait(&mut self, wake: Option<jiff::Timestamp>) -> Result<(), EngineError> {
-        let most = if self.bell.is_some() { IDLE } else { INBOX };
+        // The end of a lease is to be noticed as soon as a letter.
+        let most = if self.bell.is_some() && !self.claim.hold.may_end() { IDLE } else { INBOX };
         let until = wake.map(|at| self.engine.clock.now().duration_until(at));
         let until = until.and_then(|left| Duration::try_from(left).ok()).unwrap_or(most).min(most);
         let (clock, mut interrupt) = (self.engine.clock.clone(), self.engine.interrupt.clone());
@@ -392,7 +390,7 @@ impl Owner {
     /// Begins a piece of work. What needs no waiting is done at once, without a task of its own: then true.
     async fn begin(&mut self, step: StepId, work: Work) -> bool {
         let told = work::Told { waiting: self.waiting.subscribe(), reading: self.reading.subscribe() };
-        let doing = work::Doing { engine: &self.engine, state: &self.state, claim: &self.claim, owned: &self.owned, estate: &self.estate };
+        let doing = work::Doing { engine: &self.engine, state: &self.state, claim: &self.claim, owned: &self.owned };
         let Some(mut task) = work::task(&doing, &step, work, told) else {
             return false;
         };

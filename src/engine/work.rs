@@ -4,7 +4,7 @@
 use super::{Engine, Retry, failed, wheel};
 use crate::actions::contract::*;
 use crate::journal::{Claim, chain::sha256_hex};
-use crate::model::{effect::*, estate::Estate, event::*, ids::*, node::*, plan::*};
+use crate::model::{effect::*, event::*, ids::*, node::*, plan::*};
 use crate::plan::state::{Phase, RunState, StepState};
 use crate::providers::clock::Clock;
 use crate::runbook::expr;
@@ -97,8 +97,6 @@ pub struct Doing<'a> {
     pub state: &'a RunState,
     pub claim: &'a Claim,
     pub owned: &'a Arc<AtomicBool>,
-    /// The plan's, shared by all its tasks.
-    pub estate: &'a Arc<Estate>,
 }
 
 type Task = Pin<Box<dyn Future<Output = Report> + Send>>;
@@ -169,10 +167,10 @@ pub fn task(doing: &Doing<'_>, step: &StepId, work: Work, told: Told) -> Option<
 
 /// What a step's action sees, and the permit without which it changes nothing.
 pub(super) fn contexts(doing: &Doing<'_>, planned: &PlanStep) -> (ReadCx, WriteCx) {
-    let Doing { engine, state, claim, owned, estate } = *doing;
+    let Doing { engine, state, claim, owned } = *doing;
     let read = ReadCx {
         world: engine.world.clone(),
-        estate: estate.clone(),
+        estate: state.plan.estate.clone(),
         run: claim.run.clone(),
         step: planned.id.clone(),
         scope: state.plan.scope,

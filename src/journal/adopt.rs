@@ -162,7 +162,7 @@ fn body(event: &EventRow) -> Option<Body> {
 fn held(events: &[&EventRow]) -> Option<(Vec<Resource>, jiff::Timestamp, jiff::Timestamp)> {
     let (first, last) = (events.first()?, events.last()?);
     let locks = match body(first)? {
-        Body::RunCreated { plan, .. } => plan.locks,
+        Body::RunCreated { plan, .. } => plan.locks.clone(),
         Body::DrillCreated { context, .. } => context.main.locks,
         _ => Vec::new(),
     };
@@ -206,7 +206,7 @@ mod tests {
         plan.locks.clone_from(&locks);
         let draft = |second, body| Draft { at: at(second), actor: "tester".into(), body };
         let new = NewChain { id: id.into(), kind: ChainKind::Run, name: "r".into(), parent: None, locks };
-        let first = draft(from, Body::RunCreated { plan: Box::new(plan), drill: None });
+        let first = draft(from, Body::RunCreated { plan: plan.into(), drill: None });
         let (claim, _) = journal.create(new, "tester", first).await.unwrap();
         let body = match to {
             Some(_) => Body::RunFinished { status: RunStatus::Succeeded, reason: None },

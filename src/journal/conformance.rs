@@ -8,7 +8,7 @@ use super::{chain::verify, *};
 pub(super) mod pg;
 
 use crate::model::{estate::Estate, plan::*};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 pub(super) fn plan() -> Plan {
     Plan {
@@ -20,7 +20,7 @@ pub(super) fn plan() -> Plan {
         live: false,
         inputs: BTreeMap::new(),
         waive: Vec::new(),
-        estate: Estate::default(),
+        estate: Estate::default().into(),
         locks: Vec::new(),
         steps: Vec::new(),
     }
@@ -40,7 +40,7 @@ pub(super) fn new(id: &str, locks: &[&str]) -> NewChain {
 }
 
 pub(super) fn first(second: i64) -> Draft {
-    draft(second, Body::RunCreated { plan: Box::new(plan()), drill: None })
+    draft(second, Body::RunCreated { plan: plan().into(), drill: None })
 }
 
 pub(super) fn finished() -> Body {
@@ -99,6 +99,11 @@ async fn letters_are_read_once(journal: &dyn Journal) {
     let run = RunId::from("run-c");
     let command = Command::Pause { reason: "tea".to_owned() };
     let id = journal.post(&run, at(0), "ana", &command).await.unwrap();
+    let (bell, other) = (journal.bell(&run), journal.bell(&"run-d".into()));
+    if let (Some(bell), Some(other)) = (bell, other) {
+        tokio::time::timeout(Duration::from_secs(30), bell.rung()).await.expect("it rings");
+        assert!(tokio::time::timeout(Duration::from_millis(300), other.rung()).await.is_err(), "it was not for another run");
+    }
     let letters = journal.letters(&run).await.unwrap();
     assert_eq!(letters.iter().map(|l| (l.id, l.actor.as_str(), l.command.clone())).collect::<Vec<_>>(), [(id, "ana", command)]);
     journal.taken(id).await.unwrap();

@@ -99,6 +99,12 @@ impl Hold {
         self.lost.load(Ordering::SeqCst)
     }
 
+    /// May it end before its holder lets go?
+    #[must_use]
+    pub fn may_end(&self) -> bool {
+        self.until.load(Ordering::SeqCst) != u64::MAX
+    }
+
     /// May an effect be begun at this instant of the holder's monotonic clock?
     #[must_use]
     pub fn permits(&self, now: Duration) -> bool {

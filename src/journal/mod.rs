@@ -6,6 +6,7 @@
 //! long a process may believe that it owns a chain, where the store is not on its own machine.
 
 pub mod adopt;
+mod bells;
 pub mod chain;
 #[cfg(test)]
 mod conformance;
@@ -189,6 +190,9 @@ pub enum Command {
         step: crate::model::ids::StepId,
         done: bool,
         reason: String,
+        /// The event that asked, as it stood when the answer was given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        question: Option<u64>,
     },
 }
 

@@ -15,7 +15,7 @@
 //! known. Each thing here may be asked again: an append is recognised by the engine as its own, and a chain
 //! that was created or claimed for this session, and that nobody here holds, is simply held.
 
-use super::{chain::*, postgres_link::*, postgres_rows::*, postgres_session::*, *};
+use super::{bells::Bells, chain::*, postgres_link::*, postgres_rows::*, postgres_session::*, *};
 use crate::providers::clock::Clock;
 use secrecy::SecretString;
 use sqlx::{Connection as _, PgConnection, Row};
@@ -29,6 +29,7 @@ pub struct PostgresJournal {
     terms: lease::Terms,
     serves: bool,
     session: tokio::sync::Mutex<Option<Arc<Session>>>,
+    bells: Arc<Bells>,
 }
 
 /// How a process takes part.
@@ -69,6 +70,14 @@ impl Drop for Guard {
     }
 }
 
+/// The runs for which letters wait.
+async fn waiting(link: Arc<Link>) -> Vec<String> {
+    let Ok(mut lent) = link.take().await else { return Vec::new() };
+    let runs = sqlx::query_scalar("SELECT DISTINCT run FROM inbox WHERE NOT taken");
+    let done = within(async { Ok(runs.fetch_all(&mut lent.conn).await?) }).await;
+    link.settle(lent, done).unwrap_or_default()
+}
+
 async fn let_go(link: &Link, session: &str, run: &RunId, epoch: u64, serves: bool) {
     let release = "UPDATE chains SET session = NULL, waits = NOT $4 WHERE id = $1 AND epoch = $2 AND session = $3";
     let done = async {
@@ -88,7 +97,9 @@ impl PostgresJournal {
         let store = |why: String| JournalError::Store { place: "--journal (MUSTER_JOURNAL)".to_owned(), why };
         let terms = part.terms.check().map_err(store)?;
         let link = Arc::new(Link::new(url, terms, clock.clone()).map_err(store)?);
-        let journal = Self { link, clock, terms, serves: part.serves, session: tokio::sync::Mutex::default() };
+        let asked = link.clone();
+        let bells = Arc::new(Bells::new(Box::new(move || Box::pin(waiting(asked.clone())))));
+        let journal = Self { link, clock, terms, serves: part.serves, session: tokio::sync::Mutex::default(), bells };
         if make {
             journal.make().await?;
         }
@@ -278,13 +289,14 @@ impl Journal for PostgresJournal {
                 return self.ours(&mut lent.conn, &session, &stored).await;
             }
             take_locks(&mut tx, &chain).await?;
+            let mut after = row.clone();
+            let ended = after.advance(&sealed);
+            append_events(&mut tx, &row, &after, (1, &session.id), &sealed).await?;
+            // Last of all: from here to the commit everybody stands in line who begins or ends a chain.
             let mut begun = row.clone();
             begun.seq = 1;
             begun.head.clone_from(&stored.hash);
             add_head(&mut tx, &begun, false).await?;
-            let mut after = row.clone();
-            let ended = after.advance(&sealed);
-            append_events(&mut tx, &row, &after, (1, &session.id), &sealed).await?;
             if ended {
                 finish(&mut tx, &after).await?;
             }
@@ -443,6 +455,10 @@ impl Journal for PostgresJournal {
         let taken = sqlx::query("UPDATE inbox SET taken = true WHERE id = $1").bind(letter);
         let done = within(async { Ok(taken.execute(&mut lent.conn).await.map(|_| ())?) }).await;
         self.link.settle(lent, done)
+    }
+
+    fn bell(&self, run: &RunId) -> Option<Bell> {
+        Some(Bells::hang(&self.bells, run))
     }
 
     async fn considered(&self, drill: &str) -> Result<Option<jiff::Timestamp>, JournalError> {

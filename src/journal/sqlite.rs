@@ -10,7 +10,6 @@
 //! rusqlite, over the same library: a prepared insert is a function call there, and many a millisecond are
 //! what the engine asks for.
 
-mod bells;
 mod hold;
 mod reserve;
 #[cfg(test)]
@@ -20,7 +19,7 @@ mod writer;
 
 pub use reserve::exists;
 
-use super::{chain::*, *};
+use super::{bells::Bells, chain::*, *};
 use sqlx::Row;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
 use std::{
@@ -39,7 +38,7 @@ const BUSY: Duration = Duration::from_secs(10);
 /// and that they stand in line is no trouble of the store's.
 const QUEUE: Duration = Duration::from_mins(10);
 /// After so many pages of 4 KiB what was written moves from the log to its place.
-const CHECKPOINT: u32 = 2_000;
+pub const CHECKPOINT: u32 = 2_000;
 
 /// Columns of an event for a dump: its chain's identifier, else what its record says.
 const EVENT: &str = "SELECT c.id AS run, e.seq, e.kind, e.hash, e.record FROM events e LEFT JOIN chains c ON c.n = e.chain";
@@ -49,7 +48,7 @@ pub struct SqliteJournal {
     dir: PathBuf,
     /// Begun with the first thing that is written.
     desk: Mutex<Option<Desk>>,
-    bells: Arc<bells::Bells>,
+    bells: Arc<Bells>,
 }
 
 /// What holds a chain while its claim lives.
@@ -95,7 +94,8 @@ impl SqliteJournal {
         if MIGRATIONS.run(&read).await.is_err() {
             MIGRATIONS.run(&read).await.map_err(|e| fail(trouble::of_migration(&e)))?;
         }
-        let bells = Arc::new(bells::Bells::new(read.clone()));
+        let store = read.clone();
+        let bells = Arc::new(Bells::new(Box::new(move || Box::pin(waiting(store.clone())))));
         reserve::keep(dir);
         Ok(Self { read, dir: dir.to_owned(), desk: Mutex::default(), bells })
     }
@@ -154,6 +154,11 @@ impl SqliteJournal {
     fn rows(&self, rows: Result<Vec<SqliteRow>, sqlx::Error>) -> Result<Vec<ChainRow>, JournalError> {
         rows.map_err(|e| self.fail(&e))?.iter().map(chain_row).collect::<Result<_, _>>().map_err(|e| self.fail(&e))
     }
+}
+
+/// The runs for which letters wait.
+async fn waiting(store: SqlitePool) -> Vec<String> {
+    sqlx::query_scalar("SELECT DISTINCT run FROM inbox WHERE taken = 0").fetch_all(&store).await.unwrap_or_default()
 }
 
 fn kind_word(kind: ChainKind) -> &'static str {
@@ -317,7 +322,7 @@ impl Journal for SqliteJournal {
     }
 
     fn bell(&self, run: &RunId) -> Option<Bell> {
-        Some(bells::Bells::hang(&self.bells, run))
+        Some(Bells::hang(&self.bells, run))
     }
 
     async fn considered(&self, drill: &str) -> Result<Option<jiff::Timestamp>, JournalError> {

@@ -28,7 +28,7 @@ pub fn estate_yaml(plan: &LabPlan) -> String {
             region.at(region.rds)
         );
     }
-    out.push_str("services:\n  scoring:\n    objectives: { rto: 60s, rpo: 5s }\n    uses: [predictions, models, inference]\n");
+    out.push_str("services:\n  scoring:\n    objectives: { rto: 60s, rpo: 5s }\n    uses: [predictions, models, inference, vault]\n");
     let _ = write!(
         out,
         "databases:\n  predictions:\n    engine: rds-postgres\n    name: postgres\n    user: postgres\n    password: {{ file: {} }}\n    instances:\n{}    lease: {{ url: \"http://{}\", name: {LEASE} }}\n    tables: [predictions]\n",
@@ -37,6 +37,13 @@ pub fn estate_yaml(plan: &LabPlan) -> String {
         plan.outside.at(plan.outside.lease)
     );
     let _ = write!(out, "buckets:\n  models:\n{}", each(plan, |name, _| format!("    {name}: {{ bucket: {} }}\n", bucket_of(name))));
+    // On this machine and in neither region: what is left when one of them is lost.
+    let _ = write!(
+        out,
+        "repositories:\n  vault: {{ url: {}, password: {{ file: {} }} }}\n",
+        quoted(&plan.home.join("vault").display().to_string()),
+        secret("repository_password")
+    );
     let port = plan.regions.values().next().map_or(0, |r| r.inference);
     let _ = write!(
         out,
@@ -74,5 +81,6 @@ mod tests {
         assert_eq!(endpoint.resolvers, [plan.outside.at(plan.outside.resolver)]);
         assert_eq!(estate.databases["predictions"].instances["west"].id.as_deref(), Some("predictions-west"));
         assert_eq!(estate.databases["predictions"].tables, ["predictions"]);
+        assert!(estate.repositories["vault"].url.ends_with("/vault"));
     }
 }

@@ -294,6 +294,7 @@ fn lay_out(state: &Path, plan: &LabPlan, options: &Options<'_>, clock: &dyn Cloc
         ("access_key_id", format!("LAB{}", random().get(14..30).unwrap_or_default().to_uppercase())),
         ("secret_access_key", random()),
         ("database_password", random()),
+        ("repository_password", random()),
     ] {
         write_secret(&plan.secret_file(name), &SecretString::from(value))?;
     }

@@ -92,7 +92,7 @@ pub enum SecretRef {
 pub struct Service {
     #[serde(default)]
     pub objectives: Objectives,
-    /// Databases, buckets and endpoints of the estate, by name.
+    /// Databases, buckets, endpoints and repositories of the estate, by name.
     #[serde(default)]
     pub uses: Vec<String>,
 }
@@ -223,6 +223,9 @@ pub struct Repository {
     pub region: Option<RegionName>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password: Option<SecretRef>,
+    /// For how long the proof counts that a snapshot was restored and compared; a week when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof_valid: Option<Span>,
 }
 
 /// Somebody who approves and accepts.

@@ -5,7 +5,7 @@
 
 use super::{drill::*, effect::*, ids::*, objective::*, plan::*, signing::Signed, status::*};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// One canonical record. Its hash is SHA-256 over exactly the bytes that the journal keeps.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,7 +28,7 @@ pub struct Event {
 pub enum Body {
     // ---- the run
     RunCreated {
-        plan: Box<Plan>,
+        plan: Arc<Plan>,
         drill: Option<RunId>,
     },
     /// A process took the run over (also its first).
@@ -308,7 +308,7 @@ pub struct LedgerDigest {
 /// What a drill needs to go on in another process.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DrillContext {
-    pub estate: super::estate::Estate,
+    pub estate: Arc<super::estate::Estate>,
     /// Compiled when the drill began.
     pub main: Plan,
     pub then: Option<Plan>,

@@ -40,7 +40,8 @@ pub struct RtoParts {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rpo {
     pub objective_ms: Option<u64>,
-    /// The age, at the moment of loss, of the oldest acknowledged write that was lost; 0 when none was.
+    /// The age, at the moment of loss, of the oldest acknowledged write that was lost; 0 when none was. Of a
+    /// restore: that of the point it recovered.
     pub actual_ms: Option<u64>,
     pub met: Option<bool>,
     pub acknowledged_writes: Option<u64>,
@@ -60,8 +61,20 @@ pub struct Instants {
     pub traffic_applied: Option<jiff::Timestamp>,
     /// T4: the first resolver that gave the new answer.
     pub resolver_moved: Option<jiff::Timestamp>,
-    /// T5: the first of k good answers after it.
+    /// T5: the first of k good answers after it. Of a restore: when all that came back was verified.
     pub recovered: Option<jiff::Timestamp>,
+    /// Of a restore: the moment of loss, which in a drill is the instant at which it began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost: Option<jiff::Timestamp>,
+    /// Of a restore: the instant at which what came back had stood.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovered_point: Option<jiff::Timestamp>,
+    /// Of a restore: the first file or table that was back and verified.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_back: Option<jiff::Timestamp>,
+    /// Of a restore: when all was back, and its verification began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<jiff::Timestamp>,
 }
 
 /// How a drill ended.

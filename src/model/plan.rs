@@ -3,7 +3,7 @@
 
 use super::{effect::*, estate::Estate, ids::*, node::Node, runbook::*, time::Span};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// In which world a run acts. It changes guards (approvals, default `on_failure`), never steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +26,7 @@ pub struct Plan {
     pub live: bool,
     pub inputs: BTreeMap<String, serde_json::Value>,
     pub waive: Vec<Waiver>,
-    pub estate: Estate,
+    pub estate: Arc<Estate>,
     /// Resources that the run locks at its start, sorted.
     pub locks: Vec<Resource>,
     /// In the order of the file; `needs` refers to earlier and later ones alike, without a cycle.

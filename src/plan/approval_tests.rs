@@ -63,7 +63,7 @@ fn plan(inputs: &str) -> Plan {
         live: true,
         inputs: BTreeMap::from([("to".to_owned(), json!(inputs))]),
         waive: Vec::new(),
-        estate: estate(),
+        estate: estate().into(),
         locks: Vec::new(),
         steps: vec![step],
     }
@@ -80,7 +80,7 @@ fn event(seq: u64, actor: &str, at: jiff::Timestamp, body: Body) -> Event {
 /// A run that `dan` started, and that asks.
 fn asked(plan: Plan) -> RunState {
     let over = plan_digest(&plan);
-    let mut state = RunState::new(&event(1, "dan", now(), Body::RunCreated { plan: Box::new(plan), drill: None })).unwrap();
+    let mut state = RunState::new(&event(1, "dan", now(), Body::RunCreated { plan: plan.into(), drill: None })).unwrap();
     let expires_at = now() + jiff::SignedDuration::from_secs(900);
     let facts = BTreeMap::from([("lag".to_owned(), json!(12_000))]);
     let body = Body::ApprovalAsked { step: "declare".into(), over, approvers: 2, expires_at, message: None, facts };

@@ -75,11 +75,11 @@ fn story_in(scope: Scope, steps: Vec<PlanStep>) -> Story {
         live: false,
         inputs: Default::default(),
         waive: Vec::new(),
-        estate: Estate::default(),
+        estate: Estate::default().into(),
         locks: Vec::new(),
         steps,
     };
-    let first = event(1, begin(), Body::RunCreated { plan: Box::new(plan), drill: None });
+    let first = event(1, begin(), Body::RunCreated { plan: plan.into(), drill: None });
     let mut story = Story { state: RunState::new(&first).unwrap(), now: begin(), in_flight: BTreeSet::new() };
     story.say(Body::Claimed { owner: "first".into() });
     story

@@ -83,6 +83,7 @@ pub fn instants(recovery: &Recovery<'_>) -> Instants {
         traffic_applied: recovery.traffic_applied,
         resolver_moved: resolver_moved(recovery),
         recovered: recovered(recovery, &samples, outage.map(|s| s.sent)),
+        ..Instants::default()
     }
 }
 

@@ -114,7 +114,7 @@ proptest! {
         nanos.sort_unstable();
         let at = nanos.map(|n| ms(0).checked_add(jiff::SignedDuration::from_nanos(n)).ok());
         let [last_good, detected, first_applying, traffic_applied, resolver_moved, recovered] = at;
-        let rto = rto(&Instants { last_good, detected, first_applying, traffic_applied, resolver_moved, recovered }, None, false);
+        let rto = rto(&Instants { last_good, detected, first_applying, traffic_applied, resolver_moved, recovered, ..Instants::default() }, None, false);
         let p = &rto.parts_ms;
         let sum: i64 = [p.detect, p.decide, p.act, p.propagate, p.verify].into_iter().map(Option::unwrap).sum();
         prop_assert_eq!(rto.actual_ms, u64::try_from(sum).ok());

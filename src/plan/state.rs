@@ -6,18 +6,23 @@
 
 use super::{approval, planted::*};
 use crate::model::{effect::*, event::*, ids::*, plan::*, runbook::OnFailure, status::*};
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunState {
-    pub plan: Plan,
+    /// Shared with whoever else goes by the same plan: thousands of open runs may.
+    pub plan: Arc<Plan>,
     pub drill: Option<RunId>,
     /// Who started it: the actor of its first event.
     pub initiator: String,
     pub status: RunStatus,
     /// The last event folded in.
     pub seq: u64,
-    pub steps: BTreeMap<StepId, StepState>,
+    /// Those that nothing was said of share one state.
+    pub steps: BTreeMap<StepId, Arc<StepState>>,
     /// An operator, or a step that failed with `pause`, holds the run.
     pub paused: Option<String>,
     /// The step that holds it; `None` when a person does.
@@ -196,9 +201,10 @@ impl RunState {
     #[must_use]
     pub fn new(first: &Event) -> Option<Self> {
         let Body::RunCreated { plan, drill } = &first.body else { return None };
-        let steps = plan.steps.iter().map(|step| (step.id.clone(), StepState::default())).collect();
+        let untouched = Arc::<StepState>::default();
+        let steps = plan.steps.iter().map(|step| (step.id.clone(), untouched.clone())).collect();
         Some(Self {
-            plan: (**plan).clone(),
+            plan: plan.clone(),
             drill: drill.clone(),
             initiator: first.actor.clone(),
             status: RunStatus::Running,
@@ -261,7 +267,7 @@ impl RunState {
 
     #[must_use]
     pub fn step(&self, id: &StepId) -> Option<&StepState> {
-        self.steps.get(id)
+        self.steps.get(id).map(|known| &**known)
     }
 }
 
@@ -278,7 +284,7 @@ pub fn fold(state: &mut RunState, event: &Event) {
             StepKind::Action { effect, .. } => Some(effect),
             StepKind::Approval(_) => None,
         });
-        if let Some(step) = state.steps.get_mut(id) {
+        if let Some(step) = state.steps.get_mut(id).map(Arc::make_mut) {
             // Not seen, but the same intent twice is once: what was prepared still stands.
             let unseen = matches!(event.body, Body::Observed { seen: Seen::CannotTell { .. }, .. });
             if let Body::Observed { seen, .. } = &event.body {
@@ -322,8 +328,10 @@ fn fold_run(state: &mut RunState, event: &Event) {
     match &event.body {
         Body::Claimed { .. } => {
             state.status = RunStatus::Running;
+            // Those that this changes nothing of stay shared.
+            let touched = |known: &&mut Arc<StepState>| known.phase != Phase::New || known.confirmed || known.undo != UndoState::Not;
             for planned in &state.plan.steps {
-                let Some(step) = state.steps.get_mut(&planned.id) else { continue };
+                let Some(step) = state.steps.get_mut(&planned.id).filter(touched).map(Arc::make_mut) else { continue };
                 // What waits for its approval is prepared afresh as well: the approval stands if it comes to the same.
                 let asks = step.phase == Phase::Asked && planned.approve.is_some();
                 if step.phase == Phase::Prepared && step.doubt {

@@ -9,6 +9,8 @@ pub struct Facts {
     pub main: Option<(RunStatus, Option<String>)>,
     pub rto: Rto,
     pub rpo: Rpo,
+    /// A restore: both figures are what it is for, and come from the record, without probe or ledger.
+    pub restore: bool,
     /// Was the recovery time to be measured? The data loss?
     pub probed: bool,
     pub ledgered: bool,
@@ -48,7 +50,8 @@ fn failures(facts: &Facts) -> Vec<String> {
         reasons.push(missed("recovery took", facts.rto.actual_ms, facts.rto.objective_ms));
     }
     if facts.rpo.met == Some(false) {
-        reasons.push(missed("the oldest lost write was", facts.rpo.actual_ms, facts.rpo.objective_ms));
+        let what = if facts.restore { "the age of the recovered point at the moment of loss was" } else { "the oldest lost write was" };
+        reasons.push(missed(what, facts.rpo.actual_ms, facts.rpo.objective_ms));
     }
     if let Some(Some(status)) = facts.then
         && status != RunStatus::Succeeded
@@ -74,17 +77,17 @@ fn missed(what: &str, actual: Option<u64>, objective: Option<u64>) -> String {
 
 fn gaps(facts: &Facts) -> Vec<String> {
     let mut reasons = Vec::new();
-    if facts.hole && (facts.probed || facts.ledgered) {
+    if facts.hole && (facts.probed || facts.ledgered || facts.restore) {
         reasons.push("Muster was restarted meanwhile; figures that span the gap were not measured".to_owned());
     }
     if facts.main.is_none() {
         reasons.push("the runbook never ran".to_owned());
     }
     // An objective that nothing measures is no objective met.
-    if (facts.probed || facts.rto.objective_ms.is_some()) && facts.rto.actual_ms.is_none() {
+    if (facts.probed || facts.restore || facts.rto.objective_ms.is_some()) && facts.rto.actual_ms.is_none() {
         reasons.push("the recovery time was not measured".to_owned());
     }
-    if (facts.ledgered || facts.rpo.objective_ms.is_some()) && facts.rpo.actual_ms.is_none() {
+    if (facts.ledgered || facts.restore || facts.rpo.objective_ms.is_some()) && facts.rpo.actual_ms.is_none() {
         reasons.push("the data loss was not measured".to_owned());
     }
     if facts.then == Some(None) {
@@ -105,6 +108,7 @@ mod tests {
             main: Some((RunStatus::Succeeded, None)),
             rto: Rto { objective_ms: Some(60_000), actual_ms: Some(3_000), met: Some(true), ..Rto::default() },
             rpo: Rpo { objective_ms: Some(5_000), actual_ms: Some(0), met: Some(true), ..Rpo::default() },
+            restore: false,
             probed: true,
             ledgered: true,
             then: Some(Some(RunStatus::Succeeded)),
@@ -147,6 +151,18 @@ mod tests {
         assert_eq!(verdict(&Facts { hole: true, ..unwatched.clone() }), (Verdict::Pass, vec![]));
         let objective = Rto { objective_ms: Some(60_000), ..Rto::default() };
         assert_eq!(verdict(&Facts { rto: objective, ..unwatched }).0, Verdict::Inconclusive);
+    }
+
+    #[test]
+    fn a_restore_is_held_to_both_figures_without_probe_or_ledger() {
+        let restore = Facts { restore: true, probed: false, ledgered: false, then: None, as_found: None, stray_writes: None, ..good() };
+        assert_eq!(verdict(&restore), (Verdict::Pass, vec![]));
+        for gap in [Facts { rto: Rto::default(), ..restore.clone() }, Facts { rpo: Rpo::default(), ..restore.clone() }] {
+            assert_eq!(verdict(&gap).0, Verdict::Inconclusive, "{gap:?}");
+        }
+        let old = Rpo { met: Some(false), ..restore.rpo.clone() };
+        let (verdict, reasons) = verdict(&Facts { rpo: old, ..restore });
+        assert!(verdict == Verdict::Fail && reasons[0].contains("recovered point"), "{reasons:?}");
     }
 
     #[test]

@@ -1,6 +1,8 @@
-//! The objects of a bucket as a source. Listed in the order of their keys, compared with the parent by etag, version,
-//! size and time, so that what did not change is not asked for at all; the next few objects are on their way while one
-//! is stored.
+//! The objects of a bucket as a source. Listed, compared with the parent by etag, version, size and time, so that what
+//! did not change is not asked for at all; the next few objects are on their way while one is stored.
+//!
+//! The whole listing is held and sorted, some 250 bytes an object, since not every server lists in the order of keys
+//! (SeaweedFS goes folder by folder, and so do Amazon's directory buckets).
 //!
 //! An object is read as the one that was listed. If another stands there by then, that one is read; if it changes
 //! between two parts of a large one, the entry says so.
@@ -8,7 +10,7 @@
 use super::{
     RepositoryError, Result,
     entry::{Entry, Instant, Node, ObjectInfo},
-    open::{listed_page, retried},
+    open::{listed, retried},
     source::{Body, Item, Parent, Reading, Source, Unreadable, unread},
 };
 use crate::providers::port::{ObjectMeta, ObjectRead, PortError};
@@ -38,9 +40,8 @@ pub struct Bucket {
     parent: Parent,
     reread: bool,
     handle: Handle,
-    listed: VecDeque<ObjectMeta>,
-    /// The next page: `Some(None)` is the first.
-    next: Option<Option<String>>,
+    /// What is to come, once it has been asked for.
+    listed: Option<std::vec::IntoIter<ObjectMeta>>,
     ahead: VecDeque<Ahead>,
 }
 
@@ -49,17 +50,16 @@ impl Bucket {
     #[must_use]
     pub fn new(objects: Arc<dyn ObjectRead>, parent: Parent, reread: bool) -> Self {
         let handle = Handle::current();
-        Self { objects, parent, reread, handle, listed: VecDeque::new(), next: Some(None), ahead: VecDeque::new() }
+        Self { objects, parent, reread, handle, listed: None, ahead: VecDeque::new() }
     }
 
     fn listed(&mut self) -> Result<Option<ObjectMeta>> {
-        while self.listed.is_empty() {
-            let Some(after) = self.next.take() else { return Ok(None) };
-            let page = self.handle.block_on(listed_page(&*self.objects, "", after.as_deref()))?;
-            self.listed.extend(page.objects);
-            self.next = page.next.map(Some);
+        if self.listed.is_none() {
+            let mut all = self.handle.block_on(listed(&*self.objects, ""))?;
+            all.sort_by(|a, b| a.key.as_bytes().cmp(b.key.as_bytes()));
+            self.listed = Some(all.into_iter());
         }
-        Ok(self.listed.pop_front())
+        Ok(self.listed.as_mut().and_then(Iterator::next))
     }
 
     /// Looks at the next object and has it fetched if it is not the parent's.

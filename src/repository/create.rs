@@ -45,6 +45,8 @@ pub struct About {
 pub struct Created {
     pub id: Id,
     pub snapshot: Snapshot,
+    /// All that was written, the snapshot itself included: `stats` cannot say that of itself.
+    pub stored: u64,
     /// What could not be read, and is therefore not in the snapshot.
     pub unreadable: Vec<Unreadable>,
     /// Files that changed while they were read.
@@ -126,7 +128,7 @@ pub async fn create(
     };
     let plain = serde_json::to_vec(&snapshot).map_err(|e| RepositoryError::Refused(e.to_string()))?;
     let id = writer.commit(Kind::Snapshot, &plain).await?;
-    Ok(Created { id, snapshot, unreadable, changed })
+    Ok(Created { id, snapshot, stored: writer.written().stored, unreadable, changed })
 }
 
 fn stopped() -> RepositoryError {

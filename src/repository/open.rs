@@ -16,7 +16,7 @@ use super::{
     seal::{self, HEADER, Kind},
     snapshot::Snapshot,
 };
-use crate::providers::port::{ObjectMeta, ObjectPage, ObjectRead, ObjectWrite, PortError};
+use crate::providers::port::{ObjectMeta, ObjectRead, ObjectWrite, PortError};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
@@ -290,15 +290,11 @@ pub(super) async fn retried<T, F: Future<Output = std::result::Result<T, PortErr
     once().await.map_err(RepositoryError::store(key))
 }
 
-pub(super) async fn listed_page(store: &dyn ObjectRead, prefix: &str, after: Option<&str>) -> Result<ObjectPage> {
-    retried(prefix, || store.list(prefix, after)).await
-}
-
 pub(super) async fn listed(store: &dyn ObjectRead, prefix: &str) -> Result<Vec<ObjectMeta>> {
     let mut all = Vec::new();
     let mut after: Option<String> = None;
     loop {
-        let page = listed_page(store, prefix, after.as_deref()).await?;
+        let page = retried(prefix, || store.list(prefix, after.as_deref())).await?;
         all.extend(page.objects);
         match page.next {
             Some(next) => after = Some(next),

@@ -14,6 +14,7 @@
 use super::{
     RepositoryError, Result,
     codec::{Decoder, Encoder, Hint},
+    cut::MAX_CHUNK,
     keys::Keyring,
     names::{Id, PACKS},
     seal::{self, HEADER, Kind, ObjectKey, TAG},
@@ -82,7 +83,8 @@ pub struct Pack {
 
 impl Packer {
     pub fn new(keyring: &Keyring) -> Result<Self> {
-        let mut bytes = Vec::new();
+        // All that it will need at once: what is not used is not touched, and nothing is moved while it grows.
+        let mut bytes = Vec::with_capacity(ENOUGH + 2 * MAX_CHUNK);
         let key = seal::begin(keyring, Kind::Pack, &mut bytes)?;
         Ok(Self { bytes, key, pieces: Vec::new() })
     }

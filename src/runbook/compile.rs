@@ -56,7 +56,7 @@ pub fn compile(
         live,
         inputs: typed,
         waive: loaded.runbook.waive.clone(),
-        estate: estate.clone(),
+        estate: estate.clone().into(),
         locks: locks.into_iter().collect(),
         steps,
     })

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::model::{
     catalogue::Catalogue,
+    drill::DrillKind,
     effect::Effect,
     estate::Estate,
     ids::StepId,
@@ -451,6 +452,7 @@ pub fn check_drill(loaded: &LoadedDrill, estate: &Estate, runbook: Option<&Loade
     }
     lint.probes();
     lint.scenario();
+    lint.restore();
     let mut found = lint.found;
     found.sort_by_key(|one| (one.pos.line, one.pos.column));
     found
@@ -491,6 +493,23 @@ impl DrillLint<'_> {
         }
         if let (Some(ledger), Some(node)) = (&loaded.drill.probes.ledger, probes.get("ledger")) {
             self.named("DatabaseName", ledger.database.as_str(), place(node, "database"));
+        }
+    }
+
+    /// A restore loses nothing, so nobody watches for a loss.
+    fn restore(&mut self) {
+        let loaded = self.loaded;
+        if loaded.drill.kind != DrillKind::Restore {
+            return;
+        }
+        for word in ["scenario", "probes", "detect"] {
+            if let Some(key) = super::load::key(&loaded.root, word) {
+                let message =
+                    format!("a drill of kind `restore` has no `{word}`: nothing is lost in it, and its figures come from its run's record");
+                self.found.push(
+                    loaded.source.error(key.pos, "not-in-restore", message).help("take it away, or make it a drill of kind `failover`"),
+                );
+            }
         }
     }
 

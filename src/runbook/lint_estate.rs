@@ -83,13 +83,14 @@ impl<'a> Lint<'a> {
 
     fn services(&mut self) {
         let estate = self.estate;
-        let valid: Vec<&str> = ["databases", "buckets", "endpoints"].into_iter().flat_map(|section| self.names(section)).collect();
+        let valid: Vec<&str> =
+            ["databases", "buckets", "endpoints", "repositories"].into_iter().flat_map(|section| self.names(section)).collect();
         for (name, service) in &estate.services {
             let uses = self.root.get("services").and_then(|all| all.get(name.as_str())).and_then(|one| one.get("uses"));
             for (index, used) in service.uses.iter().enumerate() {
                 if !valid.contains(&used.as_str()) {
                     let pos = item_place(uses, index).unwrap_or(self.root.pos);
-                    self.dangling(pos, "database, bucket or endpoint", used, valid.clone());
+                    self.dangling(pos, "database, bucket, endpoint or repository", used, valid.clone());
                 }
             }
         }

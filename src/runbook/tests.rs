@@ -12,7 +12,7 @@ use crate::model::{
     catalogue::{ActionInfo, Catalogue},
     effect::{Danger, Effect, Place, Plane, Reach, Resource},
     estate::Estate,
-    ids::{BucketName, DatabaseName, EndpointName, RegionName, StepId},
+    ids::{BucketName, DatabaseName, EndpointName, RegionName, RepositoryName, StepId},
     node::{Node, NodeValue},
     plan::Scope,
     runbook::{OnFailure, UndoPolicy},
@@ -32,6 +32,9 @@ macro_rules! inputs {
 
 inputs! {
     Readiness { region: RegionName, max_replica_lag: Option<Span>, max_backup_age: Option<Span> }
+    Back { repository: RepositoryName, bucket: Option<BucketName>, region: Option<RegionName>, tags: Vec<String> }
+    Check { repository: RepositoryName, read_data: u8 }
+    Prove { repository: RepositoryName, snapshot: String }
     Copy { bucket: BucketName, from: RegionName, to: RegionName }
     AtRegion { database: DatabaseName, region: RegionName }
     Replica { database: DatabaseName, region: RegionName, max_lag: Option<Span>, content: Option<bool> }
@@ -67,6 +70,9 @@ fn form<I: JsonSchema, O: JsonSchema>(name: &'static str, effect: Effect) -> Act
 fn forms() -> Vec<ActionInfo> {
     vec![
         form::<Readiness, Nothing>("readiness.check", Effect::Read),
+        form::<Back, Nothing>("backup.create", Effect::Observable),
+        form::<Prove, Nothing>("backup.prove", Effect::Observable),
+        form::<Check, Nothing>("backup.verify", Effect::Read),
         form::<Copy, Nothing>("bucket.backup", Effect::Repeatable),
         form::<Copy, Nothing>("bucket.verify", Effect::Read),
         form::<AtRegion, Nothing>("database.snapshot", Effect::Observable),
@@ -185,13 +191,16 @@ fn diagnostics_have_a_form_for_programs() {
 fn the_shipped_files_are_right() {
     let estate = lab().estate;
     assert!(estate.lab);
-    for path in ["runbooks/regional-failover.yaml", "runbooks/failback.yaml", "runbooks/protect.yaml"] {
+    for path in ["runbooks/regional-failover.yaml", "runbooks/failback.yaml", "runbooks/protect.yaml", "runbooks/artifact-restore.yaml"] {
         let found = check_runbook(&shipped(path), Some(&estate), &Forms);
         assert!(found.is_empty(), "{}", text(&found));
     }
     let region_loss = drill(&read("drills/region-loss.yaml"));
     let (book, then) = (shipped("runbooks/regional-failover.yaml"), shipped("runbooks/failback.yaml"));
     let found = check_drill(&region_loss, &estate, Some(&book), Some(&then));
+    assert!(found.is_empty(), "{}", text(&found));
+    let restore = drill(&read("drills/artifact-restore.yaml"));
+    let found = check_drill(&restore, &estate, Some(&shipped("runbooks/artifact-restore.yaml")), None);
     assert!(found.is_empty(), "{}", text(&found));
     let body = region_loss.drill.probes.http.and_then(|http| http.body).expect("a body");
     let sent: serde_json::Value = serde_json::from_str(&body).expect("the body is JSON");
@@ -296,4 +305,14 @@ fn collect(value: &serde_json::Value, out: &mut Vec<String>) {
         serde_json::Value::Array(items) => items.iter().for_each(|inner| collect(inner, out)),
         _ => {}
     }
+}
+
+#[test]
+fn a_restore_drill_loses_nothing_and_watches_for_no_loss() {
+    let estate = lab().estate;
+    let text =
+        "drill: r\nkind: restore\nrunbook: artifact-restore\nscenario: [{ kill: { region: east } }]\ndetect: { good_probes_missed: 3 }\n";
+    let found = check_drill(&drill(text.as_bytes()), &estate, Some(&shipped("runbooks/artifact-restore.yaml")), None);
+    let codes: Vec<_> = found.iter().map(|one| (one.code, one.pos.line)).collect();
+    assert_eq!(codes, [("not-in-restore", 4), ("not-in-restore", 5)]);
 }

@@ -45,7 +45,7 @@ impl Muster {
     /// Keeps so many runs under way in this state directory, until the time is over.
     pub async fn noop(&self, load: &Load) -> Result<Loaded, ServiceError> {
         let plan = Arc::new(self.noop_plan(load.steps)?);
-        let engine = self.engine(&Estate::default()).await?;
+        let engine = self.engine(&Arc::default()).await?;
         one(&engine, &plan).await?;
         let begun = self.clock.monotonic();
         let mut lanes = JoinSet::new();
@@ -111,7 +111,7 @@ async fn lane(engine: Engine, plan: Arc<Plan>, until: Duration) -> Result<Vec<Du
     }
 }
 
-async fn one(engine: &Engine, plan: &Plan) -> Result<(), ServiceError> {
+async fn one(engine: &Engine, plan: &Arc<Plan>) -> Result<(), ServiceError> {
     let (claim, first) = engine.create(plan.clone(), None).await?;
     let run = claim.run.clone();
     let outcome = engine.start(claim, first).await?;

@@ -10,6 +10,7 @@ use crate::model::{
     event::{Body, RunRole},
     ids::*,
     objective::Verdict,
+    plan::{Plan, PlanStep, StepKind},
     time::rfc3339_ms,
 };
 use crate::plan::schedule::{Cron, zone};
@@ -79,25 +80,17 @@ impl Muster {
         let (path, loaded) = self.drill(name)?;
         let estate = self.estate()?;
         let mut drill = loaded.drill.clone();
-        if !matches!(drill.kind, DrillKind::Failover | DrillKind::Switchover) {
+        if matches!(drill.kind, DrillKind::Isolated | DrillKind::Tabletop) {
             let kind = serde_json::to_value(drill.kind).unwrap_or_default();
-            return Err(ServiceError::Usage(format!("this version runs drills of the kinds failover and switchover, not {kind}")));
+            return Err(ServiceError::Usage(format!("this version runs drills of the kinds failover, switchover and restore, not {kind}")));
         }
         if !drill.scenario.is_empty() && !estate.lab {
             return Err(ServiceError::Usage("faults are injected in a lab only, and this estate is not one".to_owned()));
         }
         let plans = self.drill_plans(&path, &loaded, &estate)?;
-        // A drill is the real runbook: outside a lab it would be the real thing.
-        let touched = [Some(&plans.0), plans.1.as_ref()].into_iter().flatten().find_map(super::runs::outside_a_lab);
-        if let Some(step) = touched {
-            return Err(ServiceError::Usage(format!(
-                "step `{}` ({}) acts on what is outside a lab; this version drills in a lab only (`muster run --live` is for the real event)",
-                step.id,
-                step.kind.uses()
-            )));
-        }
+        harmless(drill.kind, &plans)?;
         inherit_objectives(&mut drill, &estate);
-        let engine = self.engine(&estate).await?;
+        let engine = self.engine(&plans.0.estate).await?;
         let conductor = self.conductor(engine);
         let id = scheduled_for.map_or_else(|| RunId(self.clock.new_id()), |at| scheduled_id(&drill.drill, at));
         let file = (path.display().to_string(), loaded.source.digest.clone());
@@ -146,12 +139,12 @@ impl Muster {
         match conductor.carry_on(claim, resumed).await {
             Ok(state) => {
                 let view = drill_view(&*engine.journal, &state).await?;
-                notices::drill_ended(&engine, &state).await;
+                notices::drill_ended(&engine, &self.program_anywhere(), &state).await;
                 Ok(Drilled { state, view })
             }
             Err(error) => {
                 if let Ok(state) = drill_state(&*engine.journal, &id).await {
-                    notices::drill_stopped(&engine, &state, &error).await;
+                    notices::drill_stopped(&engine, &self.program_anywhere(), &state, &error).await;
                 }
                 Err(error.into())
             }
@@ -218,7 +211,7 @@ impl Muster {
 
     /// Puts a fire on record that started nothing; false when it is on record already.
     pub async fn put_on_record(&self, drill: &DrillName, at: jiff::Timestamp, reason: &str) -> Result<bool, ServiceError> {
-        let engine = self.engine(&Estate::default()).await?;
+        let engine = self.engine(&std::sync::Arc::default()).await?;
         let id = RunId(format!("{}-missed", scheduled_id(drill, at)));
         let chain = NewChain { id, kind: ChainKind::Drill, name: drill.to_string(), parent: None, locks: Vec::new() };
         let body = Body::DrillMissed { drill: drill.clone(), scheduled_for: at, reason: reason.to_owned() };
@@ -229,6 +222,30 @@ impl Muster {
             other => Ok(other.map(|_| true)?),
         }
     }
+}
+
+/// A drill is the real runbook: outside a lab it would be the real thing. A restore is none if each of its steps leaves
+/// alone what serves.
+fn harmless(kind: DrillKind, plans: &(Plan, Option<Plan>)) -> Result<(), ServiceError> {
+    let plans = [Some(&plans.0), plans.1.as_ref()].into_iter().flatten();
+    if kind == DrillKind::Restore {
+        let acts = |step: &&PlanStep| match &step.kind {
+            StepKind::Action { name, .. } => !crate::actions::find(name).is_some_and(|action| action.aside(&step.with)),
+            StepKind::Approval(_) => false,
+        };
+        let Some(step) = plans.filter(|plan| !plan.estate.lab).find_map(|plan| plan.steps.iter().find(acts)) else { return Ok(()) };
+        return Err(ServiceError::Usage(format!(
+            "step `{}` ({}) may change what serves; outside a lab a restore drill only reads, restores into scratch and proves",
+            step.id,
+            step.kind.uses()
+        )));
+    }
+    let Some(step) = plans.into_iter().find_map(super::runs::outside_a_lab) else { return Ok(()) };
+    Err(ServiceError::Usage(format!(
+        "step `{}` ({}) acts on what is outside a lab; this version drills in a lab only (`muster run --live` is for the real event)",
+        step.id,
+        step.kind.uses()
+    )))
 }
 
 /// One identifier for one fire of one drill, so that no fire starts twice.

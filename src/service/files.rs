@@ -6,7 +6,11 @@
 
 use super::{Muster, ServiceError};
 use crate::actions::Known;
-use crate::model::{estate::Estate, plan::*};
+use crate::model::{
+    estate::{Estate, Repository},
+    ids::RepositoryName,
+    plan::*,
+};
 use crate::runbook::{
     compile::{compile, lint_reach},
     diagnostic::{Diagnostic, suggest},
@@ -117,7 +121,26 @@ impl Muster {
         }
         let name = up.display().to_string();
         let lab = load_estate(&name, &read(&up)?).map_err(ServiceError::Invalid)?.estate;
-        Ok(Estate { regions: lab.regions, databases: lab.databases, buckets: lab.buckets, endpoints: lab.endpoints, ..written })
+        let repositories = placed(written.repositories, &lab.repositories);
+        Ok(Estate {
+            regions: lab.regions,
+            databases: lab.databases,
+            buckets: lab.buckets,
+            endpoints: lab.endpoints,
+            repositories,
+            ..written
+        })
+    }
+
+    /// The repositories, where they really are; no lab need be up for this, and no region be known.
+    pub fn repositories(&self) -> Result<BTreeMap<RepositoryName, Repository>, ServiceError> {
+        let written = self.written_estate()?;
+        let up = self.state.join("lab").join("muster.yaml");
+        if !written.lab || !up.is_file() {
+            return Ok(written.repositories);
+        }
+        let lab = load_estate(&up.display().to_string(), &read(&up)?).map_err(ServiceError::Invalid)?.estate;
+        Ok(placed(written.repositories, &lab.repositories))
     }
 
     pub fn runbook(&self, name: &str, beside: Option<&Path>) -> Result<LoadedRunbook, ServiceError> {
@@ -161,6 +184,21 @@ impl Muster {
         };
         Ok((plan, back))
     }
+}
+
+/// A lab's repositories are where the lab put them; what else is said of them stays.
+fn placed(
+    written: BTreeMap<RepositoryName, Repository>,
+    lab: &BTreeMap<RepositoryName, Repository>,
+) -> BTreeMap<RepositoryName, Repository> {
+    let place = |(name, written): (RepositoryName, Repository)| {
+        let placed = match lab.get(&name) {
+            Some(lab) => Repository { proof_valid: written.proof_valid, ..lab.clone() },
+            None => written,
+        };
+        (name, placed)
+    };
+    written.into_iter().map(place).collect()
 }
 
 /// The YAML files of a folder, sorted; none when there is no such folder.

@@ -4,7 +4,7 @@
 //! channel delays one; all channels are told at the same time, each within [`PATIENCE`]. One that is down is
 //! logged, and nothing else. Its address is a secret: services such as Slack put the token in the path.
 
-use super::next::{Next, for_run, program};
+use super::next::{Next, for_run};
 use crate::drill::{conduct::DrillError, state::DrillState};
 use crate::engine::Engine;
 use crate::model::{
@@ -106,15 +106,9 @@ fn commands(next: &[Next]) -> Vec<String> {
     next.iter().flat_map(|one| one.commands.clone()).collect()
 }
 
-/// How Muster is called for the state directory that an engine works in.
-fn muster(engine: &Engine) -> String {
-    program(engine.scratch.parent().unwrap_or(&engine.scratch))
-}
-
-/// What is told when a process lets go of a run.
-pub async fn run_left(engine: &Engine, run: &RunId, state: &RunState) {
+/// What is told when a process lets go of a run; `muster` is how Muster is called for it.
+pub async fn run_left(engine: &Engine, muster: &str, run: &RunId, state: &RunState) {
     let Some(notice) = notice_of(state.status) else { return };
-    let muster = muster(engine);
     let why = state.reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
     let marked = state.overridden();
     let mark = if marked.is_empty() || state.status == RunStatus::Succeeded { "" } else { " (guards were overridden)" };
@@ -122,7 +116,7 @@ pub async fn run_left(engine: &Engine, run: &RunId, state: &RunState) {
     let marked: Vec<_> = marked.into_iter().map(|(id, _)| id).collect();
     let about = json!({ "run": run, "overridden": marked, "drill": null, "runbook": state.plan.runbook, "status": state.status, "scope": state.plan.scope, "actor": engine.actor });
     let mut next = vec![format!("{muster} show {run}")];
-    next.extend(commands(&for_run(&muster, run, state)));
+    next.extend(commands(&for_run(muster, run, state)));
     tell(&*engine.world, &state.plan.estate, &Message { notice, text, about, next }).await;
 }
 
@@ -137,8 +131,8 @@ fn notice_of(status: RunStatus) -> Option<Notice> {
 }
 
 /// What is told when a drill has ended. Its runs are part of it and are not told apart.
-pub async fn drill_ended(engine: &Engine, state: &DrillState) {
-    let (name, id, muster) = (&state.drill.drill, &state.id, muster(engine));
+pub async fn drill_ended(engine: &Engine, muster: &str, state: &DrillState) {
+    let (name, id) = (&state.drill.drill, &state.id);
     let (notice, status, text) = match &state.verdict {
         Some((Verdict::Pass, _)) => (Notice::Succeeded, json!(Verdict::Pass), format!("drill {name} passed")),
         Some((verdict, reasons)) => (Notice::Failed, json!(verdict), format!("drill {name} did not pass: {}", reasons.join("; "))),
@@ -154,15 +148,15 @@ pub async fn drill_ended(engine: &Engine, state: &DrillState) {
 }
 
 /// What is told when a drill stopped before its end. An interruption was asked for and is not told.
-pub async fn drill_stopped(engine: &Engine, state: &DrillState, error: &DrillError) {
-    let (name, id, muster) = (&state.drill.drill, &state.id, muster(engine));
+pub async fn drill_stopped(engine: &Engine, muster: &str, state: &DrillState, error: &DrillError) {
+    let (name, id) = (&state.drill.drill, &state.id);
     let mut next = vec![format!("{muster} show {id}")];
     let (notice, status, run, text) = match error {
         DrillError::Interrupted(_) => return,
         DrillError::NeedsAPerson { run, status, .. } => {
             let known = super::runs::state_of(&*engine.journal, run).await.ok();
             let why = known.as_ref().and_then(|state| state.reason.as_deref()).map(|why| format!(": {why}")).unwrap_or_default();
-            next.extend(known.iter().flat_map(|state| commands(&for_run(&muster, run, state))));
+            next.extend(known.iter().flat_map(|state| commands(&for_run(muster, run, state))));
             let text = format!("drill {name} needs a person; its run is {}{why}", status.word().replace('_', " "));
             (notice_of(*status).unwrap_or(Notice::Waiting), json!(status), Some(run), text)
         }
@@ -177,7 +171,7 @@ pub async fn drill_stopped(engine: &Engine, state: &DrillState, error: &DrillErr
 
 /// What is told of fires that started nothing: one notice, however many they are.
 #[must_use]
-pub fn missed(state: &std::path::Path, drill: &Drill, fires: &[(jiff::Timestamp, String)]) -> Option<Message> {
+pub fn missed(muster: &str, drill: &Drill, fires: &[(jiff::Timestamp, String)]) -> Option<Message> {
     let (first, (latest, reason)) = (fires.first()?.0, fires.last()?);
     let name = &drill.drill;
     let text = if fires.len() == 1 {
@@ -186,7 +180,6 @@ pub fn missed(state: &std::path::Path, drill: &Drill, fires: &[(jiff::Timestamp,
         format!("drill {name} was missed {} times from {} to {}; the last: {reason}", fires.len(), rfc3339_ms(first), rfc3339_ms(*latest))
     };
     let about = json!({ "run": null, "drill": name, "status": "missed", "scheduled_for": rfc3339_ms(*latest), "times": fires.len() });
-    let muster = program(&std::path::absolute(state).unwrap_or_else(|_| state.to_owned()));
     let next = vec![format!("{muster} drill history"), format!("{muster} drill run {name}")];
     Some(Message { notice: Notice::Missed, text, about, next })
 }

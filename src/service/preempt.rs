@@ -136,6 +136,7 @@ impl Taker<'_> {
     async fn settled_in_time(&self, state: &RunState, claim: Claim) -> Result<Ran, ServiceError> {
         let (enough, told) = tokio::sync::watch::channel(false);
         let engine = Engine { interrupt: told, ..self.muster.engine(&state.plan.estate).await? };
+        let events = engine.journal.load(&claim.run, 0).await?;
         let (clock, mut stopped) = (self.muster.clock.clone(), self.muster.interrupt.clone());
         let patience = if self.take_over { SHORT } else { PATIENCE };
         let stop = async {
@@ -152,7 +153,7 @@ impl Taker<'_> {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            left = self.muster.carry_on(&engine, claim, true) => left,
+            left = self.muster.carry_on(&engine, claim, events, true) => left,
             () = stop => Err(ServiceError::Usage("the other run was let go of".to_owned())),
         }
     }

@@ -35,8 +35,8 @@ pub struct Start {
 
 impl Muster {
     /// An engine over an estate's world.
-    pub async fn engine(&self, estate: &Estate) -> Result<Engine, ServiceError> {
-        let world = World::new(Arc::new(estate.clone()), self.clock.clone());
+    pub async fn engine(&self, estate: &Arc<Estate>) -> Result<Engine, ServiceError> {
+        let world = World::new(estate.clone(), self.clock.clone());
         let journal = self.journal().await?;
         // Absolute: a run may be gone on with from another directory.
         let state = std::path::absolute(&self.state).unwrap_or_else(|_| self.state.clone());
@@ -90,14 +90,14 @@ impl Muster {
         let by = Self::named(&plan.estate, start.by.as_deref());
         Self::could_be_approved(&plan, &by)?;
         let engine = self.engine(&plan.estate).await?;
-        let (claim, events) = self.begin(&engine, plan, &by, start.take_over).await?;
+        let (claim, events) = self.begin(&engine, plan.into(), &by, start.take_over).await?;
         let run = claim.run.clone();
         let outcome = engine.carry_on_from(claim, events, false).await;
         self.left(&engine, run, outcome).await
     }
 
     /// Begins a run; for a live failover, whoever holds its resources makes way first.
-    async fn begin(&self, engine: &Engine, plan: Plan, by: &str, take_over: bool) -> Result<(Claim, Vec<Stored>), ServiceError> {
+    async fn begin(&self, engine: &Engine, plan: Arc<Plan>, by: &str, take_over: bool) -> Result<(Claim, Vec<Stored>), ServiceError> {
         let run = RunId(self.clock.new_id());
         let mut moved = Vec::new();
         let (claim, first) = loop {
@@ -180,9 +180,10 @@ impl Muster {
         }
     }
 
-    pub(super) async fn carry_on(&self, engine: &Engine, claim: Claim, resume: bool) -> Result<Ran, ServiceError> {
+    /// Goes on with a run of which all that was written before this claim was read.
+    pub(super) async fn carry_on(&self, engine: &Engine, claim: Claim, events: Vec<Stored>, resume: bool) -> Result<Ran, ServiceError> {
         let run = claim.run.clone();
-        let outcome = engine.carry_on(claim, resume).await;
+        let outcome = engine.carry_on_from(claim, events, resume).await;
         self.left(engine, run, outcome).await
     }
 
@@ -194,7 +195,7 @@ impl Muster {
             }
             other => other.into(),
         })?;
-        notices::run_left(engine, &run, &state).await;
+        notices::run_left(engine, &self.program_anywhere(), &run, &state).await;
         let evidence = view::evidence(&*engine.journal, std::slice::from_ref(&run)).await?;
         Ok(Ran { run, state, evidence })
     }
@@ -202,15 +203,18 @@ impl Muster {
     /// What an operator asks of a run: to its owner if it has one, else taken down right away.
     pub async fn command(&self, run: &RunId, by: &str, command: &Command) -> Result<Told, ServiceError> {
         let journal = self.existing_journal().await?;
-        let told = |state: &RunState| inbox::bodies(state, run, by, command, self.clock.now()).map_err(ServiceError::Usage);
-        told(&state_of(&*journal, run).await?)?;
+        let told =
+            |state: &RunState, command: &Command| inbox::bodies(state, run, by, command, self.clock.now()).map_err(ServiceError::Usage);
+        let seen = state_of(&*journal, run).await?;
+        told(&seen, command)?;
+        let command = &inbox::bound(command, &seen);
         match journal.claim(run, &self.actor()).await {
             Ok(claim) => {
                 let record = async {
                     // It may have gone on between the look and the claim.
                     let state = state_of(&*journal, run).await?;
                     let draft = |body| Draft { at: self.clock.now(), actor: by.to_owned(), body };
-                    let drafts = told(&state)?.into_iter().map(draft).collect();
+                    let drafts = told(&state, command)?.into_iter().map(draft).collect();
                     journal.append(&claim, state.seq, drafts).await.map_err(ServiceError::from)
                 };
                 let appended = record.await;

@@ -318,7 +318,7 @@ impl Scheduler {
     }
 
     fn tell_missed(&mut self, drill: &Drill, missed: &[(jiff::Timestamp, String)]) {
-        let Some(message) = notices::missed(&self.muster.state, drill, missed) else { return };
+        let Some(message) = notices::missed(&self.muster.program_anywhere(), drill, missed) else { return };
         match self.muster.written_estate() {
             Ok(estate) => {
                 let world = World::new(Arc::new(estate.clone()), self.muster.clock.clone());

@@ -66,7 +66,17 @@ impl Muster {
     /// How Muster is called for this state directory and this journal.
     #[must_use]
     pub fn program(&self) -> String {
-        let program = super::next::program(&self.state);
+        self.program_in(&self.state)
+    }
+
+    /// The same for whoever reads it elsewhere, in a notice.
+    #[must_use]
+    pub fn program_anywhere(&self) -> String {
+        self.program_in(&std::path::absolute(&self.state).unwrap_or_else(|_| self.state.clone()))
+    }
+
+    fn program_in(&self, state: &std::path::Path) -> String {
+        let program = super::next::program(state);
         match self.shared.as_ref().and_then(|shared| shared.named.as_ref()) {
             Some(named) => format!("{program} --journal {}", super::next::quoted(named)),
             None => program,

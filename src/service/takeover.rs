@@ -15,15 +15,23 @@ use super::{
 use crate::drill::conduct::DrillError;
 use crate::engine::{EngineError, INTERRUPTED, needs_a_person};
 use crate::journal::{ChainKind, ChainRow, Claim, Draft, Journal, JournalError, Stored};
-use crate::model::{event::Body, ids::RunId, status::RunStatus};
+use crate::model::{event::Body, ids::RunId, plan::Plan, status::RunStatus};
 use crate::plan::state::RunState;
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use futures::{StreamExt as _, future::BoxFuture, stream};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
 use tokio::task::JoinSet;
 
 /// How often what was left is looked for, give or take half, so that nodes do not meet all the time.
 const LOOK: Duration = Duration::from_millis(400);
 /// How much is taken over at one look, at most.
 const BATCH: usize = 32;
+/// So much is taken over at once when a scheduler begins: what is put on record shares commits, and those who were
+/// taken first go on meanwhile.
+const ABREAST: usize = 64;
 /// So many owners in a row may end without any progress, before a person is asked.
 const DEATHS: usize = 5;
 
@@ -31,9 +39,7 @@ const PARKED: [RunStatus; 3] = [RunStatus::Paused, RunStatus::WaitingApproval, R
 
 /// Goes on with what others left.
 pub(super) struct Heir {
-    muster: Muster,
-    journal: Arc<dyn Journal>,
-    log: Log,
+    taker: Taker,
     /// What has been told, so that it is told once.
     told: BTreeSet<String>,
     tasks: JoinSet<()>,
@@ -41,19 +47,32 @@ pub(super) struct Heir {
 
 impl Heir {
     pub(super) fn new(muster: &Muster, journal: &Arc<dyn Journal>, log: &Log) -> Self {
-        Self { muster: muster.clone(), journal: journal.clone(), log: log.clone(), told: BTreeSet::new(), tasks: JoinSet::new() }
+        let taker = Taker { muster: muster.clone(), journal: journal.clone(), log: log.clone(), plans: Arc::default() };
+        Self { taker, told: BTreeSet::new(), tasks: JoinSet::new() }
     }
 
     fn tell(&mut self, text: String) {
         if !self.told.contains(&text) {
-            (self.log)(&text);
+            (self.taker.log)(&text);
             self.told.insert(text);
+        }
+    }
+
+    /// What was taken is gone on with; what was not, and why, is told.
+    fn settle(&mut self, taken: Result<Taken, String>) {
+        match taken {
+            Ok(Taken::GoesOn(task)) => {
+                self.tasks.spawn(task);
+            }
+            Ok(Taken::LeftAlone) => {}
+            Ok(Taken::Waits(why)) | Err(why) => self.tell(why),
         }
     }
 
     /// What an earlier process left open and nobody has to decide about is carried on.
     pub(super) async fn begin(&mut self) -> Result<(), ServiceError> {
-        for row in self.journal.open().await? {
+        let mut left = Vec::new();
+        for row in self.taker.journal.open().await? {
             match row.kind {
                 ChainKind::Run if row.parent.is_some() => {}
                 ChainKind::Run if is_parked(&row) => self.tell(format!(
@@ -61,9 +80,14 @@ impl Heir {
                     row.id, row.name, row.status, row.id
                 )),
                 // Who owns what is known to a shared journal alone.
-                _ if self.muster.shared.is_none() => self.take(&row).await,
+                _ if self.taker.muster.shared.is_none() => left.push(row),
                 _ => {}
             }
+        }
+        let taker = self.taker.clone();
+        let mut taken = stream::iter(left).map(|row| taker.take(row)).buffer_unordered(ABREAST);
+        while let Some(taken) = taken.next().await {
+            self.settle(taken);
         }
         Ok(())
     }
@@ -71,61 +95,97 @@ impl Heir {
     /// Goes on with what is left, until interrupted; what is under way then is settled first.
     pub(super) async fn go_on(mut self) {
         let mut trouble = false;
-        while !*self.muster.interrupt.borrow() {
-            if self.muster.shared.is_some() {
+        let Taker { muster, log, .. } = self.taker.clone();
+        while !*muster.interrupt.borrow() {
+            if muster.shared.is_some() {
                 match self.look().await {
                     Ok(()) if trouble => {
-                        (self.log)("the journal answers again");
+                        log("the journal answers again");
                         trouble = false;
                     }
                     Ok(()) => {}
                     Err(error) if !trouble => {
-                        (self.log)(&format!("{error}; nothing new is begun meanwhile, and it is tried again"));
+                        log(&format!("{error}; nothing new is begun meanwhile, and it is tried again"));
                         trouble = true;
                     }
                     Err(_) => {}
                 }
             }
-            self.muster.clock.sleep(LOOK.mul_f64(0.5 + self.muster.clock.jitter())).await;
+            muster.clock.sleep(LOOK.mul_f64(0.5 + muster.clock.jitter())).await;
             while self.tasks.try_join_next().is_some() {}
         }
         while self.tasks.join_next().await.is_some() {}
     }
 
     async fn look(&mut self) -> Result<(), ServiceError> {
-        let orphans = self.journal.orphans(&self.muster.actor()).await?;
+        let Taker { muster, journal, .. } = self.taker.clone();
+        let orphans = journal.orphans(&muster.actor()).await?;
         let mut rows = orphans.rows;
         let share = rows.len().div_ceil(orphans.nodes.max(1)).min(BATCH);
         for _ in 0..share {
-            let at = (self.muster.clock.jitter() * rows.len() as f64) as usize;
-            if rows.is_empty() || *self.muster.interrupt.borrow() {
+            let at = (muster.clock.jitter() * rows.len() as f64) as usize;
+            if rows.is_empty() || *muster.interrupt.borrow() {
                 break;
             }
             let row = rows.swap_remove(at.min(rows.len() - 1));
-            self.take(&row).await;
+            let taken = self.taker.take(row).await;
+            self.settle(taken);
         }
         Ok(())
     }
+}
 
-    async fn take(&mut self, row: &ChainRow) {
+/// What became of something that was left.
+enum Taken {
+    /// It is this process's, and this is the rest of it.
+    GoesOn(BoxFuture<'static, ()>),
+    LeftAlone,
+    /// For a person, and why.
+    Waits(String),
+}
+
+/// Takes over one thing.
+#[derive(Clone)]
+struct Taker {
+    muster: Muster,
+    journal: Arc<dyn Journal>,
+    log: Log,
+    /// The plans of runs that are gone on with, by the digests of their runbooks.
+    plans: Arc<Mutex<HashMap<String, Weak<Plan>>>>,
+}
+
+impl Taker {
+    async fn take(&self, row: ChainRow) -> Result<Taken, String> {
         let taken = match row.kind {
-            ChainKind::Drill => self.take_drill(row).await,
-            ChainKind::Run => self.take_run(row).await,
+            ChainKind::Drill => self.take_drill(&row).await,
+            ChainKind::Run => self.take_run(&row).await,
         };
         match taken {
             // Another one was faster, and it goes on.
-            Ok(()) | Err(ServiceError::Journal(JournalError::Owned { .. })) if self.muster.shared.is_some() => {}
-            Ok(()) => {}
-            Err(error) => {
+            Err(ServiceError::Journal(JournalError::Owned { .. })) if self.muster.shared.is_some() => Ok(Taken::LeftAlone),
+            taken => taken.map_err(|error| {
                 let what = if row.kind == ChainKind::Drill { "drill" } else { "run" };
-                self.tell(format!("{what} {}: {error}", row.id));
-            }
+                format!("{what} {}: {error}", row.id)
+            }),
         }
     }
 
-    async fn take_run(&mut self, row: &ChainRow) -> Result<(), ServiceError> {
-        let events = self.journal.load(&row.id, 0).await?;
-        let Some(state) = RunState::of(events.iter().map(|stored| &stored.event)) else { return Ok(()) };
+    /// Runs with the same plan share it in memory: thousands of a kind may be open.
+    fn share_plan(&self, events: &mut [Stored]) {
+        let Some(Body::RunCreated { plan, .. }) = events.first_mut().map(|first| &mut first.event.body) else { return };
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = plans.get(&plan.digest).and_then(Weak::upgrade).filter(|known| known == plan) {
+            *plan = known;
+        } else {
+            plans.retain(|_, known| known.strong_count() > 0);
+            plans.insert(plan.digest.clone(), Arc::downgrade(plan));
+        }
+    }
+
+    async fn take_run(&self, row: &ChainRow) -> Result<Taken, ServiceError> {
+        let mut events = self.journal.load(&row.id, 0).await?;
+        self.share_plan(&mut events);
+        let Some(state) = RunState::of(events.iter().map(|stored| &stored.event)) else { return Ok(Taken::LeftAlone) };
         knows(&row.id, &state.plan)?;
         let engine = self.muster.engine(&state.plan.estate).await?;
         let claim = engine.journal.claim(&row.id, &engine.actor).await?;
@@ -133,23 +193,23 @@ impl Heir {
         if deaths >= DEATHS {
             let reason = format!("{deaths} processes in a row ended while they owned it, and it came no further");
             self.park(claim, state.seq, &reason).await?;
-            self.tell(format!("run {} ({}) waits for a person: {reason}; muster show {}", row.id, row.name, row.id));
-            return Ok(());
+            return Ok(Taken::Waits(format!("run {} ({}) waits for a person: {reason}; muster show {}", row.id, row.name, row.id)));
         }
+        // Whoever had it may have written more until the claim was ours.
+        events.extend(self.journal.load(&row.id, state.seq).await?);
         (self.log)(&format!("run {} ({}) was left open; going on with it", row.id, row.name));
         // A pause that a person asked for just before its owner ended stays; what a node paused for itself does not.
         let resume = state.paused.is_none() || state.paused.as_deref() == Some(INTERRUPTED);
         let (muster, log, journal, run) = (self.muster.clone(), self.log.clone(), self.journal.clone(), row.id.clone());
-        self.tasks.spawn(async move {
-            match muster.carry_on(&engine, claim, resume).await {
+        Ok(Taken::GoesOn(Box::pin(async move {
+            match muster.carry_on(&engine, claim, events, resume).await {
                 Ok(ran) => {
                     log(&format!("run {run} is {}", ran.state.status.word()));
                     hand_over(&muster, &*journal, &run, &ran.state, &log).await;
                 }
                 Err(error) => log(&format!("run {run}: {error}")),
             }
-        });
-        Ok(())
+        })))
     }
 
     async fn park(&self, claim: Claim, after: u64, reason: &str) -> Result<(), ServiceError> {
@@ -161,27 +221,24 @@ impl Heir {
         Ok(appended.map(|_| ())?)
     }
 
-    async fn take_drill(&mut self, row: &ChainRow) -> Result<(), ServiceError> {
+    async fn take_drill(&self, row: &ChainRow) -> Result<Taken, ServiceError> {
         for child in open_children(&*self.journal, &row.id).await? {
             let state = state_of(&*self.journal, &child).await?;
             knows(&child, &state.plan)?;
             // What a scheduler paused when it was told to stop, the next one goes on with.
             let ours = state.status == RunStatus::Paused && state.paused.as_deref() == Some(INTERRUPTED) && self.muster.shared.is_none();
             if needs_a_person(state.status) && !ours {
-                self.tell(format!("drill {} waits for a person: muster show {child}", row.id));
-                return Ok(());
+                return Ok(Taken::Waits(format!("drill {} waits for a person: muster show {child}", row.id)));
             }
         }
         if deaths(&self.journal.load(&row.id, 0).await?) >= DEATHS {
             let text =
                 format!("drill {} is left alone: {DEATHS} processes in a row ended while they owned it; muster resume {}", row.id, row.id);
-            self.tell(text);
-            return Ok(());
+            return Ok(Taken::Waits(text));
         }
         let begun = self.muster.drill_take(&row.id).await?;
         (self.log)(&format!("drill {} was left open; going on with it", row.id));
-        self.tasks.spawn(conduct(self.muster.clone(), begun, true, self.log.clone()));
-        Ok(())
+        Ok(Taken::GoesOn(Box::pin(conduct(self.muster.clone(), begun, true, self.log.clone()))))
     }
 }
 

@@ -228,7 +228,8 @@ async fn memory_stays_small(stage: &Stage) {
     let run = parsed(&out);
     assert_eq!(run["status"], "succeeded", "{run}");
     println!("peak memory of backing up and verifying 160 MiB in 4 objects: {} MiB", peak / 1024);
-    assert!(peak > 0 && peak < 100 * 1024, "{peak} KiB");
+    // Of them 64 MiB are the repository's password, stretched.
+    assert!(peak > 0 && peak < 256 * 1024, "{peak} KiB");
 }
 
 /// Writes through the inference service, or straight into a table, until it is dropped.

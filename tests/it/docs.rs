@@ -49,10 +49,21 @@ fn write(home: &Path, name: &str, text: &str) {
 /// The shipped files, so that what a document shows beside them has something to refer to.
 fn home() -> tempfile::TempDir {
     let home = tempfile::tempdir().unwrap();
-    for name in
-        ["muster.yaml", "runbooks/regional-failover.yaml", "runbooks/failback.yaml", "runbooks/protect.yaml", "drills/region-loss.yaml"]
-    {
-        write(home.path(), name, &fs::read_to_string(root().join(name)).unwrap());
+    for name in [
+        "muster.yaml",
+        "runbooks/regional-failover.yaml",
+        "runbooks/failback.yaml",
+        "runbooks/protect.yaml",
+        "runbooks/artifact-restore.yaml",
+        "drills/region-loss.yaml",
+    ] {
+        let mut text = fs::read_to_string(root().join(name)).unwrap();
+        if name == "muster.yaml" {
+            // One to copy to.
+            text = text
+                .replace("repositories:\n", "repositories:\n  second: { url: .muster/second, password: { env: MUSTER_REPO_PASSWORD } }\n");
+        }
+        write(home.path(), name, &text);
     }
     home
 }

@@ -24,6 +24,8 @@ mod drill_crash;
 #[cfg(feature = "lab")]
 mod drill_parts;
 #[cfg(feature = "lab")]
+mod drill_restore;
+#[cfg(feature = "lab")]
 mod drill_support;
 mod engine;
 mod evidence;

@@ -6,7 +6,7 @@ use crate::pg;
 use crate::place::{Place, Running, Said};
 use serde_json::Value;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     io::{Read, Write},
     net::{TcpListener, TcpStream},
     sync::{
@@ -150,6 +150,11 @@ impl Site {
         let claimed = events.iter().find(|event| event["body"]["kind"] == "claimed" && at(event) > since);
         i64::try_from(at(claimed.expect("nobody took it over")).duration_since(since).as_millis()).unwrap()
     }
+    /// Who took the run over first.
+    fn first_heir(&self, run: &str) -> String {
+        let claimed = "SELECT actor FROM events WHERE kind = 'claimed' AND epoch > 1 AND run =";
+        self.ask(&format!("{claimed} '{run}' ORDER BY seq LIMIT 1"))
+    }
     fn in_time(&self, run: &str, since: jiff::Timestamp) {
         let took = self.taken_over(run, since);
         println!("taken over after {took} ms, with a lease of {LEASE_MS} ms");
@@ -229,32 +234,31 @@ fn nodes_share_what_was_left_and_go_on_with_what_a_killed_one_did() {
     let killed = jiff::Timestamp::now();
     let runs: Vec<_> = (0..6).map(|_| site.left()).collect();
     let all: Vec<_> = nodes.iter().collect();
-    let mut owners = BTreeMap::new();
+    // The owner of the last one dies as soon as it has acted, and with it whatever else it had: on a busy machine the
+    // first ones may have ended by then.
+    let victim = runs.last().unwrap();
+    let mut owner = 0;
     site.place.until_told(
-        "every run has an owner",
+        "an owner",
         || {
-            for run in &runs {
-                owners.extend(site.owned_by(run, &all).map(|pid| (run.clone(), pid)));
-            }
-            owners.len() == runs.len()
+            site.owned_by(victim, &all).map(|pid| owner = pid).is_some()
+                && site.effects().iter().filter(|(of, ..)| of == victim).count() > 1
         },
-        || site.told(&runs[0], &all),
+        || site.told(victim, &all),
     );
-    println!("{} runs on {} nodes", runs.len(), owners.values().collect::<BTreeSet<_>>().len());
-    assert!(site.taken_over(&runs[0], killed) > 0);
-    let listed = site.muster(&["runs"]).expect(0).last();
-    assert!(listed["runs"].as_array().unwrap().iter().any(|run| run["owner"].as_str().is_some_and(|owner| owner.starts_with("muster@"))));
-    // The owner of one of them dies, and with it whatever else it had.
-    let victim =
-        runs.iter().rev().find_map(|run| Some((run.clone(), site.owned_by(run, &all).filter(|_| !site.is_finished(run))?))).unwrap();
-    let killed = jiff::Timestamp::now();
-    let gone = nodes.iter().position(|node| node.pid() == victim.1).unwrap();
+    let killed_again = jiff::Timestamp::now();
+    let gone = nodes.iter().position(|node| node.pid() == owner).unwrap();
     let gone = nodes.remove(gone);
     gone.signal("KILL");
     gone.end();
+    let named = |run: &Value| run["owner"].as_str().is_some_and(|owner| owner.starts_with("muster@"));
+    site.place.until("a list names an owner", || site.muster(&["runs"]).expect(0).last()["runs"].as_array().unwrap().iter().any(named));
     let left: Vec<_> = nodes.iter().collect();
     site.all_good(&runs, 20, &left);
-    site.in_time(&victim.0, killed);
+    site.in_time(victim, killed_again);
+    assert!(site.taken_over(&runs[0], killed) > 0);
+    let owners: BTreeSet<_> = runs.iter().map(|run| site.first_heir(run)).collect();
+    println!("{} runs on {} nodes", runs.len(), owners.len());
 }
 
 #[test]

@@ -19,7 +19,12 @@ pub struct Home(pub tempfile::TempDir);
 
 impl Home {
     pub fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("muster-pg-").tempdir().unwrap();
+        Self::within(&std::env::temp_dir())
+    }
+
+    /// A new directory within this one, which the server's user must be able to reach.
+    pub fn within(place: &Path) -> Self {
+        let dir = tempfile::Builder::new().prefix("muster-pg-").tempdir_in(place).unwrap();
         if let Some((uid, gid)) = other_user() {
             chown(dir.path(), Some(uid), Some(gid)).unwrap();
         }
@@ -38,14 +43,10 @@ fn other_user() -> Option<(u32, u32)> {
     Some(ids.map_or((65534, 65534), |i| (i[0], i[1])))
 }
 
-fn bin() -> PathBuf {
-    let mut all: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
-        .expect("PostgreSQL's server programs are not installed: make deps")
-        .map(|e| e.unwrap().path().join("bin"))
-        .filter(|p| p.join("initdb").exists())
-        .collect();
-    all.sort();
-    all.pop().expect("no initdb under /usr/lib/postgresql: make deps")
+/// Where the server's programs are, if they are installed.
+pub fn bin() -> Option<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
+    versions.map(|e| e.unwrap().path().join("bin")).filter(|p| p.join("initdb").exists()).max()
 }
 
 pub fn free_port() -> u16 {
@@ -78,7 +79,8 @@ impl Cluster {
 
     fn with(home: &Home, settings: &str) -> Self {
         let dir = home.0.path();
-        let (bin, data, port) = (bin(), dir.join("east"), free_port());
+        let bin = bin().expect("no initdb under /usr/lib/postgresql: make deps");
+        let (data, port) = (dir.join("east"), free_port());
         run(dir, bin.join("initdb"), &["-D", data.to_str().unwrap(), "-U", "postgres", "-A", "trust", "-N", "--no-instructions"]);
         let conf = format!(
             "\nlisten_addresses='127.0.0.1'\nport={port}\nunix_socket_directories=''\nwal_level=replica\nhot_standby=on\nwal_keep_size=64MB\n\
@@ -119,8 +121,13 @@ impl Cluster {
 
     /// One statement, as the server's owner gives it; its answer without ornament.
     pub fn sql(&self, statement: &str) -> String {
+        self.sql_in("postgres", statement)
+    }
+
+    /// The same in a database of this server.
+    pub fn sql_in(&self, database: &str, statement: &str) -> String {
         let out = Command::new(self.bin.join("psql"))
-            .args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "postgres", "-d", "postgres", "-AtXc", statement])
+            .args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "postgres", "-d", database, "-AtXc", statement])
             .output()
             .unwrap();
         assert!(out.status.success(), "{statement}: {}", String::from_utf8_lossy(&out.stderr));

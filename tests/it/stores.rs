@@ -504,6 +504,38 @@ async fn s3s_fs_keeps_the_contract() {
     s3_conforms(&server, &habits, &Extras { lists_uploads: false, locks: false, makes_buckets: true }).await;
 }
 
+/// Without an estate the SDK's own configuration says how S3 is reached. A process cannot change its environment
+/// safely, so each case is a process of its own.
+#[tokio::test]
+async fn without_an_estate_the_environment_says_how_s3_is_reached() {
+    let server = s3s_fs().await;
+    for endpoint in [Some(server.url()), None] {
+        let mut command = tokio::process::Command::new(std::env::current_exe().unwrap());
+        command
+            .args(["--exact", "--ignored", "stores::by_the_environment_alone"])
+            .env_clear()
+            .envs(endpoint.map(|url| ("AWS_ENDPOINT_URL_S3", url)));
+        command.env("HOME", server.dir.path()).env("AWS_EC2_METADATA_DISABLED", "true");
+        command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "testtest").stdin(Stdio::null()).kill_on_drop(true);
+        let ended = tokio::time::timeout(Duration::from_secs(60), command.output()).await.unwrap().unwrap();
+        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stdout));
+    }
+}
+
+#[tokio::test]
+#[ignore = "the test above runs it in an environment that it makes"]
+async fn by_the_environment_alone() {
+    let store = store::open("s3://by-environment/x", None).unwrap();
+    let put = store.put("k", b"body".to_vec(), &none(), true).await;
+    if let Ok(url) = std::env::var("AWS_ENDPOINT_URL_S3") {
+        put.unwrap();
+        assert_eq!(whole(store.get("k").await.unwrap()).await, b"body");
+        assert_eq!(store.provider().await, Ok(Some(url)), "no region is needed where an address is given");
+    } else {
+        assert!(matches!(&put, Err(PortError::Config(m)) if m.contains("AWS_REGION")), "{put:?}");
+    }
+}
+
 #[tokio::test]
 async fn seaweedfs_keeps_the_contract() {
     let server = seaweedfs().await;

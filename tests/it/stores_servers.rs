@@ -42,6 +42,10 @@ impl Server {
         Self { aws, process, dir }
     }
 
+    pub fn url(&self) -> String {
+        self.aws.endpoints.s3.as_ref().unwrap().as_str().trim_end_matches('/').to_owned()
+    }
+
     pub fn open(&self, place: &str) -> Arc<dyn ObjectWrite> {
         store::open(place, Some(&self.aws)).unwrap()
     }

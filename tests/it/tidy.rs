@@ -30,6 +30,8 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// What one file may use beyond its room's arrows, and why.
 const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ("engine/work.rs", "runbook", "the one language of expressions: `when` and `{{ }}` are evaluated while a run goes on"),
+    ("actions/readiness_check.rs", "plan", "one rule says when a proof counts, here and where backups are listed"),
+    ("actions/backup_forget.rs", "plan", "one rule says what is kept, here and on the command line"),
     ("cli/actions.rs", "actions", "the catalogue is what this command prints"),
     ("cli/actions.rs", "runbook", "the nearest valid name"),
     ("cli/schema.rs", "actions", "the catalogue is part of a runbook's schema"),

@@ -57,7 +57,7 @@ fn told(listed: &Listed, output: &Output) {
         output.say("there is no such snapshot");
         return;
     }
-    let mut table = table(&["SNAPSHOT", "TIME", "HOST", "FILES", "SIZE", "NEW", "TAGS", "SOURCE"]);
+    let mut table = table(&["SNAPSHOT", "TIME", "HOST", "FILES", "SIZE", "NEW", "PROOF", "TAGS", "SOURCE"]);
     for shot in &listed.snapshots {
         table.add_row(vec![
             shot.short.clone(),
@@ -66,6 +66,7 @@ fn told(listed: &Listed, output: &Output) {
             thousands(shot.stats.files),
             size(shot.stats.bytes),
             size(shot.stats.bytes_new),
+            shot.proof.as_ref().map_or("-", |proof| proof.word()).to_owned(),
             shot.tags.join(" "),
             shot.source.clone(),
         ]);

@@ -48,7 +48,7 @@ fn answer(stage: &Arc<Stage>, memory: &mut Memory, row: &ChainRow, state: &RunSt
         match (&known.phase, status) {
             (Phase::Held, _) if stage.world.is_quiet(&place) => {
                 let done = stage.sim.watch().stands(&place);
-                commands.push(Command::Resolve { step, done, reason: "looked".into() });
+                commands.push(Command::Resolve { step, done, reason: "looked".into(), question: Some(known.mark) });
             }
             (Phase::Held, _) => wait = true,
             (Phase::Asked, RunStatus::WaitingApproval) => {
@@ -107,7 +107,7 @@ fn meddle(stage: &Arc<Stage>, row: &ChainRow, state: &RunState) {
         (Fault::Skip, 25, Command::Skip { step: step.clone(), reason: reason() }),
         (Fault::Retry, 25, Command::Retry { step: step.clone() }),
         (Fault::Approve, 60, Command::Approve { step: step.clone(), signed: None }),
-        (Fault::WrongResolve, 25, Command::Resolve { step, done: true, reason: reason() }),
+        (Fault::WrongResolve, 25, Command::Resolve { step, done: true, reason: reason(), question: None }),
     ];
     for (fault, often, command) in unasked {
         if sim.fault(fault, often) {

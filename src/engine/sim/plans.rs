@@ -16,7 +16,7 @@ pub fn plan(dice: &mut Dice, number: usize, resource: &str) -> Plan {
         live: false,
         inputs: BTreeMap::from([("yes".to_owned(), true.into()), ("no".to_owned(), false.into())]),
         waive: Vec::new(),
-        estate: Estate::default(),
+        estate: Estate::default().into(),
         locks: vec![Resource(resource.to_owned())],
         steps: (0..count).map(|index| step(dice, index, resource)).collect(),
     }

@@ -175,7 +175,7 @@ impl Watch {
             Body::Undoing { step } => {
                 let at = known(step).first_applying;
                 self.must(settled(state), "undo begins when everything is settled", what);
-                let later = |(id, other): (&StepId, &StepState)| other.first_applying > at && undo_left(state, other, id);
+                let later = |(id, other): (&StepId, &std::sync::Arc<StepState>)| other.first_applying > at && undo_left(state, other, id);
                 self.must(at.is_some() && !state.steps.iter().any(later), "undo goes in reverse order", what);
                 self.must(!run.undone.contains_key(step), "each is undone once", what);
                 self.must(state.stopping.as_ref().is_some_and(|stopping| stopping.undo), "undo has a reason", what);

@@ -19,11 +19,11 @@ fn first() -> Draft {
         live: false,
         inputs: BTreeMap::new(),
         waive: Vec::new(),
-        estate: crate::model::estate::Estate::default(),
+        estate: crate::model::estate::Estate::default().into(),
         locks: Vec::new(),
         steps: Vec::new(),
     };
-    draft(Body::RunCreated { plan: Box::new(plan), drill: None })
+    draft(Body::RunCreated { plan: plan.into(), drill: None })
 }
 
 fn new(id: &str, locks: &[&str]) -> NewChain {

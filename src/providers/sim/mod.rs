@@ -67,6 +67,30 @@ impl SimWorld {
     pub fn fault(&self, n: u64, fault: WriteFault) {
         let mut state = self.lock();
         state.fault = Some((state.writes + n, fault));
+        state.lasting = false;
+    }
+    /// Every write from the `n`th on meets this fault, until [`SimWorld::heal`].
+    pub fn lasting_fault(&self, n: u64, fault: WriteFault) {
+        self.fault(n, fault);
+        self.lock().lasting = true;
+    }
+    pub fn heal(&self) {
+        self.lock().fault = None;
+    }
+    /// Spoils a byte in the largest pack of all repositories, which holds files and no list; gives it as it was.
+    pub fn damage_pack(&self) -> Vec<((String, String, String), SimObject)> {
+        let mut state = self.lock();
+        let is_pack = |(bucket, _, key): &(String, String, String)| bucket.starts_with(state::REPOSITORIES) && key.starts_with("packs/");
+        let largest = state.objects.iter_mut().filter(|(key, _)| is_pack(key)).max_by_key(|(_, object)| object.body.len());
+        let spoil = |(key, object): (&(String, String, String), &mut SimObject)| {
+            let before = (key.clone(), object.clone());
+            // Of the first chunk, behind the header: never in the directory at the end.
+            if let Some(byte) = object.body.get_mut(60) {
+                *byte ^= 1;
+            }
+            before
+        };
+        largest.map(spoil).into_iter().collect()
     }
     /// How many writes were tried so far.
     #[must_use]
@@ -80,7 +104,7 @@ impl SimWorld {
         let mut state = self.lock();
         let number = state.writes;
         state.writes += 1;
-        let fault = state.fault.filter(|(at, _)| *at == number).map(|(_, fault)| fault);
+        let fault = state.fault.filter(|(at, _)| *at == number || (state.lasting && *at < number)).map(|(_, fault)| fault);
         match fault {
             None => change(&mut state, now),
             Some(WriteFault::Unreachable) => Err(PortError::Unreachable("connection refused".into())),
@@ -134,6 +158,10 @@ impl WorldRead for SimWorld {
         Arc::new(net::Net { world: self.clone() })
     }
     fn secret(&self, reference: &SecretRef) -> PortResult<secrecy::SecretString> {
+        // The one that its repositories are opened with.
+        if *reference == SecretRef::Env("SIM_VAULT".to_owned()) {
+            return Ok("tide".to_owned().into());
+        }
         Err(PortError::Config(format!("there is no secret {reference:?} in this world")))
     }
 }
@@ -146,7 +174,7 @@ impl WorldWrite for SimWorld {
     fn store_mut(&self, repository: &str) -> PortResult<Arc<dyn ObjectWrite>> {
         let known = self.estate.repositories.get(repository);
         let known = known.ok_or_else(|| PortError::Config(format!("the estate has no repository `{repository}`")))?;
-        Ok(self.data(&format!("repositories/{repository}"), known.region.as_ref().map_or("", |region| region.as_str())))
+        Ok(self.data(&format!("{}{repository}", state::REPOSITORIES), known.region.as_ref().map_or("", |region| region.as_str())))
     }
     fn instances_mut(&self, region: &str) -> PortResult<Arc<dyn InstanceWrite>> {
         Ok(self.data("", region))

@@ -46,6 +46,9 @@ pub struct SimLease {
 
 type Key2 = (String, String);
 
+/// What the names of repositories' buckets begin with.
+pub(super) const REPOSITORIES: &str = "repositories/";
+
 /// Keyed by name and region where a thing has both.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct State {
@@ -69,6 +72,8 @@ pub struct State {
     pub held: BTreeMap<String, Timestamp>,
     pub writes: u64,
     pub fault: Option<(u64, WriteFault)>,
+    /// The fault meets every write from then on.
+    pub lasting: bool,
     pub(super) serial: u64,
 }
 
@@ -152,7 +157,16 @@ impl State {
     #[must_use]
     pub fn essence(&self) -> Vec<String> {
         let mut out = Vec::new();
-        out.extend(self.objects.iter().filter(|((_, _, key), _)| !key.starts_with(".muster/")).map(|(k, o)| format!("{k:?} {}", o.etag)));
+        let plain = |(bucket, _, key): &(String, String, String)| !bucket.starts_with(REPOSITORIES) && !key.starts_with(".muster/");
+        out.extend(self.objects.iter().filter(|(k, _)| plain(k)).map(|(k, o)| format!("{k:?} {}", o.etag)));
+        // What is encrypted is never the same twice; what counts of a repository is what was committed to it.
+        for kind in ["snapshots/", "proofs/"] {
+            let mut counts: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+            for (bucket, region, key) in self.objects.keys().filter(|(bucket, _, _)| bucket.starts_with(REPOSITORIES)) {
+                *counts.entry((bucket, region)).or_default() += u64::from(key.starts_with(kind));
+            }
+            out.extend(counts.iter().map(|(k, count)| format!("{k:?} {count} {kind}")));
+        }
         out.extend(self.objects.keys().filter(|(_, _, key)| key.starts_with(".muster/")).map(|k| format!("{k:?}")));
         out.extend(self.instances.iter().map(|(k, i)| format!("{k:?} {} {:?}", i.info.status, i.info.replicates_from)));
         out.extend(self.snapshots.iter().map(|(k, (s, _))| format!("{k:?} {} {}", s.instance, s.status)));

@@ -63,13 +63,8 @@ impl Cutter {
         Self { gear: Gear::new(seed) }
     }
 
-    /// How much of the beginning of a file `layout` wants to see, judged by what has been read of it: ask with
-    /// what is at hand, read on as long as the answer is more.
-    pub fn need_head(head: &[u8], size: u64) -> usize {
-        safetensors::need_head(head, size)
-    }
-
-    /// What the beginning of a file says of its inside. `head` is at least `need_head` long, or it is as if it said nothing.
+    /// What the beginning of a file says of its inside. A header of which `head` has only a part
+    /// says nothing.
     #[allow(clippy::unused_self)]
     pub fn layout(&self, head: &[u8], size: u64) -> Layout {
         safetensors::layout(head, size).unwrap_or_default()

@@ -37,15 +37,6 @@ impl Layout {
     }
 }
 
-pub fn need_head(head: &[u8], size: u64) -> usize {
-    let size = usize::try_from(size).unwrap_or(usize::MAX);
-    match header_length(head, size as u64) {
-        _ if head.len() <= PREFIX => size.min(PREFIX + 1),
-        Some(length) => length,
-        None => PREFIX + 1,
-    }
-}
-
 /// The length of the header with its prefix, if this may be one.
 fn header_length(head: &[u8], size: u64) -> Option<usize> {
     let ([prefix @ .., first], _) = head.split_first_chunk::<{ PREFIX + 1 }>()?;

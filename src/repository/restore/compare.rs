@@ -12,7 +12,7 @@ use super::{
 use crate::repository::Result;
 use rustix::{
     fd::OwnedFd,
-    fs::{FileType, Mode, OFlags, SeekFrom, Stat, fstat, openat, seek},
+    fs::{AtFlags, FileType, Mode, OFlags, SeekFrom, Stat, fstat, openat, seek, statat},
     io::{Errno, pread},
 };
 use std::{
@@ -36,7 +36,8 @@ struct Segment {
     places: Range<usize>,
 }
 
-/// What was found of one segment.
+/// What was found of one segment; nothing, if there is nothing that could be used.
+#[derive(Default)]
 struct Seen {
     file: usize,
     basis: Basis,
@@ -113,6 +114,8 @@ fn settle(work: &mut Work, segments: &[Seen], needed: &mut Vec<u32>) -> u64 {
     let file = segments[0].file;
     let (basis, linked, resize) = (segments[0].basis, segments[0].linked, segments[0].resize);
     let places = work.plan.files[file].places.clone();
+    let size = work.plan.files[file].size;
+    let same = segments.iter().map(|seen| seen.same).sum();
     let state = &mut work.states[file];
     let differs = resize || segments.iter().any(|seen| !seen.needed.is_empty() || !seen.clear.is_empty());
     // A file that was put in place of the first while we looked is not mixed with it.
@@ -120,31 +123,31 @@ fn settle(work: &mut Work, segments: &[Seen], needed: &mut Vec<u32>) -> u64 {
     if basis == Basis::New || turned || (linked && differs) {
         state.basis = Basis::New;
         *state.left.get_mut() = places.len() as u32;
-        needed.extend(places.map(|place| place as u32));
+        needed.extend(places.clone().map(|place| place as u32));
+        // Its zeros are there with its size; what was found right does not count.
+        let data: u64 = work.plan.places[places].iter().map(|place| work.plan.length(place)).sum();
+        work.progress.done_bytes.fetch_sub(same, Relaxed);
+        work.progress.add(0, size - data);
         return 0;
     }
     state.basis = if basis == Basis::There && !differs { Basis::Whole } else { basis };
     state.clear = segments.iter().flat_map(|seen| seen.clear.iter().cloned()).collect();
     *state.left.get_mut() = segments.iter().map(|seen| seen.needed.len() as u32).sum();
+    work.progress.add(0, state.clear.iter().map(|range| range.end - range.start).sum());
     needed.extend(segments.iter().flat_map(|seen| &seen.needed));
-    segments.iter().map(|seen| seen.same).sum()
+    same
 }
 
 fn look(work: &Work, worker: &mut Worker, segment: &Segment, buffer: &mut Vec<u8>) -> Result<Seen> {
     let file = &work.plan.files[segment.file];
-    let all = || segment.places.clone().map(|place| place as u32).collect();
-    let mut seen =
-        Seen { file: segment.file, basis: Basis::New, linked: false, resize: false, needed: Vec::new(), clear: Vec::new(), same: 0 };
-    let Some((basis, open, stat)) = basis(work, worker, segment.file) else {
-        seen.needed = all();
-        return Ok(seen);
-    };
+    let mut seen = Seen { file: segment.file, ..Seen::default() };
+    let Some((basis, open, stat)) = basis(work, worker, segment.file) else { return Ok(seen) };
     (seen.basis, seen.linked, seen.resize) = (basis, stat.st_nlink > 1, stat.st_size.cast_unsigned() != file.size);
     match differences(work, &open, segment, buffer, &mut seen) {
         Ok(()) => work.progress.add(0, seen.same),
         Err(why) if is_fatal(why) && why != Errno::IO => return Err(work.target.wrong(&file.path, why)),
         // What cannot be read, on a bad disk say, is written anew.
-        Err(_) => (seen.basis, seen.needed) = (Basis::New, all()),
+        Err(_) => seen = Seen { file: segment.file, ..Seen::default() },
     }
     Ok(seen)
 }
@@ -153,12 +156,16 @@ fn look(work: &Work, worker: &mut Worker, segment: &Segment, buffer: &mut Vec<u8
 fn basis(work: &Work, worker: &mut Worker, number: usize) -> Option<(Basis, OwnedFd, Stat)> {
     let file = &work.plan.files[number];
     let (within, name) = work.target.near(&mut worker.near, &file.path).ok()?;
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let (basis, open) = match openat(within, name, flags, Mode::empty()) {
-        Ok(open) => (Basis::There, open),
-        Err(Errno::NOENT) => (Basis::Incomplete, openat(within, work.plan.incomplete(&file.path), flags, Mode::empty()).ok()?),
-        Err(_) => return None,
+    let unfinished = work.plan.incomplete(&file.path);
+    let look = |name| statat(within, name, AtFlags::SYMLINK_NOFOLLOW);
+    let (basis, name, there) = match look(name) {
+        Err(Errno::NOENT) => (Basis::Incomplete, unfinished.as_slice(), look(&unfinished)),
+        there => (Basis::There, name, there),
     };
+    // To open a device can have consequences.
+    there.ok().filter(|stat| kind(stat) == FileType::RegularFile)?;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let open = openat(within, name, flags, Mode::empty()).ok()?;
     let stat = fstat(&open).ok()?;
     // Names from outside the snapshot that lead to it must not change with it.
     let known = if basis == Basis::There { file.links + 1 } else { 1 };

@@ -4,7 +4,7 @@
 
 use super::{
     Lost,
-    place::{Near, Target, dress, is_fatal, text},
+    place::{FILE, Near, Target, dress, is_fatal, text},
     plan::{Job, Plan, coalesce},
 };
 use crate::{
@@ -281,19 +281,20 @@ impl Work {
         let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let state = &self.states[number];
         let begun = state.begun.load(Acquire);
-        let file = match state.basis {
-            Basis::New if !begun => {
-                let make = || openat(within, &unfinished, flags | OFlags::CREATE | OFlags::EXCL, Mode::RUSR | Mode::WUSR);
-                make().or_else(|why| {
-                    if why == Errno::EXIST { unlinkat(within, &unfinished, super::place::FILE).and_then(|()| make()) } else { Err(why) }
-                })?
-            }
-            Basis::There | Basis::Whole if !begun => {
-                renameat(within, name, within, &unfinished)?;
-                openat(within, &unfinished, flags, Mode::empty())?
-            }
-            _ => openat(within, &unfinished, flags, Mode::empty())?,
-        };
+        let file =
+            match state.basis {
+                Basis::New if !begun => {
+                    let make = || openat(within, &unfinished, flags | OFlags::CREATE | OFlags::EXCL, Mode::RUSR | Mode::WUSR);
+                    make().or_else(|why| {
+                        if why == Errno::EXIST { unlinkat(within, &unfinished, FILE).and_then(|()| make()) } else { Err(why) }
+                    })?
+                }
+                Basis::There | Basis::Whole if !begun => {
+                    renameat(within, name, within, &unfinished)?;
+                    openat(within, &unfinished, flags, Mode::empty())?
+                }
+                _ => openat(within, &unfinished, flags, Mode::empty())?,
+            };
         if !begun {
             self.shape(&file, number)?;
             state.begun.store(true, Release);
@@ -342,6 +343,8 @@ impl Work {
         let whole = self.states[number].basis == Basis::Whole;
         let open = if whole {
             let (within, name) = self.target.near(&mut worker.near, &file.path)?;
+            // It may be left from a restore that was interrupted.
+            let _ = unlinkat(within, self.plan.incomplete(&file.path), FILE);
             Arc::new(openat(within, name, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?)
         } else {
             self.file(&mut worker.near, number)?

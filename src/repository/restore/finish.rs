@@ -5,7 +5,7 @@ use super::{
     Lost,
     data::{Work, Worker, lock},
     place::{FILE, FOLDER, dress, dress_name, is_fatal, kind, text},
-    plan::{INCOMPLETE, split},
+    plan::split,
 };
 use crate::repository::{
     Result,
@@ -60,37 +60,38 @@ pub(super) fn names(folder: BorrowedFd) -> rustix::io::Result<Vec<(Vec<u8>, bool
     Ok(names)
 }
 
-/// What became of it: nothing but an error that ends all, or a loss that was told.
-fn unless_fatal(work: &Work, path: &[u8], done: rustix::io::Result<()>, lost: &mut Vec<Lost>) -> Result<bool> {
+/// Was it done? An error that ends all does; any other is a loss, and told.
+fn unless_fatal(work: &Work, path: &[u8], done: rustix::io::Result<()>, lost: &mut Vec<Lost>) -> Result<u64> {
     match done {
-        Ok(()) => Ok(true),
+        Ok(()) => Ok(1),
         Err(why) if is_fatal(why) => Err(work.target.wrong(path, why)),
         Err(why) => {
             lost.push(Lost { path: shown(path), why: format!("it cannot be made: {}", text(why)) });
-            Ok(false)
+            Ok(0)
         }
     }
 }
 
-pub(super) fn folders(work: &Work, lost: &mut Vec<Lost>) -> Result<()> {
-    let mut worker = Worker::default();
+/// Gives how many there are.
+pub(super) fn folders(work: &Work, lost: &mut Vec<Lost>) -> Result<u64> {
+    let (mut worker, mut count) = (Worker::default(), 0);
     for folder in &work.plan.folders {
         work.go_on()?;
         let made = work.target.make_folder(&mut worker.near, &folder.path);
-        unless_fatal(work, &folder.path, made.map(|_| ()), lost)?;
+        count += unless_fatal(work, &folder.path, made, lost)?;
     }
-    Ok(())
+    Ok(count)
 }
 
-/// Symbolic links, FIFOs, sockets and devices.
-pub(super) fn others(work: &Work, lost: &mut Vec<Lost>) -> Result<()> {
-    let mut worker = Worker::default();
+/// Symbolic links, FIFOs, sockets and devices. Gives how many there are.
+pub(super) fn others(work: &Work, lost: &mut Vec<Lost>) -> Result<u64> {
+    let (mut worker, mut count) = (Worker::default(), 0);
     for entry in &work.plan.others {
         work.go_on()?;
         let made = other(work, &mut worker, entry);
-        unless_fatal(work, &entry.path, made, lost)?;
+        count += unless_fatal(work, &entry.path, made, lost)?;
     }
-    Ok(())
+    Ok(count)
 }
 
 fn other(work: &Work, worker: &mut Worker, entry: &Entry) -> rustix::io::Result<()> {
@@ -129,21 +130,21 @@ fn is_there(within: BorrowedFd, name: &[u8], node: &Node) -> bool {
     }
 }
 
-/// Further names of files.
-pub(super) fn links(work: &Work, lost: &mut Vec<Lost>) -> Result<()> {
-    let (mut worker, mut first) = (Worker::default(), Worker::default());
+/// Further names of files. Gives how many there are.
+pub(super) fn links(work: &Work, lost: &mut Vec<Lost>) -> Result<u64> {
+    let (mut worker, mut first, mut count) = (Worker::default(), Worker::default(), 0);
     for link in &work.plan.links {
         work.go_on()?;
         let whole = work.plan.file(&link.to).is_none_or(|file| work.states[file].lost.get().is_none());
         if whole {
             let made = make_link(work, &mut worker, &mut first, &link.path, &link.to);
-            unless_fatal(work, &link.path, made, lost)?;
+            count += unless_fatal(work, &link.path, made, lost)?;
         } else {
             lost.push(Lost { path: shown(&link.path), why: format!("it is a link to `{}`, which is lost", shown(&link.to)) });
             step_aside(work, &mut worker, &link.path);
         }
     }
-    Ok(())
+    Ok(count)
 }
 
 fn make_link(work: &Work, worker: &mut Worker, first: &mut Worker, path: &[u8], to: &[u8]) -> rustix::io::Result<()> {
@@ -175,10 +176,10 @@ fn step_aside(work: &Work, worker: &mut Worker, path: &[u8]) {
 
 /// Removes what is in the snapshot's folders and not in the snapshot; of what is not chosen nothing.
 pub(super) fn delete(work: &Work, include: &Globs, lost: &mut Vec<Lost>) -> Result<u64> {
+    let unfinished = |path: &[u8]| [split(path).0, &work.plan.incomplete(path)].concat();
     let losses = work.plan.files.iter().zip(&work.states).filter(|(_, state)| state.lost.get().is_some());
-    let kept: BTreeSet<Vec<u8>> = losses.map(|(file, _)| [split(&file.path).0, &work.plan.incomplete(&file.path)].concat()).collect();
-    let linked: BTreeSet<Vec<u8>> =
-        work.plan.links.iter().map(|link| [split(&link.path).0, &work.plan.incomplete(&link.path)].concat()).collect();
+    let losses = losses.map(|(file, _)| &file.path).chain(work.plan.links.iter().map(|link| &link.path));
+    let kept: BTreeSet<Vec<u8>> = losses.map(|path| unfinished(path)).collect();
     let mut deleted = 0;
     for folder in &work.plan.folders {
         work.go_on()?;
@@ -186,12 +187,11 @@ pub(super) fn delete(work: &Work, include: &Globs, lost: &mut Vec<Lost>) -> Resu
         for (name, is_folder) in names(fd.as_fd()).map_err(|why| work.target.wrong(&folder.path, why))? {
             let path = [folder.path.as_slice(), &name, if is_folder { b"/" } else { b"" }].concat();
             let chosen = include.is_empty() || include.fits_within(&path);
-            let unfinished = name.ends_with(INCOMPLETE) && (kept.contains(&path) || linked.contains(&path));
-            if work.plan.has(&path) || !chosen || unfinished {
+            if work.plan.has(&path) || !chosen || kept.contains(&path) {
                 continue;
             }
             let done = if is_folder { remove_all(fd.as_fd(), &name) } else { unlinkat(&fd, &name, FILE) };
-            deleted += u64::from(unless_fatal(work, &path, done, lost)?);
+            deleted += unless_fatal(work, &path, done, lost)?;
         }
     }
     Ok(deleted)

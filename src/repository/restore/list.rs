@@ -36,11 +36,14 @@ impl Reader<'_> {
     /// Goes over all entries: to plan them, or to adopt those that only links lead to.
     async fn pass(&mut self, index: &Index, snapshot: &Snapshot, adopt: bool) -> Result<()> {
         let repository = self.repository;
-        let chunks = snapshot.list.iter().map(|chunk| async move { (*chunk, repository.chunk(index, chunk).await) });
+        let chunks = snapshot.list.clone().into_iter().map(|chunk| async move { (chunk, repository.chunk(index, &chunk).await) });
         let mut chunks = stream::iter(chunks).buffered(AT_ONCE);
         while let Some((chunk, content)) = chunks.next().await {
             let content = match content {
-                Err(RepositoryError::Missing { .. }) => self.again(&chunk).await,
+                Err(RepositoryError::Missing { .. }) => {
+                    self.look_again().await?;
+                    repository.chunk(&self.planner.index, &chunk).await
+                }
                 other => other,
             };
             match content.and_then(|content| list::entries(&chunk, &content)) {
@@ -72,9 +75,14 @@ impl Reader<'_> {
     }
 
     /// The extents of an entry, or why they are lost.
-    async fn extents(&self, entry: &Entry) -> Result<std::result::Result<Vec<Extent>, String>> {
+    async fn extents(&mut self, entry: &Entry) -> Result<std::result::Result<Vec<Extent>, String>> {
         let Some(content) = entry.node.content() else { return Ok(Ok(Vec::new())) };
-        match self.repository.extents(&self.planner.index, &entry.path, content).await {
+        let mut extents = self.repository.extents(&self.planner.index, &entry.path, content).await;
+        if matches!(extents, Err(RepositoryError::Missing { .. })) {
+            self.look_again().await?;
+            extents = self.repository.extents(&self.planner.index, &entry.path, content).await;
+        }
+        match extents {
             Ok(extents) => Ok(Ok(extents)),
             Err(why) if is_loss(&why) => Ok(Err(why.to_string())),
             Err(why) => Err(why),
@@ -82,12 +90,12 @@ impl Reader<'_> {
     }
 
     /// A pack is gone: a prune has folded its chunks into another, which the index names by now.
-    async fn again(&mut self, chunk: &Id) -> Result<Vec<u8>> {
+    async fn look_again(&mut self) -> Result<()> {
         if !self.fresh {
             self.fresh = true;
             self.planner.index = Arc::new(self.repository.index().await?.whole);
         }
-        self.repository.chunk(&self.planner.index, chunk).await
+        Ok(())
     }
 
     fn lose(&mut self, chunk: &Id, why: &RepositoryError, told: bool) {

@@ -6,7 +6,8 @@
 //!
 //! What has its own name is what was backed up, bit for bit, checked against the keyed digest of every chunk: until it
 //! is whole a file is called `NAME.muster-incomplete`. A damaged chunk costs the files that it is in, each told by name,
-//! and nothing else. Whatever interrupts a restore, the same command with `--in-place` goes on where it was.
+//! and nothing else. Whatever interrupts a restore, the same command with `--in-place` goes on where it was; after a
+//! power cut it must, for only at the end it is certain that everything is on the disk.
 
 mod compare;
 mod data;
@@ -33,19 +34,19 @@ use std::{
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Into {
+pub enum Policy {
     /// A folder that is empty or not there.
     Empty,
     /// A folder that may hold an older or newer state, or what an interrupted restore left. With `delete` what is not
     /// in the snapshot goes.
-    Place { delete: bool },
+    InPlace { delete: bool },
 }
 
 #[derive(Clone, Debug)]
 pub struct RestoreOptions {
     /// What is restored; nothing given: everything.
     pub include: Globs,
-    pub into: Into,
+    pub policy: Policy,
     /// Files get their owners, if we are root.
     pub owner: bool,
     /// Nothing is written.
@@ -95,8 +96,8 @@ pub async fn restore(
     let (plan, fresh) = list::read(&repository, index, snapshot, &options.include).await?;
     progress.total_files.store(plan.files.iter().filter(|file| !file.skip).count() as u64, Relaxed);
     progress.total_bytes.store(plan.bytes(), Relaxed);
-    let Some(target) = target else { return Ok(report(&plan, plan.bytes(), 0)) };
-    let delete = options.into == Into::Place { delete: true };
+    let Some(target) = target else { return Ok(report(&plan, plan.places.iter().map(|place| plan.length(place)).sum(), 0)) };
+    let delete = options.policy == Policy::InPlace { delete: true };
     let work = Work::new(repository, plan, target, progress, tokio::runtime::Handle::current(), delete);
     let done = tokio::task::spawn_blocking(move || carry_out(work, &options, fresh)).await;
     let mut restored = done.map_err(|e| RepositoryError::Interrupted(e.to_string()))??;
@@ -114,7 +115,7 @@ fn open(path: &Path, options: &RestoreOptions) -> Result<Option<Target>> {
     let root = openat(CWD, path, FOLDER.difference(OFlags::NOFOLLOW), Mode::empty());
     let root = root.map_err(|why| wrong(format!("{}: restore into a folder that can be opened", text(why))))?;
     let there = finish::names(root.as_fd()).map_err(|why| wrong(text(why)))?;
-    if options.into == Into::Empty
+    if options.policy == Policy::Empty
         && let Some((name, _)) = there.first()
     {
         let name = String::from_utf8_lossy(name);
@@ -133,12 +134,10 @@ fn threads() -> usize {
 /// All that blocks.
 fn carry_out(mut work: Work, options: &RestoreOptions, fresh: bool) -> Result<Restored> {
     let mut lost = Vec::new();
-    if !options.dry_run {
-        finish::folders(&work, &mut lost)?;
-    }
-    let (needed, in_place) = match options.into {
-        Into::Empty => (everything(&mut work), 0),
-        Into::Place { .. } => compare::compare(&mut work, threads())?,
+    let folders = if options.dry_run { 0 } else { finish::folders(&work, &mut lost)? };
+    let (needed, in_place) = match options.policy {
+        Policy::Empty => (everything(&mut work), 0),
+        Policy::InPlace { .. } => compare::compare(&mut work, threads())?,
     };
     let bytes: u64 = needed.iter().map(|place| work.plan.length(&work.plan.places[*place as usize])).sum();
     if options.dry_run {
@@ -146,16 +145,14 @@ fn carry_out(mut work: Work, options: &RestoreOptions, fresh: bool) -> Result<Re
     }
     check_room(&work)?;
     write(&mut work, needed, fresh)?;
-    finish::others(&work, &mut lost)?;
-    finish::links(&work, &mut lost)?;
+    let others = finish::others(&work, &mut lost)?;
+    let links = finish::links(&work, &mut lost)?;
     // What the list does not tell of may be in the part of it that is damaged.
     let deleted = if work.delete && !work.plan.partial { finish::delete(&work, &options.include, &mut lost)? } else { 0 };
     finish::dress_folders(&work)?;
     syncfs(&work.target.root).map_err(|why| work.target.wrong(b"", why))?;
-    let mut restored = report(&work.plan, work.written.load(Relaxed), in_place);
-    restored.deleted = deleted;
-    tell(&work, lost, &mut restored);
-    Ok(restored)
+    let restored = report(&work.plan, work.written.load(Relaxed), in_place);
+    Ok(tell(&work, lost, Restored { folders, others, deleted, files: links, bytes: 0, ..restored }))
 }
 
 /// Every place is to be written.
@@ -163,6 +160,9 @@ fn everything(work: &mut Work) -> Vec<u32> {
     for (file, state) in work.plan.files.iter().zip(&mut work.states) {
         *state.left.get_mut() = if file.skip { 0 } else { file.places.len() as u32 };
     }
+    let data: u64 = work.plan.places.iter().map(|place| work.plan.length(place)).sum();
+    // Zeros are there once a file has its size.
+    work.progress.add(0, work.plan.bytes().saturating_sub(data));
     let files = work.plan.files.iter().filter(|file| !file.skip);
     files.flat_map(|file| file.places.clone()).map(|place| place as u32).collect()
 }
@@ -230,17 +230,18 @@ fn report(plan: &Plan, bytes_written: u64, bytes_in_place: u64) -> Restored {
     }
 }
 
-/// Takes what is lost out of the report's numbers, and names it.
-fn tell(work: &Work, lost: Vec<Lost>, restored: &mut Restored) {
-    let files = work.plan.files.iter().zip(&work.states);
-    for (file, why) in files.filter_map(|(file, state)| Some((file, state.lost.get()?))) {
-        restored.damaged.push(Lost { path: super::entry::shown(&file.path), why: why.clone() });
-        if !file.skip {
-            restored.files -= 1;
-            restored.bytes -= file.size;
+/// Counts the files that are whole, and names what is lost.
+fn tell(work: &Work, lost: Vec<Lost>, mut restored: Restored) -> Restored {
+    for (file, state) in work.plan.files.iter().zip(&work.states) {
+        if let Some(why) = state.lost.get() {
+            restored.damaged.push(Lost { path: super::entry::shown(&file.path), why: why.clone() });
+        } else {
+            restored.files += 1;
+            restored.bytes += file.size;
         }
     }
     restored.damaged.extend(lost);
     restored.damaged.sort();
     restored.without = std::mem::take(&mut *lock(&work.without));
+    restored
 }

@@ -71,26 +71,24 @@ impl Target {
     }
 
     /// Makes a folder if it is not there. What stands in its place and is none goes.
-    pub fn make_folder(&self, near: &mut Near, path: &[u8]) -> Result<bool> {
-        let Some(bare) = path.strip_suffix(b"/") else { return Ok(false) };
+    pub fn make_folder(&self, near: &mut Near, path: &[u8]) -> Result<()> {
+        let Some(bare) = path.strip_suffix(b"/") else { return Ok(()) };
         let (within, name) = self.near(near, bare)?;
         match mkdirat(within, name, Mode::RWXU) {
-            Ok(()) => return Ok(true),
             Err(Errno::EXIST) => {}
-            Err(why) => return Err(why),
+            other => return other,
         }
         let stat = statat(within, name, AtFlags::SYMLINK_NOFOLLOW)?;
         if kind(&stat) != FileType::Directory {
             unlinkat(within, name, AtFlags::empty())?;
-            mkdirat(within, name, Mode::RWXU)?;
-            return Ok(true);
+            return mkdirat(within, name, Mode::RWXU);
         }
         if stat.st_mode & 0o700 != 0o700 {
             let folder = openat(within, name, FOLDER, Mode::empty())?;
             // If this is not allowed, making something in there will say so.
             let _ = fchmod(&folder, Mode::from_raw_mode(stat.st_mode | 0o700));
         }
-        Ok(false)
+        Ok(())
     }
 
     /// An error that ends all, with the path of what it is about.

@@ -109,7 +109,8 @@ impl Plan {
                 let digest = Id::of(name).short();
                 [&name[..200], b".", digest.as_bytes(), &end].concat()
             };
-            if !self.suffixed || !self.has(&[folder, &whole].concat()) {
+            let taken = || self.has(&[folder, &whole].concat()) || self.has(&[folder, &whole, b"/"].concat());
+            if !self.suffixed || !taken() {
                 return whole;
             }
             end.push(b'~');
@@ -125,6 +126,7 @@ impl Plan {
             }
         }
     }
+    /// Of all files that are restored.
     pub fn bytes(&self) -> u64 {
         self.files.iter().filter(|file| !file.skip).map(|file| file.size).sum()
     }
@@ -215,6 +217,7 @@ impl<'a> Planner<'a> {
     /// Plans this folder and those that it is in.
     fn enter(&mut self, path: &[u8]) {
         let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at + 1);
+        self.plan.suffixed |= path.windows(INCOMPLETE.len()).any(|part| part == INCOMPLETE);
         for (depth, end) in std::iter::once(0).chain(ends).enumerate() {
             // The list of a single file, of a bucket, or one that is damaged, does not have all of them.
             if self.within.get(depth).is_none_or(|(folder, _)| folder.path.len() != end) {

@@ -282,14 +282,14 @@ fn source(
 }
 
 fn report(created: Created, repository: String, initialised: bool) -> BackupReport {
-    let Created { id, snapshot, unreadable, changed } = created;
+    let Created { id, snapshot, stored, unreadable, changed } = created;
     let stats = &snapshot.stats;
     BackupReport {
         snapshot: id,
         files: stats.files,
         bytes_read: stats.bytes_read,
         bytes_new: stats.bytes_new,
-        bytes_stored: stats.bytes_stored,
+        bytes_stored: stored,
         duration_ms: snapshot.duration_ms,
         bytes: stats.bytes,
         folders: stats.folders,

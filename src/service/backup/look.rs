@@ -5,6 +5,7 @@ use super::{
     place::Where,
     watch::Watch,
 };
+use crate::plan::proof::{ProofState, Trial, proof_state};
 use crate::repository::{
     diff::{self, What},
     entry::{Entry, Instant, Node, shown},
@@ -12,6 +13,7 @@ use crate::repository::{
     list,
     names::{Id, INDEX, MARKS, PACKS, PROOFS, SNAPSHOTS},
     open::{Found, Repository},
+    proof,
     snapshot::{Snapshot, Stats},
 };
 use serde::Serialize;
@@ -36,6 +38,9 @@ pub struct Shot {
     pub duration_ms: u64,
     #[serde(flatten)]
     pub stats: Stats,
+    /// Is it proven that it restores? Looked up where snapshots are listed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proof: Option<ProofState>,
 }
 
 pub(super) fn instant<S: serde::Serializer>(at: &jiff::Timestamp, s: S) -> Result<S::Ok, S::Error> {
@@ -62,6 +67,7 @@ impl Shot {
             program: snapshot.program,
             duration_ms: snapshot.duration_ms,
             stats: snapshot.stats,
+            proof: None,
         }
     }
 }
@@ -215,9 +221,15 @@ impl Muster {
         let opened = self.backup_open(at).await?;
         let found = opened.repository.snapshots().await?;
         let snapshots = found.whole.into_iter().filter(|(_, snapshot)| filter.fits(snapshot));
+        let (proofs, valid, now) = (proof::load(&opened.repository).await?, self.backup_proof_valid(at)?, self.clock.now());
+        let state = |id: &Id| {
+            let tried = proofs.whole.iter().filter(|(_, proof)| proof.snapshot == *id);
+            let trials: Vec<Trial> = tried.map(|(_, p)| Trial { at: p.time, ok: p.ok, why: p.why.clone() }).collect();
+            Some(proof_state(&trials, now, valid))
+        };
         Ok(Listed {
-            snapshots: snapshots.map(|(id, snapshot)| Shot::of(id, snapshot)).collect(),
-            damaged: found.damaged.iter().map(ToString::to_string).collect(),
+            snapshots: snapshots.map(|(id, snapshot)| Shot { proof: state(&id), ..Shot::of(id, snapshot) }).collect(),
+            damaged: found.damaged.iter().chain(&proofs.damaged).map(ToString::to_string).collect(),
         })
     }
 

@@ -9,6 +9,8 @@ use crate::model::{
     estate::{Aws, Repository as Named, SecretRef},
     ids::RegionName,
 };
+use crate::model::time::Span;
+use crate::plan::proof::PROOF_VALID;
 use crate::providers::{port::ObjectWrite, secrets, store};
 use crate::repository::{keys::Unlock, open::Repository};
 use secrecy::SecretBox;
@@ -84,6 +86,12 @@ impl Muster {
         self.backup_place(at)?.open().await
     }
 
+    /// For how long a proof counts there.
+    pub(super) fn backup_proof_valid(&self, at: &Where) -> Result<Span, ServiceError> {
+        let (_, named) = self.backup_named(at.repo.as_deref())?;
+        Ok(named.and_then(|named| named.proof_valid).unwrap_or(PROOF_VALID))
+    }
+
     /// The URL or path, and the estate's entry if it is one of its repositories.
     fn backup_named(&self, repo: Option<&str>) -> Result<(String, Option<Named>), ServiceError> {
         let Some(repo) = repo else { return self.only_repository() };
@@ -91,8 +99,7 @@ impl Muster {
         if repo.contains('/') || repo.contains(':') {
             return Ok((repo.to_owned(), None));
         }
-        let estate = self.written_estate()?;
-        let named = estate.repositories.into_iter().find(|(name, _)| name.as_str() == repo).map(|(_, named)| named);
+        let named = self.repositories()?.into_iter().find(|(name, _)| name.as_str() == repo).map(|(_, named)| named);
         Ok(match named {
             Some(named) => (named.url.clone(), Some(named)),
             None => (repo.to_owned(), None),
@@ -101,7 +108,7 @@ impl Muster {
 
     /// Without `--repo`: the estate's, if it has one and no more.
     fn only_repository(&self) -> Result<(String, Option<Named>), ServiceError> {
-        let repositories = self.written_estate()?.repositories;
+        let repositories = self.repositories()?;
         let names: Vec<String> = repositories.keys().map(ToString::to_string).collect();
         let mut all = repositories.into_values();
         match (all.next(), all.next()) {

@@ -2,9 +2,9 @@
 //!
 //! Ten thousand owners that each looked five times a second would do nothing else.
 
-use crate::journal::Bell;
+use super::Bell;
 use crate::model::ids::RunId;
-use sqlx::{Row as _, sqlite::SqlitePool};
+use futures::future::BoxFuture;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -15,8 +15,12 @@ use tokio::sync::Notify;
 /// How often the inbox is looked into.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// The runs for which letters wait, as the store says. One in trouble says nothing: whoever writes to it tells, and the
+/// next look is soon.
+pub type Waiting = Box<dyn Fn() -> BoxFuture<'static, Vec<String>> + Send + Sync>;
+
 pub struct Bells {
-    store: SqlitePool,
+    waiting: Waiting,
     hung: Mutex<Hung>,
 }
 
@@ -28,8 +32,8 @@ struct Hung {
 }
 
 impl Bells {
-    pub fn new(store: SqlitePool) -> Self {
-        Self { store, hung: Mutex::default() }
+    pub fn new(waiting: Waiting) -> Self {
+        Self { waiting, hung: Mutex::default() }
     }
 
     fn hung(&self) -> MutexGuard<'_, Hung> {
@@ -80,9 +84,8 @@ impl Drop for Hook {
 
 async fn look(bells: Arc<Bells>) {
     while bells.heard() {
-        // A store in trouble is told by whoever writes to it; here the next look is soon.
-        let found = sqlx::query("SELECT DISTINCT run FROM inbox WHERE taken = 0").fetch_all(&bells.store).await.unwrap_or_default();
-        bells.ring(found.iter().map(|row| row.get(0)));
+        let found = (bells.waiting)().await;
+        bells.ring(found.iter().map(String::as_str));
         tokio::time::sleep(LOOK).await;
     }
 }
