@@ -110,7 +110,7 @@ impl Bench {
     fn new() -> Self {
         let memory = Arc::new(Memory::default());
         let keyring = Keyring::new().unwrap();
-        let repository = Repository { store: memory.clone(), place: "memory".to_owned(), id: "r".to_owned(), keyring };
+        let repository = Repository { store: memory.clone(), place: "memory".to_owned(), id: "r".to_owned(), config: Id([0; 32]), keyring };
         Self { memory, repository: Arc::new(repository), packs: Vec::new(), home: tempfile::tempdir().unwrap() }
     }
     fn at(&self, name: &str) -> PathBuf {
