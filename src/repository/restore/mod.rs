@@ -34,19 +34,19 @@ use std::{
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Policy {
+pub enum Into {
     /// A folder that is empty or not there.
     Empty,
     /// A folder that may hold an older or newer state, or what an interrupted restore left. With `delete` what is not
     /// in the snapshot goes.
-    InPlace { delete: bool },
+    Place { delete: bool },
 }
 
 #[derive(Clone, Debug)]
 pub struct RestoreOptions {
     /// What is restored; nothing given: everything.
     pub include: Globs,
-    pub policy: Policy,
+    pub into: Into,
     /// Files get their owners, if we are root.
     pub owner: bool,
     /// Nothing is written.
@@ -97,7 +97,7 @@ pub async fn restore(
     progress.total_files.store(plan.files.iter().filter(|file| !file.skip).count() as u64, Relaxed);
     progress.total_bytes.store(plan.bytes(), Relaxed);
     let Some(target) = target else { return Ok(report(&plan, plan.places.iter().map(|place| plan.length(place)).sum(), 0)) };
-    let delete = options.policy == Policy::InPlace { delete: true };
+    let delete = options.into == Into::Place { delete: true };
     let work = Work::new(repository, plan, target, progress, tokio::runtime::Handle::current(), delete);
     let done = tokio::task::spawn_blocking(move || carry_out(work, &options, fresh)).await;
     let mut restored = done.map_err(|e| RepositoryError::Interrupted(e.to_string()))??;
@@ -115,7 +115,7 @@ fn open(path: &Path, options: &RestoreOptions) -> Result<Option<Target>> {
     let root = openat(CWD, path, FOLDER.difference(OFlags::NOFOLLOW), Mode::empty());
     let root = root.map_err(|why| wrong(format!("{}: restore into a folder that can be opened", text(why))))?;
     let there = finish::names(root.as_fd()).map_err(|why| wrong(text(why)))?;
-    if options.policy == Policy::Empty
+    if options.into == Into::Empty
         && let Some((name, _)) = there.first()
     {
         let name = String::from_utf8_lossy(name);
@@ -135,9 +135,9 @@ fn threads() -> usize {
 fn carry_out(mut work: Work, options: &RestoreOptions, fresh: bool) -> Result<Restored> {
     let mut lost = Vec::new();
     let folders = if options.dry_run { 0 } else { finish::folders(&work, &mut lost)? };
-    let (needed, in_place) = match options.policy {
-        Policy::Empty => (everything(&mut work), 0),
-        Policy::InPlace { .. } => compare::compare(&mut work, threads())?,
+    let (needed, in_place) = match options.into {
+        Into::Empty => (everything(&mut work), 0),
+        Into::Place { .. } => compare::compare(&mut work, threads())?,
     };
     let bytes: u64 = needed.iter().map(|place| work.plan.length(&work.plan.places[*place as usize])).sum();
     if options.dry_run {

@@ -110,7 +110,7 @@ impl Bench {
     fn new() -> Self {
         let memory = Arc::new(Memory::default());
         let keyring = Keyring::new().unwrap();
-        let repository = Repository { store: memory.clone(), place: "memory".to_owned(), id: "r".to_owned(), config: Id([0; 32]), keyring };
+        let repository = Repository { store: memory.clone(), place: "memory".to_owned(), id: "r".to_owned(), config: Id::of(b"config"), keyring };
         Self { memory, repository: Arc::new(repository), packs: Vec::new(), home: tempfile::tempdir().unwrap() }
     }
     fn at(&self, name: &str) -> PathBuf {
@@ -209,10 +209,10 @@ impl Bench {
 }
 
 fn options() -> RestoreOptions {
-    RestoreOptions { include: Globs::none(), policy: Policy::Empty, owner: true, dry_run: false }
+    RestoreOptions { include: Globs::none(), into: Into::Empty, owner: true, dry_run: false }
 }
 fn in_place() -> RestoreOptions {
-    RestoreOptions { policy: Policy::InPlace { delete: false }, ..options() }
+    RestoreOptions { into: Into::Place { delete: false }, ..options() }
 }
 fn including(patterns: &[&str]) -> RestoreOptions {
     RestoreOptions { include: Globs::new(patterns).unwrap(), ..options() }
@@ -354,7 +354,7 @@ async fn in_place_only_what_differs_is_written() {
     assert_eq!(restored.bytes_written, anew + CHUNK as u64 + 24 + 200);
     assert_eq!(planned.bytes_written, restored.bytes_written);
 
-    let delete = RestoreOptions { policy: Policy::InPlace { delete: true }, ..options() };
+    let delete = RestoreOptions { into: Into::Place { delete: true }, ..options() };
     let restored = bench.restore(&snapshot, "target", &delete).await.unwrap();
     assert_eq!((restored.deleted, restored.bytes_written), (1, 0));
     assert_same(&source, &target);
@@ -435,7 +435,7 @@ async fn a_damaged_part_of_the_list_costs_its_entries() {
     lock(&bench.memory.objects).get_mut(&pack).unwrap()[60] ^= 1;
     fs::create_dir_all(bench.at("target/b")).unwrap();
     fs::write(bench.at("target/b/x"), b"who knows").unwrap();
-    let delete = RestoreOptions { policy: Policy::InPlace { delete: true }, ..options() };
+    let delete = RestoreOptions { into: Into::Place { delete: true }, ..options() };
     let restored = bench.restore(&snapshot, "target", &delete).await.unwrap();
     assert_eq!(damaged(&restored), [format!("entries in chunk {} of the list", snapshot.list[1].short())]);
     assert_eq!(fs::read(bench.at("target/c/d/y")).unwrap(), b"c/d/y");
@@ -515,7 +515,7 @@ async fn patterns_choose_what_is_restored() {
     fs::write(target.join("other"), b"x").unwrap();
     fs::write(target.join("models/small/12.json.bak"), b"x").unwrap();
     fs::write(target.join("models/small/199.json"), b"x").unwrap();
-    let delete = RestoreOptions { policy: Policy::InPlace { delete: true }, ..including(&["/models/small/1*.json"]) };
+    let delete = RestoreOptions { into: Into::Place { delete: true }, ..including(&["/models/small/1*.json"]) };
     assert_eq!(bench.restore(&snapshot, "target", &delete).await.unwrap().deleted, 1);
     assert!(target.join("other").exists() && target.join("models/small/12.json.bak").exists() && target.join("link").is_symlink());
 }
