@@ -51,6 +51,8 @@ pub struct Created {
     pub unreadable: Vec<Unreadable>,
     /// Files that changed while they were read.
     pub changed: Vec<Vec<u8>>,
+    /// All that was written, the snapshot itself included, which cannot count itself.
+    pub stored: u64,
 }
 
 /// What a backup goes on from: the index, and the last snapshot of the same source if there is one.
