@@ -310,7 +310,7 @@ mod tests {
                 list: Vec::new(),
                 stats,
             };
-            Created { id: Id([0; 32]), snapshot, unreadable: lost.collect(), changed: Vec::new() }
+            Created { id: Id([0; 32]), snapshot, stored: 0, unreadable: lost.collect(), changed: Vec::new() }
         };
         let input = |allow| serde_json::from_value::<Input>(json!({ "repository": "v", "path": "/a", "allow_unreadable": allow })).expect("valid");
         assert!(complete(&input(false), &made(0)).is_ok() && complete(&input(true), &made(2)).is_ok());
