@@ -154,7 +154,9 @@ impl Muster {
         let mode = if lock_for.compliance { LockMode::Compliance } else { LockMode::Governance };
         match lock(&opened.repository, &*opened.store, (&created.id, &created.snapshot), until, mode).await {
             Ok(_) => Ok(rfc3339_ms(until)),
-            Err(error) => Err(ServiceError::Usage(format!("snapshot {} is there, but not all of it is locked: {error}", created.id.short()))),
+            Err(error) => {
+                Err(ServiceError::Usage(format!("snapshot {} is there, but not all of it is locked: {error}", created.id.short())))
+            }
         }
     }
 
@@ -166,7 +168,9 @@ impl Muster {
         }
         if source.starts_with("s3:") {
             if ask.one_file_system || !ask.exclude.is_empty() {
-                return Err(ServiceError::Usage("--exclude and --one-file-system are for folders: name a prefix of the bucket instead".to_owned()));
+                return Err(ServiceError::Usage(
+                    "--exclude and --one-file-system are for folders: name a prefix of the bucket instead".to_owned(),
+                ));
             }
             let objects = self.backup_objects(source)?;
             return Ok(Sought::Bucket(source.trim_end_matches('/').to_owned(), objects));
