@@ -187,18 +187,19 @@ fn the_secret_comes_from_the_file_the_environment_or_the_estate() {
 #[test]
 fn what_cannot_be_read_is_named_and_the_rest_is_there() {
     let place = place();
-    let unreadable = place.path("src/locked");
-    place.file("src/locked", "secret");
-    fs::set_permissions(&unreadable, fs::Permissions::from_mode(0o000)).unwrap();
-    if fs::read(&unreadable).is_ok() {
-        // As root everything can be read.
-        return;
-    }
-    let said = backup(&place, &["create", "src"]).expect(1);
+    // A file that opens and cannot be read, not even by root.
+    let said = backup(&place, &["create", "/proc/self/mem"]).expect(1);
     let made = said.last();
-    assert_eq!((made["unreadable"][0]["path"].as_str(), made["files"].as_u64()), (Some("locked"), Some(2)), "{made}");
-    let said = plain(&place, &["create", "src"]).expect(1);
-    assert!(said.err.contains("locked is not in the snapshot"), "{}", said.err);
+    assert_eq!((made["unreadable"][0]["path"].as_str(), made["files"].as_u64()), (Some("mem"), Some(0)), "{made}");
+    let said = plain(&place, &["create", "/proc/self/mem"]).expect(1);
+    assert!(said.err.contains("mem is not in the snapshot: Input/output error"), "{}", said.err);
+
+    place.file("src/locked", "secret");
+    fs::set_permissions(place.path("src/locked"), fs::Permissions::from_mode(0o000)).unwrap();
+    // Root reads everything.
+    let code = i32::from(fs::read(place.path("src/locked")).is_err());
+    let made = backup(&place, &["create", "src"]).expect(code).last();
+    assert_eq!(made["unreadable"].as_array().unwrap().len(), code as usize, "{made}");
     backup(&place, &["restore", "latest", "--to", "out"]).expect(0);
     assert_eq!(place.read("out/a.txt"), "alpha\n");
 }
@@ -379,6 +380,22 @@ fn ctrl_c_stops_a_backup_without_a_snapshot_and_says_how_to_go_on() {
     feed.join().unwrap();
     assert_eq!(backup(&place, &["list"]).expect(0).last()["snapshots"].as_array().unwrap().len(), 1);
     backup(&place, &["verify", "--read-data"]).expect(0);
+}
+
+#[test]
+fn ctrl_c_ends_a_backup_of_what_never_comes() {
+    let place = place();
+    let mut command = place.command(&["backup", "create", "-", "--repo", "vault", "--password-file", "pw", "--json"]);
+    let (reader, writer) = std::io::pipe().unwrap();
+    command.stdin(reader);
+    let running = place.spawn(command);
+    place.until_told("a repository", || running.out_so_far().contains("initialised"), || running.told());
+    running.signal("INT");
+    let began = Instant::now();
+    running.end().expect(3);
+    assert!(began.elapsed() < Duration::from_secs(30));
+    drop(writer);
+    assert_eq!(backup(&place, &["list"]).expect(0).last()["snapshots"].as_array().unwrap().len(), 0);
 }
 
 #[test]
