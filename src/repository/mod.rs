@@ -5,7 +5,7 @@
 //! open it), `cut` and `codec` (from a file to chunks, from a chunk to its stored form), [`pack`] and [`index`]
 //! (where chunks lie), [`entry`] and [`list`] (what a snapshot holds), [`snapshot`], [`open`] (the repository as a
 //! whole), [`write`] (from bytes to packs, in parallel), [`create`] over a source ([`tree`], [`bucket`],
-//! [`stream`]), [`restore`], [`verify`], [`prune`] (decided by [`prune_plan`]), [`copy`], [`proof`],
+//! [`stream`]), [`restore`], [`diff`], [`verify`], [`prune`] (decided by [`prune_plan`]), [`copy`], [`proof`],
 //! [`rekey`].
 //!
 //! Three rules hold it together. Objects are never changed: each is named by the BLAKE3 of its bytes, or written

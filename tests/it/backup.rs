@@ -187,20 +187,19 @@ fn the_secret_comes_from_the_file_the_environment_or_the_estate() {
 #[test]
 fn what_cannot_be_read_is_named_and_the_rest_is_there() {
     let place = place();
-    // Even root cannot read this one: it leads to itself.
-    fs::create_dir(place.path("src/sub/deep")).unwrap();
-    let unreadable = place.path("src/locked");
-    place.file("src/locked", "secret");
-    fs::set_permissions(&unreadable, fs::Permissions::from_mode(0o000)).unwrap();
-    if fs::read(&unreadable).is_ok() {
-        // As root everything can be read.
-        return;
-    }
-    let said = backup(&place, &["create", "src"]).expect(1);
+    // A file that opens and cannot be read, not even by root.
+    let said = backup(&place, &["create", "/proc/self/mem"]).expect(1);
     let made = said.last();
-    assert_eq!((made["unreadable"][0]["path"].as_str(), made["files"].as_u64()), (Some("locked"), Some(2)), "{made}");
-    let said = plain(&place, &["create", "src"]).expect(1);
-    assert!(said.err.contains("locked is not in the snapshot"), "{}", said.err);
+    assert_eq!((made["unreadable"][0]["path"].as_str(), made["files"].as_u64()), (Some("mem"), Some(0)), "{made}");
+    let said = plain(&place, &["create", "/proc/self/mem"]).expect(1);
+    assert!(said.err.contains("mem is not in the snapshot: Input/output error"), "{}", said.err);
+
+    place.file("src/locked", "secret");
+    fs::set_permissions(place.path("src/locked"), fs::Permissions::from_mode(0o000)).unwrap();
+    // Root reads everything.
+    let code = i32::from(fs::read(place.path("src/locked")).is_err());
+    let made = backup(&place, &["create", "src"]).expect(code).last();
+    assert_eq!(made["unreadable"].as_array().unwrap().len(), code as usize, "{made}");
     backup(&place, &["restore", "latest", "--to", "out"]).expect(0);
     assert_eq!(place.read("out/a.txt"), "alpha\n");
 }
@@ -208,7 +207,8 @@ fn what_cannot_be_read_is_named_and_the_rest_is_there() {
 #[test]
 fn standard_input_becomes_a_file() {
     let place = place();
-    let mut command = place.command(&["backup", "create", "-", "--stdin-name", "db.dump", "--repo", "vault", "--password-file", "pw", "--json"]);
+    let mut command =
+        place.command(&["backup", "create", "-", "--stdin-name", "db.dump", "--repo", "vault", "--password-file", "pw", "--json"]);
     command.stdin(fs::File::open(place.path("src/sub/b.bin")).unwrap());
     let made = place.spawn(command).end().expect(0).last();
     assert_eq!((text(&made, "source"), made["bytes_read"].as_u64()), ("db.dump", Some(200_000)));
@@ -229,19 +229,22 @@ fn verification_names_what_is_damaged_and_whom_it_touches() {
     backup(&place, &["verify", "latest", "--read-data=50"]).expect(0);
     backup(&place, &["verify", "--read-data=0"]).expect(2);
 
-    for pack in packs(&place) {
-        let mut bytes = fs::read(&pack).unwrap();
-        let middle = bytes.len() / 2;
-        bytes[middle] ^= 1;
-        fs::set_permissions(&pack, fs::Permissions::from_mode(0o600)).unwrap();
-        fs::write(&pack, bytes).unwrap();
-    }
+    // The largest pack has content; the list is in another.
+    let pack = packs(&place).into_iter().max_by_key(|pack| fs::metadata(pack).unwrap().len()).unwrap();
+    let mut bytes = fs::read(&pack).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::set_permissions(&pack, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(&pack, bytes).unwrap();
     backup(&place, &["verify"]).expect(0);
     let bad = backup(&place, &["verify", "--read-data"]).expect(1).last();
     assert_eq!(bad["good"].as_bool(), Some(false));
     assert!(!bad["problems"].as_array().unwrap().is_empty() && !bad["touched"].as_array().unwrap().is_empty(), "{bad}");
     let told = plain(&place, &["verify", "--read-data"]).expect(1).out;
     assert!(told.contains("NOT good") && told.contains("packs/"), "{told}");
+    // All the rest is restored.
+    let restored = backup(&place, &["restore", "latest", "--to", "out"]).expect(1).last();
+    assert_eq!((restored["damaged"].as_array().unwrap().len(), restored["files"].as_u64()), (1, Some(1)), "{restored}");
 }
 
 fn packs(place: &Place) -> Vec<std::path::PathBuf> {
@@ -377,6 +380,22 @@ fn ctrl_c_stops_a_backup_without_a_snapshot_and_says_how_to_go_on() {
     feed.join().unwrap();
     assert_eq!(backup(&place, &["list"]).expect(0).last()["snapshots"].as_array().unwrap().len(), 1);
     backup(&place, &["verify", "--read-data"]).expect(0);
+}
+
+#[test]
+fn ctrl_c_ends_a_backup_of_what_never_comes() {
+    let place = place();
+    let mut command = place.command(&["backup", "create", "-", "--repo", "vault", "--password-file", "pw", "--json"]);
+    let (reader, writer) = std::io::pipe().unwrap();
+    command.stdin(reader);
+    let running = place.spawn(command);
+    place.until_told("a repository", || running.out_so_far().contains("initialised"), || running.told());
+    running.signal("INT");
+    let began = Instant::now();
+    running.end().expect(3);
+    assert!(began.elapsed() < Duration::from_secs(30));
+    drop(writer);
+    assert_eq!(backup(&place, &["list"]).expect(0).last()["snapshots"].as_array().unwrap().len(), 0);
 }
 
 #[test]

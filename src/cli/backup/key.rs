@@ -93,7 +93,10 @@ pub async fn main(args: Args, muster: &Muster, output: &Output) -> Done {
             let done = muster.backup_key_rotate(&repo.at(), &new.secret(), revoke_others).await?;
             let mut lines: Vec<String> = done.removed.iter().map(gone).collect();
             let (id, label) = (short(&done.key.id), &done.key.label);
-            lines.push(format!("key {id} ({label}) opens the repository from now on; what is written from now on is under master key {}", done.generation));
+            lines.push(format!(
+                "key {id} ({label}) opens the repository from now on; what is written from now on is under master key {}",
+                done.generation
+            ));
             (json!(done), lines)
         }
         Command::Remove { id, repo } => {

@@ -11,7 +11,7 @@ use crate::repository::{
     entry::{Entry, Instant, Node, shown},
     index::Index,
     list,
-    names::{Id, INDEX, MARKS, PACKS, PROOFS, SNAPSHOTS},
+    names::{INDEX, Id, MARKS, PACKS, PROOFS, SNAPSHOTS},
     open::{Found, Repository},
     proof,
     snapshot::{Snapshot, Stats},
