@@ -416,7 +416,7 @@ impl Feed<'_, '_> {
 }
 
 fn update_zeros(digest: &mut blake3::Hasher, mut length: u64) {
-    const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+    static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
     while length > 0 {
         let part = length.min(ZEROS.len() as u64) as usize;
         digest.update(&ZEROS[..part]);

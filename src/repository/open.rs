@@ -62,9 +62,7 @@ impl Repository {
         let slots: Vec<Slot> = slots(&*store).await?.into_iter().map(|(_, slot)| slot).collect();
         let (count, unlock) = (slots.len(), unlock.clone());
         // Argon2id takes a tenth of a second and 64 MiB.
-        let opened = tokio::task::spawn_blocking(move || {
-            slots.iter().find_map(|slot| slot.open(&digest, &unlock).transpose()).transpose()
-        });
+        let opened = tokio::task::spawn_blocking(move || slots.iter().find_map(|slot| slot.open(&digest, &unlock).transpose()).transpose());
         let opened = opened.await.map_err(|e| RepositoryError::Interrupted(e.to_string()))??;
         let keyring = opened.ok_or(RepositoryError::WrongKey { slots: count })?;
         Ok(Self { store, place: place.to_owned(), id: config.id, config: digest, keyring })
@@ -306,11 +304,13 @@ pub(super) async fn listed(store: &dyn ObjectRead, prefix: &str) -> Result<Vec<O
 async fn read_whole(store: &dyn ObjectRead, key: &str) -> std::result::Result<Vec<u8>, PortError> {
     let body = store.get(key).await?;
     let size = body.meta.size;
-    let bytes: Vec<u8> = body.chunks.try_fold(Vec::with_capacity(size.min(64 << 20) as usize), |mut all, chunk| async move {
-        all.extend_from_slice(&chunk);
-        Ok(all)
-    })
-    .await?;
+    let bytes: Vec<u8> = body
+        .chunks
+        .try_fold(Vec::with_capacity(size.min(64 << 20) as usize), |mut all, chunk| async move {
+            all.extend_from_slice(&chunk);
+            Ok(all)
+        })
+        .await?;
     if bytes.len() as u64 == size { Ok(bytes) } else { Err(PortError::Unreachable(format!("{key}: the body broke off"))) }
 }
 

@@ -7,9 +7,9 @@
 
 use super::{
     RepositoryError, Result,
-    index::{self, ById, Index, PackEntry},
+    index::{self, ById, Ids, Index, PackEntry},
     marks::{self, Marked},
-    names::{Id, INDEX, MARKS, PACKS, SNAPSHOTS},
+    names::{INDEX, Id, MARKS, PACKS, SNAPSHOTS},
     open::{Repository, put_sealed},
     pack::Opener,
     progress::Progress,
@@ -42,14 +42,16 @@ async fn delete(store: &dyn ObjectWrite, key: &str) -> Result<()> {
 pub struct Look {
     pub plan: Plan,
     packs: Vec<PackEntry>,
-    used: ById<()>,
+    used: Ids,
     indexes: Vec<Id>,
 }
 
 /// Looks at everything and decides. Refuses a repository in which something cannot be read: what that needs is not known.
 pub async fn look(repository: &Repository, now: jiff::Timestamp) -> Result<Look> {
     let whole = |damaged: Vec<RepositoryError>| match damaged.into_iter().next() {
-        Some(error) => Err(RepositoryError::Refused(format!("nothing is pruned while something is damaged: {error}; see `muster backup verify`"))),
+        Some(error) => {
+            Err(RepositoryError::Refused(format!("nothing is pruned while something is damaged: {error}; see `muster backup verify`")))
+        }
         None => Ok(()),
     };
     // Marks before snapshots: a snapshot that relies on a marked pack was there before the mark is old.
@@ -64,11 +66,11 @@ pub async fn look(repository: &Repository, now: jiff::Timestamp) -> Result<Look>
     // Once more: what the snapshots name may have been indexed since.
     let packs = merge(packs.whole, repository.packs().await?.whole);
     let index = Index::of(&packs);
-    let mut needed = ById::default();
+    let mut needed = Ids::default();
     for (_, snapshot) in &snapshots.whole {
         needed.extend(used(repository, &index, &snapshot.list).await?);
     }
-    if let Some(chunk) = needed.keys().find(|chunk| !index.contains(chunk)) {
+    if let Some(chunk) = needed.iter().find(|chunk| !index.contains(chunk)) {
         whole(vec![RepositoryError::NoChunk { chunk: *chunk }])?;
     }
     let listed = repository.list(PACKS).await?;
@@ -98,7 +100,13 @@ pub struct Pruned {
 }
 
 /// Carries the plan out.
-pub async fn prune(repository: Arc<Repository>, store: Arc<dyn ObjectWrite>, look: Look, grace_s: u64, progress: Arc<Progress>) -> Result<Pruned> {
+pub async fn prune(
+    repository: Arc<Repository>,
+    store: Arc<dyn ObjectWrite>,
+    look: Look,
+    grace_s: u64,
+    progress: Arc<Progress>,
+) -> Result<Pruned> {
     let Look { plan, mut packs, used, indexes } = look;
     let mut done = Pruned { waiting: plan.waiting, ..Pruned::default() };
     if !plan.repack.is_empty() {
@@ -140,7 +148,7 @@ async fn repack(
     store: &Arc<dyn ObjectWrite>,
     packs: &[PackEntry],
     which: &[Id],
-    used: ById<()>,
+    used: Ids,
     progress: Arc<Progress>,
 ) -> Result<()> {
     let entries: Vec<PackEntry> = packs.iter().filter(|entry| which.contains(&entry.pack)).cloned().collect();
@@ -169,13 +177,13 @@ fn move_used(
     repository: &Repository,
     handle: &Handle,
     entry: &PackEntry,
-    used: &ById<()>,
+    used: &Ids,
 ) -> Result<()> {
     let key = entry.pack.key(PACKS);
     let mut bytes = handle.block_on(repository.range(&key, 0, entry.size))?;
     let damaged = |why| RepositoryError::damaged(&key, why);
     let object = seal::unlock(&repository.keyring, Kind::Pack, &bytes).map_err(damaged)?;
-    for piece in entry.pieces.iter().filter(|piece| used.contains_key(&piece.chunk)) {
+    for piece in entry.pieces.iter().filter(|piece| used.contains(&piece.chunk)) {
         let range = piece.offset as usize..piece.offset as usize + piece.stored as usize;
         let sealed = bytes.get_mut(range).ok_or_else(|| damaged("a chunk lies beyond its end"))?;
         opener.open(&repository.keyring, &object, piece, sealed).map_err(damaged)?;

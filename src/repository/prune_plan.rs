@@ -1,7 +1,7 @@
 //! What a prune does, decided from what there is: pure, so that every rule can be tested without a store.
 
 use super::{
-    index::{ById, PackEntry},
+    index::{ById, Ids, PackEntry},
     marks::Mark,
     names::Id,
 };
@@ -20,7 +20,7 @@ pub struct Facts<'a> {
     /// Packs in the store that no index names, and their sizes.
     pub strays: &'a [(Id, u64)],
     /// Every chunk that a snapshot needs.
-    pub used: &'a ById<()>,
+    pub used: &'a Ids,
     pub marks: &'a [Mark],
     pub now: jiff::Timestamp,
     /// How many index objects there are.
@@ -92,7 +92,7 @@ fn live_bytes(facts: &Facts, marked: &HashSet<Id>) -> ById<u64> {
     let mut holder: ById<(bool, Id, u64)> = ById::default();
     for entry in facts.packs {
         let is_marked = marked.contains(&entry.pack);
-        for piece in entry.pieces.iter().filter(|piece| facts.used.contains_key(&piece.chunk)) {
+        for piece in entry.pieces.iter().filter(|piece| facts.used.contains(&piece.chunk)) {
             let candidate = (is_marked, entry.pack, u64::from(piece.stored));
             holder.entry(piece.chunk).and_modify(|best| *best = (*best).min(candidate)).or_insert(candidate);
         }
@@ -132,7 +132,10 @@ fn judge_marks(facts: &Facts, live: &ById<u64>, plan: &mut Plan) {
         plan.settled.push(mark.id);
         for pack in &mark.marked.packs {
             let needed = live.get(pack).is_some_and(|live| *live > 0);
-            if !needed && let Some(bytes) = size.get(pack) && decided.insert(*pack) {
+            if !needed
+                && let Some(bytes) = size.get(pack)
+                && decided.insert(*pack)
+            {
                 plan.delete.push(*pack);
                 plan.delete_bytes += bytes;
             }
@@ -161,7 +164,7 @@ mod tests {
         Mark { id: Id([name; 32]), made: jiff::Timestamp::from_second(made).unwrap(), marked }
     }
     fn decide(packs: &[PackEntry], used: &[u8], marks: &[Mark]) -> Plan {
-        let used = used.iter().map(|c| (Id([*c; 32]), ())).collect();
+        let used = used.iter().map(|c| Id([*c; 32])).collect();
         let now = jiff::Timestamp::from_second(1000).unwrap();
         plan(&Facts { packs, strays: &[], used: &used, marks, now, indexes: 1 })
     }

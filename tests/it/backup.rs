@@ -221,6 +221,9 @@ fn standard_input_becomes_a_file() {
 #[test]
 fn verification_names_what_is_damaged_and_whom_it_touches() {
     let place = place();
+    // Content that does not compress, so that the largest pack is the one that holds it.
+    let noise = std::iter::successors(Some(1u64), |n| Some(n.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1)));
+    fs::write(place.path("src/sub/b.bin"), noise.map(|n| (n >> 56) as u8).take(200_000).collect::<Vec<u8>>()).unwrap();
     create(&place);
     let good = backup(&place, &["verify"]).expect(0).last();
     assert_eq!((good["good"].as_bool(), good["snapshots"].as_u64(), good["packs_read"].as_u64()), (Some(true), Some(1), Some(0)));
@@ -229,7 +232,6 @@ fn verification_names_what_is_damaged_and_whom_it_touches() {
     backup(&place, &["verify", "latest", "--read-data=50"]).expect(0);
     backup(&place, &["verify", "--read-data=0"]).expect(2);
 
-    // The largest pack has content; the list is in another.
     let pack = packs(&place).into_iter().max_by_key(|pack| fs::metadata(pack).unwrap().len()).unwrap();
     let mut bytes = fs::read(&pack).unwrap();
     let middle = bytes.len() / 2;

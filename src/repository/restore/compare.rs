@@ -169,7 +169,7 @@ fn basis(work: &Work, worker: &mut Worker, number: usize) -> Option<(Basis, Owne
     let stat = fstat(&open).ok()?;
     // Names from outside the snapshot that lead to it must not change with it.
     let known = if basis == Basis::There { file.links + 1 } else { 1 };
-    (kind(&stat) == FileType::RegularFile && [1, known].contains(&u64::from(stat.st_nlink))).then_some((basis, open, stat))
+    (kind(&stat) == FileType::RegularFile && [1, known].contains(&stat.st_nlink)).then_some((basis, open, stat))
 }
 
 /// Compares each place and each run of zeros of a segment.
