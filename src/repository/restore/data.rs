@@ -8,7 +8,6 @@ use super::{
     plan::{Job, Plan, coalesce},
 };
 use crate::{
-    providers::port::PortError,
     repository::{
         RepositoryError, Result,
         attributes::Attributes,
@@ -423,14 +422,9 @@ async fn fetch(repository: &Repository, pack: &Id, pieces: impl Iterator<Item = 
 
 /// `None`: the object ends before.
 async fn part(repository: &Repository, key: &str, range: Range<u64>) -> Result<Option<Vec<u8>>> {
-    let refused = match repository.range(key, range.start, range.end - range.start).await {
-        Ok(bytes) => return Ok(Some(bytes)),
-        Err(why @ RepositoryError::Store { error: PortError::Refused(_), .. }) => why,
-        Err(why) => return Err(why),
-    };
-    match repository.store.head(key).await {
-        Ok(Some(meta)) if meta.size < range.end => Ok(None),
-        Ok(None) => Err(RepositoryError::Missing { object: key.to_owned() }),
-        _ => Err(refused),
+    match repository.range(key, range.start, range.end - range.start).await {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(RepositoryError::Damaged { .. }) => Ok(None),
+        Err(why) => Err(why),
     }
 }
