@@ -7,17 +7,15 @@ use super::{
     place::{FILE, Near, Target, dress, is_fatal, text},
     plan::{Job, Plan, coalesce},
 };
-use crate::{
-    repository::{
-        RepositoryError, Result,
-        attributes::Attributes,
-        entry::shown,
-        names::{Id, PACKS},
-        open::Repository,
-        pack::{Opener, Piece},
-        progress::Progress,
-        seal::{self, HEADER, Kind, ObjectKey},
-    },
+use crate::repository::{
+    RepositoryError, Result,
+    attributes::Attributes,
+    entry::shown,
+    names::{Id, PACKS},
+    open::Repository,
+    pack::{Opener, Piece},
+    progress::Progress,
+    seal::{self, HEADER, Kind, ObjectKey},
 };
 use rustix::{
     fd::{AsFd, OwnedFd},
