@@ -29,8 +29,9 @@ const TRIES: u32 = 5;
 const WAIT: Duration = Duration::from_millis(200);
 
 /// What stands in `config`: the only object that is not encrypted, and holds no secret.
+#[doc(hidden)]
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Config {
+pub struct Config {
     format: String,
     version: u64,
     id: String,
@@ -243,9 +244,16 @@ impl Repository {
         retried(key, || read_whole(&*self.store, key)).await
     }
 
-    /// A part of one object.
+    /// A part of one object. That the object is too short for it is damage, and not the store's refusal.
     pub(super) async fn range(&self, key: &str, from: u64, length: u64) -> Result<Vec<u8>> {
-        retried(key, || self.store.range(key, from, length)).await
+        let got = retried(key, || self.store.range(key, from, length)).await;
+        if let Err(RepositoryError::Store { error: PortError::Refused(_), .. }) = &got
+            && let Some(meta) = retried(key, || self.store.head(key)).await?
+            && meta.size < from.saturating_add(length)
+        {
+            return Err(RepositoryError::damaged(key, format!("it is cut short: it has {} bytes", meta.size)));
+        }
+        got
     }
 }
 
@@ -321,15 +329,21 @@ async fn read_config(store: &dyn ObjectRead, place: &str) -> Result<Option<(Conf
         Err(RepositoryError::Missing { .. }) => return Ok(None),
         Err(error) => return Err(error),
     };
+    Ok(Some((parse_config(place, &bytes)?, Id::of(&bytes))))
+}
+
+/// Whatever stands in `config`. For its fuzzer it can be seen.
+#[doc(hidden)]
+pub fn parse_config(place: &str, bytes: &[u8]) -> Result<Config> {
     let damaged = |why: &str| RepositoryError::damaged(format!("{place}: {CONFIG}"), why);
-    let config: Config = serde_json::from_slice(&bytes).map_err(|e| damaged(&e.to_string()))?;
+    let config: Config = serde_json::from_slice(bytes).map_err(|e| damaged(&e.to_string()))?;
     if config.format != FORMAT {
         return Err(damaged("it is not that of a Muster repository"));
     }
     if config.version != VERSION {
         return Err(RepositoryError::Version { found: config.version });
     }
-    Ok(Some((config, Id::of(&bytes))))
+    Ok(config)
 }
 
 /// The key slots that can be read, with their places. A damaged one does not keep the others from opening the repository.

@@ -10,7 +10,7 @@ use super::{
     index::{self, ById, Ids, Index, PackEntry},
     marks::{self, Marked},
     names::{INDEX, Id, MARKS, PACKS, SNAPSHOTS},
-    open::{Repository, put_sealed},
+    open::{AT_ONCE, Repository, put_sealed, retried},
     pack::Opener,
     progress::Progress,
     prune_plan::{Facts, Plan, plan},
@@ -19,6 +19,7 @@ use super::{
     write::{Filler, Writer},
 };
 use crate::providers::port::{ObjectWrite, PortError};
+use futures::{StreamExt, TryStreamExt, stream};
 use std::{collections::HashSet, sync::Arc};
 use tokio::runtime::Handle;
 
@@ -77,7 +78,40 @@ pub async fn look(repository: &Repository, now: jiff::Timestamp) -> Result<Look>
     let strays = listed.iter().filter_map(|meta| Some((Id::in_key(&meta.key, PACKS)?, meta.size)));
     let strays: Vec<(Id, u64)> = strays.filter(|(pack, _)| packs.binary_search_by_key(pack, |entry| entry.pack).is_err()).collect();
     let facts = Facts { packs: &packs, strays: &strays, used: &needed, marks: &marks.whole, now, indexes: indexes.len() };
-    Ok(Look { plan: plan(&facts), packs, used: needed, indexes })
+    let mut plan = plan(&facts);
+    let sizes: ById<u64> = listed.iter().filter_map(|meta| Some((Id::in_key(&meta.key, PACKS)?, meta.size))).collect();
+    let retained = retained(repository, &plan.delete, &sizes, now).await?;
+    if !retained.is_empty() {
+        plan.keep(&retained, &marks.whole, indexes.len());
+    }
+    Ok(Look { plan, packs, used: needed, indexes })
+}
+
+/// Which of these packs the store retains, their sizes, and until when. A bucket with Object Lock does not refuse a
+/// deletion: it hides what is retained behind a marker, keeps it, and charges for it. So it is asked.
+async fn retained(
+    repository: &Repository,
+    packs: &[Id],
+    sizes: &ById<u64>,
+    now: jiff::Timestamp,
+) -> Result<Vec<(Id, u64, jiff::Timestamp)>> {
+    let locks = if packs.is_empty() { Ok(false) } else { retried(&repository.place, || repository.store.locks()).await };
+    match locks {
+        Ok(true) => {}
+        // Who may not ask whether the bucket locks anything cannot ask for single objects either.
+        Ok(false) | Err(RepositoryError::Store { error: PortError::Refused(_), .. }) => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    }
+    let each = stream::iter(packs).map(|pack| async move {
+        let key = pack.key(PACKS);
+        match retried(&key, || repository.store.retention(&key)).await {
+            Ok(until) => Ok(until.filter(|until| *until > now).map(|until| (*pack, sizes.get(pack).copied().unwrap_or(0), until))),
+            // Gone already.
+            Err(RepositoryError::Missing { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    });
+    each.buffer_unordered(AT_ONCE).try_filter_map(|found| async move { Ok(found) }).try_collect().await
 }
 
 fn merge(packs: Vec<PackEntry>, more: Vec<PackEntry>) -> Vec<PackEntry> {
@@ -97,6 +131,8 @@ pub struct Pruned {
     pub deleted_bytes: u64,
     /// Marked, and deleted by a later run.
     pub waiting: u64,
+    /// Would have been deleted, but the store retains them.
+    pub retained: u64,
 }
 
 /// Carries the plan out.
@@ -108,7 +144,7 @@ pub async fn prune(
     progress: Arc<Progress>,
 ) -> Result<Pruned> {
     let Look { plan, mut packs, used, indexes } = look;
-    let mut done = Pruned { waiting: plan.waiting, ..Pruned::default() };
+    let mut done = Pruned { waiting: plan.waiting, retained: plan.retained, ..Pruned::default() };
     if !plan.repack.is_empty() {
         repack(&repository, &store, &packs, &plan.repack, used, progress.clone()).await?;
         done.repacked = plan.repack.len() as u64;

@@ -106,7 +106,9 @@ pub async fn main(args: Args, muster: &Muster, output: &Output) -> Done {
     };
     output.object(&json);
     if !output.json {
-        lines.iter().for_each(|line| output.line(line));
+        for line in &lines {
+            output.line(line);
+        }
     }
     Ok(0)
 }

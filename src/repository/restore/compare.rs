@@ -168,8 +168,10 @@ fn basis(work: &Work, worker: &mut Worker, number: usize) -> Option<(Basis, Owne
     let open = openat(within, name, flags, Mode::empty()).ok()?;
     let stat = fstat(&open).ok()?;
     // Names from outside the snapshot that lead to it must not change with it.
-    let known = if basis == Basis::There { file.links + 1 } else { 1 };
-    (kind(&stat) == FileType::RegularFile && [1, known].contains(&stat.st_nlink)).then_some((basis, open, stat))
+    let known = if basis == Basis::There { u128::from(file.links) + 1 } else { 1 };
+    // The kernel's number has another width on each processor.
+    let names = u128::from(stat.st_nlink);
+    (kind(&stat) == FileType::RegularFile && [1, known].contains(&names)).then_some((basis, open, stat))
 }
 
 /// Compares each place and each run of zeros of a segment.

@@ -263,17 +263,16 @@ impl<'a> Planner<'a> {
     }
 
     fn chunk(&mut self, id: &Id, length: u32) -> Result<u32, String> {
-        let chunk = match self.by_chunk.get(id) {
-            Some(chunk) => *chunk,
-            None => {
-                let place = self.index.find(id);
-                let (pack, piece) = place.ok_or_else(|| format!("chunk {} is in no pack that the index names", id.short()))?;
-                let pack = pack_number(&mut self.plan.packs, &mut self.by_pack, pack);
-                self.plan.chunks.push(Chunk { pack, piece });
-                let chunk = self.plan.chunks.len() as u32 - 1;
-                self.by_chunk.insert(*id, chunk);
-                chunk
-            }
+        let chunk = if let Some(chunk) = self.by_chunk.get(id) {
+            *chunk
+        } else {
+            let place = self.index.find(id);
+            let (pack, piece) = place.ok_or_else(|| format!("chunk {} is in no pack that the index names", id.short()))?;
+            let pack = pack_number(&mut self.plan.packs, &mut self.by_pack, pack);
+            self.plan.chunks.push(Chunk { pack, piece });
+            let chunk = self.plan.chunks.len() as u32 - 1;
+            self.by_chunk.insert(*id, chunk);
+            chunk
         };
         if self.plan.chunks[chunk as usize].piece.length != length {
             return Err(format!("the list and the index do not agree on the length of chunk {}", id.short()));
@@ -296,7 +295,9 @@ impl<'a> Planner<'a> {
         }
         twins.extend(plan.links.extract_if(.., |link| is_folder(&link.path)).map(|link| link.path));
         twins.extend(plan.others.extract_if(.., |other| is_folder(&other.path)).map(|other| other.path));
-        twins.iter().for_each(|path| plan.lose(path, TWIN));
+        for path in twins {
+            plan.lose(&path, TWIN);
+        }
         for link in mem::take(&mut plan.links) {
             if let Some(file) = plan.file(&link.to) {
                 plan.files[file].links += 1;
@@ -332,7 +333,9 @@ impl<'a> Planner<'a> {
     pub fn finish(mut self) -> Plan {
         for (to, paths) in mem::take(&mut self.orphans) {
             let why = format!("it is a link to `{}`, which the list does not have", shown(&to));
-            paths.iter().for_each(|path| self.plan.lose(path, &why));
+            for path in paths {
+                self.plan.lose(&path, &why);
+            }
         }
         let plan = &mut self.plan;
         plan.links.sort_by(|a, b| a.path.cmp(&b.path));

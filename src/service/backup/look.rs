@@ -264,7 +264,9 @@ impl Muster {
             bytes_removed: 0,
             changes: Vec::new(),
         };
-        changes.into_iter().for_each(|change| all.take(change));
+        for change in changes {
+            all.take(change);
+        }
         Ok(all)
     }
 
