@@ -11,7 +11,7 @@ use crate::repository::{
     RepositoryError, Result,
     attributes::Attributes,
     entry::shown,
-    names::{Id, PACKS},
+    names::PACKS,
     open::Repository,
     pack::{Opener, Piece},
     progress::Progress,
@@ -185,33 +185,53 @@ impl Work {
     // ---------------------------------------------------------------- packs
 
     fn pack(&self, worker: &mut Worker, job: &Job) -> Result<()> {
-        self.go_on()?;
-        let pack = self.plan.packs[job.pack as usize];
         let chunk_of = |place: &u32| self.plan.places[*place as usize].chunk;
-        let groups: Vec<&[u32]> = job.places.chunk_by(|a, b| chunk_of(a) == chunk_of(b)).collect();
         let piece_of = |group: &[u32]| self.plan.chunks[chunk_of(&group[0]) as usize].piece;
-        let fetched = self.handle.block_on(fetch(&self.repository, &pack, groups.iter().map(|group| piece_of(group))));
-        let mut parts = match fetched {
-            Err(RepositoryError::Missing { .. }) => {
-                lock(&self.moved).extend_from_slice(&job.places);
-                return Ok(());
-            }
-            other => other?,
-        };
-        let object = parts.object(&self.repository);
-        for group in groups {
+        let groups: Vec<&[u32]> = job.places.chunk_by(|a, b| chunk_of(a) == chunk_of(b)).collect();
+        let wanted: Vec<Range<u64>> = std::iter::once(HEADER_AT).chain(groups.iter().map(|group| range(&piece_of(group)))).collect();
+        let key = self.plan.packs[job.pack as usize].key(PACKS);
+        let (mut object, mut next) = (Err("its pack is cut short"), groups.as_slice());
+        for asked in coalesce(wanted.iter().cloned()) {
             self.go_on()?;
-            let piece = piece_of(group);
-            let opened = object.as_ref().map_err(|why| *why).and_then(|object| {
-                let sealed = parts.find(&piece).ok_or("it is cut short")?;
-                worker.opener.open(&self.repository.keyring, object, &piece, sealed)
-            });
-            let lost = opened.err().map(|why| format!("chunk {} in {} is damaged: {why}", piece.chunk.short(), pack.key(PACKS)));
-            for place in group {
-                self.put(worker, *place, lost.as_deref())?;
+            let inside = |one: &&Range<u64>| asked.start <= one.start && one.end <= asked.end;
+            let fetched = self.handle.block_on(fetch(&self.repository, &key, asked.clone(), wanted.iter().filter(inside)));
+            let mut parts = match fetched {
+                Err(RepositoryError::Missing { .. }) => {
+                    next.iter().for_each(|group| lock(&self.moved).extend_from_slice(group));
+                    return Ok(());
+                }
+                other => other?,
+            };
+            if asked.start == 0
+                && let Some(header) = parts.slice(HEADER_AT)
+            {
+                object = seal::unlock(&self.repository.keyring, Kind::Pack, header);
+            }
+            while let Some((group, rest)) = next.split_first().filter(|(group, _)| inside(&&range(&piece_of(group)))) {
+                self.chunk(worker, group, &piece_of(group), object.as_ref(), &mut parts, &key)?;
+                next = rest;
             }
         }
         Ok(())
+    }
+
+    /// Opens one chunk and puts it wherever it goes.
+    fn chunk(
+        &self,
+        worker: &mut Worker,
+        places: &[u32],
+        piece: &Piece,
+        object: std::result::Result<&ObjectKey, &&'static str>,
+        parts: &mut Parts,
+        key: &str,
+    ) -> Result<()> {
+        self.go_on()?;
+        let opened = object.map_err(|why| *why).and_then(|object| {
+            let sealed = parts.slice(range(piece)).ok_or("it is cut short")?;
+            worker.opener.open(&self.repository.keyring, object, piece, sealed)
+        });
+        let lost = opened.err().map(|why| format!("chunk {} in {key} is damaged: {why}", piece.chunk.short()));
+        places.iter().try_for_each(|place| self.put(worker, *place, lost.as_deref()))
     }
 
     /// Puts what the worker has just opened where it goes; `lost` is why there is nothing.
@@ -386,33 +406,23 @@ impl Parts {
         let (start, bytes) = self.0.iter_mut().find(inside)?;
         bytes.get_mut((range.start - *start) as usize..(range.end - *start) as usize)
     }
-    fn find(&mut self, piece: &Piece) -> Option<&mut [u8]> {
-        self.slice(range(piece))
-    }
-    fn object(&mut self, repository: &Repository) -> std::result::Result<ObjectKey, &'static str> {
-        let header = self.slice(0..HEADER as u64).ok_or("its pack is cut short")?;
-        seal::unlock(&repository.keyring, Kind::Pack, header)
-    }
 }
+
+const HEADER_AT: Range<u64> = 0..HEADER as u64;
 
 fn range(piece: &Piece) -> Range<u64> {
     u64::from(piece.offset)..u64::from(piece.offset) + u64::from(piece.stored)
 }
 
-/// Fetches these pieces (in order) and the header. What a pack that is cut short does not have is left out.
-async fn fetch(repository: &Repository, pack: &Id, pieces: impl Iterator<Item = Piece> + Clone) -> Result<Parts> {
-    let key = pack.key(PACKS);
-    let wanted = std::iter::once(0..HEADER as u64).chain(pieces.map(|piece| range(&piece)));
+/// Fetches a part of a pack. What a pack that is cut short does not have of what is wanted in there is left out.
+async fn fetch(repository: &Repository, key: &str, asked: Range<u64>, wanted: impl Iterator<Item = &Range<u64>>) -> Result<Parts> {
+    if let Some(bytes) = part(repository, key, asked.clone()).await? {
+        return Ok(Parts(vec![(asked.start, bytes)]));
+    }
     let mut parts = Vec::new();
-    for asked in coalesce(wanted.clone()) {
-        if let Some(bytes) = part(repository, &key, asked.clone()).await? {
-            parts.push((asked.start, bytes));
-            continue;
-        }
-        for one in wanted.clone().filter(|one| asked.start <= one.start && one.end <= asked.end) {
-            if let Some(bytes) = part(repository, &key, one.clone()).await? {
-                parts.push((one.start, bytes));
-            }
+    for one in wanted {
+        if let Some(bytes) = part(repository, key, one.clone()).await? {
+            parts.push((one.start, bytes));
         }
     }
     Ok(Parts(parts))

@@ -125,10 +125,10 @@ fn open(path: &Path, options: &RestoreOptions) -> Result<Option<Target>> {
     Ok(Some(Target { root, path: path.to_owned(), owner }))
 }
 
-/// Twice as many as processors: while one waits for a pack the other decodes. Each holds a pack, so they are not many.
+/// Twice as many as processors: while one waits for a part of a pack the other decodes. Each holds one, so they are not many.
 fn threads() -> usize {
     let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-    (2 * processors).clamp(4, 6)
+    (2 * processors).clamp(4, 12)
 }
 
 /// All that blocks.
@@ -233,8 +233,10 @@ fn report(plan: &Plan, bytes_written: u64, bytes_in_place: u64) -> Restored {
 /// Counts the files that are whole, and names what is lost.
 fn tell(work: &Work, lost: Vec<Lost>, mut restored: Restored) -> Restored {
     for (file, state) in work.plan.files.iter().zip(&work.states) {
-        if let Some(why) = state.lost.get() {
-            restored.damaged.push(Lost { path: super::entry::shown(&file.path), why: why.clone() });
+        // No count is trusted to say that a file is whole: nothing may be left of it.
+        let unfinished = (state.left.load(Relaxed) > 0).then_some("it was not finished");
+        if let Some(why) = state.lost.get().map(String::as_str).or(unfinished) {
+            restored.damaged.push(Lost { path: super::entry::shown(&file.path), why: why.to_owned() });
         } else {
             restored.files += 1;
             restored.bytes += file.size;

@@ -381,13 +381,15 @@ pub(super) fn jobs(plan: &Plan, mut places: Vec<u32>) -> Vec<Job> {
 
 /// Parts of a pack that lie closer than this are fetched as one.
 const GAP: u64 = 256 * 1024;
+/// So much at a time: enough for a request to be worth its while, little enough for each thread to hold it.
+const AT_ONCE: u64 = 6 * 1024 * 1024;
 
 /// What is asked for, so that all of these parts (in order) are had in few requests.
 pub(super) fn coalesce(parts: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
     let mut asked: Vec<Range<u64>> = Vec::new();
     for part in parts {
         match asked.last_mut() {
-            Some(last) if part.start < last.end + GAP => last.end = last.end.max(part.end),
+            Some(last) if part.start < last.end + GAP && part.end <= last.start + AT_ONCE => last.end = last.end.max(part.end),
             _ => asked.push(part),
         }
     }

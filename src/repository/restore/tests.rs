@@ -622,4 +622,6 @@ async fn a_target_that_cannot_be_one_is_refused_with_a_remedy() {
 fn parts_that_lie_close_are_fetched_as_one() {
     let parts = [0..44, 44..1000, 5000..6000, 400_000..500_000, 700_000..700_001, 2_000_000..2_000_001];
     assert_eq!(coalesce(parts.into_iter()), [0..6000, 400_000..700_001, 2_000_000..2_000_001]);
+    let parts = (0..10).map(|n: u64| n << 20..(n + 1) << 20);
+    assert_eq!(coalesce(parts), [0..6 << 20, 6 << 20..10 << 20], "not more at once than each thread may hold");
 }
