@@ -26,6 +26,7 @@ mod drill_parts;
 mod drill_support;
 mod engine;
 mod evidence;
+mod fuzz_seeds;
 #[cfg(feature = "lab")]
 mod lab;
 mod nodes;
@@ -37,6 +38,10 @@ mod preempt;
 mod providers;
 mod providers_postgres;
 mod receiver;
+#[cfg(feature = "lab")]
+mod repository_s3;
+#[cfg(feature = "lab")]
+mod repository_s3_tools;
 mod serve;
 #[cfg(feature = "lab")]
 mod stores;
