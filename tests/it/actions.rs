@@ -73,6 +73,7 @@ impl Stage {
     }
     async fn put(&self, region: &str, key: &str, body: impl Into<Vec<u8>>) {
         let bucket = self.world.objects_mut("models", region).unwrap();
+        let body: Vec<u8> = body.into();
         bucket.put(key, body.into(), &BTreeMap::new(), false).await.unwrap();
     }
     async fn get(&self, region: &str, key: &str) -> Vec<u8> {

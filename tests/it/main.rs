@@ -29,6 +29,7 @@ mod drill_restore;
 mod drill_support;
 mod engine;
 mod evidence;
+mod fuzz_seeds;
 #[cfg(feature = "lab")]
 mod lab;
 mod nodes;
@@ -40,6 +41,10 @@ mod preempt;
 mod providers;
 mod providers_postgres;
 mod receiver;
+#[cfg(feature = "lab")]
+mod repository_s3;
+#[cfg(feature = "lab")]
+mod repository_s3_tools;
 mod serve;
 #[cfg(feature = "lab")]
 mod stores;

@@ -526,7 +526,7 @@ async fn without_an_estate_the_environment_says_how_s3_is_reached() {
 #[ignore = "the test above runs it in an environment that it makes"]
 async fn by_the_environment_alone() {
     let store = store::open("s3://by-environment/x", None).unwrap();
-    let put = store.put("k", b"body".to_vec(), &none(), true).await;
+    let put = store.put("k", b"body".to_vec().into(), &none(), true).await;
     if let Ok(url) = std::env::var("AWS_ENDPOINT_URL_S3") {
         put.unwrap();
         assert_eq!(whole(store.get("k").await.unwrap()).await, b"body");

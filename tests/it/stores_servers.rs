@@ -50,6 +50,17 @@ impl Server {
         store::open(place, Some(&self.aws)).unwrap()
     }
 
+    pub fn port(&self) -> u16 {
+        self.aws.endpoints.s3.as_ref().unwrap().port().unwrap()
+    }
+
+    /// The same by way of another port here, behind which somebody passes it on.
+    pub fn open_through(&self, place: &str, port: u16) -> Arc<dyn ObjectWrite> {
+        let mut aws = self.aws.clone();
+        aws.endpoints.s3 = Some(format!("http://127.0.0.1:{port}").parse().unwrap());
+        store::open(place, Some(&aws)).unwrap()
+    }
+
     pub fn clients(&self) -> Arc<AwsClients> {
         Arc::new(AwsClients::new(Some(self.aws.clone())))
     }
