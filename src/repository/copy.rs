@@ -40,7 +40,7 @@ pub async fn copy(
     now: jiff::Timestamp,
 ) -> Result<Copied> {
     let target = prepare(repository, to.clone(), place).await?;
-    let packs = repository.packs().await?.whole;
+    let packs = repository.present().await?.packs.whole;
     let index = Index::of(&packs);
     let mut wanted = BTreeSet::new();
     for (_, snapshot) in snapshots {

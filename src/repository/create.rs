@@ -60,6 +60,8 @@ pub struct Base {
     held: Arc<Index>,
     /// What can be read: also what lies in marked packs.
     all: Arc<Index>,
+    /// Packs are missing: what they held is read anew.
+    lost: bool,
     began: jiff::Timestamp,
 }
 
@@ -67,12 +69,13 @@ impl Base {
     /// `parent`: the snapshot to compare with.
     pub async fn load(repository: &Repository, parent: Option<(Id, Snapshot)>, clock: &dyn Clock) -> Result<Self> {
         let began = clock.now();
-        // What is damaged in the index is as if it were not held: it is stored anew.
-        let packs = repository.packs().await?.whole;
+        // What is damaged in the index or missing is as if it were not held: it is stored anew.
+        let present = repository.present().await?;
+        let (packs, lost) = (present.packs.whole, present.missing > 0);
         let marked = marks::packs(&marks::load(repository).await?.whole, None);
         let all = Arc::new(Index::of(&packs));
         let held = if marked.is_empty() { all.clone() } else { Arc::new(Index::without(&packs, &marked)) };
-        Ok(Self { parent, held, all, began })
+        Ok(Self { parent, held, all, lost, began })
     }
 
     /// The parent's entries, for the source.
@@ -81,7 +84,8 @@ impl Base {
         let Some((_, snapshot)) = &self.parent else { return Parent::none() };
         let (repository, index, handle) = (repository.clone(), self.all.clone(), Handle::current());
         let fetch = move |chunk: &Id| handle.block_on(repository.chunk(&index, chunk));
-        Parent::new(snapshot.list.clone(), snapshot.time, Box::new(fetch))
+        let parent = Parent::new(snapshot.list.clone(), snapshot.time, Box::new(fetch));
+        Parent { whole: self.lost.then(|| self.all.clone()), ..parent }
     }
 }
 

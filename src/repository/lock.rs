@@ -27,7 +27,7 @@ pub async fn lock(
             repository.place
         )));
     }
-    let index = Index::of(&repository.packs().await?.whole);
+    let index = Index::of(&repository.present().await?.packs.whole);
     let mut keys = BTreeSet::from([CONFIG.to_owned(), id.key(SNAPSHOTS)]);
     for chunk in used(repository, &index, &snapshot.list).await? {
         keys.insert(index.find(&chunk).ok_or(RepositoryError::NoChunk { chunk })?.0.key(PACKS));

@@ -56,6 +56,13 @@ pub struct Found<T> {
     pub damaged: Vec<RepositoryError>,
 }
 
+/// The packs that are there.
+pub struct Present {
+    pub packs: Found<Vec<PackEntry>>,
+    /// So many more are named by the index.
+    pub missing: usize,
+}
+
 impl Repository {
     pub async fn open(store: Arc<dyn ObjectRead>, place: &str, unlock: &Unlock) -> Result<Self> {
         let config = read_config(&*store, place).await?.ok_or_else(|| RepositoryError::NoRepository { place: place.to_owned() })?;
@@ -127,8 +134,32 @@ impl Repository {
 
     /// Where all chunks lie.
     pub async fn index(&self) -> Result<Found<Index>> {
-        let packs = self.packs().await?;
+        let packs = self.present().await?.packs;
         Ok(Found { whole: Index::of(&packs.whole), damaged: packs.damaged })
+    }
+
+    /// The packs that are there, with the size that the index says. One that is missing must not stand before another
+    /// copy of what it held.
+    pub async fn present(&self) -> Result<Present> {
+        let mut found = self.look_for_packs().await?;
+        if found.missing > 0 {
+            // Lost, or folded by a prune just now: then another index says where its chunks went.
+            found = self.look_for_packs().await?;
+        }
+        Ok(found)
+    }
+
+    async fn look_for_packs(&self) -> Result<Present> {
+        let (mut packs, there) = (self.packs().await?, self.sizes().await?);
+        let named = packs.whole.len();
+        packs.whole.retain(|entry| there.get(&entry.pack) == Some(&entry.size));
+        Ok(Present { missing: named - packs.whole.len(), packs })
+    }
+
+    /// The packs in the store, and their sizes.
+    pub(super) async fn sizes(&self) -> Result<ById<u64>> {
+        let listed = self.list(PACKS).await?;
+        Ok(listed.iter().filter_map(|meta| Some((Id::in_key(&meta.key, PACKS)?, meta.size))).collect())
     }
 
     /// All packs and what is in them, each once. If a part of the index is damaged, the packs that it leaves out are

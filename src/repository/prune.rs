@@ -65,7 +65,10 @@ pub async fn look(repository: &Repository, now: jiff::Timestamp) -> Result<Look>
     let snapshots = repository.snapshots().await?;
     whole(snapshots.damaged)?;
     // Once more: what the snapshots name may have been indexed since.
-    let packs = merge(packs.whole, repository.packs().await?.whole);
+    let mut packs = merge(packs.whole, repository.packs().await?.whole);
+    // A pack that is missing is no other copy of what it held.
+    let sizes = repository.sizes().await?;
+    packs.retain(|entry| sizes.get(&entry.pack) == Some(&entry.size));
     let index = Index::of(&packs);
     let mut needed = Ids::default();
     for (_, snapshot) in &snapshots.whole {
@@ -74,12 +77,11 @@ pub async fn look(repository: &Repository, now: jiff::Timestamp) -> Result<Look>
     if let Some(chunk) = needed.iter().find(|chunk| !index.contains(chunk)) {
         whole(vec![RepositoryError::NoChunk { chunk: *chunk }])?;
     }
-    let listed = repository.list(PACKS).await?;
-    let strays = listed.iter().filter_map(|meta| Some((Id::in_key(&meta.key, PACKS)?, meta.size)));
-    let strays: Vec<(Id, u64)> = strays.filter(|(pack, _)| packs.binary_search_by_key(pack, |entry| entry.pack).is_err()).collect();
+    let strays = sizes.iter().map(|(pack, size)| (*pack, *size));
+    let mut strays: Vec<(Id, u64)> = strays.filter(|(pack, _)| packs.binary_search_by_key(pack, |entry| entry.pack).is_err()).collect();
+    strays.sort_unstable();
     let facts = Facts { packs: &packs, strays: &strays, used: &needed, marks: &marks.whole, now, indexes: indexes.len() };
     let mut plan = plan(&facts);
-    let sizes: ById<u64> = listed.iter().filter_map(|meta| Some((Id::in_key(&meta.key, PACKS)?, meta.size))).collect();
     let retained = retained(repository, &plan.delete, &sizes, now).await?;
     if !retained.is_empty() {
         plan.keep(&retained, &marks.whole, indexes.len());

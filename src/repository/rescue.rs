@@ -39,7 +39,7 @@ pub async fn rescue(writer: Arc<Writer>, chunks: &[Id], now: jiff::Timestamp) ->
     if old.is_empty() {
         return Ok(());
     }
-    let packs = repository.packs().await?.whole;
+    let packs = repository.present().await?.packs.whole;
     let (all, safe) = (Arc::new(Index::of(&packs)), Index::without(&packs, &old));
     let mut lost: Vec<Id> = used(&repository, &all, chunks).await?.into_iter().collect();
     lost.retain(|chunk| !safe.contains(chunk));

@@ -6,10 +6,12 @@
 
 use super::{
     RepositoryError, Result,
-    entry::{Content, Entry},
+    entry::{Content, Entry, Extent, Extents},
+    index::Index,
     list,
     names::Id,
 };
+use std::sync::Arc;
 
 /// One entry. What is in the entry as its content counts only for [`Reading::Same`].
 pub struct Item {
@@ -51,7 +53,7 @@ pub trait Source: Send {
 /// An entry's content before it is known.
 #[must_use]
 pub fn unread(size: u64) -> Content {
-    Content { size, changed: false, digest: Id([0; 32]), extents: super::entry::Extents::Here(Vec::new()) }
+    Content { size, changed: false, digest: Id([0; 32]), extents: Extents::Here(Vec::new()) }
 }
 
 /// The entries of the parent snapshot, met in order by a source that goes along the same order. Holds one chunk of the
@@ -60,6 +62,8 @@ pub struct Parent {
     chunks: std::vec::IntoIter<Id>,
     entries: std::iter::Peekable<std::vec::IntoIter<Entry>>,
     fetch: Box<dyn FnMut(&Id) -> Result<Vec<u8>> + Send>,
+    /// If some of what the parent names is lost: what is not. What is lost is to be read anew.
+    pub whole: Option<Arc<Index>>,
     /// When reading for the parent began, in nanoseconds since 1970: what changed since may have been read half.
     pub began: i128,
 }
@@ -67,19 +71,31 @@ pub struct Parent {
 impl Parent {
     /// `fetch` gives the content of a chunk.
     pub fn new(chunks: Vec<Id>, began: jiff::Timestamp, fetch: Box<dyn FnMut(&Id) -> Result<Vec<u8>> + Send>) -> Self {
-        Self { chunks: chunks.into_iter(), entries: Vec::new().into_iter().peekable(), fetch, began: began.as_nanosecond() }
+        Self { chunks: chunks.into_iter(), entries: Vec::new().into_iter().peekable(), fetch, whole: None, began: began.as_nanosecond() }
     }
     #[must_use]
     pub fn none() -> Self {
         Self::new(Vec::new(), jiff::Timestamp::UNIX_EPOCH, Box::new(|chunk| Err(RepositoryError::NoChunk { chunk: *chunk })))
     }
 
-    /// The parent's entry for this path. Paths must be asked for in ascending order.
+    /// Can its content be had?
+    fn is_whole(&mut self, entry: &Entry) -> Result<bool> {
+        let (Some(whole), Some(content)) = (self.whole.clone(), entry.node.content()) else { return Ok(true) };
+        if let Extents::Elsewhere(chunks) = &content.extents
+            && !chunks.iter().all(|chunk| whole.contains(chunk))
+        {
+            return Ok(false);
+        }
+        let extents = list::extents(&entry.path, content, |chunk| (self.fetch)(chunk))?;
+        Ok(extents.iter().all(|extent| !matches!(extent, Extent::Chunk { id, .. } if !whole.contains(id))))
+    }
+
+    /// The parent's entry for this path, unless it is lost. Paths must be asked for in ascending order.
     pub fn at(&mut self, path: &[u8]) -> Result<Option<Entry>> {
         loop {
             while let Some(entry) = self.entries.next_if(|entry| entry.path.as_slice() <= path) {
                 if entry.path == path {
-                    return Ok(Some(entry));
+                    return Ok(self.is_whole(&entry)?.then_some(entry));
                 }
             }
             if self.entries.peek().is_some() {

@@ -242,6 +242,26 @@ async fn a_lost_index_is_made_good_from_the_packs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_lost_is_made_good_by_the_next_backup() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::new(dir.path()).await;
+    let files = some_files();
+    bench.backup(&files).await;
+    // Everything but the list, which stands in the last pack: that one says so by its size.
+    let packs = bench.repository.list("packs/").await.unwrap();
+    let largest = packs.iter().max_by_key(|meta| meta.size).unwrap();
+    std::fs::remove_file(dir.path().join(&largest.key)).unwrap();
+    assert!(!bench.is_whole().await);
+    let again = bench.backup(&files).await;
+    assert!(again.snapshot.stats.bytes_new > 100 << 10, "{:?}", again.snapshot.stats);
+    assert_eq!(bench.content(&again.snapshot).await, expected(&files));
+    // A prune keeps what is there, not what is missing.
+    bench.prune(0).await;
+    bench.prune(0).await;
+    assert_eq!(bench.content(&again.snapshot).await, expected(&files));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn forgotten_data_go_in_two_phases_and_the_rest_stays() {
     let dir = tempfile::tempdir().unwrap();
     let bench = Bench::new(dir.path()).await;

@@ -79,8 +79,10 @@ pub async fn verify(
     };
     let packs = repository.packs().await?;
     tell(&mut found, packs.damaged);
-    let index = Index::of(&packs.whole);
-    let mut bad = check_places(&repository, &packs.whole, &mut found).await?;
+    let there = repository.sizes().await?;
+    let mut bad = check_places(&there, &packs.whole, &mut found);
+    let gone = packs.whole.iter().filter(|entry| there.get(&entry.pack) != Some(&entry.size)).map(|entry| entry.pack).collect();
+    let index = Index::without(&packs.whole, &gone);
     let mut wanted = packs.whole;
     wanted.retain(|entry| entry.pieces.iter().all(|piece| !bad.contains_key(&piece.chunk)) || entry.pieces.is_empty());
     if !everything && depth != Depth::Structure {
@@ -120,9 +122,7 @@ async fn check_objects(repository: &Repository, found: &mut Verified) -> Result<
 }
 
 /// Is every pack of the index there, with its size? Gives the chunks of those that are not.
-async fn check_places(repository: &Repository, packs: &[PackEntry], found: &mut Verified) -> Result<ById<String>> {
-    let listed = repository.list(PACKS).await?;
-    let there: ById<u64> = listed.iter().filter_map(|meta| Some((Id::in_key(&meta.key, PACKS)?, meta.size))).collect();
+fn check_places(there: &ById<u64>, packs: &[PackEntry], found: &mut Verified) -> ById<String> {
     let mut bad = ById::default();
     for entry in packs {
         let why = match there.get(&entry.pack) {
@@ -137,7 +137,7 @@ async fn check_places(repository: &Repository, packs: &[PackEntry], found: &mut 
     for entry in packs.iter().filter(|entry| there.get(&entry.pack) == Some(&entry.size)) {
         entry.pieces.iter().for_each(|piece| drop(bad.remove(&piece.chunk)));
     }
-    Ok(bad)
+    bad
 }
 
 /// Those packs that are to be read.
