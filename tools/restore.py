@@ -36,7 +36,7 @@ except ImportError as lacking:
 blake3 = blake3_module.blake3
 KEY_FILE_CONTEXT = "muster repository 2026-11 key file"
 HEADER, TAG, DIRECTORY = 44, 16, 2**64 - 1
-MEMORY_KIB, PASSES, LANES = 4 << 20, 64, 64  # Slots are not authenticated: more than this is refused, not tried.
+MEMORY_KIB, PASSES, LANES = 1 << 20, 64, 64  # Slots are not authenticated: more than this is refused, not tried.
 ZEROS = bytes(1 << 20)
 OPEN_PACKS = 32
 

@@ -163,7 +163,9 @@ impl Action for Create {
                     Some((id, s)) if s.stats.unreadable == 0 || intent.input.allow_unreadable => Seen::Done(output(id, s)),
                     Some(_) => Seen::Absent,
                     None if found.damaged.is_empty() => Seen::Absent,
-                    None => Seen::CannotTell { why: format!("a snapshot cannot be read, and may be this step's: {}", join(&found.damaged)) },
+                    None => {
+                        Seen::CannotTell { why: format!("a snapshot cannot be read, and may be this step's: {}", join(&found.damaged)) }
+                    }
                 }
             }
         }
@@ -183,7 +185,8 @@ async fn from(cx: &ReadCx, input: &Input) -> Result<(What, Source), Refusal> {
         }
         (None, Some(bucket), Some(region)) if input.exclude.is_empty() => {
             let known = cx.estate.buckets.get(bucket).and_then(|regions| regions.get(region));
-            let known = known.ok_or_else(|| Refusal::no("no_source", format!("the estate has no bucket `{bucket}` in region `{region}`")))?;
+            let known =
+                known.ok_or_else(|| Refusal::no("no_source", format!("the estate has no bucket `{bucket}` in region `{region}`")))?;
             // It must answer; what is in it is listed when it is read.
             cx.world.objects(bucket.as_str(), region.as_str())?.list("", None).await?;
             let url = format!("s3://{}/{}", known.bucket, known.prefix);
@@ -196,9 +199,7 @@ async fn from(cx: &ReadCx, input: &Input) -> Result<(What, Source), Refusal> {
 /// The source, to be read now.
 async fn source(cx: &WriteCx, intent: &Intent, parent: Parent) -> Result<Box<dyn Reads>, ApplyError> {
     match &intent.from {
-        What::Bucket(bucket, region) => {
-            Ok(Box::new(Bucket::new(cx.read.world.objects(bucket.as_str(), region.as_str())?, parent, false)))
-        }
+        What::Bucket(bucket, region) => Ok(Box::new(Bucket::new(cx.read.world.objects(bucket.as_str(), region.as_str())?, parent, false))),
         What::Path(path) => {
             let (path, options) = (path.clone(), Options { exclude: globs(&intent.input).map_err(definite)?, ..Options::default() });
             let tree = tokio::task::spawn_blocking(move || Tree::new(&path, parent, options));
@@ -221,7 +222,8 @@ fn complete(input: &Input, made: &Created) -> Result<(), ApplyError> {
     let Some(first) = lost.first().filter(|_| !input.allow_unreadable) else { return Ok(()) };
     let first = format!("{}: {}", String::from_utf8_lossy(&first.path), first.why);
     let message = format!("{} files could not be read and are not in snapshot {}; the first is {first}", lost.len(), made.id.short());
-    let failure = Failure::new("unreadable", message).remedy("let Muster's user read them, `exclude` them, or say `allow_unreadable: true`");
+    let failure =
+        Failure::new("unreadable", message).remedy("let Muster's user read them, `exclude` them, or say `allow_unreadable: true`");
     Err(ApplyError::Definite(failure))
 }
 
@@ -273,7 +275,8 @@ mod tests {
         assert_eq!(Bench::new(&unknown).refused::<Create>().await, "unknown_repository");
         let wrong = with_vault(json!({ "repository": "vault", "path": "/", "exclude": [""] }));
         assert_eq!(Bench::new(&wrong).refused::<Create>().await, "refused");
-        for both in [json!({ "repository": "vault" }), json!({ "repository": "vault", "path": "/", "bucket": "models", "region": "east" })] {
+        for both in [json!({ "repository": "vault" }), json!({ "repository": "vault", "path": "/", "bucket": "models", "region": "east" })]
+        {
             assert_eq!(Bench::new(&Fixture::new(both)).refused::<Create>().await, "input");
         }
     }
@@ -294,7 +297,8 @@ mod tests {
     #[test]
     fn a_snapshot_with_gaps_is_no_success() {
         let made = |unreadable: u64| {
-            let lost = (0..unreadable).map(|n| crate::repository::source::Unreadable { path: format!("f{n}").into_bytes(), why: "denied".into() });
+            let lost =
+                (0..unreadable).map(|n| crate::repository::source::Unreadable { path: format!("f{n}").into_bytes(), why: "denied".into() });
             let stats = crate::repository::snapshot::Stats { unreadable, ..Default::default() };
             let (time, source) = (jiff::Timestamp::UNIX_EPOCH, Source::Tree { path: "/a".into() });
             let snapshot = Snapshot {
@@ -310,9 +314,10 @@ mod tests {
                 list: Vec::new(),
                 stats,
             };
-            Created { id: Id([0; 32]), snapshot, unreadable: lost.collect(), changed: Vec::new() }
+            Created { id: Id([0; 32]), snapshot, stored: 0, unreadable: lost.collect(), changed: Vec::new() }
         };
-        let input = |allow| serde_json::from_value::<Input>(json!({ "repository": "v", "path": "/a", "allow_unreadable": allow })).expect("valid");
+        let input =
+            |allow| serde_json::from_value::<Input>(json!({ "repository": "v", "path": "/a", "allow_unreadable": allow })).expect("valid");
         assert!(complete(&input(false), &made(0)).is_ok() && complete(&input(true), &made(2)).is_ok());
         let Err(ApplyError::Definite(failure)) = complete(&input(false), &made(2)) else { panic!("it passed") };
         assert!(failure.code == "unreadable" && failure.message.contains("f0: denied"), "{failure}");

@@ -85,7 +85,10 @@ impl Action for Forget {
         let Input { keep_last: last, keep_daily: daily, keep_weekly: weekly, keep_monthly: monthly, keep_yearly: yearly, .. } = input;
         let rule = Retention { last, daily, weekly, monthly, yearly };
         if rule.is_empty() {
-            return Err(Refusal::no("input", "a rule that keeps nothing: say at least one of `keep_last`, `keep_daily`, `keep_weekly`, `keep_monthly`, `keep_yearly`"));
+            return Err(Refusal::no(
+                "input",
+                "a rule that keeps nothing: say at least one of `keep_last`, `keep_daily`, `keep_weekly`, `keep_monthly`, `keep_yearly`",
+            ));
         }
         let repository = open(cx, &input.repository).await?;
         let found = repository.snapshots().await?;
@@ -164,7 +167,11 @@ mod tests {
         let bench = Bench::new(&fixture());
         let input = crate::model::node::decode(&bench.with).expect("valid");
         let prepared = Forget::prepare(&bench.read, input).await.map_err(|r| r.failure).expect("prepared");
-        assert!(prepared.change.len() == 1 && prepared.change[0].from.as_ref().is_some_and(|from| from.contains("2026-01-01")), "{:?}", prepared.change);
+        assert!(
+            prepared.change.len() == 1 && prepared.change[0].from.as_ref().is_some_and(|from| from.contains("2026-01-01")),
+            "{:?}",
+            prepared.change
+        );
         let out = bench.run::<Forget>().await.expect("forgotten");
         assert_eq!((out.forgotten.len(), out.kept), (1, 1));
         assert!(prepared.change[0].from.as_ref().is_some_and(|from| from.contains(&out.forgotten[0][..10])));

@@ -124,7 +124,11 @@ impl Action for Prove {
         let what = format!("{}, proofs", place(&input.repository));
         let change = change(what, None, Some(format!("that {} comes back, or that it does not", shown(&id, &snapshot))));
         let (source, recovered_point) = (snapshot.source.shown().to_owned(), snapshot.time);
-        Ok(Prepared { intent: Intent { input, snapshot: id, source, recovered_point, mark: mark(cx) }, change: vec![change], notes: Vec::new() })
+        Ok(Prepared {
+            intent: Intent { input, snapshot: id, source, recovered_point, mark: mark(cx) },
+            change: vec![change],
+            notes: Vec::new(),
+        })
     }
 
     async fn apply(cx: &WriteCx, intent: &Intent) -> Result<Output, ApplyError> {
@@ -203,7 +207,9 @@ fn output(intent: &Intent, proof: &Proof) -> Output {
 async fn by_chance(cx: &ReadCx, repository: &Repository, input: &Input) -> Result<(Id, Snapshot), Refusal> {
     let since = input.within.map(|within| cx.world.clock().now() - within.signed());
     let mut fits = repository.snapshots().await?.whole;
-    fits.retain(|(_, s)| since.is_none_or(|since| s.time >= since) && input.source.as_ref().is_none_or(|source| s.source.shown() == source));
+    fits.retain(|(_, s)| {
+        since.is_none_or(|since| s.time >= since) && input.source.as_ref().is_none_or(|source| s.source.shown() == source)
+    });
     let seed = blake3::hash(cx.key.as_bytes());
     let chance = seed.as_bytes().iter().take(8).fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));
     let at = usize::try_from(chance % (fits.len() as u64).max(1)).unwrap_or(0);

@@ -21,7 +21,12 @@ use crate::model::{
     runbook::UndoPolicy,
     time::Span,
 };
-use crate::repository::{globs::Globs, names::Id, restore::Into as Over, snapshot::{Snapshot, Source}};
+use crate::repository::{
+    globs::Globs,
+    names::Id,
+    restore::Into as Over,
+    snapshot::{Snapshot, Source},
+};
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -107,7 +112,8 @@ impl Action for Restore {
     }
     fn aside(with: &Node) -> bool {
         // Into a folder of the run's own.
-        with.get("to").is_none() && with.get("in_place").is_none_or(|value| matches!(&value.value, NodeValue::Text { text, .. } if text == "false"))
+        with.get("to").is_none()
+            && with.get("in_place").is_none_or(|value| matches!(&value.value, NodeValue::Text { text, .. } if text == "false"))
     }
     fn reach(with: &Node, estate: &Estate) -> Vec<Reach> {
         [reach_vault(with, "repository", estate), vec![reach_here()]].concat()
@@ -128,7 +134,9 @@ impl Action for Restore {
         let (from, mut notes) = (stands(&to), Vec::new());
         if from.is_some() && !input.in_place && !marker(cx).exists() {
             let message = format!("{} is not empty, and a restore would mix with what is there", to.display());
-            return Err(Refusal::no("occupied", message).remedy("restore into another folder, or say `in_place: true` to change what differs"));
+            return Err(
+                Refusal::no("occupied", message).remedy("restore into another folder, or say `in_place: true` to change what differs")
+            );
         }
         if input.in_place {
             notes.push("what stands there and differs is replaced; it cannot be had back".to_owned());
@@ -152,7 +160,9 @@ impl Action for Restore {
         let restored = bring_back(&repository, &snapshot, &intent.to, Globs::new(&intent.include)?, over, &watched.0).await?;
         if let Some(lost) = restored.damaged.first() {
             let message = format!("{} files could not be restored; the first is {}: {}", restored.damaged.len(), lost.path, lost.why);
-            return Err(ApplyError::Definite(Failure::new("damaged", message).remedy("`muster backup verify --read-data` names what is damaged")));
+            return Err(ApplyError::Definite(
+                Failure::new("damaged", message).remedy("`muster backup verify --read-data` names what is damaged"),
+            ));
         }
         let (files, bytes) = (restored.files, restored.bytes);
         Ok(Output { files, bytes, restored_at: Some(cx.read.world.clock().now()), ..output(intent) })
@@ -222,7 +232,8 @@ fn target(cx: &ReadCx, input: &Input, snapshot: &Snapshot) -> Result<PathBuf, Re
             let message = format!("{path} was a folder of {}, and is none of this machine", snapshot.host);
             Err(Refusal::no("no_target", message).remedy("say where with `to`"))
         }
-        other => Err(Refusal::no("no_target", format!("{} is no folder that could be restored in place", other.shown())).remedy("say where with `to`")),
+        other => Err(Refusal::no("no_target", format!("{} is no folder that could be restored in place", other.shown()))
+            .remedy("say where with `to`")),
     }
 }
 
@@ -265,7 +276,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::write(folder.path().join("mine"), b"mine").expect("written");
         std::fs::write(folder.path().join(DRILL), b"older").expect("written");
-        let with = |in_place: bool, delete: bool| json!({ "repository": "vault", "to": folder.path(), "in_place": in_place, "delete": delete });
+        let with =
+            |in_place: bool, delete: bool| json!({ "repository": "vault", "to": folder.path(), "in_place": in_place, "delete": delete });
         assert_eq!(Bench::new(&with_vault(with(false, false))).refused::<Restore>().await, "occupied");
         assert_eq!(Bench::new(&with_vault(with(false, true))).refused::<Restore>().await, "input");
         assert!(Bench::new(&with_vault(with(true, false))).run::<Restore>().await.is_ok());

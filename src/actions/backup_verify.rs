@@ -99,8 +99,10 @@ fn damaged(found: &Verified) -> Failure {
     let all: Vec<String> = found.problems.iter().cloned().chain(touched).collect();
     let more = if all.len() > TOLD { format!("; and {} more", all.len() - TOLD) } else { String::new() };
     let told: Vec<&str> = all.iter().take(TOLD).map(String::as_str).collect();
-    let message = format!("{} objects are damaged, {} files are touched: {}{more}", found.problems.len(), found.touched.len(), told.join("; "));
-    Failure::new("damaged", message).remedy("the next `backup.create` stores anew what its source still has; `muster backup verify --read-data` names all")
+    let message =
+        format!("{} objects are damaged, {} files are touched: {}{more}", found.problems.len(), found.touched.len(), told.join("; "));
+    Failure::new("damaged", message)
+        .remedy("the next `backup.create` stores anew what its source still has; `muster backup verify --read-data` names all")
 }
 
 #[cfg(test)]

@@ -60,7 +60,8 @@ impl Compared {
     }
 }
 
-/// Compares everything that the snapshot holds, or what of it the patterns match, with what lies in `folder`. What lies there besides is nobody's concern.
+/// Compares everything that the snapshot holds, or what of it the patterns match, with what lies in `folder`. What lies
+/// there besides is nobody's concern.
 pub(crate) async fn compare(
     repository: &Repository,
     snapshot: &Snapshot,

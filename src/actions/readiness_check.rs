@@ -179,14 +179,7 @@ async fn trials(repository: &Repository) -> Result<Vec<(Id, Trial)>, Refusal> {
 
 /// Over the snapshots that are still there: the last try of any of them. That it failed is always bad, that it is old or
 /// was never made only where an age was asked for.
-fn judged(
-    what: String,
-    input: &Input,
-    snapshots: &[(Id, Snapshot)],
-    trials: &[(Id, Trial)],
-    now: jiff::Timestamp,
-    valid: Span,
-) -> Finding {
+fn judged(what: String, input: &Input, snapshots: &[(Id, Snapshot)], trials: &[(Id, Trial)], now: jiff::Timestamp, valid: Span) -> Finding {
     let there = |id: &Id| snapshots.iter().any(|(snapshot, _)| snapshot == id);
     let tried: Vec<Trial> = trials.iter().filter(|(id, _)| there(id)).map(|(_, trial)| trial.clone()).collect();
     let state = proof_state(&tried, now, valid);

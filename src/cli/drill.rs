@@ -124,7 +124,9 @@ fn measured(view: &Value, output: &Output) {
         table.add_row(vec![format!("  {part}"), shown(&rto["parts_ms"][part]), String::new(), String::new()]);
     }
     table.add_row(vec!["data loss".to_owned(), shown(&rpo["actual_ms"]), ms(number(&rpo["objective_ms"])), met(&rpo["met"]).to_owned()]);
-    let mut row = |what: &str, value: String| drop(table.add_row(vec![what.to_owned(), value, String::new(), String::new()]));
+    let mut row = |what: &str, value: String| {
+        table.add_row(vec![what.to_owned(), value, String::new(), String::new()]);
+    };
     if restore {
         row("  recovered point", view["restore"]["recovered_point"].as_str().unwrap_or("not measured").to_owned());
         row("  files restored", count(&view["restore"]["files"]));

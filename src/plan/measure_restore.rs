@@ -68,7 +68,7 @@ pub fn restore_instants(steps: &[StepSeen], lost: Timestamp) -> Instants {
         first_applying: all(&restoring, |step| step.first_applying).into_iter().flatten().min(),
         recovered_point: all(&restoring, |step| step.said.point).into_iter().flatten().min(),
         first_back: restoring.iter().filter_map(|step| step.said.first_file).min(),
-        restored: all(&restoring, |step| back(step)).into_iter().flatten().max(),
+        restored: all(&restoring, back).into_iter().flatten().max(),
         recovered: all(&restoring, |step| step.said.verified.or(others.filter(|at| back(step).is_none_or(|back| *at >= back))))
             .into_iter()
             .flatten()

@@ -111,7 +111,7 @@ fn one_group(points: &[Point], newest_first: &[usize], rule: Retention, reasons:
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Reason::*, *};
     use proptest::{collection::vec, prelude::*};
     use std::collections::BTreeSet;
 
@@ -133,7 +133,6 @@ mod tests {
         ];
         let points: Vec<Point> = times.iter().map(|time| point("a", time)).collect();
         let kept = decide(&points, rule(0, 2, 2, 2, 9));
-        use Reason::*;
         assert_eq!(kept, [vec![Monthly, Yearly], vec![], vec![Daily, Weekly], vec![], vec![Newest, Daily, Weekly, Monthly, Yearly]]);
         let kept = decide(&points, rule(2, 0, 0, 0, 0));
         assert_eq!(kept, [vec![], vec![], vec![], vec![Last], vec![Newest, Last]]);

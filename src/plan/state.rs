@@ -43,9 +43,10 @@ pub struct Stopping {
     pub undo: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Phase {
     /// Nothing was tried, or nothing stands of what was.
+    #[default]
     New,
     Prepared,
     Asked,
@@ -60,8 +61,9 @@ pub enum Phase {
     Ended,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UndoState {
+    #[default]
     Not,
     Undoing,
     Undone,
@@ -91,7 +93,7 @@ pub struct Override {
     pub signed: bool,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepState {
     pub status: StepStatus,
     pub phase: Phase,
@@ -128,40 +130,6 @@ pub struct StepState {
     pub undo: UndoState,
     pub started_at: Option<jiff::Timestamp>,
     pub ended_at: Option<jiff::Timestamp>,
-}
-
-impl Default for StepState {
-    fn default() -> Self {
-        Self {
-            status: StepStatus::Pending,
-            phase: Phase::New,
-            attempts: 0,
-            accepted: false,
-            doubt: false,
-            first_applying: None,
-            intent: None,
-            hash: None,
-            change: Vec::new(),
-            notes: Vec::new(),
-            output: None,
-            failure: None,
-            question: None,
-            retry_at: None,
-            retry_from: None,
-            approvals: BTreeSet::new(),
-            rejected: None,
-            expires_at: None,
-            asked: None,
-            confirmed: false,
-            overridden: None,
-            resolved: None,
-            mark: 0,
-            skipped: None,
-            undo: UndoState::Not,
-            started_at: None,
-            ended_at: None,
-        }
-    }
 }
 
 impl StepState {

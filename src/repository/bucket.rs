@@ -142,7 +142,8 @@ async fn fetch(objects: Arc<dyn ObjectRead>, listed: ObjectMeta, handle: Handle)
         let body = Box::new(Whole(std::io::Cursor::new(content)));
         return Ok(Item { entry: entry(&meta, &listed), reading: Reading::Read(body) });
     }
-    let meta = retried(&listed.key, || async { objects.head(&listed.key).await?.ok_or_else(|| PortError::NotFound(listed.key.clone())) }).await;
+    let meta =
+        retried(&listed.key, || async { objects.head(&listed.key).await?.ok_or_else(|| PortError::NotFound(listed.key.clone())) }).await;
     let meta = meta.map_err(|e| lost(e.to_string()))?;
     let entry = entry(&meta, &listed);
     Ok(Item { entry, reading: Reading::Read(Box::new(Parts::new(objects, meta, handle))) })

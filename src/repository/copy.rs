@@ -44,7 +44,7 @@ pub async fn copy(
     let index = Index::of(&packs);
     let mut wanted = BTreeSet::new();
     for (_, snapshot) in snapshots {
-        for chunk in used(repository, &index, &snapshot.list).await?.into_keys() {
+        for chunk in used(repository, &index, &snapshot.list).await? {
             wanted.insert(index.find(&chunk).ok_or(RepositoryError::NoChunk { chunk })?.0);
         }
     }
@@ -57,8 +57,12 @@ pub async fn copy(
     }
     let there = target.list(PACKS).await?;
     let there: HashSet<Id> = there.iter().filter_map(|meta| Id::in_key(&meta.key, PACKS)).collect();
-    let missing: Vec<ObjectMeta> =
-        repository.list(PACKS).await?.into_iter().filter(|meta| Id::in_key(&meta.key, PACKS).is_some_and(|id| wanted.contains(&id) && !there.contains(&id))).collect();
+    let missing: Vec<ObjectMeta> = repository
+        .list(PACKS)
+        .await?
+        .into_iter()
+        .filter(|meta| Id::in_key(&meta.key, PACKS).is_some_and(|id| wanted.contains(&id) && !there.contains(&id)))
+        .collect();
     let mut done = Copied { server_side: same_provider(repository, &*to).await, ..Copied::default() };
     (done.packs, done.bytes) = (missing.len() as u64, missing.iter().map(|meta| meta.size).sum());
     progress.total_bytes.store(done.bytes, Relaxed);
@@ -80,7 +84,13 @@ async fn prepare(repository: &Repository, to: Arc<dyn ObjectWrite>, place: &str)
     let config = repository.read(CONFIG).await?;
     let there = match to.head(CONFIG).await.map_err(RepositoryError::store(place))? {
         Some(_) => {
-            let target = Repository { store: to.clone(), place: place.to_owned(), id: repository.id.clone(), config: repository.config, keyring: repository.keyring.again() };
+            let target = Repository {
+                store: to.clone(),
+                place: place.to_owned(),
+                id: repository.id.clone(),
+                config: repository.config,
+                keyring: repository.keyring.again(),
+            };
             let there = target.read(CONFIG).await?;
             if there != config {
                 return Err(RepositoryError::Refused(format!(
@@ -101,7 +111,13 @@ async fn prepare(repository: &Repository, to: Arc<dyn ObjectWrite>, place: &str)
         Ok(_) | Err(PortError::Conflict { .. }) => {}
         Err(error) => return Err(RepositoryError::Store { key: CONFIG.to_owned(), error }),
     }
-    Ok(Repository { store: to, place: place.to_owned(), id: repository.id.clone(), config: repository.config, keyring: repository.keyring.again() })
+    Ok(Repository {
+        store: to,
+        place: place.to_owned(),
+        id: repository.id.clone(),
+        config: repository.config,
+        keyring: repository.keyring.again(),
+    })
 }
 
 async fn copy_keys(repository: &Repository, to: &dyn ObjectWrite) -> Result<()> {

@@ -240,14 +240,14 @@ impl<'w> Reader<'w> {
                 let slot = Arc::new(Slot::default());
                 let guess = entry.node.content().map_or(0, |c| c.size);
                 match self.read(&mut *body, &slot, guess) {
-                    Ok(Read { size, digest, changed }) => {
+                    Ok(Read { size, holes, digest, changed }) => {
                         if let Node::File { content, .. } | Node::Object { content, .. } = &mut entry.node {
                             *content = Content { size, changed, digest, extents: Extents::Here(Vec::new()) };
                         }
                         if changed {
                             self.changed.push(entry.path.clone());
                         }
-                        self.stats.bytes_read += size;
+                        self.stats.bytes_read += size - holes;
                         Some(slot)
                     }
                     Err(Broken::Storing(error)) => return Err(error),
@@ -297,7 +297,7 @@ impl<'w> Reader<'w> {
         let mut file = Feed { reader: self, slot, offset: 0, layout: None, size: guess };
         // Room for one byte more: its end is seen without asking for another buffer.
         let mut buffer = if guess <= SMALL { Buffers::small(vec![0; guess as usize + 1]) } else { self.buffers.take()? };
-        let mut filled = 0;
+        let (mut filled, mut holes) = (0, 0);
         loop {
             let free = buffer.bytes.get_mut(filled..).unwrap_or_default();
             let got = body.read(free)?;
@@ -319,18 +319,21 @@ impl<'w> Reader<'w> {
                 break;
             }
             file.skip(hole);
+            holes += hole;
             update_zeros(&mut digest, hole);
             self.progress.done_bytes.fetch_add(hole, Relaxed);
             (buffer, filled) = (self.buffers.take()?, 0);
         }
         let changed = body.changed()?;
-        Ok(Read { size: file.offset, digest: Id(*digest.finalize().as_bytes()), changed })
+        Ok(Read { size: file.offset, holes, digest: Id(*digest.finalize().as_bytes()), changed })
     }
 }
 
 /// What reading one file came to.
 struct Read {
     size: u64,
+    /// What of it was known to be zeros without being read.
+    holes: u64,
     digest: Id,
     changed: bool,
 }
@@ -413,7 +416,7 @@ impl Feed<'_, '_> {
 }
 
 fn update_zeros(digest: &mut blake3::Hasher, mut length: u64) {
-    const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+    static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
     while length > 0 {
         let part = length.min(ZEROS.len() as u64) as usize;
         digest.update(&ZEROS[..part]);

@@ -85,7 +85,7 @@ fn change(old: Option<Entry>, new: Option<Entry>) -> Option<Change> {
 
 /// By what it is, not by how it is stored.
 fn same_content(old: &Node, new: &Node) -> bool {
-    use Node::*;
+    use Node::{BlockDevice, CharDevice, Fifo, File, Folder, HardLink, Object, Socket, Symlink};
     match (old, new) {
         (File { content: a, .. }, File { content: b, .. }) | (Object { content: a, .. }, Object { content: b, .. }) => {
             (a.size, a.digest) == (b.size, b.digest)

@@ -327,10 +327,19 @@ pub(super) mod tests {
         })
     }
     pub(in crate::repository) fn entry() -> impl Strategy<Value = Entry> {
-        let meta = (any::<u32>(), any::<u32>(), any::<u32>(), instant(), pairs())
-            .prop_map(|(mode, uid, gid, mtime, attributes)| Meta { mode, uid, gid, mtime, attributes });
-        let info = (instant(), any::<Vec<u8>>(), any::<Vec<u8>>(), pairs())
-            .prop_map(|(mtime, etag, version, metadata)| ObjectInfo { mtime, etag, version, metadata });
+        let meta = (any::<u32>(), any::<u32>(), any::<u32>(), instant(), pairs()).prop_map(|(mode, uid, gid, mtime, attributes)| Meta {
+            mode,
+            uid,
+            gid,
+            mtime,
+            attributes,
+        });
+        let info = (instant(), any::<Vec<u8>>(), any::<Vec<u8>>(), pairs()).prop_map(|(mtime, etag, version, metadata)| ObjectInfo {
+            mtime,
+            etag,
+            version,
+            metadata,
+        });
         let node = (0..9, meta, info, content(), any::<(Vec<u8>, u32, u32, u64)>(), instant()).prop_map(
             |(kind, meta, info, content, (to, major, minor, inode), ctime)| match kind {
                 0 => Node::File { meta, ctime, inode, content },

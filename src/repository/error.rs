@@ -56,8 +56,4 @@ impl RepositoryError {
             error => Self::Store { key, error },
         }
     }
-    pub(crate) fn file(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
-        let path = path.into();
-        move |error| Self::File { path, why: error.to_string() }
-    }
 }

@@ -7,7 +7,7 @@
 
 use super::{
     RepositoryError, Result,
-    names::{Id, INDEX},
+    names::{INDEX, Id},
     pack::{Piece, put_directory, take_directory},
     wire::{Malformed, Reader, put_number},
 };
@@ -67,6 +67,7 @@ impl Hasher for FirstBytes {
     fn write_usize(&mut self, _: usize) {}
 }
 
+pub type Ids = HashSet<Id, BuildHasherDefault<FirstBytes>>;
 pub type ById<T> = HashMap<Id, T, BuildHasherDefault<FirstBytes>>;
 
 #[derive(Clone, Copy, Debug)]

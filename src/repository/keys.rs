@@ -56,12 +56,7 @@ fn secret(bytes: [u8; 32]) -> SecretBox<[u8; 32]> {
 
 impl Keyring {
     pub fn new() -> Result<Self> {
-        Ok(Self {
-            chunk: secret(random()?),
-            cut: secret(random()?),
-            current: 1,
-            masters: BTreeMap::from([(1, secret(random()?))]),
-        })
+        Ok(Self { chunk: secret(random()?), cut: secret(random()?), current: 1, masters: BTreeMap::from([(1, secret(random()?))]) })
     }
     /// The same secrets once more, for another place of the same repository.
     #[must_use]

@@ -22,11 +22,14 @@ pub async fn lock(
     mode: LockMode,
 ) -> Result<usize> {
     if !store.locks().await.map_err(RepositoryError::store(&repository.place))? {
-        return Err(RepositoryError::Refused(format!("{}: the bucket has no Object Lock: make it with it, or leave out --lock", repository.place)));
+        return Err(RepositoryError::Refused(format!(
+            "{}: the bucket has no Object Lock: make it with it, or leave out --lock",
+            repository.place
+        )));
     }
     let index = Index::of(&repository.packs().await?.whole);
     let mut keys = BTreeSet::from([CONFIG.to_owned(), id.key(SNAPSHOTS)]);
-    for chunk in used(repository, &index, &snapshot.list).await?.into_keys() {
+    for chunk in used(repository, &index, &snapshot.list).await? {
         keys.insert(index.find(&chunk).ok_or(RepositoryError::NoChunk { chunk })?.0.key(PACKS));
     }
     for folder in [KEYS, INDEX] {

@@ -5,7 +5,7 @@
 //! open it), `cut` and `codec` (from a file to chunks, from a chunk to its stored form), [`pack`] and [`index`]
 //! (where chunks lie), [`entry`] and [`list`] (what a snapshot holds), [`snapshot`], [`open`] (the repository as a
 //! whole), [`write`] (from bytes to packs, in parallel), [`create`] over a source ([`tree`], [`bucket`],
-//! [`stream`]), [`restore`], [`verify`], [`prune`] (decided by [`prune_plan`]), [`copy`], [`proof`],
+//! [`stream`]), [`restore`], [`diff`], [`verify`], [`prune`] (decided by [`prune_plan`]), [`copy`], [`proof`],
 //! [`rekey`].
 //!
 //! Three rules hold it together. Objects are never changed: each is named by the BLAKE3 of its bytes, or written
@@ -13,8 +13,8 @@
 //! that a crash leaves garbage and never a snapshot without its data. Nothing is deleted but by [`prune`], in two
 //! phases, so that nobody needs a lock.
 
-pub mod bucket;
 mod attributes;
+pub mod bucket;
 pub mod codec;
 pub mod copy;
 pub mod create;
@@ -27,9 +27,9 @@ pub mod index;
 pub mod keys;
 pub mod list;
 pub mod lock;
+pub mod marks;
 pub mod names;
 pub mod open;
-pub mod marks;
 pub mod pack;
 pub mod progress;
 pub mod proof;
@@ -37,21 +37,21 @@ pub mod prune;
 pub mod prune_plan;
 pub mod rekey;
 pub mod rescue;
-pub mod restore_bucket;
 pub mod restore;
+pub mod restore_bucket;
 pub mod seal;
 pub mod snapshot;
 pub mod source;
-pub mod tree;
-mod tree_body;
-pub mod write;
 pub mod stream;
 #[cfg(test)]
 mod sweep_tests;
 #[cfg(test)]
 mod tests;
+pub mod tree;
+mod tree_body;
 pub mod verify;
 mod verify_packs;
 pub mod wire;
+pub mod write;
 
 pub use error::{RepositoryError, Result};

@@ -29,8 +29,9 @@ const TRIES: u32 = 5;
 const WAIT: Duration = Duration::from_millis(200);
 
 /// What stands in `config`: the only object that is not encrypted, and holds no secret.
+#[doc(hidden)]
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Config {
+pub struct Config {
     format: String,
     version: u64,
     id: String,
@@ -62,9 +63,7 @@ impl Repository {
         let slots: Vec<Slot> = slots(&*store).await?.into_iter().map(|(_, slot)| slot).collect();
         let (count, unlock) = (slots.len(), unlock.clone());
         // Argon2id takes a tenth of a second and 64 MiB.
-        let opened = tokio::task::spawn_blocking(move || {
-            slots.iter().find_map(|slot| slot.open(&digest, &unlock).transpose()).transpose()
-        });
+        let opened = tokio::task::spawn_blocking(move || slots.iter().find_map(|slot| slot.open(&digest, &unlock).transpose()).transpose());
         let opened = opened.await.map_err(|e| RepositoryError::Interrupted(e.to_string()))??;
         let keyring = opened.ok_or(RepositoryError::WrongKey { slots: count })?;
         Ok(Self { store, place: place.to_owned(), id: config.id, config: digest, keyring })
@@ -245,9 +244,16 @@ impl Repository {
         retried(key, || read_whole(&*self.store, key)).await
     }
 
-    /// A part of one object.
+    /// A part of one object. That the object is too short for it is damage, and not the store's refusal.
     pub(super) async fn range(&self, key: &str, from: u64, length: u64) -> Result<Vec<u8>> {
-        retried(key, || self.store.range(key, from, length)).await
+        let got = retried(key, || self.store.range(key, from, length)).await;
+        if let Err(RepositoryError::Store { error: PortError::Refused(_), .. }) = &got
+            && let Some(meta) = retried(key, || self.store.head(key)).await?
+            && meta.size < from.saturating_add(length)
+        {
+            return Err(RepositoryError::damaged(key, format!("it is cut short: it has {} bytes", meta.size)));
+        }
+        got
     }
 }
 
@@ -306,11 +312,13 @@ pub(super) async fn listed(store: &dyn ObjectRead, prefix: &str) -> Result<Vec<O
 async fn read_whole(store: &dyn ObjectRead, key: &str) -> std::result::Result<Vec<u8>, PortError> {
     let body = store.get(key).await?;
     let size = body.meta.size;
-    let bytes: Vec<u8> = body.chunks.try_fold(Vec::with_capacity(size.min(64 << 20) as usize), |mut all, chunk| async move {
-        all.extend_from_slice(&chunk);
-        Ok(all)
-    })
-    .await?;
+    let bytes: Vec<u8> = body
+        .chunks
+        .try_fold(Vec::with_capacity(size.min(64 << 20) as usize), |mut all, chunk| async move {
+            all.extend_from_slice(&chunk);
+            Ok(all)
+        })
+        .await?;
     if bytes.len() as u64 == size { Ok(bytes) } else { Err(PortError::Unreachable(format!("{key}: the body broke off"))) }
 }
 
@@ -321,15 +329,21 @@ async fn read_config(store: &dyn ObjectRead, place: &str) -> Result<Option<(Conf
         Err(RepositoryError::Missing { .. }) => return Ok(None),
         Err(error) => return Err(error),
     };
+    Ok(Some((parse_config(place, &bytes)?, Id::of(&bytes))))
+}
+
+/// Whatever stands in `config`. For its fuzzer it can be seen.
+#[doc(hidden)]
+pub fn parse_config(place: &str, bytes: &[u8]) -> Result<Config> {
     let damaged = |why: &str| RepositoryError::damaged(format!("{place}: {CONFIG}"), why);
-    let config: Config = serde_json::from_slice(&bytes).map_err(|e| damaged(&e.to_string()))?;
+    let config: Config = serde_json::from_slice(bytes).map_err(|e| damaged(&e.to_string()))?;
     if config.format != FORMAT {
         return Err(damaged("it is not that of a Muster repository"));
     }
     if config.version != VERSION {
         return Err(RepositoryError::Version { found: config.version });
     }
-    Ok(Some((config, Id::of(&bytes))))
+    Ok(config)
 }
 
 /// The key slots that can be read, with their places. A damaged one does not keep the others from opening the repository.

@@ -151,15 +151,10 @@ pub fn open_directory(keyring: &Keyring, id: &Id, header: &[u8], end: &[u8], siz
 }
 
 /// Opens chunks of packs, again and again without allocating.
+#[derive(Default)]
 pub struct Opener {
     decoder: Decoder,
     pub content: Vec<u8>,
-}
-
-impl Default for Opener {
-    fn default() -> Self {
-        Self { decoder: Decoder::new(), content: Vec::new() }
-    }
 }
 
 impl Opener {

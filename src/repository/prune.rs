@@ -7,10 +7,10 @@
 
 use super::{
     RepositoryError, Result,
-    index::{self, ById, Index, PackEntry},
+    index::{self, ById, Ids, Index, PackEntry},
     marks::{self, Marked},
-    names::{Id, INDEX, MARKS, PACKS, SNAPSHOTS},
-    open::{Repository, put_sealed},
+    names::{INDEX, Id, MARKS, PACKS, SNAPSHOTS},
+    open::{AT_ONCE, Repository, put_sealed, retried},
     pack::Opener,
     progress::Progress,
     prune_plan::{Facts, Plan, plan},
@@ -19,6 +19,7 @@ use super::{
     write::{Filler, Writer},
 };
 use crate::providers::port::{ObjectWrite, PortError};
+use futures::{StreamExt, TryStreamExt, stream};
 use std::{collections::HashSet, sync::Arc};
 use tokio::runtime::Handle;
 
@@ -42,14 +43,16 @@ async fn delete(store: &dyn ObjectWrite, key: &str) -> Result<()> {
 pub struct Look {
     pub plan: Plan,
     packs: Vec<PackEntry>,
-    used: ById<()>,
+    used: Ids,
     indexes: Vec<Id>,
 }
 
 /// Looks at everything and decides. Refuses a repository in which something cannot be read: what that needs is not known.
 pub async fn look(repository: &Repository, now: jiff::Timestamp) -> Result<Look> {
     let whole = |damaged: Vec<RepositoryError>| match damaged.into_iter().next() {
-        Some(error) => Err(RepositoryError::Refused(format!("nothing is pruned while something is damaged: {error}; see `muster backup verify`"))),
+        Some(error) => {
+            Err(RepositoryError::Refused(format!("nothing is pruned while something is damaged: {error}; see `muster backup verify`")))
+        }
         None => Ok(()),
     };
     // Marks before snapshots: a snapshot that relies on a marked pack was there before the mark is old.
@@ -64,18 +67,51 @@ pub async fn look(repository: &Repository, now: jiff::Timestamp) -> Result<Look>
     // Once more: what the snapshots name may have been indexed since.
     let packs = merge(packs.whole, repository.packs().await?.whole);
     let index = Index::of(&packs);
-    let mut needed = ById::default();
+    let mut needed = Ids::default();
     for (_, snapshot) in &snapshots.whole {
         needed.extend(used(repository, &index, &snapshot.list).await?);
     }
-    if let Some(chunk) = needed.keys().find(|chunk| !index.contains(chunk)) {
+    if let Some(chunk) = needed.iter().find(|chunk| !index.contains(chunk)) {
         whole(vec![RepositoryError::NoChunk { chunk: *chunk }])?;
     }
     let listed = repository.list(PACKS).await?;
     let strays = listed.iter().filter_map(|meta| Some((Id::in_key(&meta.key, PACKS)?, meta.size)));
     let strays: Vec<(Id, u64)> = strays.filter(|(pack, _)| packs.binary_search_by_key(pack, |entry| entry.pack).is_err()).collect();
     let facts = Facts { packs: &packs, strays: &strays, used: &needed, marks: &marks.whole, now, indexes: indexes.len() };
-    Ok(Look { plan: plan(&facts), packs, used: needed, indexes })
+    let mut plan = plan(&facts);
+    let sizes: ById<u64> = listed.iter().filter_map(|meta| Some((Id::in_key(&meta.key, PACKS)?, meta.size))).collect();
+    let retained = retained(repository, &plan.delete, &sizes, now).await?;
+    if !retained.is_empty() {
+        plan.keep(&retained, &marks.whole, indexes.len());
+    }
+    Ok(Look { plan, packs, used: needed, indexes })
+}
+
+/// Which of these packs the store retains, their sizes, and until when. A bucket with Object Lock does not refuse a
+/// deletion: it hides what is retained behind a marker, keeps it, and charges for it. So it is asked.
+async fn retained(
+    repository: &Repository,
+    packs: &[Id],
+    sizes: &ById<u64>,
+    now: jiff::Timestamp,
+) -> Result<Vec<(Id, u64, jiff::Timestamp)>> {
+    let locks = if packs.is_empty() { Ok(false) } else { retried(&repository.place, || repository.store.locks()).await };
+    match locks {
+        Ok(true) => {}
+        // Who may not ask whether the bucket locks anything cannot ask for single objects either.
+        Ok(false) | Err(RepositoryError::Store { error: PortError::Refused(_), .. }) => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    }
+    let each = stream::iter(packs).map(|pack| async move {
+        let key = pack.key(PACKS);
+        match retried(&key, || repository.store.retention(&key)).await {
+            Ok(until) => Ok(until.filter(|until| *until > now).map(|until| (*pack, sizes.get(pack).copied().unwrap_or(0), until))),
+            // Gone already.
+            Err(RepositoryError::Missing { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    });
+    each.buffer_unordered(AT_ONCE).try_filter_map(|found| async move { Ok(found) }).try_collect().await
 }
 
 fn merge(packs: Vec<PackEntry>, more: Vec<PackEntry>) -> Vec<PackEntry> {
@@ -95,12 +131,20 @@ pub struct Pruned {
     pub deleted_bytes: u64,
     /// Marked, and deleted by a later run.
     pub waiting: u64,
+    /// Would have been deleted, but the store retains them.
+    pub retained: u64,
 }
 
 /// Carries the plan out.
-pub async fn prune(repository: Arc<Repository>, store: Arc<dyn ObjectWrite>, look: Look, grace_s: u64, progress: Arc<Progress>) -> Result<Pruned> {
+pub async fn prune(
+    repository: Arc<Repository>,
+    store: Arc<dyn ObjectWrite>,
+    look: Look,
+    grace_s: u64,
+    progress: Arc<Progress>,
+) -> Result<Pruned> {
     let Look { plan, mut packs, used, indexes } = look;
-    let mut done = Pruned { waiting: plan.waiting, ..Pruned::default() };
+    let mut done = Pruned { waiting: plan.waiting, retained: plan.retained, ..Pruned::default() };
     if !plan.repack.is_empty() {
         repack(&repository, &store, &packs, &plan.repack, used, progress.clone()).await?;
         done.repacked = plan.repack.len() as u64;
@@ -140,7 +184,7 @@ async fn repack(
     store: &Arc<dyn ObjectWrite>,
     packs: &[PackEntry],
     which: &[Id],
-    used: ById<()>,
+    used: Ids,
     progress: Arc<Progress>,
 ) -> Result<()> {
     let entries: Vec<PackEntry> = packs.iter().filter(|entry| which.contains(&entry.pack)).cloned().collect();
@@ -169,13 +213,13 @@ fn move_used(
     repository: &Repository,
     handle: &Handle,
     entry: &PackEntry,
-    used: &ById<()>,
+    used: &Ids,
 ) -> Result<()> {
     let key = entry.pack.key(PACKS);
     let mut bytes = handle.block_on(repository.range(&key, 0, entry.size))?;
     let damaged = |why| RepositoryError::damaged(&key, why);
     let object = seal::unlock(&repository.keyring, Kind::Pack, &bytes).map_err(damaged)?;
-    for piece in entry.pieces.iter().filter(|piece| used.contains_key(&piece.chunk)) {
+    for piece in entry.pieces.iter().filter(|piece| used.contains(&piece.chunk)) {
         let range = piece.offset as usize..piece.offset as usize + piece.stored as usize;
         let sealed = bytes.get_mut(range).ok_or_else(|| damaged("a chunk lies beyond its end"))?;
         opener.open(&repository.keyring, &object, piece, sealed).map_err(damaged)?;

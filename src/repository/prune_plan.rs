@@ -1,7 +1,7 @@
 //! What a prune does, decided from what there is: pure, so that every rule can be tested without a store.
 
 use super::{
-    index::{ById, PackEntry},
+    index::{ById, Ids, PackEntry},
     marks::Mark,
     names::Id,
 };
@@ -12,6 +12,8 @@ const TOLERATED: u64 = 5;
 /// Packs below this size are put together once there are so many of them.
 const SMALL: u64 = super::pack::ENOUGH as u64 / 4;
 const MANY_SMALL: usize = 8;
+/// The index is put together once it has more parts.
+const MANY_INDEXES: usize = 16;
 
 /// What there is.
 pub struct Facts<'a> {
@@ -20,7 +22,7 @@ pub struct Facts<'a> {
     /// Packs in the store that no index names, and their sizes.
     pub strays: &'a [(Id, u64)],
     /// Every chunk that a snapshot needs.
-    pub used: &'a ById<()>,
+    pub used: &'a Ids,
     pub marks: &'a [Mark],
     pub now: jiff::Timestamp,
     /// How many index objects there are.
@@ -42,12 +44,28 @@ pub struct Plan {
     pub fold_index: bool,
     /// Marked, and not old enough.
     pub waiting: u64,
+    /// Marked long enough ago, but the store retains them: Object Lock.
+    pub retained: u64,
+    /// Until when, the longest of them.
+    pub retained_until: Option<jiff::Timestamp>,
     pub stored_bytes: u64,
     pub unused_bytes: u64,
     pub delete_bytes: u64,
 }
 
 impl Plan {
+    /// These packs stay, since the store retains them: in the index, and under their marks, for a later run.
+    pub fn keep(&mut self, retained: &[(Id, u64, jiff::Timestamp)], marks: &[Mark], indexes: usize) {
+        let kept: HashSet<Id> = retained.iter().map(|(pack, _, _)| *pack).collect();
+        self.delete.retain(|pack| !kept.contains(pack));
+        self.delete_bytes -= retained.iter().map(|(_, size, _)| size).sum::<u64>().min(self.delete_bytes);
+        let needed = |mark: &&Mark| mark.marked.packs.iter().any(|pack| kept.contains(pack));
+        let needed: HashSet<Id> = marks.iter().filter(needed).map(|mark| mark.id).collect();
+        self.settled.retain(|mark| !needed.contains(mark));
+        self.retained = kept.len() as u64;
+        self.retained_until = retained.iter().map(|(_, _, until)| *until).max();
+        self.fold_index = !self.delete.is_empty() || indexes > MANY_INDEXES;
+    }
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.repack.is_empty() && self.mark.is_empty() && self.delete.is_empty() && self.settled.is_empty() && !self.fold_index
@@ -82,7 +100,7 @@ pub fn plan(facts: &Facts) -> Plan {
     }
     plan.mark.extend(&plan.repack);
     judge_marks(facts, &live, &mut plan);
-    plan.fold_index = !plan.delete.is_empty() || facts.indexes > 16;
+    plan.fold_index = !plan.delete.is_empty() || facts.indexes > MANY_INDEXES;
     plan
 }
 
@@ -92,7 +110,7 @@ fn live_bytes(facts: &Facts, marked: &HashSet<Id>) -> ById<u64> {
     let mut holder: ById<(bool, Id, u64)> = ById::default();
     for entry in facts.packs {
         let is_marked = marked.contains(&entry.pack);
-        for piece in entry.pieces.iter().filter(|piece| facts.used.contains_key(&piece.chunk)) {
+        for piece in entry.pieces.iter().filter(|piece| facts.used.contains(&piece.chunk)) {
             let candidate = (is_marked, entry.pack, u64::from(piece.stored));
             holder.entry(piece.chunk).and_modify(|best| *best = (*best).min(candidate)).or_insert(candidate);
         }
@@ -132,7 +150,10 @@ fn judge_marks(facts: &Facts, live: &ById<u64>, plan: &mut Plan) {
         plan.settled.push(mark.id);
         for pack in &mark.marked.packs {
             let needed = live.get(pack).is_some_and(|live| *live > 0);
-            if !needed && let Some(bytes) = size.get(pack) && decided.insert(*pack) {
+            if !needed
+                && let Some(bytes) = size.get(pack)
+                && decided.insert(*pack)
+            {
                 plan.delete.push(*pack);
                 plan.delete_bytes += bytes;
             }
@@ -161,7 +182,7 @@ mod tests {
         Mark { id: Id([name; 32]), made: jiff::Timestamp::from_second(made).unwrap(), marked }
     }
     fn decide(packs: &[PackEntry], used: &[u8], marks: &[Mark]) -> Plan {
-        let used = used.iter().map(|c| (Id([*c; 32]), ())).collect();
+        let used = used.iter().map(|c| Id([*c; 32])).collect();
         let now = jiff::Timestamp::from_second(1000).unwrap();
         plan(&Facts { packs, strays: &[], used: &used, marks, now, indexes: 1 })
     }
@@ -178,6 +199,19 @@ mod tests {
         assert_eq!((young.mark, young.delete, young.waiting), (vec![], vec![], 1));
         let old = decide(&packs, &[10], &[mark(50, &[2], 900)]);
         assert_eq!((old.delete, old.settled, old.fold_index), (ids(&[2]), ids(&[50]), true));
+    }
+
+    #[test]
+    fn what_the_store_retains_stays_under_its_mark() {
+        let packs = [pack(1, &[(10, BIG)]), pack(2, &[(11, BIG)]), pack(3, &[(12, BIG)])];
+        let marks = [mark(50, &[1, 2], 0), mark(51, &[3], 0)];
+        let mut plan = decide(&packs, &[], &marks);
+        let until = jiff::Timestamp::from_second(2000).unwrap();
+        plan.keep(&[(Id([2; 32]), u64::from(BIG), until)], &marks, 1);
+        assert_eq!((plan.delete.clone(), plan.settled.clone(), plan.retained), (ids(&[1, 3]), ids(&[51]), 1));
+        assert_eq!((plan.delete_bytes, plan.retained_until, plan.fold_index), (2 * u64::from(BIG), Some(until), true));
+        plan.keep(&[(Id([1; 32]), u64::from(BIG), until), (Id([3; 32]), u64::from(BIG), until)], &marks, 1);
+        assert_eq!((plan.delete, plan.fold_index, plan.delete_bytes), (vec![], false, 0));
     }
 
     #[test]

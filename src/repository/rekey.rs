@@ -43,7 +43,9 @@ pub async fn remove(store: &dyn ObjectWrite, name: &str) -> Result<Slot> {
     let all = slots(store).await?;
     let mut fits = all.iter().filter(|(_, slot)| !name.is_empty() && slot.id.starts_with(name));
     let (Some((key, slot)), None) = (fits.next(), fits.next()) else {
-        return Err(RepositoryError::Refused(format!("`{name}` is not the beginning of one key's identifier: see `muster backup key list`")));
+        return Err(RepositoryError::Refused(format!(
+            "`{name}` is not the beginning of one key's identifier: see `muster backup key list`"
+        )));
     };
     if all.len() == 1 {
         return Err(RepositoryError::Refused("this is the only key: without it nobody opens the repository again".to_owned()));

@@ -5,7 +5,7 @@ use super::{
     RepositoryError, Result,
     codec::Hint,
     entry::{Extent, Extents},
-    index::{ById, Index},
+    index::{Ids, Index},
     list, marks,
     names::Id,
     open::Repository,
@@ -14,18 +14,18 @@ use super::{
 use std::sync::Arc;
 
 /// Every chunk that a list and the files on it are made of.
-pub async fn used(repository: &Repository, index: &Index, chunks: &[Id]) -> Result<ById<()>> {
-    let mut used = ById::default();
+pub async fn used(repository: &Repository, index: &Index, chunks: &[Id]) -> Result<Ids> {
+    let mut used = Ids::default();
     for chunk in chunks {
-        used.insert(*chunk, ());
+        used.insert(*chunk);
         for entry in list::entries(chunk, &repository.chunk(index, chunk).await?)? {
             let Some(content) = entry.node.content() else { continue };
             if let Extents::Elsewhere(chunks) = &content.extents {
-                used.extend(chunks.iter().map(|chunk| (*chunk, ())));
+                used.extend(chunks.iter().copied());
             }
             for extent in repository.extents(index, &entry.path, content).await? {
                 if let Extent::Chunk { id, .. } = extent {
-                    used.insert(id, ());
+                    used.insert(id);
                 }
             }
         }
@@ -41,7 +41,7 @@ pub async fn rescue(writer: Arc<Writer>, chunks: &[Id], now: jiff::Timestamp) ->
     }
     let packs = repository.packs().await?.whole;
     let (all, safe) = (Arc::new(Index::of(&packs)), Index::without(&packs, &old));
-    let mut lost: Vec<Id> = used(&repository, &all, chunks).await?.into_keys().collect();
+    let mut lost: Vec<Id> = used(&repository, &all, chunks).await?.into_iter().collect();
     lost.retain(|chunk| !safe.contains(chunk));
     if lost.is_empty() {
         return Ok(());

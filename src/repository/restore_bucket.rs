@@ -78,7 +78,13 @@ enum Outcome {
     Nothing,
 }
 
-async fn one(repository: &Arc<Repository>, index: &Arc<Index>, to: &Arc<dyn ObjectWrite>, entry: Entry, progress: &Progress) -> Result<Outcome> {
+async fn one(
+    repository: &Arc<Repository>,
+    index: &Arc<Index>,
+    to: &Arc<dyn ObjectWrite>,
+    entry: Entry,
+    progress: &Progress,
+) -> Result<Outcome> {
     if progress.is_stopped() {
         return Err(RepositoryError::Interrupted("the restore was stopped; running it again goes on".to_owned()));
     }
@@ -97,11 +103,17 @@ async fn one(repository: &Arc<Repository>, index: &Arc<Index>, to: &Arc<dyn Obje
     }
     let mut metadata = user_metadata(&entry);
     metadata.insert(DIGEST.to_owned(), digest);
-    let written = if content.size <= SMALL { small(repository, index, to, key, content, &metadata).await } else { large(repository, index, to, key, content, &metadata).await };
+    let written = if content.size <= SMALL {
+        small(repository, index, to, key, content, &metadata).await
+    } else {
+        large(repository, index, to, key, content, &metadata).await
+    };
     progress.add(1, content.size);
     match written {
         Ok(()) => Ok(Outcome::Written(content.size)),
-        Err(error @ (RepositoryError::Damaged { .. } | RepositoryError::Missing { .. } | RepositoryError::NoChunk { .. })) => Ok(lost(&error.to_string())),
+        Err(error @ (RepositoryError::Damaged { .. } | RepositoryError::Missing { .. } | RepositoryError::NoChunk { .. })) => {
+            Ok(lost(&error.to_string()))
+        }
         Err(error) => Err(error),
     }
 }
@@ -170,6 +182,6 @@ fn pieces(extent: Extent) -> Vec<Extent> {
     const PIECE: u64 = 4 * 1024 * 1024;
     match extent {
         Extent::Zeros(length) => (0..length.div_ceil(PIECE)).map(|n| Extent::Zeros(PIECE.min(length - n * PIECE))).collect(),
-        chunk => vec![chunk],
+        chunk @ Extent::Chunk { .. } => vec![chunk],
     }
 }

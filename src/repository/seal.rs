@@ -16,7 +16,7 @@
 use super::{
     RepositoryError, Result,
     keys::Keyring,
-    names::{Id, INDEX, MARKS, PACKS, PROOFS, SNAPSHOTS},
+    names::{INDEX, Id, MARKS, PACKS, PROOFS, SNAPSHOTS},
 };
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 

@@ -105,7 +105,7 @@ mod tests {
             paths.iter().for_each(|p| entry(p).encode(&mut out));
             out
         };
-        let chunks = vec![chunk(&["a", "b"]), chunk(&["d", "f"])];
+        let chunks = [chunk(&["a", "b"]), chunk(&["d", "f"])];
         let ids = vec![Id([0; 32]), Id([1; 32])];
         let mut parent = Parent::new(ids, jiff::Timestamp::UNIX_EPOCH, Box::new(move |id| Ok(chunks[usize::from(id.0[0])].clone())));
         let found: Vec<bool> = ["a", "aa", "c", "d", "e", "f", "g"].iter().map(|p| parent.at(p.as_bytes()).unwrap().is_some()).collect();

@@ -87,7 +87,7 @@ impl Bench {
     pub async fn backup(&self, files: &Files) -> Created {
         self.try_backup(files).await.unwrap()
     }
-    pub fn source(&self, files: &Files, parent: Parent) -> Box<dyn Source> {
+    pub fn source(files: &Files, parent: Parent) -> Box<dyn Source> {
         let files: Vec<_> = files.clone().into_iter().collect();
         Box::new(Memory { files: files.into_iter(), parent })
     }
@@ -97,8 +97,14 @@ impl Bench {
     pub async fn try_backup(&self, files: &Files) -> super::Result<Created> {
         let parent = self.repository.snapshots().await.unwrap().whole.pop();
         let base = Base::load(&self.repository, parent, &*self.clock).await.unwrap();
-        let source = self.source(files, base.entries(&self.repository));
-        let about = About { origin: Origin::Stream { name: "test".to_owned() }, host: String::new(), user: String::new(), tags: Vec::new(), run: None };
+        let source = Self::source(files, base.entries(&self.repository));
+        let about = About {
+            origin: Origin::Stream { name: "test".to_owned() },
+            host: String::new(),
+            user: String::new(),
+            tags: Vec::new(),
+            run: None,
+        };
         create(self.repository.clone(), self.store.clone(), source, base, about, Arc::default(), self.clock.clone()).await
     }
     /// Everything that a snapshot holds.
@@ -211,7 +217,10 @@ async fn every_flipped_bit_and_every_truncation_is_found_and_named() {
                 Err(error) => Ok(error.to_string()),
             };
             let found = found.unwrap_or_else(|error| error.to_string());
-            let named = found.contains(key.as_str()) || found.contains(&key["packs/".len()..]) || found.contains("keys") || found.contains("config");
+            let named = found.contains(key.as_str())
+                || found.contains(&key["packs/".len()..])
+                || found.contains("keys")
+                || found.contains("config");
             assert!(!found.is_empty() && named, "{key}, {} of {} bytes: {found}", bytes.len(), whole.len());
         }
         std::fs::write(&path, &whole).unwrap();

@@ -118,7 +118,7 @@ impl Tree {
             let fd = openat(CWD, root, FOLDER.difference(OFlags::NOFOLLOW), Mode::empty()).map_err(wrong)?;
             tree.first = Some(tree.enter(fd).map_err(wrong)?);
         } else {
-            let whole = root.canonicalize().map_err(RepositoryError::file(root))?;
+            let whole = root.canonicalize().map_err(|why| wrong(Errno::from_io_error(&why).unwrap_or(Errno::IO)))?;
             let (Some(folder), Some(name)) = (whole.parent(), whole.file_name()) else { return Err(wrong(Errno::INVAL)) };
             let fd = openat(CWD, folder, FOLDER, Mode::empty()).map_err(wrong)?;
             let mut names = Names::default();

@@ -1,3 +1,5 @@
+//! The walk over real folders: its order, every kind of entry, what changed and what only seems to have.
+
 use super::*;
 use crate::repository::{
     entry::{Extent, Extents},

@@ -8,7 +8,7 @@
 use super::{
     RepositoryError, Result,
     entry::{Entry, Extent, Extents},
-    index::{ById, Index, PackEntry},
+    index::{ById, Ids, Index, PackEntry},
     list, marks,
     names::{Id, PACKS},
     open::{Repository, damaged_slots},
@@ -84,12 +84,12 @@ pub async fn verify(
     let mut wanted = packs.whole;
     wanted.retain(|entry| entry.pieces.iter().all(|piece| !bad.contains_key(&piece.chunk)) || entry.pieces.is_empty());
     if !everything && depth != Depth::Structure {
-        let mut used = ById::default();
+        let mut used = Ids::default();
         for (_, snapshot) in &snapshots {
             // What cannot be read here is named below.
             used.extend(super::rescue::used(&repository, &index, &snapshot.list).await.unwrap_or_default());
         }
-        wanted.retain(|entry| entry.pieces.iter().any(|piece| used.contains_key(&piece.chunk)));
+        wanted.retain(|entry| entry.pieces.iter().any(|piece| used.contains(&piece.chunk)));
     }
     let wanted = share(wanted, depth, chance);
     progress.total_bytes.store(wanted.iter().map(|entry| entry.size).sum(), std::sync::atomic::Ordering::Relaxed);

@@ -64,7 +64,7 @@ fn read_pack(repository: &Repository, handle: &Handle, entry: &PackEntry, opener
     };
     let mut bytes = match handle.block_on(repository.range(&key, 0, entry.size)) {
         Ok(bytes) => bytes,
-        Err(error @ RepositoryError::Missing { .. }) => {
+        Err(error @ (RepositoryError::Missing { .. } | RepositoryError::Damaged { .. })) => {
             all_bad(error.to_string(), &mut read);
             return Ok(read);
         }

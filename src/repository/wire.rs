@@ -21,7 +21,7 @@ pub fn put_number(out: &mut Vec<u8>, mut number: u64) {
 }
 
 pub fn put_signed(out: &mut Vec<u8>, number: i64) {
-    put_number(out, ((number << 1) ^ (number >> 63)) as u64);
+    put_number(out, ((number << 1) ^ (number >> 63)).cast_unsigned());
 }
 
 pub fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
@@ -77,7 +77,7 @@ impl<'a> Reader<'a> {
     }
     pub fn signed(&mut self) -> Result<i64, Malformed> {
         let number = self.number()?;
-        Ok((number >> 1) as i64 ^ -((number & 1) as i64))
+        Ok((number >> 1).cast_signed() ^ -(number & 1).cast_signed())
     }
     pub fn small(&mut self) -> Result<u32, Malformed> {
         u32::try_from(self.number()?).map_err(|_| Malformed("a number is too large"))

@@ -108,7 +108,11 @@ impl Writer {
     }
     #[must_use]
     pub fn written(&self) -> Written {
-        Written { new_bytes: self.done.new_bytes.load(Relaxed), new_chunks: self.done.new_chunks.load(Relaxed), stored: self.done.stored.load(Relaxed) }
+        Written {
+            new_bytes: self.done.new_bytes.load(Relaxed),
+            new_chunks: self.done.new_chunks.load(Relaxed),
+            stored: self.done.stored.load(Relaxed),
+        }
     }
     /// Must the caller store this chunk? True once for each.
     fn claim(&self, chunk: &Id) -> bool {
@@ -373,7 +377,9 @@ pub fn work(writer: &Writer, jobs: &Mutex<Receiver<Job>>) {
         drop(buffer);
         slot.set(at, extent);
     }
-    if !writer.has_failed() && let Err(error) = filler.finish() {
+    if !writer.has_failed()
+        && let Err(error) = filler.finish()
+    {
         writer.fail(error);
     }
 }

@@ -11,6 +11,7 @@
 
 #[cfg(feature = "lab")]
 mod actions;
+mod backup;
 mod cli;
 #[cfg(feature = "lab")]
 mod demo;

@@ -90,6 +90,10 @@ impl Running {
     pub fn signal_if_there(&self, name: &str) {
         let _ = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).stderr(Stdio::null()).status().unwrap();
     }
+    /// What it has printed so far.
+    pub fn out_so_far(&self) -> String {
+        std::fs::read_to_string(&self.out).unwrap_or_default()
+    }
     /// What it has told so far.
     pub fn told(&self) -> String {
         std::fs::read_to_string(&self.err).unwrap_or_default()

@@ -93,7 +93,10 @@ pub async fn main(args: Args, muster: &Muster, output: &Output) -> Done {
             let done = muster.backup_key_rotate(&repo.at(), &new.secret(), revoke_others).await?;
             let mut lines: Vec<String> = done.removed.iter().map(gone).collect();
             let (id, label) = (short(&done.key.id), &done.key.label);
-            lines.push(format!("key {id} ({label}) opens the repository from now on; what is written from now on is under master key {}", done.generation));
+            lines.push(format!(
+                "key {id} ({label}) opens the repository from now on; what is written from now on is under master key {}",
+                done.generation
+            ));
             (json!(done), lines)
         }
         Command::Remove { id, repo } => {
@@ -103,7 +106,9 @@ pub async fn main(args: Args, muster: &Muster, output: &Output) -> Done {
     };
     output.object(&json);
     if !output.json {
-        lines.iter().for_each(|line| output.line(line));
+        for line in &lines {
+            output.line(line);
+        }
     }
     Ok(0)
 }

@@ -119,7 +119,8 @@ fn permissions(mode: u32) -> String {
 
 fn shown(shot: &Shot, output: &Output) {
     let stats = &shot.stats;
-    let holds = [counted(stats.files, "file", "files"), counted(stats.folders, "folder", "folders"), counted(stats.others, "other", "others")];
+    let holds =
+        [counted(stats.files, "file", "files"), counted(stats.folders, "folder", "folders"), counted(stats.others, "other", "others")];
     let rows = [
         ("snapshot", shot.id.to_string()),
         ("time", seconds(shot.time)),

@@ -21,7 +21,7 @@ const CODES: &str = "Exit codes: 0 done and good, 1 done and something is amiss,
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "Begin with:\n  head -c 32 /dev/urandom | base64 > vault.pw && chmod 600 vault.pw       keep a copy elsewhere: without it nothing restores\n  muster backup create /srv/models --repo /mnt/vault --password-file vault.pw\nA repository is a path, s3://BUCKET[/PREFIX], or a name under `repositories` in the estate.\nIts secret comes from --key-file, --password-file, MUSTER_REPO_PASSWORD, or the estate, in that order.\nA snapshot is named by the beginning of its ID, or `latest`."
+    after_help = "Begin with:\n  head -c 32 /dev/urandom | base64 > vault.pw && chmod 600 vault.pw   # keep a copy elsewhere\n  muster backup create /srv/models --repo /mnt/vault --password-file vault.pw\nA repository is a path, s3://BUCKET[/PREFIX], or a name under `repositories` in the estate.\nIts secret comes from --key-file, --password-file, MUSTER_REPO_PASSWORD, or the estate, in that order.\nA snapshot is named by the beginning of its ID, or `latest`."
 )]
 pub struct Args {
     #[command(subcommand)]

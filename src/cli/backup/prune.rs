@@ -53,6 +53,12 @@ fn told(report: &PruneReport, output: &Output) {
         report.repacked,
         ms(Some(report.duration_ms.into()))
     ));
+    if let Some(until) = &report.retained_until {
+        output.say(format!(
+            "{} not needed, and not deleted: the bucket retains them, the last until {until} (Object Lock)",
+            packs(report.retained)
+        ));
+    }
     if report.waiting > 0 && !report.dry_run {
         let grace = Span::from_ms(report.grace_ms);
         output.say(format!("{} to be deleted by a prune after the grace (of {grace} for those marked now)", packs(report.waiting)));

@@ -80,8 +80,16 @@ fn told(report: &RestoreReport, output: &Output) {
     ));
     let removed = if done.deleted > 0 { format!(", {} removed", done.deleted) } else { String::new() };
     let written = if report.dry_run { "to write" } else { "written" };
-    output.line(format!("{} {written}, {} there already{removed}; {}", size(done.bytes_written), size(done.bytes_in_place), ms(Some(done.duration_ms.into()))));
+    output.line(format!(
+        "{} {written}, {} there already{removed}; {}",
+        size(done.bytes_written),
+        size(done.bytes_in_place),
+        ms(Some(done.duration_ms.into()))
+    ));
     if !report.is_good() {
-        output.say(format!("{}: the repository is damaged there; `muster backup verify --read-data` tells all of it", counted(done.damaged.len() as u64, "file is not restored", "files are not restored")));
+        output.say(format!(
+            "{}: the repository is damaged there; `muster backup verify --read-data` tells all of it",
+            counted(done.damaged.len() as u64, "file is not restored", "files are not restored")
+        ));
     }
 }

@@ -14,7 +14,7 @@ use crate::service::{
 use serde_json::json;
 
 #[derive(clap::Args)]
-#[command(after_help = format!("Examples:\n  muster backup verify --repo vault                      every object is there, every list is read\n  muster backup verify --repo vault --read-data=5        and five packs of a hundred, others each time, byte by byte\n  muster backup verify latest --repo vault --read-data   and all that the newest snapshot needs\nWhat is damaged is named, with the files of each snapshot that it touches.\n{CODES}"))]
+#[command(after_help = format!("Examples:\n  muster backup verify --repo vault                      every object is there, every list is read\n  muster backup verify --repo vault --read-data=5        and five packs of a hundred, by chance\n  muster backup verify latest --repo vault --read-data   and all that the newest snapshot needs\nWhat is damaged is named, with the files of each snapshot that it touches.\n{CODES}"))]
 pub struct Args {
     /// A snapshot: the beginning of its ID, or `latest`; the whole repository if left out
     #[arg(value_name = "ID")]

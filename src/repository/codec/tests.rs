@@ -1,3 +1,5 @@
+//! Whatever is encoded comes back, in little; whatever is not ours is an error and no panic.
+
 use super::{choose::Chooser, frame::Frames, *};
 use proptest::prelude::*;
 

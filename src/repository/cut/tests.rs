@@ -1,3 +1,5 @@
+//! Cuts cover a file exactly, hang on its content alone, and share what two files share.
+
 use super::*;
 use proptest::prelude::*;
 use std::collections::HashSet;

@@ -7,18 +7,15 @@ use super::{
     place::{FILE, Near, Target, dress, is_fatal, text},
     plan::{Job, Plan, coalesce},
 };
-use crate::{
-    providers::port::PortError,
-    repository::{
-        RepositoryError, Result,
-        attributes::Attributes,
-        entry::shown,
-        names::PACKS,
-        open::Repository,
-        pack::{Opener, Piece},
-        progress::Progress,
-        seal::{self, HEADER, Kind, ObjectKey},
-    },
+use crate::repository::{
+    RepositoryError, Result,
+    attributes::Attributes,
+    entry::shown,
+    names::PACKS,
+    open::Repository,
+    pack::{Opener, Piece},
+    progress::Progress,
+    seal::{self, HEADER, Kind, ObjectKey},
 };
 use rustix::{
     fd::{AsFd, OwnedFd},
@@ -200,7 +197,7 @@ impl Work {
             let fetched = self.handle.block_on(fetch(&self.repository, &key, asked.clone(), wanted.iter().filter(inside)));
             let mut parts = match fetched {
                 Err(RepositoryError::Missing { .. }) => {
-                    next.iter().for_each(|group| lock(&self.moved).extend_from_slice(group));
+                    lock(&self.moved).extend(next.iter().copied().flatten());
                     return Ok(());
                 }
                 other => other?,
@@ -433,14 +430,9 @@ async fn fetch(repository: &Repository, key: &str, asked: Range<u64>, wanted: im
 
 /// `None`: the object ends before.
 async fn part(repository: &Repository, key: &str, range: Range<u64>) -> Result<Option<Vec<u8>>> {
-    let refused = match repository.range(key, range.start, range.end - range.start).await {
-        Ok(bytes) => return Ok(Some(bytes)),
-        Err(why @ RepositoryError::Store { error: PortError::Refused(_), .. }) => why,
-        Err(why) => return Err(why),
-    };
-    match repository.store.head(key).await {
-        Ok(Some(meta)) if meta.size < range.end => Ok(None),
-        Ok(None) => Err(RepositoryError::Missing { object: key.to_owned() }),
-        _ => Err(refused),
+    match repository.range(key, range.start, range.end - range.start).await {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(RepositoryError::Damaged { .. }) => Ok(None),
+        Err(why) => Err(why),
     }
 }

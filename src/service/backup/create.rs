@@ -11,6 +11,7 @@ use crate::providers::{
     who,
 };
 use crate::repository::{
+    RepositoryError,
     bucket::Bucket,
     create::{About, Base, Created, create},
     entry::shown,
@@ -27,8 +28,11 @@ use serde::Serialize;
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
 };
 
+/// How long what is under way may take to come to an end by itself, after Ctrl-C.
+const PATIENCE: Duration = Duration::from_secs(3);
 const GO_ON: &str = "no snapshot was made. The same command goes on from what is stored already";
 
 /// What a person asks for.
@@ -139,7 +143,15 @@ impl Muster {
         let base = Base::load(&opened.repository, parent, &*self.clock).await?;
         let source = source(&sought, &base, &opened.repository, ask, globs, self.clock.now())?;
         let (repository, store) = (opened.repository.clone(), opened.store.clone());
-        let created = create(repository, store, source, base, about, watch.progress.clone(), self.clock.clone()).await;
+        let work = create(repository, store, source, base, about, watch.progress.clone(), self.clock.clone());
+        let created = match sought {
+            // Nobody can stop waiting for what never comes: it is let go.
+            Sought::Stream(_) => tokio::select! {
+                created = work => created,
+                () = self.interrupted_for(PATIENCE) => Err(RepositoryError::Interrupted(String::new())),
+            },
+            _ => work.await,
+        };
         let created = created.map_err(|error| watch.failed(error, GO_ON))?;
         let locked_until = match ask.lock {
             Some(lock) => Some(self.backup_lock(&opened, &created, lock).await?),
@@ -154,8 +166,20 @@ impl Muster {
         let mode = if lock_for.compliance { LockMode::Compliance } else { LockMode::Governance };
         match lock(&opened.repository, &*opened.store, (&created.id, &created.snapshot), until, mode).await {
             Ok(_) => Ok(rfc3339_ms(until)),
-            Err(error) => Err(ServiceError::Usage(format!("snapshot {} is there, but not all of it is locked: {error}", created.id.short()))),
+            Err(error) => {
+                Err(ServiceError::Usage(format!("snapshot {} is there, but not all of it is locked: {error}", created.id.short())))
+            }
         }
+    }
+
+    /// Ends when somebody has asked for an end, and so long has passed since.
+    async fn interrupted_for(&self, length: Duration) {
+        let asked = self.interrupt.clone().wait_for(|interrupted| *interrupted).await.is_ok();
+        if !asked {
+            // There is nobody who could ask.
+            std::future::pending::<()>().await;
+        }
+        self.clock.sleep(length).await;
     }
 
     /// Looks whether there is anything to back up.
@@ -166,7 +190,9 @@ impl Muster {
         }
         if source.starts_with("s3:") {
             if ask.one_file_system || !ask.exclude.is_empty() {
-                return Err(ServiceError::Usage("--exclude and --one-file-system are for folders: name a prefix of the bucket instead".to_owned()));
+                return Err(ServiceError::Usage(
+                    "--exclude and --one-file-system are for folders: name a prefix of the bucket instead".to_owned(),
+                ));
             }
             let objects = self.backup_objects(source)?;
             return Ok(Sought::Bucket(source.trim_end_matches('/').to_owned(), objects));

@@ -11,7 +11,7 @@ use crate::repository::{
     entry::{Entry, Instant, Node, shown},
     index::Index,
     list,
-    names::{Id, INDEX, MARKS, PACKS, PROOFS, SNAPSHOTS},
+    names::{INDEX, Id, MARKS, PACKS, PROOFS, SNAPSHOTS},
     open::{Found, Repository},
     proof,
     snapshot::{Snapshot, Stats},
@@ -264,7 +264,9 @@ impl Muster {
             bytes_removed: 0,
             changes: Vec::new(),
         };
-        changes.into_iter().for_each(|change| all.take(change));
+        for change in changes {
+            all.take(change);
+        }
         Ok(all)
     }
 

@@ -5,11 +5,11 @@
 //! read only when something in it is needed: a restore works without one (rule 7).
 
 use super::super::{Muster, ServiceError};
+use crate::model::time::Span;
 use crate::model::{
     estate::{Aws, Repository as Named, SecretRef},
     ids::RegionName,
 };
-use crate::model::time::Span;
 use crate::plan::proof::PROOF_VALID;
 use crate::providers::{port::ObjectWrite, secrets, store};
 use crate::repository::{keys::Unlock, open::Repository};

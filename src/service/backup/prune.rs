@@ -5,7 +5,7 @@ use super::{
     place::Where,
     watch::Watch,
 };
-use crate::model::time::Span;
+use crate::model::time::{Span, rfc3339_ms};
 use crate::repository::prune::{look, prune};
 use serde::Serialize;
 
@@ -32,6 +32,9 @@ pub struct PruneReport {
     pub bytes_deleted: u64,
     /// Marked, by this run or earlier, and not deleted yet.
     pub waiting: u64,
+    /// Not deleted, though their grace is over: the store retains them until the instant below, the last of them.
+    pub retained: u64,
+    pub retained_until: Option<String>,
     pub grace_ms: u64,
     pub bytes_stored: u64,
     pub bytes_unused: u64,
@@ -58,6 +61,8 @@ impl Muster {
             deleted: plan.delete.len() as u64,
             bytes_deleted: plan.delete_bytes,
             waiting: plan.waiting + plan.mark.len() as u64,
+            retained: plan.retained,
+            retained_until: plan.retained_until.map(rfc3339_ms),
             grace_ms: ask.grace.ms,
             bytes_stored: plan.stored_bytes,
             bytes_unused: plan.unused_bytes,

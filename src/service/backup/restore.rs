@@ -70,7 +70,9 @@ impl Muster {
     async fn backup_restore_objects(&self, ask: &Restore, watch: &Watch) -> Result<RestoreReport, ServiceError> {
         if ask.delete || ask.dry_run {
             let what = if ask.delete { "--delete" } else { "--dry-run" };
-            return Err(ServiceError::Usage(format!("{what} is for folders: a restore into a bucket writes what is missing there, and removes nothing")));
+            return Err(ServiceError::Usage(format!(
+                "{what} is for folders: a restore into a bucket writes what is missing there, and removes nothing"
+            )));
         }
         let began = self.clock.monotonic();
         let include = Globs::new(&ask.include)?;
