@@ -197,7 +197,7 @@ impl Work {
             let fetched = self.handle.block_on(fetch(&self.repository, &key, asked.clone(), wanted.iter().filter(inside)));
             let mut parts = match fetched {
                 Err(RepositoryError::Missing { .. }) => {
-                    next.iter().for_each(|group| lock(&self.moved).extend_from_slice(group));
+                    lock(&self.moved).extend(next.iter().copied().flatten());
                     return Ok(());
                 }
                 other => other?,
