@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Both install what a fresh Debian or Ubuntu machine
 # with a Rust toolchain lacks, and say what they install.
 
-.PHONY: help deps build demo test sweep sim sim-bugs lint fmt bench bench-engine bench-repository clean
+.PHONY: help deps build demo test sweep sim sim-bugs lint fmt bench bench-engine bench-repository fuzz clean
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -33,6 +33,11 @@ sim: ## Simulated worlds: SEEDS=10000, FROM=1; SEED=1234 replays one, with all t
 sim-bugs: ## Defects planted in engine and journal: each must be found within 2,000 seeds
 	@$(SIM) --no-run
 	@BUGS=all $(SIM) --quiet -- --exact --nocapture engine::sim::seeds::every_planted_defect_is_found
+
+fuzz: ## Fuzzers for every parser of stored bytes, a minute each (needs `cargo install cargo-fuzz`; SECONDS=600 for more)
+	@cp -n Cargo.lock fuzz/Cargo.lock; set -e; for target in fuzz/fuzz_targets/*.rs; do name=$$(basename $$target .rs); \
+	mkdir -p fuzz/corpus/$$name; echo "$$name:"; \
+	cargo fuzz run -s none $$name fuzz/corpus/$$name fuzz/seeds/$$name -- -max_total_time=$(or $(SECONDS),60) -max_len=65536 -print_final_stats=1; done
 
 lint: ## Formatting and clippy
 	cargo fmt --all --check

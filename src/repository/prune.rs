@@ -104,10 +104,10 @@ async fn retained(
         Ok(false) | Err(RepositoryError::Store { error: PortError::Refused(_), .. }) => return Ok(Vec::new()),
         Err(error) => return Err(error),
     }
-    let each = stream::iter(packs).map(|pack| async move {
+    let each = stream::iter(packs.to_vec()).map(|pack| async move {
         let key = pack.key(PACKS);
         match retried(&key, || repository.store.retention(&key)).await {
-            Ok(until) => Ok(until.filter(|until| *until > now).map(|until| (*pack, sizes.get(pack).copied().unwrap_or(0), until))),
+            Ok(until) => Ok(until.filter(|until| *until > now).map(|until| (pack, sizes.get(&pack).copied().unwrap_or(0), until))),
             // Gone already.
             Err(RepositoryError::Missing { .. }) => Ok(None),
             Err(error) => Err(error),
