@@ -85,7 +85,7 @@ impl Base {
         let (repository, index, handle) = (repository.clone(), self.all.clone(), Handle::current());
         let fetch = move |chunk: &Id| handle.block_on(repository.chunk(&index, chunk));
         let parent = Parent::new(snapshot.list.clone(), snapshot.time, Box::new(fetch));
-        Parent { whole: self.lost.then(|| self.all.clone()), ..parent }
+        if self.lost { parent.but_for_what_is_lost(self.all.clone()) } else { parent }
     }
 }
 

@@ -62,8 +62,8 @@ pub struct Parent {
     chunks: std::vec::IntoIter<Id>,
     entries: std::iter::Peekable<std::vec::IntoIter<Entry>>,
     fetch: Box<dyn FnMut(&Id) -> Result<Vec<u8>> + Send>,
-    /// If some of what the parent names is lost: what is not. What is lost is to be read anew.
-    pub whole: Option<Arc<Index>>,
+    /// If some of what the parent names is lost: what is not.
+    whole: Option<Arc<Index>>,
     /// When reading for the parent began, in nanoseconds since 1970: what changed since may have been read half.
     pub began: i128,
 }
@@ -76,6 +76,12 @@ impl Parent {
     #[must_use]
     pub fn none() -> Self {
         Self::new(Vec::new(), jiff::Timestamp::UNIX_EPOCH, Box::new(|chunk| Err(RepositoryError::NoChunk { chunk: *chunk })))
+    }
+
+    /// Without the entries whose content is not in this index: they are to be read anew.
+    #[must_use]
+    pub fn but_for_what_is_lost(self, whole: Arc<Index>) -> Self {
+        Self { whole: Some(whole), ..self }
     }
 
     /// Can its content be had?
