@@ -261,7 +261,7 @@ impl Weather {
                 seed ^= seed >> 7;
                 seed ^= seed << 17;
                 // Half of them break soon: within headers and short answers.
-                let longest = if seed % 2 == 0 { LONGEST } else { 20_000 };
+                let longest = if seed.is_multiple_of(2) { LONGEST } else { 20_000 };
                 let life = if is_bad.load(Relaxed) { (seed >> 8) % longest } else { u64::MAX };
                 tokio::spawn(carry(client, server, life, count.clone()));
             }
