@@ -45,6 +45,7 @@ mod receiver;
 mod repository_s3;
 #[cfg(feature = "lab")]
 mod repository_s3_tools;
+mod repository_tool;
 mod serve;
 #[cfg(feature = "lab")]
 mod stores;
