@@ -38,7 +38,8 @@ fn safetensors(tensors: &[Vec<u8>]) -> Vec<u8> {
         .iter()
         .enumerate()
         .map(|(n, bytes)| {
-            let begin = std::mem::replace(&mut at, at + bytes.len());
+            let begin = at;
+            at += bytes.len();
             format!(r#""w{n}":{{"dtype":"BF16","shape":[{}],"data_offsets":[{begin},{at}]}}"#, bytes.len() / 2)
         })
         .collect();
