@@ -60,8 +60,8 @@ pub struct Base {
     held: Arc<Index>,
     /// What can be read: also what lies in marked packs.
     all: Arc<Index>,
-    /// Packs are missing: what they held is read anew.
-    lost: bool,
+    /// If packs are missing: what is not. What they held is read anew.
+    whole: Option<Arc<Index>>,
     began: jiff::Timestamp,
 }
 
@@ -71,11 +71,12 @@ impl Base {
         let began = clock.now();
         // What is damaged in the index or missing is as if it were not held: it is stored anew.
         let present = repository.present().await?;
-        let (packs, lost) = (present.packs.whole, present.missing > 0);
+        let packs = present.packs.whole;
+        let whole = if present.gone.is_empty() { None } else { Some(Arc::new(Index::of(&packs))) };
         let marked = marks::packs(&marks::load(repository).await?.whole, None);
         let all = Arc::new(Index::of(&packs));
         let held = if marked.is_empty() { all.clone() } else { Arc::new(Index::without(&packs, &marked)) };
-        Ok(Self { parent, held, all, lost, began })
+        Ok(Self { parent, held, all, whole, began })
     }
 
     /// The parent's entries, for the source.
@@ -85,7 +86,10 @@ impl Base {
         let (repository, index, handle) = (repository.clone(), self.all.clone(), Handle::current());
         let fetch = move |chunk: &Id| handle.block_on(repository.chunk(&index, chunk));
         let parent = Parent::new(snapshot.list.clone(), snapshot.time, Box::new(fetch));
-        if self.lost { parent.but_for_what_is_lost(self.all.clone()) } else { parent }
+        match &self.whole {
+            Some(whole) => parent.but_for_what_is_lost(whole.clone()),
+            None => parent,
+        }
     }
 }
 

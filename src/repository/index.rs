@@ -92,6 +92,13 @@ impl Index {
     pub fn of(packs: &[PackEntry]) -> Self {
         Self::without(packs, &HashSet::new())
     }
+    /// Chunks are sought in the first of these packs before the second.
+    #[must_use]
+    pub fn preferring(packs: &[PackEntry], rather_not: &[PackEntry]) -> Self {
+        let mut index = Self::of(packs);
+        rather_not.iter().for_each(|entry| index.add(entry));
+        index
+    }
     /// As if these packs were not there.
     #[must_use]
     pub fn without(packs: &[PackEntry], left_out: &HashSet<Id>) -> Self {

@@ -59,8 +59,8 @@ pub struct Found<T> {
 /// The packs that are there.
 pub struct Present {
     pub packs: Found<Vec<PackEntry>>,
-    /// So many more are named by the index.
-    pub missing: usize,
+    /// What else the index names: missing, or of another size than it says. Some of that may be had all the same.
+    pub gone: Vec<PackEntry>,
 }
 
 impl Repository {
@@ -134,15 +134,15 @@ impl Repository {
 
     /// Where all chunks lie.
     pub async fn index(&self) -> Result<Found<Index>> {
-        let packs = self.present().await?.packs;
-        Ok(Found { whole: Index::of(&packs.whole), damaged: packs.damaged })
+        let Present { packs, gone } = self.present().await?;
+        Ok(Found { whole: Index::preferring(&packs.whole, &gone), damaged: packs.damaged })
     }
 
     /// The packs that are there, with the size that the index says. One that is missing must not stand before another
     /// copy of what it held.
     pub async fn present(&self) -> Result<Present> {
         let mut found = self.look_for_packs().await?;
-        if found.missing > 0 {
+        if !found.gone.is_empty() {
             // Lost, or folded by a prune just now: then another index says where its chunks went.
             found = self.look_for_packs().await?;
         }
@@ -151,9 +151,10 @@ impl Repository {
 
     async fn look_for_packs(&self) -> Result<Present> {
         let (mut packs, there) = (self.packs().await?, self.sizes().await?);
-        let named = packs.whole.len();
-        packs.whole.retain(|entry| there.get(&entry.pack) == Some(&entry.size));
-        Ok(Present { missing: named - packs.whole.len(), packs })
+        let is_there = |entry: &PackEntry| there.get(&entry.pack) == Some(&entry.size);
+        let (whole, gone) = packs.whole.into_iter().partition(is_there);
+        packs.whole = whole;
+        Ok(Present { packs, gone })
     }
 
     /// The packs in the store, and their sizes.

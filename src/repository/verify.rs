@@ -81,10 +81,9 @@ pub async fn verify(
     tell(&mut found, packs.damaged);
     let there = repository.sizes().await?;
     let mut bad = check_places(&there, &packs.whole, &mut found);
-    let gone = packs.whole.iter().filter(|entry| there.get(&entry.pack) != Some(&entry.size)).map(|entry| entry.pack).collect();
-    let index = Index::without(&packs.whole, &gone);
-    let mut wanted = packs.whole;
-    wanted.retain(|entry| entry.pieces.iter().all(|piece| !bad.contains_key(&piece.chunk)) || entry.pieces.is_empty());
+    let is_there = |entry: &PackEntry| there.get(&entry.pack) == Some(&entry.size);
+    let (mut wanted, gone): (Vec<PackEntry>, Vec<PackEntry>) = packs.whole.into_iter().partition(is_there);
+    let index = Index::preferring(&wanted, &gone);
     if !everything && depth != Depth::Structure {
         let mut used = Ids::default();
         for (_, snapshot) in &snapshots {
