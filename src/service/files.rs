@@ -55,6 +55,11 @@ pub fn read(path: &Path) -> Result<Vec<u8>, ServiceError> {
     std::fs::read(path).map_err(fail)
 }
 
+/// Does it say so in its top-level key? What cannot be read is told by whoever reads it next.
+fn is_drill(path: &Path) -> bool {
+    std::fs::read_to_string(path).is_ok_and(|text| text.lines().any(|line| line.starts_with("drill:")))
+}
+
 impl Muster {
     fn home(&self) -> PathBuf {
         self.estate_file.parent().map_or_else(PathBuf::new, Path::to_owned)
@@ -72,8 +77,8 @@ impl Muster {
         places.push(self.home().join(folder.name()));
         for place in &places {
             let names = if looks_like_path { vec![name.to_owned()] } else { vec![format!("{name}.yaml"), format!("{name}.yml")] };
-            // A drill and its runbook may well have the same name; a file never means itself.
-            let other = |path: &PathBuf| path.is_file() && Some(path.as_path()) != beside;
+            // A drill and its runbook may well have the same name: who asks for a runbook by its name means no drill.
+            let other = |path: &PathBuf| path.is_file() && (looks_like_path || folder != Folder::Runbooks || !is_drill(path));
             if let Some(found) = names.iter().map(|name| place.join(name)).find(other) {
                 return Ok(found);
             }
