@@ -6,7 +6,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::Duration,
+    time::Instant,
 };
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -110,18 +110,20 @@ fn killed_at_any_moment_a_backup_leaves_every_finished_snapshot_whole() {
     plant(&place.path("src"));
     // A key file needs no stretching: most of the time is then the backup itself.
     place.file("key", &"k".repeat(64));
+    let started = Instant::now();
     backup(&place, &["create", "src"]).expect(0);
+    let whole = started.elapsed();
     let mut killed = 0;
-    for round in 0..12u64 {
+    for round in 0..12u32 {
         // Something new each time, so that there is something to be killed in.
-        fs::write(place.path("src/base.safetensors"), safetensors(&[weights(100 + round, 2_000_000)])).unwrap();
+        fs::write(place.path("src/base.safetensors"), safetensors(&[weights(100 + u64::from(round), 2_000_000)])).unwrap();
         let mut child = place
             .command(&["backup", "create", "src", "--repo", "vault", "--key-file", "key"])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        std::thread::sleep(Duration::from_millis(20 + round * 45));
+        std::thread::sleep(whole * (round + 1) / 16);
         killed += u32::from(child.try_wait().unwrap().is_none());
         child.kill().unwrap();
         child.wait().unwrap();
