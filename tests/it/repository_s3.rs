@@ -412,7 +412,8 @@ async fn locked(server: &Server, dir: &Path) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn seaweedfs_holds_a_repository() {
-    holds(&seaweedfs().await, &Habits { locks: true, unfit: &["odd/back\\slash"], both: true, checks: true }).await;
+    // A key that is also the beginning of others is a file and a folder to it: if the other is written first, it is lost.
+    holds(&seaweedfs().await, &Habits { locks: true, unfit: &["odd/back\\slash"], both: false, checks: true }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
