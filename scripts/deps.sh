@@ -31,6 +31,25 @@ have_postgres() {
 
 have_python() { python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
 
+have_server() { [ -x "/usr/sbin/$1" ] || command -v "$1" >/dev/null 2>&1; }
+
+# Installs packages that bring a server along, of which only the program is wanted: nothing is started now or at boot.
+install_quiet() {
+  local policy=/usr/sbin/policy-rc.d made=
+  if [ ! -e "$policy" ]; then
+    made=1
+    printf '#!/bin/sh\nexit 101\n' | root tee "$policy" >/dev/null
+    root chmod +x "$policy"
+  fi
+  local failed=0
+  install "$@" || failed=1
+  [ -z "$made" ] || root rm -f "$policy"
+  if [ -d /run/systemd/system ]; then
+    for unit in named knot unbound; do root systemctl disable --now "$unit" >/dev/null 2>&1 || true; done
+  fi
+  return "$failed"
+}
+
 cd "$(dirname "$0")/.."
 
 if ! command -v cargo >/dev/null 2>&1; then
@@ -44,6 +63,12 @@ have_postgres || missing+=(postgresql)
 command -v ssh-keygen >/dev/null 2>&1 || missing+=(openssh-client)
 # S3 servers to test against, and what reads a repository without Muster.
 [ "${1:-}" = demo ] || have_python || missing+=(python3 python3-venv)
+# Name servers to test against.
+if [ "${1:-}" != demo ]; then
+  for pair in named:bind9 knotd:knot unbound:unbound; do
+    have_server "${pair%:*}" || missing+=("${pair#*:}")
+  done
+fi
 
 if [ ${#missing[@]} -gt 0 ]; then
   command -v apt-get >/dev/null 2>&1 || { say "missing: ${missing[*]}; there is no apt-get, install them by hand"; exit 2; }
@@ -54,7 +79,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     install postgresql-common
     root sed -i 's/^#\?create_main_cluster.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf
   fi
-  install "${missing[@]}"
+  install_quiet "${missing[@]}"
 fi
 have_postgres || { say "PostgreSQL's server programs are still missing"; exit 2; }
 [ "${1:-}" = demo ] && exit 0

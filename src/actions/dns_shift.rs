@@ -9,16 +9,22 @@
 //! their caches. The step is done when the provider says that the change is in sync (where its identifier
 //! is still known: it is kept in the run's own directory on this machine, as a hint and no more) and every
 //! resolver of the endpoint answers with the new address and no other. After a crash without the hint,
-//! record and resolvers alone tell.
+//! record and resolvers alone tell. A resolver that keeps the old answer although its TTL has run out, or that
+//! does not answer, is named in `late` and not waited for, as long as others have moved.
 //!
 //! **Undone** it is by the reverse change, under the same condition.
 
-use super::{contract::*, proof::FenceProof, shared::*};
-use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoPolicy, time::Span};
+use super::{
+    contract::*,
+    proof::FenceProof,
+    propagation::{self, Answer, Late, Panel, Spread, Verdict},
+    shared::*,
+};
+use crate::model::{effect::*, estate::{Endpoint, Estate}, ids::*, node::Node, runbook::UndoPolicy, time::Span};
 use crate::providers::port::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -51,15 +57,25 @@ pub struct Output {
     pub change: Option<String>,
     /// The resolvers that answer with the new address; empty until they were asked.
     pub resolvers: Vec<String>,
-    /// From the accepted change to the last resolver's answer; `null` when that was not seen.
+    /// From the accepted change to the end of the waiting; `null` when that was not seen.
     pub waited_ms: Option<u64>,
+    /// From the accepted change until every authoritative server was seen to have it; `null` when that was not seen.
+    #[serde(default)]
+    pub in_sync_ms: Option<u64>,
+    /// How it spread over the endpoint's resolvers.
+    #[serde(default)]
+    pub panel: Panel,
+    /// Servers that had not moved when all should have: they ignore the TTL, or do not answer.
+    #[serde(default)]
+    pub late: Vec<Late>,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Hint {
-    change: String,
-    at: jiff::Timestamp,
-}
+/// A cache answers at once, or has the answer when it is asked the next time.
+const RESOLVER: Duration = Duration::from_millis(300);
+/// How often a resolver is asked: the times of the panel are as fine as this.
+const STEP: Duration = Duration::from_millis(20);
+/// How long one look at the resolvers may take.
+const LOOK: Duration = Duration::from_millis(500);
 
 pub struct Shift;
 
@@ -80,8 +96,8 @@ impl Action for Shift {
             example: "id: traffic\nuses: dns.shift\nwith: { endpoint: inference, to: west }\n",
         }
     }
-    fn reach(_with: &Node, _estate: &Estate) -> Vec<Reach> {
-        vec![Reach { place: Place::Global, plane: Plane::Control }, Reach { place: Place::Global, plane: Plane::Data }]
+    fn reach(with: &Node, estate: &Estate) -> Vec<Reach> {
+        reach_dns(with, "endpoint", estate)
     }
     fn locks(with: &Node) -> Vec<Resource> {
         locks(with, "endpoint", "endpoint")
@@ -133,35 +149,29 @@ impl Action for Shift {
             }
             Err(e) => return Err(e.into()),
         };
-        let hint = Hint { change: change.0.clone(), at: cx.read.world.clock().now() };
-        if let Ok(text) = serde_json::to_vec(&hint) {
-            // Only a hint: without it `observe` asks the record and the resolvers alone.
-            let _ = tokio::fs::write(&intent.hint, text).await;
-        }
+        keep(intent, &Spread::new(change.0.clone(), cx.read.world.clock().now())).await;
         Ok(output(intent, Some(change.0)))
     }
 
     async fn observe(cx: &ReadCx, intent: &Intent) -> Seen<Output> {
-        let there = match cx.world.dns(intent.endpoint.as_str()) {
-            Ok(dns) => dns.record(&intent.zone, &intent.want.name, &intent.want.kind).await,
-            Err(e) => Err(e),
-        };
-        match there {
-            Err(e) => return cannot_tell(&e),
-            Ok(there) if there.as_ref() == Some(&intent.want) => {}
-            Ok(there) if there == intent.expect => return Seen::Absent,
-            Ok(there) => return Seen::Differs { found: there.as_ref().map_or_else(|| "no record".to_owned(), show) },
-        }
-        let hint = tokio::fs::read(&intent.hint).await.ok().and_then(|text| serde_json::from_slice::<Hint>(&text).ok());
-        if let Some(hint) = &hint {
-            match cx.world.dns(intent.endpoint.as_str()) {
-                Ok(dns) if dns.in_sync(&ChangeId(hint.change.clone())).await == Ok(false) => {
-                    return pending(50, format!("change {} is not in sync yet", hint.change));
-                }
-                _ => {}
+        let mut spread = tokio::fs::read(&intent.hint).await.ok().and_then(|text| serde_json::from_slice::<Spread>(&text).ok());
+        if !spread.as_ref().is_some_and(|s| s.standing) {
+            let there = match cx.world.dns(intent.endpoint.as_str()) {
+                Ok(dns) => dns.record(&intent.zone, &intent.want.name, &intent.want.kind).await,
+                Err(e) => Err(e),
+            };
+            match there {
+                Err(e) => return cannot_tell(&e),
+                Ok(there) if there.as_ref() == Some(&intent.want) => {}
+                Ok(there) if there == intent.expect => return Seen::Absent,
+                Ok(there) => return Seen::Differs { found: there.as_ref().map_or_else(|| "no record".to_owned(), show) },
             }
         }
-        answered(cx, intent, hint).await
+        if let Some(spread) = &mut spread {
+            spread.standing = true;
+            synchronised(cx, intent, spread).await;
+        }
+        answered(cx, intent, spread).await
     }
 
     async fn undo(cx: &WriteCx, intent: &Intent, _output: Option<Output>) -> Result<(), ApplyError> {
@@ -184,27 +194,90 @@ fn show(record: &RecordSet) -> String {
 }
 
 fn output(intent: &Intent, change: Option<String>) -> Output {
-    Output { address: intent.want.values.join(", "), change, resolvers: Vec::new(), waited_ms: None }
+    let address = intent.want.values.join(", ");
+    Output { address, change, resolvers: Vec::new(), waited_ms: None, in_sync_ms: None, panel: Panel::default(), late: Vec::new() }
 }
 
-/// Every resolver must answer with the new address and no other.
-async fn answered(cx: &ReadCx, intent: &Intent, hint: Option<Hint>) -> Seen<Output> {
+/// Only a hint: without it `observe` asks the record and the resolvers alone.
+async fn keep(intent: &Intent, spread: &Spread) {
+    if let Ok(text) = serde_json::to_vec(spread) {
+        let _ = tokio::fs::write(&intent.hint, text).await;
+    }
+}
+
+/// Asks, now and then, whether every authoritative server has the change.
+async fn synchronised(cx: &ReadCx, intent: &Intent, spread: &mut Spread) {
+    let clock = cx.world.clock();
+    if !spread.asks(clock.now()) {
+        return;
+    }
+    let asked = match cx.world.dns(intent.endpoint.as_str()) {
+        Ok(dns) => dns.in_sync(&ChangeId(spread.change.clone())).await,
+        Err(e) => Err(e),
+    };
+    spread.asked = Some(clock.now());
+    match asked {
+        Ok(true) => spread.in_sync = spread.asked,
+        Ok(false) => spread.untold = None,
+        Err(e) => spread.untold = Some(e.to_string()),
+    }
+}
+
+/// Asks each of these resolvers again and again, until it answers with what is wanted or the look is over; its last
+/// answer and when it came. Each on its own: one that is silent must not make the others' times coarse.
+async fn watch(cx: &ReadCx, ep: &Endpoint, want: &[IpAddr], wanted: impl Fn(&str) -> bool) -> Vec<Answer> {
+    let clock = cx.world.clock();
+    let until = clock.monotonic() + LOOK.min(cx.deadline);
+    let each = resolvers(ep).filter(|(who, _)| wanted(who)).map(|(who, server)| {
+        let clock = clock.clone();
+        async move {
+            loop {
+                let answer = ask(cx, ep, server, RESOLVER).await;
+                let moved = answer.as_deref().is_ok_and(|found| found == want);
+                if moved || clock.monotonic() >= until {
+                    return Answer { resolver: who, answer, at: clock.now() };
+                }
+                clock.sleep(STEP).await;
+            }
+        }
+    });
+    futures::future::join_all(each).await
+}
+
+/// Every resolver must answer with the new address and no other; who has done so once is not asked again.
+async fn answered(cx: &ReadCx, intent: &Intent, spread: Option<Spread>) -> Seen<Output> {
     let ep = match endpoint(cx, &intent.endpoint) {
         Ok(ep) => ep,
         Err(refusal) => return Seen::CannotTell { why: refusal.failure.message },
     };
     let want: Vec<IpAddr> = intent.want.values.iter().filter_map(|v| v.parse().ok()).collect();
-    let mut resolvers = Vec::new();
-    for (who, answer) in resolve(cx, ep).await {
-        match answer {
-            Ok(addresses) if addresses == want => resolvers.push(who),
-            Ok(addresses) => return pending(50, format!("resolver {who} still answers {addresses:?}")),
-            Err(e) => return pending(100, format!("resolver {who}: {e}")),
+    let old_ttl = intent.expect.as_ref().map_or(0, |r| u64::from(r.ttl_s));
+    let known = spread.is_some();
+    // Nobody knows when it was: then everybody is waited for, as long as the step may take.
+    let begun = cx.world.clock().now();
+    let mut spread = spread.unwrap_or_else(|| Spread { in_sync: Some(begun), ..Spread::new(String::new(), begun) });
+    let panel = panel(ep);
+    let open = watch(cx, ep, &want, |who| !spread.moved.contains_key(who)).await;
+    let now = cx.world.clock().now();
+    spread.look(&want, &open);
+    if known {
+        keep(intent, &spread).await;
+    }
+    match spread.judge(&panel, &open, Duration::from_secs(old_ttl), now) {
+        Verdict::Wait { poll_after_ms, note } => pending(poll_after_ms, note),
+        Verdict::Done { late } => {
+            let seen = |at| known.then(|| propagation::millis(spread.at, at));
+            Seen::Done(Output {
+                address: intent.want.values.join(", "),
+                change: known.then(|| spread.change.clone()),
+                resolvers: spread.moved.keys().cloned().collect(),
+                waited_ms: seen(now),
+                in_sync_ms: spread.in_sync.and_then(seen),
+                panel: if known { spread.panel(panel.len()) } else { Panel::default() },
+                late,
+            })
         }
     }
-    let now = cx.world.clock().now();
-    let waited_ms = hint.as_ref().and_then(|h| u64::try_from(now.duration_since(h.at).as_millis()).ok());
-    Seen::Done(Output { resolvers, waited_ms, ..output(intent, hint.map(|h| h.change)) })
 }
 
 #[cfg(test)]

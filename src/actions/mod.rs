@@ -7,6 +7,7 @@ mod compared;
 pub mod contract;
 mod manifest;
 pub mod proof;
+mod propagation;
 pub mod replica;
 mod replica_content;
 mod shared;

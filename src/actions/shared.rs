@@ -4,13 +4,16 @@
 use super::contract::{ApplyError, ReadCx, Refusal, failure};
 use crate::model::{
     effect::*,
-    estate::{Database, Endpoint},
+    estate::{Database, DnsProvider, DnsUpdate, Endpoint, Estate},
     ids::*,
     node::{Node, NodeValue},
 };
 use crate::providers::port::*;
 use futures::StreamExt;
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 /// A text that stands in `with` already: not one that an expression will give later.
 pub(crate) fn text<'a>(with: &'a Node, field: &str) -> Option<&'a str> {
@@ -30,6 +33,18 @@ pub(crate) fn locks(with: &Node, kind: &str, field: &str) -> Vec<Resource> {
 /// One plane of the region that a field names.
 pub(crate) fn reach(with: &Node, field: &str, plane: Plane) -> Option<Reach> {
     text(with, field).map(|region| Reach { place: Place::Region(region.into()), plane })
+}
+
+/// What a change of an endpoint's records goes through. Route 53 has one control plane for all regions; a zone of one's
+/// own has a primary server, which stands in a region or outside of all.
+pub(crate) fn reach_dns(with: &Node, field: &str, estate: &Estate) -> Vec<Reach> {
+    let endpoint = text(with, field).and_then(|name| estate.endpoints.get(name));
+    let update = endpoint.filter(|e| e.provider == DnsProvider::Rfc2136).and_then(|e| e.update.as_ref());
+    match update {
+        Some(DnsUpdate { region: Some(region), .. }) => vec![Reach { place: Place::Region(region.clone()), plane: Plane::Data }],
+        Some(_) => vec![reach_here()],
+        None => vec![Reach { place: Place::Global, plane: Plane::Control }, Reach { place: Place::Global, plane: Plane::Data }],
+    }
 }
 
 /// The machine that Muster runs on and what it was pointed to.
@@ -63,18 +78,22 @@ pub(crate) fn target(endpoint: &Endpoint, region: &RegionName) -> Result<IpAddr,
         .ok_or_else(|| Refusal::no("no_target", format!("endpoint `{}` has no target in region `{region}`", endpoint.name)))
 }
 
-/// What every resolver of an endpoint answers; an error names the resolver.
-pub(crate) async fn resolve(cx: &ReadCx, endpoint: &Endpoint) -> Vec<(String, PortResult<Vec<IpAddr>>)> {
+/// The resolvers of an endpoint's clients, by the names that they are shown under.
+pub(crate) fn panel(endpoint: &Endpoint) -> Vec<String> {
+    let all: Vec<String> = endpoint.resolvers.iter().map(ToString::to_string).collect();
+    if all.is_empty() { vec!["the system's resolver".to_owned()] } else { all }
+}
+
+/// The same with where each is asked; `None` for the system's.
+pub(crate) fn resolvers(endpoint: &Endpoint) -> impl Iterator<Item = (String, Option<SocketAddr>)> {
+    let servers = endpoint.resolvers.iter().copied().map(Some).chain(endpoint.resolvers.is_empty().then_some(None));
+    panel(endpoint).into_iter().zip(servers)
+}
+
+/// What one resolver answers for an endpoint's name, within so long.
+pub(crate) async fn ask(cx: &ReadCx, endpoint: &Endpoint, server: Option<SocketAddr>, limit: Duration) -> PortResult<Vec<IpAddr>> {
     let resolver = cx.world.resolver();
-    let servers: Vec<_> = if endpoint.resolvers.is_empty() { vec![None] } else { endpoint.resolvers.iter().copied().map(Some).collect() };
-    let asked = servers.into_iter().map(|server| {
-        let resolver = resolver.clone();
-        async move {
-            let who = server.map_or_else(|| "the system's resolver".to_owned(), |s| s.to_string());
-            (who, resolver.ask(server, &endpoint.name).await.map(|answer| answer.addresses))
-        }
-    });
-    futures::future::join_all(asked).await
+    within(cx, limit, async move { resolver.ask(server, &endpoint.name).await }).await.map(|answer| answer.addresses)
 }
 
 /// Gives up on an answer that does not come in time: for questions whose answer may stay away.
@@ -151,11 +170,19 @@ pub(crate) fn rds_name(parts: &[&str]) -> String {
     words.join("-").chars().take(63).collect()
 }
 
-/// The one address on which all resolvers of an endpoint agree.
+/// The one address on which all resolvers of an endpoint agree that answer: one in a lost region does not.
 pub(crate) async fn resolved(cx: &ReadCx, endpoint: &Endpoint) -> Result<IpAddr, ApplyError> {
     let mut found: Option<IpAddr> = None;
-    for (who, answer) in resolve(cx, endpoint).await {
-        let addresses = answer?;
+    let mut silent = None;
+    let asked = resolvers(endpoint).map(|(who, server)| async move { (who, ask(cx, endpoint, server, Duration::from_secs(2)).await) });
+    for (who, answer) in futures::future::join_all(asked).await {
+        let addresses = match answer {
+            Ok(addresses) => addresses,
+            Err(error) => {
+                silent = Some(error);
+                continue;
+            }
+        };
         let [address] = addresses.as_slice() else {
             return Err(fail("resolvers_differ", format!("{who} answers {} with {} addresses", endpoint.name, addresses.len())));
         };
@@ -164,7 +191,8 @@ pub(crate) async fn resolved(cx: &ReadCx, endpoint: &Endpoint) -> Result<IpAddr,
         }
         found = Some(*address);
     }
-    found.ok_or_else(|| fail("unresolved", format!("no resolver answers {}", endpoint.name)))
+    let nobody = || silent.map_or_else(|| fail("unresolved", format!("no resolver answers {}", endpoint.name)), ApplyError::from);
+    found.ok_or_else(nobody)
 }
 
 /// A path at an endpoint, asked of one address.

@@ -167,7 +167,7 @@ pub struct Endpoint {
     /// The fully qualified name: `api.scoring.test`.
     pub name: String,
     pub provider: DnsProvider,
-    /// The hosted zone's id (`Z123`) or its domain name.
+    /// The zone's domain name; with Route 53 also the hosted zone's id (`Z123`).
     pub zone: String,
     pub ttl: Span,
     /// An IPv4 or IPv6 address for each region.
@@ -188,6 +188,45 @@ pub struct Endpoint {
     /// How to reach the provider.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub aws: Option<Aws>,
+    /// Whom to send dynamic updates, with provider `rfc2136`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update: Option<DnsUpdate>,
+}
+
+/// The servers of a zone that is changed by dynamic updates.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DnsUpdate {
+    /// The zone's primary server: `HOST`, or `HOST:PORT` where it is not 53.
+    pub server: String,
+    /// The other authoritative servers; a change is done when each of them has it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secondaries: Vec<String>,
+    /// The region that the primary stands in, where it stands in one: a failover out of it cannot use it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<RegionName>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<TsigKey>,
+}
+
+/// A key that a DNS server knows by name, as in its own configuration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TsigKey {
+    pub name: String,
+    #[serde(default)]
+    pub algorithm: TsigAlgorithm,
+    /// In base64.
+    pub secret: SecretRef,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum TsigAlgorithm {
+    #[default]
+    HmacSha256,
+    HmacSha384,
+    HmacSha512,
 }
 
 /// Where golden predictions are kept, and where they are asked for.
@@ -213,6 +252,8 @@ fn http_word() -> String {
 #[serde(rename_all = "kebab-case")]
 pub enum DnsProvider {
     Route53,
+    /// The zone's own servers, by dynamic updates: BIND, Knot, PowerDNS, Windows DNS.
+    Rfc2136,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

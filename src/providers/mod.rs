@@ -19,6 +19,7 @@ pub mod process;
 #[cfg(feature = "aws")]
 pub mod rds;
 pub mod resolver;
+pub mod rfc2136;
 #[cfg(feature = "aws")]
 pub mod route53;
 #[cfg(feature = "aws")]
@@ -28,5 +29,6 @@ mod s3_parts;
 pub mod secrets;
 pub mod sim;
 pub mod store;
+pub mod tsig;
 pub mod who;
 pub mod world;

@@ -5,9 +5,9 @@
 
 use super::{
     clock::Clock, http::HttpClient, lease::HttpLease, port::*, postgres, postgres::Postgres, process::LocalProcesses,
-    resolver::DnsResolver, secrets, store,
+    resolver::DnsResolver, rfc2136, rfc2136::Updates, secrets, store, tsig,
 };
-use crate::model::estate::{Aws, Database, DnsProvider, Endpoint, Engine, Estate, Region, SecretRef};
+use crate::model::estate::{Aws, Database, DnsProvider, DnsUpdate, Endpoint, Engine, Estate, Region, SecretRef, TsigAlgorithm};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
@@ -102,6 +102,21 @@ impl World {
     }
 }
 
+/// The zone's servers, with the key read anew each time: it may have been changed.
+fn updates(endpoint: &str, update: &DnsUpdate) -> PortResult<rfc2136::Settings> {
+    let key = update.key.as_ref().map(|key| {
+        let algorithm = match key.algorithm {
+            TsigAlgorithm::HmacSha256 => tsig::Algorithm::Sha256,
+            TsigAlgorithm::HmacSha384 => tsig::Algorithm::Sha384,
+            TsigAlgorithm::HmacSha512 => tsig::Algorithm::Sha512,
+        };
+        let made = tsig::Key::new(&key.name, algorithm, &secrets::read(&key.secret)?);
+        made.map_err(|e| PortError::Config(format!("endpoints.{endpoint}.update.key: {e}")))
+    });
+    let secondaries = update.secondaries.iter().map(|server| rfc2136::with_port(server)).collect();
+    Ok(rfc2136::Settings { primary: rfc2136::with_port(&update.server), secondaries, key: key.transpose()? })
+}
+
 fn absent<N: std::fmt::Display>(what: &str, name: &str, known: impl Iterator<Item = N>) -> PortError {
     let known: Vec<String> = known.map(|n| n.to_string()).collect();
     let list = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
@@ -169,11 +184,20 @@ impl WorldWrite for World {
         Ok(self.postgres(database, region)?)
     }
     fn dns_mut(&self, endpoint: &str) -> PortResult<Arc<dyn DnsWrite>> {
-        let endpoint = self.endpoint(endpoint)?;
-        let DnsProvider::Route53 = endpoint.provider;
-        // Route 53 has one API for all regions, which answers for us-east-1.
-        let aws = endpoint.aws.clone().unwrap_or_else(|| Aws { region: "us-east-1".to_owned(), ..Aws::default() });
-        self.cloud.dns(&aws)
+        let (name, endpoint) = (endpoint, self.endpoint(endpoint)?);
+        match endpoint.provider {
+            DnsProvider::Route53 => {
+                // Route 53 has one API for all regions, which answers for us-east-1.
+                let aws = endpoint.aws.clone().unwrap_or_else(|| Aws { region: "us-east-1".to_owned(), ..Aws::default() });
+                self.cloud.dns(&aws)
+            }
+            DnsProvider::Rfc2136 => {
+                let update = endpoint.update.as_ref().ok_or_else(|| {
+                    PortError::Config(format!("endpoint `{name}` has no `update`: write there which server takes its zone's updates"))
+                })?;
+                Ok(Arc::new(Updates::new(updates(name, update)?, Arc::clone(&self.clock))))
+            }
+        }
     }
     fn lease_mut(&self, database: &str) -> PortResult<Arc<dyn LeaseWrite>> {
         Ok(self.http_lease(database)?)

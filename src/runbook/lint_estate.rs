@@ -5,7 +5,7 @@ use super::{
     parse::Source,
 };
 use crate::model::{
-    estate::Estate,
+    estate::{DnsProvider, Endpoint, Estate},
     ids::RegionName,
     node::{Node, NodeValue, Pos},
 };
@@ -114,12 +114,34 @@ impl<'a> Lint<'a> {
         let estate = self.estate;
         for (name, endpoint) in &estate.endpoints {
             self.region_keys(&["endpoints", name.as_str(), "targets"], endpoint.targets.keys());
+            self.provider(name.as_str(), endpoint);
             let Some(golden) = &endpoint.golden else { continue };
             let valid = self.names("buckets");
             if !valid.contains(&golden.bucket.as_str()) {
                 let pos = at(self.root, &["endpoints", name.as_str(), "golden", "bucket"]);
                 self.dangling(pos, "bucket", golden.bucket.as_str(), valid);
             }
+        }
+    }
+
+    /// Each provider has a way of its own to be reached, and the other's would be ignored in silence.
+    fn provider(&mut self, name: &str, endpoint: &Endpoint) {
+        let wrong = match (endpoint.provider, &endpoint.update, &endpoint.aws) {
+            (DnsProvider::Rfc2136, None, _) => {
+                Some(("provider", "`provider: rfc2136` needs `update: { server: HOST }`, the zone's primary server"))
+            }
+            (DnsProvider::Rfc2136, _, Some(_)) => Some(("aws", "`aws` is for `provider: route53`; this endpoint's provider is rfc2136")),
+            (DnsProvider::Route53, Some(_), _) => {
+                Some(("update", "`update` is for `provider: rfc2136`; this endpoint's provider is route53"))
+            }
+            _ => None,
+        };
+        if let Some((key, message)) = wrong {
+            let pos = at(self.root, &["endpoints", name, key]);
+            self.found.push(self.source.error(pos, "wrong-provider", message));
+        }
+        if let Some(region) = endpoint.update.as_ref().and_then(|update| update.region.as_ref()) {
+            self.region(at(self.root, &["endpoints", name, "update", "region"]), region);
         }
     }
 
@@ -171,6 +193,12 @@ impl<'a> Lint<'a> {
             }
             for resolver in endpoint.resolvers.iter().filter(|resolver| !resolver.ip().is_loopback()) {
                 out.push((at(root, &["endpoints", name.as_str(), "resolvers"]), resolver.to_string()));
+            }
+            for server in endpoint.update.iter().flat_map(|update| std::iter::once(&update.server).chain(&update.secondaries)) {
+                let host = server.rsplit_once(':').map_or(server.as_str(), |(host, _)| host);
+                if !is_local_host(host.trim_matches(['[', ']'])) {
+                    out.push((at(root, &["endpoints", name.as_str(), "update"]), server.clone()));
+                }
             }
             let urls = endpoint.aws.as_ref().map(|aws| [&aws.endpoints.s3, &aws.endpoints.rds, &aws.endpoints.route53]);
             for url in urls.into_iter().flatten().flatten().filter(|url| !is_local(url)) {

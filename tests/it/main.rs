@@ -16,6 +16,9 @@ mod cli;
 #[cfg(feature = "lab")]
 mod demo;
 mod disk;
+mod dns;
+mod dns_servers;
+mod dns_shift;
 mod docs;
 #[cfg(feature = "lab")]
 mod drill;
