@@ -5,15 +5,18 @@ use super::{
     index::{ById, PackEntry},
     names::PACKS,
     open::Repository,
-    pack::{self, Opener},
+    pack::{self, Opener, Piece},
     progress::Progress,
-    seal::{self, HEADER, Kind},
+    seal::{self, HEADER, Kind, ObjectKey},
 };
 use std::sync::{
     Mutex, PoisonError,
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 use tokio::runtime::Handle;
+
+/// What is read of a pack at once, if a piece is not larger.
+const WINDOW: u64 = if cfg!(test) { 16 * 1024 } else { 4 * 1024 * 1024 };
 
 /// What reading packs found.
 #[derive(Default)]
@@ -55,42 +58,93 @@ pub fn read_packs(repository: &Repository, packs: &[PackEntry], progress: &Progr
     Ok(all.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
+/// Reads one pack in windows, whatever its size: memory is that of a window and a chunk for each thread.
 fn read_pack(repository: &Repository, handle: &Handle, entry: &PackEntry, opener: &mut Opener) -> Result<Read> {
     let key = entry.pack.key(PACKS);
-    let mut read = Read::default();
-    let all_bad = |why: String, read: &mut Read| {
-        read.bad.extend(entry.pieces.iter().map(|piece| (piece.chunk, why.clone())));
-        read.problems.push(why);
-    };
-    let mut bytes = match handle.block_on(repository.range(&key, 0, entry.size)) {
-        Ok(bytes) => bytes,
-        Err(error @ (RepositoryError::Missing { .. } | RepositoryError::Damaged { .. })) => {
-            all_bad(error.to_string(), &mut read);
-            return Ok(read);
+    let mut read = Read { packs: 1, ..Read::default() };
+    let mut object = None;
+    let (mut header, mut from) = (Vec::new(), 0);
+    for pieces in windows(&entry.pieces) {
+        let last = pieces.last().zip(entry.pieces.last()).is_none_or(|(one, end)| one.number == end.number);
+        let until = if last { entry.size } else { pieces.last().map_or(entry.size, end_of) };
+        let mut bytes = match handle.block_on(repository.range(&key, from, until - from)) {
+            Ok(bytes) => bytes,
+            // Cut short: what was read before is still there.
+            Err(error @ RepositoryError::Damaged { .. }) => {
+                all_bad(&mut read, pieces, &error.to_string());
+                from = until;
+                continue;
+            }
+            Err(error @ RepositoryError::Missing { .. }) => {
+                all_bad(&mut read, &entry.pieces, &error.to_string());
+                return Ok(Read { packs: 0, ..read });
+            }
+            Err(error) => return Err(error),
+        };
+        read.bytes += until - from;
+        if from == 0 {
+            header = bytes.get(..HEADER).unwrap_or_default().to_vec();
+            object = seal::unlock(&repository.keyring, Kind::Pack, &bytes).map_err(|why| RepositoryError::damaged(&key, why).to_string()).ok();
         }
-        Err(error) => return Err(error),
-    };
-    (read.packs, read.bytes) = (1, entry.size);
-    let object = match seal::unlock(&repository.keyring, Kind::Pack, &bytes) {
-        Ok(object) => object,
-        Err(why) => {
-            all_bad(RepositoryError::damaged(&key, why).to_string(), &mut read);
-            return Ok(read);
+        match &object {
+            Some(object) => open_pieces(repository, &key, (pieces, from), object, &mut bytes, opener, &mut read),
+            None => all_bad(&mut read, pieces, &format!("{key} is damaged: its beginning cannot be opened")),
         }
-    };
-    // Its own directory: what would be left if the index were lost.
-    let directory = pack::directory_length(&bytes).filter(|length| *length + HEADER <= bytes.len());
-    let end = directory.map(|length| bytes.split_off(bytes.len() - length));
-    let header = bytes.get(..HEADER).unwrap_or_default();
-    match end.map(|end| pack::open_directory(&repository.keyring, &entry.pack, header, &end, entry.size)) {
-        Some(Ok(pieces)) if pieces == entry.pieces => {}
-        Some(Err(error)) => read.problems.push(error.to_string()),
-        _ => read.problems.push(format!("{key} is damaged: its directory is not what the index says")),
+        if last {
+            // Its own directory: what would be left if the index were lost.
+            let length = pack::directory_length(&bytes).filter(|length| *length <= bytes.len());
+            let end = length.and_then(|length| bytes.get(bytes.len() - length..));
+            match end.map(|end| pack::open_directory(&repository.keyring, &entry.pack, &header, end, entry.size)) {
+                Some(Ok(pieces)) if pieces == entry.pieces => {}
+                Some(Err(error)) => read.problems.push(error.to_string()),
+                _ => read.problems.push(format!("{key} is damaged: its directory is not what the index says")),
+            }
+        }
+        from = until;
     }
-    for piece in &entry.pieces {
-        let range = piece.offset as usize..piece.offset as usize + piece.stored as usize;
-        let opened = match bytes.get_mut(range) {
-            Some(sealed) => opener.open(&repository.keyring, &object, piece, sealed),
+    Ok(read)
+}
+
+/// Consecutive pieces that are read at once.
+fn windows(pieces: &[Piece]) -> impl Iterator<Item = &[Piece]> {
+    let mut rest = pieces;
+    let mut begun = false;
+    std::iter::from_fn(move || {
+        if rest.is_empty() && begun {
+            return None;
+        }
+        begun = true;
+        let first = rest.first().map_or(0, |piece| u64::from(piece.offset));
+        let fit = rest.iter().take_while(|piece| end_of(piece) - first <= WINDOW).count().max(1).min(rest.len());
+        let (window, left) = rest.split_at(fit);
+        rest = left;
+        Some(window)
+    })
+}
+
+fn end_of(piece: &Piece) -> u64 {
+    u64::from(piece.offset) + u64::from(piece.stored)
+}
+
+fn all_bad(read: &mut Read, pieces: &[Piece], why: &str) {
+    read.bad.extend(pieces.iter().map(|piece| (piece.chunk, why.to_owned())));
+    read.problems.push(why.to_owned());
+}
+
+/// Opens the pieces in these bytes of a pack, of which the first has that place.
+fn open_pieces(
+    repository: &Repository,
+    key: &str,
+    (pieces, from): (&[Piece], u64),
+    object: &ObjectKey,
+    bytes: &mut [u8],
+    opener: &mut Opener,
+    read: &mut Read,
+) {
+    for piece in pieces {
+        let at = (u64::from(piece.offset)).saturating_sub(from) as usize;
+        let opened = match bytes.get_mut(at..at + piece.stored as usize) {
+            Some(sealed) => opener.open(&repository.keyring, object, piece, sealed),
             None => Err("it lies beyond the end of its pack"),
         };
         read.chunks += 1;
@@ -100,5 +154,4 @@ fn read_pack(repository: &Repository, handle: &Handle, entry: &PackEntry, opener
             read.problems.push(why);
         }
     }
-    Ok(read)
 }
