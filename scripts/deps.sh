@@ -45,7 +45,7 @@ install_quiet() {
   install "$@" || failed=1
   [ -z "$made" ] || root rm -f "$policy"
   if [ -d /run/systemd/system ]; then
-    for unit in named knot unbound; do root systemctl disable --now "$unit" >/dev/null 2>&1 || true; done
+    for unit in named knot unbound prometheus prometheus-node-exporter; do root systemctl disable --now "$unit" >/dev/null 2>&1 || true; done
   fi
   return "$failed"
 }
@@ -63,9 +63,9 @@ have_postgres || missing+=(postgresql)
 command -v ssh-keygen >/dev/null 2>&1 || missing+=(openssh-client)
 # S3 servers to test against, and what reads a repository without Muster.
 [ "${1:-}" = demo ] || have_python || missing+=(python3 python3-venv)
-# Name servers to test against.
+# Servers to test against.
 if [ "${1:-}" != demo ]; then
-  for pair in named:bind9 knotd:knot unbound:unbound; do
+  for pair in named:bind9 knotd:knot unbound:unbound prometheus:prometheus; do
     have_server "${pair%:*}" || missing+=("${pair#*:}")
   done
 fi

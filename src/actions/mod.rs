@@ -67,6 +67,7 @@ actions! {
     dns_shift::Shift,
     exec_command::Command,
     http_check::Check,
+    metrics_check::Check,
     model_golden::Golden,
     notify_exec::Exec,
     notify_webhook::Webhook,

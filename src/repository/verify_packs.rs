@@ -84,7 +84,8 @@ fn read_pack(repository: &Repository, handle: &Handle, entry: &PackEntry, opener
         read.bytes += until - from;
         if from == 0 {
             header = bytes.get(..HEADER).unwrap_or_default().to_vec();
-            object = seal::unlock(&repository.keyring, Kind::Pack, &bytes).map_err(|why| RepositoryError::damaged(&key, why).to_string()).ok();
+            object =
+                seal::unlock(&repository.keyring, Kind::Pack, &bytes).map_err(|why| RepositoryError::damaged(&key, why).to_string()).ok();
         }
         match &object {
             Some(object) => open_pieces(repository, &key, (pieces, from), object, &mut bytes, opener, &mut read),

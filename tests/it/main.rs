@@ -40,6 +40,7 @@ mod people;
 mod pg;
 mod place;
 mod preempt;
+mod prometheus;
 #[cfg(feature = "lab")]
 mod providers;
 mod providers_postgres;
