@@ -314,7 +314,7 @@ fn every_action_that_changes_a_resource_locks_it() {
         let with = Node::typed(fixture.with.clone());
         let node = map_of(&fixture.with);
         let noun = action.spec().name.split('.').next().expect("a noun");
-        let owns = matches!(noun, "database" | "bucket" | "dns") && action.effect(&with) != Effect::Read;
+        let owns = matches!(noun, "database" | "bucket" | "dns" | "traffic") && action.effect(&with) != Effect::Read;
         assert_eq!(!action.locks(&node).is_empty(), owns, "{}", action.spec().name);
         assert!(!action.reach(&node, &estate()).is_empty(), "{}: it depends on something", action.spec().name);
     }

@@ -114,7 +114,22 @@ fn precheck(cx: &ReadCx, input: &Input) -> Result<(), Refusal> {
     }
 }
 
-async fn check(cx: &WriteCx, input: &Input) -> Result<Output, ApplyError> {
+/// One question to a region's own target, past DNS.
+pub(super) fn of_region(endpoint: &EndpointName, region: &RegionName, path: &str) -> Input {
+    Input {
+        url: None,
+        endpoint: Some(endpoint.clone()),
+        region: Some(region.clone()),
+        path: Some(path.to_owned()),
+        method: get(),
+        status: Vec::new(),
+        contains: None,
+        timeout: five_seconds(),
+        attempts: 1,
+    }
+}
+
+pub(super) async fn check(cx: &WriteCx, input: &Input) -> Result<Output, ApplyError> {
     let clock = cx.read.world.clock();
     let mut last = fail("http", "it was never asked: `attempts` is 0");
     for attempt in 1..=input.attempts {

@@ -111,7 +111,7 @@ impl Action for Check {
     }
 }
 
-fn precheck(input: &Input) -> Result<(), Refusal> {
+pub(super) fn precheck(input: &Input) -> Result<(), Refusal> {
     let no = |message: String| Err(Refusal::no("input", message));
     if url::Url::parse(&input.url).is_err() {
         return no(format!("`{}` is no address: write http://HOST:9090", input.url));
@@ -135,7 +135,7 @@ fn precheck(input: &Input) -> Result<(), Refusal> {
 }
 
 /// Looks until the time is over, or something is not good.
-async fn watch(cx: &WriteCx, input: &Input) -> Result<Output, ApplyError> {
+pub(super) async fn watch(cx: &WriteCx, input: &Input) -> Result<Output, ApplyError> {
     let clock = cx.read.world.clock();
     let begun = clock.monotonic();
     let length = input.length.map_or(Duration::ZERO, |span| Duration::from_millis(span.ms));

@@ -72,6 +72,7 @@ actions! {
     notify_exec::Exec,
     notify_webhook::Webhook,
     readiness_check::Readiness,
+    traffic_shift::Shift,
     wheel_release::Release,
     wheel_take::Take,
 }

@@ -343,12 +343,27 @@ pub struct RecordSet {
     pub values: Vec<String>,
 }
 
+/// One of several record sets under one name, which answers as often as its weight says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WeightedSet {
+    /// Tells it from the others of the name.
+    pub set: String,
+    /// Its share is this part of the sum of all of the name's; 0 to 255.
+    pub weight: u32,
+    /// The health check without which it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<String>,
+    pub record: RecordSet,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChangeId(pub String);
 
 #[async_trait]
 pub trait DnsRead: Send + Sync {
     async fn record(&self, zone: &str, name: &str, kind: &str) -> PortResult<Option<RecordSet>>;
+    /// The weighted record sets of a name, in the order of their identifiers; none when there is nothing under it.
+    async fn weights(&self, zone: &str, name: &str, kind: &str) -> PortResult<Vec<WeightedSet>>;
     /// Is the change in sync on all authoritative servers?
     async fn in_sync(&self, change: &ChangeId) -> PortResult<bool>;
 }
@@ -357,6 +372,8 @@ pub trait DnsRead: Send + Sync {
 pub trait DnsWrite: DnsRead {
     /// Atomic compare-and-swap: `Conflict` when what stands there is not `expect`.
     async fn swap(&self, zone: &str, expect: Option<&RecordSet>, want: Option<&RecordSet>, comment: &str) -> PortResult<ChangeId>;
+    /// The same for weighted sets of one name: all of them change at once, or none.
+    async fn reweigh(&self, zone: &str, expect: &[WeightedSet], want: &[WeightedSet], comment: &str) -> PortResult<ChangeId>;
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

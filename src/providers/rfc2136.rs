@@ -10,7 +10,7 @@
 
 use super::{
     clock::{Clock, random},
-    port::{ChangeId, DnsRead, DnsWrite, PortError, PortResult, RecordSet},
+    port::{ChangeId, DnsRead, DnsWrite, PortError, PortResult, RecordSet, WeightedSet},
     tsig::Key,
 };
 use async_trait::async_trait;
@@ -258,6 +258,10 @@ impl DnsRead for Updates {
         self.find(name, kind).await
     }
 
+    async fn weights(&self, _zone: &str, name: &str, _kind: &str) -> PortResult<Vec<WeightedSet>> {
+        Err(unweighted(name))
+    }
+
     async fn in_sync(&self, change: &ChangeId) -> PortResult<bool> {
         let fail = || PortError::Config(format!("`{}` is no change of a zone here", change.0));
         let (zone, serial) = change.0.rsplit_once(' ').ok_or_else(fail)?;
@@ -301,6 +305,14 @@ impl DnsWrite for Updates {
             code => Err(PortError::Refused(format!("{what}: {code}; {}", remedy()))),
         }
     }
+
+    async fn reweigh(&self, zone: &str, _expect: &[WeightedSet], _want: &[WeightedSet], _comment: &str) -> PortResult<ChangeId> {
+        Err(unweighted(zone))
+    }
+}
+
+fn unweighted(name: &str) -> PortError {
+    PortError::Refused(format!("{name}: a zone of one's own answers alike to everybody; weighted records need `provider: route53`"))
 }
 
 #[cfg(test)]

@@ -3,11 +3,14 @@
 //! compare-and-swap, and harmless to repeat.
 
 use super::aws::{AwsClients, Doing, explain};
-use super::port::{ChangeId, DnsRead, DnsWrite, PortError, PortResult, RecordSet};
+use super::port::{ChangeId, DnsRead, DnsWrite, PortError, PortResult, RecordSet, WeightedSet};
 use async_trait::async_trait;
 use aws_sdk_route53::{
     error::BuildError,
-    types::{Change, ChangeAction, ChangeBatch, ChangeStatus, ResourceRecord, ResourceRecordSet, RrType},
+    operation::change_resource_record_sets::ChangeResourceRecordSetsError,
+    types::{
+        Change, ChangeAction, ChangeBatch, ChangeStatus, ResourceRecord, ResourceRecordSet, RrType, builders::ResourceRecordSetBuilder,
+    },
 };
 use std::{collections::BTreeMap, sync::Arc};
 use tokio::sync::Mutex;
@@ -78,6 +81,24 @@ impl Route53 {
         Ok(Some(RecordSet { name: name.to_owned(), kind: kind.to_owned(), ttl_s, values }))
     }
 
+    /// Every record set of a name: page by page, since there may be a hundred weighted ones.
+    async fn sets(&self, zone: &str, name: &str, kind: &str) -> PortResult<Vec<ResourceRecordSet>> {
+        let clients = self.clients.route53().await?;
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let call = clients.read.list_resource_record_sets().hosted_zone_id(zone);
+            let call = call.start_record_name(full(name)).start_record_type(RrType::from(kind)).set_start_record_identifier(after.take());
+            let answer = call.send().await.map_err(|e| explain(&e, Doing::Reading, &format!("ListResourceRecordSets {name} {kind}")))?;
+            let here = |r: &&ResourceRecordSet| full(r.name()) == full(name) && r.r#type().as_str() == kind;
+            found.extend(answer.resource_record_sets().iter().filter(here).cloned());
+            let more = answer.next_record_name().is_some_and(|next| full(next) == full(name));
+            match answer.next_record_identifier() {
+                Some(next) if more && answer.is_truncated() => after = Some(next.to_owned()),
+                _ => return Ok(found),
+            }
+        }
+    }
+
     /// What stands where a swap was refused.
     async fn standing(&self, zone: &str, of: &RecordSet) -> String {
         match self.find(zone, &of.name, &of.kind).await {
@@ -96,13 +117,54 @@ fn full(name: &str) -> String {
     if name.ends_with('.') { name } else { format!("{name}.") }
 }
 
-fn change(action: ChangeAction, record: &RecordSet) -> Result<Change, BuildError> {
+fn builder(record: &RecordSet) -> Result<ResourceRecordSetBuilder, BuildError> {
     let mut set =
         ResourceRecordSet::builder().name(full(&record.name)).r#type(RrType::from(record.kind.as_str())).ttl(i64::from(record.ttl_s));
     for value in &record.values {
         set = set.resource_records(ResourceRecord::builder().value(value).build()?);
     }
-    Change::builder().action(action).resource_record_set(set.build()?).build()
+    Ok(set)
+}
+
+fn change(action: ChangeAction, record: &RecordSet) -> Result<Change, BuildError> {
+    Change::builder().action(action).resource_record_set(builder(record)?.build()?).build()
+}
+
+fn weighted_change(action: ChangeAction, set: &WeightedSet) -> Result<Change, BuildError> {
+    let built = builder(&set.record)?.set_identifier(&set.set).weight(i64::from(set.weight)).set_health_check_id(set.health.clone());
+    Change::builder().action(action).resource_record_set(built.build()?).build()
+}
+
+/// Sets that do not change stand in it as well, deleted and made anew: then they must be as expected, too.
+fn weighted_batch(expect: &[WeightedSet], want: &[WeightedSet], comment: &str) -> Result<ChangeBatch, BuildError> {
+    let mut batch = ChangeBatch::builder().comment(comment.chars().take(LONGEST_COMMENT).collect::<String>());
+    for old in expect {
+        batch = batch.changes(weighted_change(ChangeAction::Delete, old)?);
+    }
+    for new in want {
+        batch = batch.changes(weighted_change(ChangeAction::Create, new)?);
+    }
+    batch.build()
+}
+
+/// A set as Route 53 tells it, if it is a weighted one that holds addresses.
+fn weighted(name: &str, kind: &str, set: &ResourceRecordSet) -> PortResult<WeightedSet> {
+    let (Some(identifier), Some(weight)) = (set.set_identifier(), set.weight()) else {
+        return Err(PortError::Refused(format!("{name} {kind} is not weighted: give each region a weighted record first")));
+    };
+    if set.alias_target().is_some() {
+        return Err(PortError::Refused(format!(
+            "{name} {kind} has an alias under `{identifier}`; Muster shifts records that hold addresses"
+        )));
+    }
+    let record = RecordSet {
+        name: name.to_owned(),
+        kind: kind.to_owned(),
+        ttl_s: set.ttl().and_then(|t| u32::try_from(t).ok()).unwrap_or(0),
+        values: set.resource_records().iter().map(|r| r.value().to_owned()).collect(),
+    };
+    let health = set.health_check_id().map(str::to_owned);
+    Ok(WeightedSet { set: identifier.to_owned(), weight: u32::try_from(weight).unwrap_or(0), health, record })
 }
 
 fn batch(expect: Option<&RecordSet>, want: Option<&RecordSet>, comment: &str) -> Result<ChangeBatch, BuildError> {
@@ -123,6 +185,14 @@ impl DnsRead for Route53 {
         self.find(&zone, name, kind).await
     }
 
+    async fn weights(&self, zone: &str, name: &str, kind: &str) -> PortResult<Vec<WeightedSet>> {
+        let zone = self.zone(zone).await?;
+        let sets = self.sets(&zone, name, kind).await?;
+        let mut all = sets.iter().map(|set| weighted(name, kind, set)).collect::<PortResult<Vec<_>>>()?;
+        all.sort_by(|a, b| a.set.cmp(&b.set));
+        Ok(all)
+    }
+
     async fn in_sync(&self, change: &ChangeId) -> PortResult<bool> {
         let id = change.0.trim_start_matches("/change/");
         let call = self.clients.route53().await?.read.get_change().id(id);
@@ -140,20 +210,44 @@ impl DnsWrite for Route53 {
         let what = format!("ChangeResourceRecordSets {} {}", subject.name, subject.kind);
         let zone = self.zone(zone).await?;
         let batch = batch(expect, want, comment).map_err(|e| PortError::Config(format!("{what}: {e}")))?;
-        let call = self.clients.route53().await?.write.change_resource_record_sets().hosted_zone_id(&zone).change_batch(batch);
-        let answer = match call.send().await {
-            Ok(answer) => answer,
-            Err(e)
-                if e.as_service_error().is_some_and(
-                    aws_sdk_route53::operation::change_resource_record_sets::ChangeResourceRecordSetsError::is_invalid_change_batch,
-                ) =>
-            {
-                return Err(PortError::Conflict { found: self.standing(&zone, subject).await });
-            }
-            Err(e) => return Err(explain(&e, Doing::Writing, &what)),
+        match self.send(&zone, batch, &what).await? {
+            Some(change) => Ok(change),
+            None => Err(PortError::Conflict { found: self.standing(&zone, subject).await }),
+        }
+    }
+
+    async fn reweigh(&self, zone: &str, expect: &[WeightedSet], want: &[WeightedSet], comment: &str) -> PortResult<ChangeId> {
+        let Some(WeightedSet { record, .. }) = expect.first() else {
+            return Err(PortError::Config("a change of weights that changes nothing".to_owned()));
         };
-        let id = answer.change_info().map(|i| i.id().trim_start_matches("/change/").to_owned());
-        id.map(ChangeId).ok_or_else(|| PortError::Unknown(format!("{what}: the answer names no change")))
+        let what = format!("ChangeResourceRecordSets {} {}", record.name, record.kind);
+        let id = self.zone(zone).await?;
+        let batch = weighted_batch(expect, want, comment).map_err(|e| PortError::Config(format!("{what}: {e}")))?;
+        match self.send(&id, batch, &what).await? {
+            Some(change) => Ok(change),
+            None => {
+                let found = match self.weights(zone, &record.name, &record.kind).await {
+                    Ok(sets) => sets.iter().map(|s| format!("{} weight {}", s.set, s.weight)).collect::<Vec<_>>().join(", "),
+                    Err(e) => format!("something else (it could not be read: {e})"),
+                };
+                Err(PortError::Conflict { found })
+            }
+        }
+    }
+}
+
+impl Route53 {
+    /// Carries out a batch; none when Route 53 refuses it for what stands there.
+    async fn send(&self, zone: &str, batch: ChangeBatch, what: &str) -> PortResult<Option<ChangeId>> {
+        let call = self.clients.route53().await?.write.change_resource_record_sets().hosted_zone_id(zone).change_batch(batch);
+        match call.send().await {
+            Ok(answer) => {
+                let id = answer.change_info().map(|i| i.id().trim_start_matches("/change/").to_owned());
+                id.map(|id| Some(ChangeId(id))).ok_or_else(|| PortError::Unknown(format!("{what}: the answer names no change")))
+            }
+            Err(e) if e.as_service_error().is_some_and(ChangeResourceRecordSetsError::is_invalid_change_batch) => Ok(None),
+            Err(e) => Err(explain(&e, Doing::Writing, what)),
+        }
     }
 }
 

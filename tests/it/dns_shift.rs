@@ -20,7 +20,7 @@ fn estate(place: &Place, primary: SocketAddr, secondary: SocketAddr, resolvers: 
     place.file("key", SECRET);
     let resolvers: Vec<String> = resolvers.iter().map(|r| format!("\"{r}\"")).collect();
     let text = format!(
-        "lab: true\nregions: {{ east: {{}}, west: {{}} }}\nendpoints:\n  inference:\n    name: {NAME}\n    provider: rfc2136\n    zone: {ZONE}\n    ttl: 2s\n\
+        "regions: {{ east: {{}}, west: {{}} }}\nendpoints:\n  inference:\n    name: {NAME}\n    provider: rfc2136\n    zone: {ZONE}\n    ttl: 2s\n\
          \x20   targets: {{ east: {EAST}, west: {WEST} }}\n    resolvers: [{}]\n    update:\n      server: \"{primary}\"\n      secondaries: [\"{secondary}\"]\n\
          \x20     key: {{ name: {KEY}, secret: {{ file: {} }} }}\n",
         resolvers.join(", "),
@@ -101,7 +101,7 @@ fn dns_shift_says_how_a_change_spread_and_who_ignores_the_ttl() {
 
     let authority = Client::of(primary.address, WEST);
     let (client, other) = (Client::of(obeys.address, WEST), Client::of(obeys_too.address, WEST));
-    let said = place.muster(&["run", "shift.yaml", "-i", "to=west"]).expect(0);
+    let said = place.muster(&["run", "shift.yaml", "-i", "to=west", "--live"]).expect(0);
     let step = said.step("traffic");
     let output = &step["output"];
     let (first, slowest) = (authority.when().unwrap(), client.when().max(other.when()).unwrap());
@@ -136,7 +136,7 @@ fn dns_shift_is_undone_exactly_and_yields_to_nobody() {
         "runbook: back\nsteps:\n  - id: traffic\n    uses: dns.shift\n    with: { endpoint: inference, to: west }\n    timeout: 20s\n\
          \x20 - id: fails\n    uses: exec.command\n    with: { argv: [\"false\"] }\n    on_failure: undo\n",
     );
-    let said = place.muster(&["run", "back.yaml"]).expect(1);
+    let said = place.muster(&["run", "back.yaml", "--live"]).expect(1);
     assert_eq!(said.step("traffic")["status"], "undone");
     assert_eq!(ask(primary.address), Some(IpAddr::V4(EAST)));
     place.until("the resolver has the old answer again", || ask(obeys.address) == Some(IpAddr::V4(EAST)));

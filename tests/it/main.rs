@@ -58,4 +58,6 @@ mod stores_servers;
 mod sweep;
 mod tidy;
 #[cfg(feature = "lab")]
+mod traffic;
+#[cfg(feature = "lab")]
 mod wheel;

@@ -145,10 +145,14 @@ impl Site {
 
     /// How long after an instant somebody else took the run over.
     fn taken_over(&self, run: &str, since: jiff::Timestamp) -> i64 {
-        let events = self.events(run);
         let at = |event: &Value| event["at"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
-        let claimed = events.iter().find(|event| event["body"]["kind"] == "claimed" && at(event) > since);
-        i64::try_from(at(claimed.expect("nobody took it over")).duration_since(since).as_millis()).unwrap()
+        let claimed = || {
+            let events = self.events(run);
+            events.iter().filter(|event| event["body"]["kind"] == "claimed").map(at).find(|at| *at > since)
+        };
+        // Who owns it has the row first, and then its record.
+        self.place.until("somebody's claim is on record", || claimed().is_some());
+        i64::try_from(claimed().unwrap().duration_since(since).as_millis()).unwrap()
     }
     /// Who took the run over first.
     fn first_heir(&self, run: &str) -> String {
@@ -297,8 +301,8 @@ fn nodes_go_on_without_one_that_is_cut_off_from_the_journal() {
     let others = [site.node(1), site.node(2)];
     let before = site.effects().len();
     site.place.until("it acts", || site.effects().len() > before);
-    wire.cut.store(true, Ordering::SeqCst);
     let since = jiff::Timestamp::now();
+    wire.cut.store(true, Ordering::SeqCst);
     let all = [&alone, &others[0], &others[1]];
     site.place.until_told("another owner", || site.owner(&run).is_some_and(|pid| pid != alone.pid()), || site.told(&run, &all));
     site.in_time(&run, since);

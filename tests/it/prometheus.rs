@@ -12,13 +12,13 @@ use std::{
 };
 
 /// A service that tells its figures.
-struct Service {
+pub struct Service {
     port: u16,
     figures: Arc<Mutex<String>>,
 }
 
 impl Service {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let figures = Arc::new(Mutex::new(String::new()));
@@ -38,14 +38,14 @@ impl Service {
         Self { port, figures }
     }
 
-    fn tells(&self, error_rate: &str) {
+    pub fn tells(&self, error_rate: &str) {
         *self.figures.lock().unwrap() =
             format!("# TYPE error_rate gauge\nerror_rate {error_rate}\n# TYPE p95 gauge\np95{{path=\"/a\"}} 0.1\np95{{path=\"/b\"}} 0.2\n");
     }
 }
 
-struct Prometheus {
-    url: String,
+pub struct Prometheus {
+    pub url: String,
     process: Child,
     _dir: tempfile::TempDir,
 }
@@ -58,7 +58,7 @@ impl Drop for Prometheus {
 }
 
 impl Prometheus {
-    fn of(service: &Service) -> Self {
+    pub fn of(service: &Service) -> Self {
         let program = ["/usr/bin/prometheus", "/usr/local/bin/prometheus"].into_iter().find(|p| Path::new(p).exists());
         let program = program.expect("there is no prometheus on this machine: run `make deps`");
         let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
@@ -82,8 +82,12 @@ impl Prometheus {
 }
 
 fn check(place: &Place, url: &str, rest: &str) {
-    place
-        .file("check.yaml", &format!("runbook: check\nsteps:\n  - id: gate\n    uses: metrics.check\n    on_failure: stop\n    with:\n      url: {url}\n{rest}"));
+    place.file(
+        "check.yaml",
+        &format!(
+            "runbook: check\nsteps:\n  - id: gate\n    uses: metrics.check\n    on_failure: stop\n    with:\n      url: {url}\n{rest}"
+        ),
+    );
 }
 
 const RATE: &str = "      gates: { error_rate: { query: error_rate, max: 0.01 } }\n";

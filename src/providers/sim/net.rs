@@ -25,6 +25,9 @@ impl DnsRead for Net {
     async fn record(&self, zone: &str, name: &str, kind: &str) -> PortResult<Option<RecordSet>> {
         Ok(self.world.lock().records.get(&(zone.into(), name.into(), kind.into())).cloned())
     }
+    async fn weights(&self, zone: &str, name: &str, kind: &str) -> PortResult<Vec<WeightedSet>> {
+        Ok(self.world.lock().weights.get(&(zone.into(), name.into(), kind.into())).cloned().unwrap_or_default())
+    }
     async fn in_sync(&self, change: &ChangeId) -> PortResult<bool> {
         let now = self.world.clock.now();
         self.world.lock().changes.get(&change.0).map(|at| *at <= now).ok_or_else(|| PortError::NotFound(format!("change {}", change.0)))
@@ -49,6 +52,21 @@ impl DnsWrite for Net {
             state.changes.insert(id.clone(), now + SYNC);
             let cached = SignedDuration::from_secs(i64::from(expect.map_or(0, |r| r.ttl_s)));
             state.visible.entry(any.name.clone()).or_default().push((now + SYNC + cached, want.cloned()));
+            Ok(ChangeId(id))
+        })
+    }
+
+    async fn reweigh(&self, zone: &str, expect: &[WeightedSet], want: &[WeightedSet], _comment: &str) -> PortResult<ChangeId> {
+        let any = expect.first().ok_or_else(|| PortError::Refused("an empty change".into()))?;
+        self.world.write(|state, now| {
+            let key = (zone.to_owned(), any.record.name.clone(), any.record.kind.clone());
+            let found = state.weights.get(&key).cloned().unwrap_or_default();
+            if found != expect {
+                return Err(PortError::Conflict { found: format!("{found:?}") });
+            }
+            state.weights.insert(key, want.to_vec());
+            let id = format!("C{}", state.next());
+            state.changes.insert(id.clone(), now + SYNC);
             Ok(ChangeId(id))
         })
     }

@@ -58,6 +58,7 @@ pub struct State {
     pub servers: BTreeMap<Key2, Server>,
     pub leases: BTreeMap<String, SimLease>,
     pub records: BTreeMap<(String, String, String), RecordSet>,
+    pub weights: BTreeMap<(String, String, String), Vec<WeightedSet>>,
     /// When each change is in sync.
     pub changes: BTreeMap<String, Timestamp>,
     /// What resolvers answer for a name from an instant on, oldest first.
