@@ -6,7 +6,9 @@
 //! (where chunks lie), [`entry`] and [`list`] (what a snapshot holds), [`snapshot`], [`open`] (the repository as a
 //! whole), [`write`] (from bytes to packs, in parallel), [`create`] over a source ([`tree`], [`bucket`],
 //! [`stream`]), [`restore`], [`diff`], [`verify`], [`prune`] (decided by [`prune_plan`]), [`copy`], [`proof`],
-//! [`rekey`]. Beside the snapshots lies the write-ahead log of databases: [`wal_name`], [`wal`].
+//! [`rekey`]. Beside the snapshots lies the write-ahead log of databases: [`wal_name`], [`wal_page`],
+//! [`wal_history`], [`wal`], and what of it a recovery needs in [`wal_line`] and
+//! [`recovery`].
 //!
 //! Three rules hold it together. Objects are never changed: each is named by the BLAKE3 of its bytes, or written
 //! only if it is not there. They are written in one order, packs, index, snapshot, and read in the opposite one, so
@@ -35,6 +37,7 @@ pub mod progress;
 pub mod proof;
 pub mod prune;
 pub mod prune_plan;
+pub mod recovery;
 pub mod rekey;
 pub mod rescue;
 pub mod restore;
@@ -52,7 +55,10 @@ mod tree_body;
 pub mod verify;
 mod verify_packs;
 pub mod wal;
+pub mod wal_history;
+pub mod wal_line;
 pub mod wal_name;
+pub mod wal_page;
 #[cfg(test)]
 mod wal_tests;
 pub mod wire;

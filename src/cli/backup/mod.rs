@@ -56,7 +56,7 @@ enum Command {
 
 /// Which repository, and what opens it.
 #[derive(clap::Args, Clone, Debug)]
-struct RepoArgs {
+pub(super) struct RepoArgs {
     /// The repository: a path, s3://BUCKET[/PREFIX], or a name in the estate; the estate's only one if left out
     #[arg(long, value_name = "URL", env = "MUSTER_REPO")]
     repo: Option<String>,
@@ -69,7 +69,7 @@ struct RepoArgs {
 }
 
 impl RepoArgs {
-    fn at(&self) -> Where {
+    pub(super) fn at(&self) -> Where {
         Where { repo: self.repo.clone(), password_file: self.password_file.clone(), key_file: self.key_file.clone() }
     }
 }

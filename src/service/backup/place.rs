@@ -40,7 +40,7 @@ pub(super) struct Place {
 }
 
 /// A repository that is open, and the store behind it for writing.
-pub(super) struct Opened {
+pub(in crate::service) struct Opened {
     pub repository: Arc<Repository>,
     pub store: Arc<dyn ObjectWrite>,
 }
@@ -82,7 +82,7 @@ impl Muster {
         Ok(store::open(url, aws.as_ref())?)
     }
 
-    pub(super) async fn backup_open(&self, at: &Where) -> Result<Opened, ServiceError> {
+    pub(in crate::service) async fn backup_open(&self, at: &Where) -> Result<Opened, ServiceError> {
         self.backup_place(at)?.open().await
     }
 
