@@ -136,6 +136,7 @@ fn code(error: &RepositoryError) -> &'static str {
         RepositoryError::Version { .. } => "version",
         RepositoryError::WrongKey { .. } => "wrong_key",
         RepositoryError::Damaged { .. } => "damaged",
+        RepositoryError::Diverged { .. } => "diverged",
         RepositoryError::Missing { .. } => "missing",
         RepositoryError::NoChunk { .. } => "no_chunk",
         RepositoryError::NoSnapshot(_) => "no_snapshot",

@@ -23,6 +23,9 @@ pub enum RepositoryError {
     /// A stored object is not what was written.
     #[error("{object} is damaged: {why}")]
     Damaged { object: String, why: String },
+    /// Something else stands where this should be written, and it is no damage.
+    #[error("{object} is there already with other content: {why}")]
+    Diverged { object: String, why: String },
     #[error("{object} is missing from the repository")]
     Missing { object: String },
     #[error("chunk {chunk} is in no pack that the index names")]

@@ -6,7 +6,7 @@
 //! (where chunks lie), [`entry`] and [`list`] (what a snapshot holds), [`snapshot`], [`open`] (the repository as a
 //! whole), [`write`] (from bytes to packs, in parallel), [`create`] over a source ([`tree`], [`bucket`],
 //! [`stream`]), [`restore`], [`diff`], [`verify`], [`prune`] (decided by [`prune_plan`]), [`copy`], [`proof`],
-//! [`rekey`].
+//! [`rekey`]. Beside the snapshots lies the write-ahead log of databases: [`wal_name`], [`wal`].
 //!
 //! Three rules hold it together. Objects are never changed: each is named by the BLAKE3 of its bytes, or written
 //! only if it is not there. They are written in one order, packs, index, snapshot, and read in the opposite one, so
@@ -51,6 +51,10 @@ pub mod tree;
 mod tree_body;
 pub mod verify;
 mod verify_packs;
+pub mod wal;
+pub mod wal_name;
+#[cfg(test)]
+mod wal_tests;
 pub mod wire;
 pub mod write;
 

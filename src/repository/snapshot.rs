@@ -2,6 +2,7 @@
 //! object whose name is the snapshot's identifier. It is written last: if it is there, all of it is.
 
 use super::names::Id;
+use crate::providers::port::Lsn;
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +36,20 @@ pub enum Source {
     Bucket { url: String },
     /// Standard input, under this name.
     Stream { name: String },
+    /// A base backup of a PostgreSQL cluster. With the log from `start` to `stop` (`wal/SYSTEM/`) it is a cluster again;
+    /// with more of the log, that of any later instant.
+    Postgres {
+        /// Where the server was, without a password.
+        url: String,
+        system_identifier: String,
+        /// As `server_version_num` says it: 150018, 180004.
+        version: u32,
+        timeline: u32,
+        start: Lsn,
+        stop: Lsn,
+        wal_segment_size: u32,
+        from_standby: bool,
+    },
 }
 
 impl Source {
@@ -44,6 +59,7 @@ impl Source {
             Self::Tree { path } => path,
             Self::Bucket { url } => url,
             Self::Stream { name } => name,
+            Self::Postgres { url, .. } => url,
         }
     }
 }
