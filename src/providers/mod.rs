@@ -1,5 +1,5 @@
 //! THE WORLD. Small ports, each split into a half that reads and a half that writes, and what stands
-//! behind them: S3, RDS, Route 53, PostgreSQL, resolvers, HTTP, processes, the clock, secrets.
+//! behind them: S3, RDS, Route 53, PostgreSQL (by SQL, and by its replication protocol), resolvers, HTTP, processes, the clock, secrets.
 //!
 //! [`port`] is all that actions see. [`world::World`] builds the real thing from an estate.
 //! Only this room imports an SDK; only [`clock`] may ask for the time or for randomness.
@@ -18,6 +18,7 @@ mod postgres_sql;
 pub mod process;
 #[cfg(feature = "aws")]
 pub mod rds;
+pub mod replication;
 pub mod resolver;
 #[cfg(feature = "aws")]
 pub mod route53;

@@ -9,8 +9,8 @@ use std::{
 };
 
 pub struct Cluster {
-    bin: PathBuf,
-    data: PathBuf,
+    pub bin: PathBuf,
+    pub data: PathBuf,
     pub port: u16,
 }
 
@@ -33,7 +33,7 @@ impl Home {
 }
 
 /// PostgreSQL refuses to run as root: then it is run as `postgres`, or as nobody.
-fn other_user() -> Option<(u32, u32)> {
+pub fn other_user() -> Option<(u32, u32)> {
     if std::fs::metadata("/proc/self").unwrap().uid() != 0 {
         return None;
     }
@@ -53,7 +53,8 @@ pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-fn run(dir: &Path, program: PathBuf, args: &[&str]) {
+/// Runs a program as the server's user.
+pub fn run(dir: &Path, program: PathBuf, args: &[&str]) {
     use std::os::unix::process::CommandExt;
     let mut command = Command::new(&program);
     command.args(args).current_dir(dir).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -77,7 +78,8 @@ impl Cluster {
         Self::with(home, "max_connections=100\n")
     }
 
-    fn with(home: &Home, settings: &str) -> Self {
+    /// One with these lines in its `postgresql.conf`.
+    pub fn with(home: &Home, settings: &str) -> Self {
         let dir = home.0.path();
         let bin = bin().expect("no initdb under /usr/lib/postgresql: make deps");
         let (data, port) = (dir.join("east"), free_port());
