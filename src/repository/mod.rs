@@ -8,7 +8,7 @@
 //! [`stream`]), [`restore`], [`diff`], [`verify`], [`prune`] (decided by [`prune_plan`]), [`copy`], [`proof`],
 //! [`rekey`]. Beside the snapshots lies the write-ahead log of databases: [`wal_name`], [`wal_page`],
 //! [`wal_history`], [`wal`], and what of it a recovery needs in [`wal_line`] and
-//! [`recovery`].
+//! [`recovery`]; [`wal_keep`] is what prune, verify and copy do with it.
 //!
 //! Three rules hold it together. Objects are never changed: each is named by the BLAKE3 of its bytes, or written
 //! only if it is not there. They are written in one order, packs, index, snapshot, and read in the opposite one, so
@@ -56,6 +56,7 @@ pub mod verify;
 mod verify_packs;
 pub mod wal;
 pub mod wal_history;
+pub mod wal_keep;
 pub mod wal_line;
 pub mod wal_name;
 pub mod wal_page;

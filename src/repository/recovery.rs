@@ -91,7 +91,9 @@ impl Cluster {
     /// `None`: the snapshot is no base backup.
     #[must_use]
     pub fn of(snapshot: &Snapshot) -> Option<Self> {
-        let Source::Postgres { system_identifier, version, timeline, start, stop, wal_segment_size, .. } = &snapshot.source else { return None };
+        let Source::Postgres { system_identifier, version, timeline, start, stop, wal_segment_size, .. } = &snapshot.source else {
+            return None;
+        };
         let base = Base { timeline: *timeline, start: *start, stop: *stop };
         Some(Self { system: system_identifier.clone(), version: *version, segment_size: *wal_segment_size, base })
     }
@@ -140,7 +142,11 @@ pub async fn plan(repository: &Repository, cluster: &Cluster, until: Until, time
         } else {
             "without it the base backup is not consistent, and cannot be used at all".to_owned()
         };
-        return Err(refused(format!("the repository lacks log that this recovery needs: {}{more} of cluster {}; {far}", names.join(", "), cluster.system)));
+        return Err(refused(format!(
+            "the repository lacks log that this recovery needs: {}{more} of cluster {}; {far}",
+            names.join(", "),
+            cluster.system
+        )));
     }
     if let Some(to) = to.filter(|to| reach.end < *to) {
         return Err(refused(format!("the log in the repository ends at {}, before {to}: `--until latest` takes it there", reach.end)));
@@ -180,7 +186,10 @@ pub fn standing(to: &Path, snapshot: &Id) -> Result<Standing> {
     if let Ok(text) = fs::read(to.join(MARKER)) {
         return match serde_json::from_slice::<Begun>(&text) {
             Ok(begun) if begun.snapshot == *snapshot => Ok(Standing::Begun),
-            Ok(begun) => refuse(format!("a restore of snapshot {} has begun there and is not done: finish it, or empty the folder", begun.snapshot.short())),
+            Ok(begun) => refuse(format!(
+                "a restore of snapshot {} has begun there and is not done: finish it, or empty the folder",
+                begun.snapshot.short()
+            )),
             Err(_) => refuse(format!("its `{MARKER}` is no mark of a restore: empty the folder, or restore elsewhere")),
         };
     }
@@ -242,7 +251,7 @@ pub fn log_in(data: &Path) -> Vec<super::wal_name::Segment> {
     let Ok(entries) = fs::read_dir(data.join("pg_wal")) else { return Vec::new() };
     let mut found = Vec::new();
     for entry in entries.filter_map(std::result::Result::ok) {
-        let Some(segment) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let Some(segment) = entry.file_name().to_str().and_then(|name| name.parse::<super::wal_name::Segment>().ok()) else { continue };
         let mut first = [0; 40];
         let read = fs::File::open(entry.path()).and_then(|mut file| std::io::Read::read_exact(&mut file, &mut first));
         if read.is_ok() && super::wal_page::first_page(&first).is_ok_and(|page| page.position == segment.start(page.segment_size)) {
@@ -305,7 +314,8 @@ pub fn finish(data: &Path, settings: &Settings) -> Result<()> {
         }
     }
     // The folder itself: PostgreSQL starts on nothing that others may write.
-    own(data, &owner, if fs::metadata(data).map_err(wrong(data))?.mode_bits() & 0o050 == 0o050 { 0o750 } else { 0o700 }).map_err(wrong(data))?;
+    own(data, &owner, if fs::metadata(data).map_err(wrong(data))?.mode_bits() & 0o050 == 0o050 { 0o750 } else { 0o700 })
+        .map_err(wrong(data))?;
     let auto = data.join("postgresql.auto.conf");
     let mut text = fs::read_to_string(&auto).unwrap_or_default();
     if !text.is_empty() && !text.ends_with('\n') {
@@ -377,7 +387,8 @@ mod tests {
     #[test]
     fn what_the_server_is_told_is_quoted() {
         let until = Until::Time("2026-11-26T03:00:00.5Z".parse().unwrap());
-        let settings = Settings { restore_command: "x 'a b' %f".to_owned(), until, timeline: 2, more: vec![("port".to_owned(), "5".to_owned())] };
+        let settings =
+            Settings { restore_command: "x 'a b' %f".to_owned(), until, timeline: 2, more: vec![("port".to_owned(), "5".to_owned())] };
         let lines = settings.lines();
         assert!(lines.contains("restore_command = 'x ''a b'' %f'\n"), "{lines}");
         assert!(lines.contains("recovery_target_time = '2026-11-26 03:00:00.500000+00'\n"), "{lines}");

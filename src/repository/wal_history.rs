@@ -79,7 +79,9 @@ mod tests {
 
     #[test]
     fn what_is_no_history_is_refused() {
-        for text in [&b"1 0/3000148 x\n1 0/4000000 y"[..], b"3 0/3000148 x", b"1 nowhere x", b"", b"\xff", b"2 0/5 x\n1 0/6 y", b"1 0/6 x\n2 0/5 y"] {
+        for text in
+            [&b"1 0/3000148 x\n1 0/4000000 y"[..], b"3 0/3000148 x", b"1 nowhere x", b"", b"\xff", b"2 0/5 x\n1 0/6 y", b"1 0/6 x\n2 0/5 y"]
+        {
             assert!(History::parse(3, text).is_err(), "{text:?}");
         }
     }

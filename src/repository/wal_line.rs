@@ -98,12 +98,21 @@ impl Line {
         have.pieces.get(&number).and_then(|pieces| cover(pieces).last().map(|piece| piece.to)).unwrap_or(0)
     }
 
+    /// There is log of this segment's timeline up to here.
+    #[must_use]
+    pub fn end_of(&self, segment: &Segment) -> Lsn {
+        Lsn(segment.start(self.size).0 + u64::from(self.length(segment)))
+    }
+
     /// Of which timeline on the way a segment is taken.
     fn on_path(&self, path: &[(u32, Lsn)], base: &Base, number: u64) -> Segment {
-        let begun = |(timeline, at): &&(u32, Lsn)| {
-            *timeline <= base.timeline || number >= at.0 / u64::from(self.size.max(1))
-        };
-        let timeline = path.iter().rev().filter(|(timeline, _)| *timeline >= base.timeline).find(begun).map_or(base.timeline, |(timeline, _)| *timeline);
+        let begun = |(timeline, at): &&(u32, Lsn)| *timeline <= base.timeline || number >= at.0 / u64::from(self.size.max(1));
+        let timeline = path
+            .iter()
+            .rev()
+            .filter(|(timeline, _)| *timeline >= base.timeline)
+            .find(begun)
+            .map_or(base.timeline, |(timeline, _)| *timeline);
         Segment::of_number(timeline, number, self.size)
     }
 
@@ -139,14 +148,20 @@ impl Line {
     /// base backup can do without.
     fn gap(&self, path: &[(u32, Lsn)], base: &Base, from: u64, last: u64) -> Vec<Segment> {
         let there = |number: u64| self.length(&self.on_path(path, base, number)) > 0;
-        let numbers = self.timelines.iter().filter(|(timeline, _)| **timeline >= base.timeline).flat_map(|(_, have)| {
-            have.whole.range(from + 1..).chain(have.pieces.range(from + 1..).map(|(number, _)| number)).copied()
-        });
+        let numbers = self
+            .timelines
+            .iter()
+            .filter(|(timeline, _)| **timeline >= base.timeline)
+            .flat_map(|(_, have)| have.whole.range(from + 1..).chain(have.pieces.range(from + 1..).map(|(number, _)| number)).copied());
         let next = numbers.filter(|number| *number <= last && there(*number)).min();
         let least = base.stop.0.saturating_sub(1) / u64::from(self.size.max(1));
         let end = match next {
             Some(next) => next,
-            None if from <= least && Lsn(from * u64::from(self.size) + u64::from(self.length(&self.on_path(path, base, from)))) < base.stop => least + 1,
+            None if from <= least
+                && Lsn(from * u64::from(self.size) + u64::from(self.length(&self.on_path(path, base, from)))) < base.stop =>
+            {
+                least + 1
+            }
             None => return Vec::new(),
         };
         (from..end).map(|number| self.on_path(path, base, number)).collect()
@@ -208,7 +223,12 @@ mod tests {
 
     #[test]
     fn the_log_leads_on_until_it_ends() {
-        let all = ["000000010000000000000001", "000000010000000000000002", "000000010000000000000003", "000000010000000000000004.00000000-00001000"];
+        let all = [
+            "000000010000000000000001",
+            "000000010000000000000002",
+            "000000010000000000000003",
+            "000000010000000000000004.00000000-00001000",
+        ];
         let line = line(&all, &[]);
         let reach = line.reach(&base(AT + 40, AT + 300), 1, None);
         assert_eq!(names(&reach.needed), ["1/1", "1/2", "1/3", "1/4"]);
@@ -239,7 +259,14 @@ mod tests {
     #[test]
     fn timelines_follow_each_other() {
         let switched = format!("1\t{}\tno recovery target specified\n", Lsn(3 * AT + 500));
-        let all = ["000000010000000000000002", "000000020000000000000003", "000000020000000000000004", "000000010000000000000003", "000000010000000000000004", "000000010000000000000005"];
+        let all = [
+            "000000010000000000000002",
+            "000000020000000000000003",
+            "000000020000000000000004",
+            "000000010000000000000003",
+            "000000010000000000000004",
+            "000000010000000000000005",
+        ];
         let line = line(&all, &[(2, &switched)]);
         let from = base(2 * AT, 2 * AT + 300);
         assert_eq!(line.newest(&from), 2);

@@ -2,7 +2,10 @@
 //! another timeline or place, a recycled one that was never written anew, or no log at all is refused before it is kept
 //! under a name that it has no right to.
 
-use super::{wal_history::History, wal_name::{Segment, is_segment_size}};
+use super::{
+    wal_history::History,
+    wal_name::{Segment, is_segment_size},
+};
 use crate::providers::port::Lsn;
 
 /// The long header that every segment begins with.
@@ -60,9 +63,9 @@ pub fn check(segment: &Segment, content: &[u8], whole: bool, history: Option<&Hi
     if page.timeline == segment.timeline {
         return Ok(page);
     }
-    let begins = history.and_then(|history| history.begins()).filter(|(parent, at)| {
-        page.timeline <= *parent && Segment::at(segment.timeline, *at, size) == *segment
-    });
+    let begins = history
+        .and_then(|history| history.begins())
+        .filter(|(parent, at)| page.timeline <= *parent && Segment::at(segment.timeline, *at, size) == *segment);
     if begins.is_none() {
         return Err(format!(
             "its first page is of timeline {}, and by its name it is of timeline {}, which did not begin in it",

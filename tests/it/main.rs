@@ -36,6 +36,9 @@ mod nodes;
 mod people;
 mod pg;
 mod pg_replication;
+mod pg_restore;
+mod pg_vault;
+mod pg_wal;
 mod place;
 mod preempt;
 #[cfg(feature = "lab")]

@@ -93,7 +93,7 @@ pub async fn main(args: Args, mut muster: Muster, output: &Output) -> Done {
 
 /// A size as a person reads it.
 #[must_use]
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     let (mut value, mut unit) = (bytes as f64, "B");
     for next in ["KiB", "MiB", "GiB", "TiB", "PiB"] {
         if value < 1024.0 {
@@ -111,7 +111,7 @@ fn size(bytes: u64) -> String {
 
 /// `1 file`, `2 files`.
 #[must_use]
-fn counted(count: u64, one: &str, many: &str) -> String {
+pub(super) fn counted(count: u64, one: &str, many: &str) -> String {
     format!("{} {}", thousands(count), if count == 1 { one } else { many })
 }
 

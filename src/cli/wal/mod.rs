@@ -2,6 +2,8 @@
 
 mod archive;
 mod fetch;
+mod receive;
+mod status;
 
 use super::{Done, backup::RepoArgs, output::Output};
 use crate::service::Muster;
@@ -22,11 +24,20 @@ enum Command {
     Archive(archive::Args),
     /// Have one file of a log back: a server's `restore_command`
     Fetch(fetch::Args),
+    /// Stream a server's log into the repository as it is written
+    Receive(receive::Args),
+    /// What there is of each cluster's log, until when its base backups can be led, and what is amiss
+    Status(status::Args),
 }
 
 pub async fn main(args: Args, mut muster: Muster, output: &Output) -> Done {
     match args.command {
         Command::Archive(args) => archive::main(args, &muster, output).await,
         Command::Fetch(args) => fetch::main(args, &muster, output).await,
+        Command::Status(args) => status::main(args, &muster, output).await,
+        Command::Receive(args) => {
+            muster.interrupt = super::output::interrupts();
+            receive::main(args, &muster, output).await
+        }
     }
 }

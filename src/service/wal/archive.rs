@@ -53,7 +53,9 @@ impl Muster {
         // The key is derived while nothing else waits for it.
         let opened = self.backup_open(&ask.at).await?;
         let wal = WalStore::new(opened.repository, opened.store, system.clone())?;
-        let refused = |why: String| ServiceError::Repository(RepositoryError::Refused(format!("{} is not archived as {name}: {why}", ask.file.display())));
+        let refused = |why: String| {
+            ServiceError::Repository(RepositoryError::Refused(format!("{} is not archived as {name}: {why}", ask.file.display())))
+        };
         match name {
             SegmentName::Whole(segment) => fits(&wal, &ask.file, segment, &content, true).await?.map_err(refused)?,
             SegmentName::Partial(segment) => fits(&wal, &ask.file, segment, &content, false).await?.map_err(refused)?,
@@ -68,7 +70,8 @@ impl Muster {
 }
 
 fn read(file: &Path) -> Result<Bytes, ServiceError> {
-    let fail = |why: &dyn std::fmt::Display| ServiceError::Repository(RepositoryError::File { path: file.to_owned(), why: why.to_string() });
+    let fail =
+        |why: &dyn std::fmt::Display| ServiceError::Repository(RepositoryError::File { path: file.to_owned(), why: why.to_string() });
     let size = std::fs::metadata(file).map_err(|e| fail(&e))?.len();
     if size > LARGEST {
         return Err(fail(&format!("it has {size} bytes, more than any segment")));

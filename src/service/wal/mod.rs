@@ -4,3 +4,7 @@ pub mod ahead;
 pub mod archive;
 pub mod cluster;
 pub mod fetch;
+pub mod inflow;
+pub mod receive;
+pub mod server;
+pub mod status;
