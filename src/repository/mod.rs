@@ -5,7 +5,7 @@
 //! open it), `cut` and `codec` (from a file to chunks, from a chunk to its stored form), [`pack`] and [`index`]
 //! (where chunks lie), [`entry`] and [`list`] (what a snapshot holds), [`snapshot`], [`open`] (the repository as a
 //! whole), [`write`] (from bytes to packs, in parallel), [`create`] over a source ([`tree`], [`bucket`],
-//! [`stream`]), [`restore`], [`diff`], [`verify`], [`prune`] (decided by [`prune_plan`]), [`copy`], [`proof`],
+//! [`stream`], or [`cluster`] for a database with [`pages`]), [`restore`], [`diff`], [`verify`], [`prune`] (decided by [`prune_plan`]), [`copy`], [`proof`],
 //! [`rekey`]. Beside the snapshots lies the write-ahead log of databases: [`wal_name`], [`wal`].
 //!
 //! Three rules hold it together. Objects are never changed: each is named by the BLAKE3 of its bytes, or written
@@ -15,6 +15,7 @@
 
 mod attributes;
 pub mod bucket;
+pub mod cluster;
 pub mod codec;
 pub mod copy;
 pub mod create;
@@ -31,6 +32,7 @@ pub mod marks;
 pub mod names;
 pub mod open;
 pub mod pack;
+pub mod pages;
 pub mod progress;
 pub mod proof;
 pub mod prune;
