@@ -383,7 +383,7 @@ class Restore:
     def entry(reader):
         entry = {"kind": reader.take(1), "path": reader.bytes()}
         kind = entry["kind"]
-        if kind not in (b"f", b"d", b"l", b"h", b"p", b"s", b"c", b"b", b"o"):
+        if kind not in (b"f", b"F", b"d", b"l", b"h", b"p", b"s", b"c", b"b", b"o"):
             raise Damage(f"an entry of the unknown kind {kind!r}")
         if kind == b"o":
             entry.update(mode=None, mtime=reader.time(), etag=reader.bytes(), version=reader.bytes(),
@@ -391,14 +391,14 @@ class Restore:
         else:
             entry.update(mode=reader.number() & 0o7777, uid=reader.number(), gid=reader.number(), mtime=reader.time(),
                          attributes=reader.pairs())
-        if kind == b"f":
+        if kind in b"fF":
             entry.update(ctime=reader.time(), inode=reader.number())
-        if kind in b"fo":
+        if kind in b"fFo":
             entry.update(size=reader.number(), flags=reader.take(1)[0], digest=reader.take(32))
             if entry["flags"] & 2:
                 entry["spilled"] = [reader.take(32) for _ in range(reader.number())]
             else:
-                entry["extents"] = Restore.extents(reader)
+                entry["extents"] = Restore.extents(reader, kind == b"F")
         elif kind in b"lh":
             entry["to"] = reader.bytes()
         elif kind in b"cb":
@@ -406,17 +406,26 @@ class Restore:
         return entry
 
     @staticmethod
-    def extents(reader):
-        """(length, chunk), or (length, None) for zeros."""
+    def extents(reader, patched):
+        """(length, chunk), (length, None) for zeros, or (length, (id, parts)) for what is put together from parts of
+        chunks, each (chunk, offset, length)."""
         found = []
         for _ in range(reader.number()):
             x = reader.number()
-            found.append((x >> 1, reader.take(32) if x & 1 else None))
+            if x or not patched:
+                found.append((x >> 1, reader.take(32) if x & 1 else None))
+                continue
+            length, name = reader.number(), reader.take(32)
+            chunks = [reader.take(32) for _ in range(reader.number())]
+            parts = [(reader.number(), reader.number(), reader.number()) for _ in range(reader.number())]
+            if any(which >= len(chunks) for which, _, _ in parts):
+                raise Damage("a part of no chunk")
+            found.append((length, (name, [(chunks[which], offset, size) for which, offset, size in parts])))
         return found
 
     def all_extents(self, entry):
         for name in entry.get("spilled", ()):
-            yield from self.extents(Reader(self.repository.chunk(name)))
+            yield from self.extents(Reader(self.repository.chunk(name)), entry["kind"] == b"F")
         yield from entry.get("extents", ())
 
     def run(self, snapshot):
@@ -446,7 +455,7 @@ class Restore:
         if kind in b"lh":  # Later, when all folders and files are there.
             (self.symlinks if kind == b"l" else self.links).append(entry)
         else:
-            self.attempt(entry, self.folder if kind == b"d" else self.file if kind in b"fo" else self.special)
+            self.attempt(entry, self.folder if kind == b"d" else self.file if kind in b"fFo" else self.special)
 
     def folder(self, entry):
         path = self.place(entry["path"].removesuffix(b"/"))
@@ -484,9 +493,9 @@ class Restore:
                 for start in range(0, length, len(ZEROS)):
                     digest.update(ZEROS[:length - start])
             else:
-                content = self.repository.chunk(chunk)
+                content = self.patched(*chunk) if isinstance(chunk, tuple) else self.repository.chunk(chunk)
                 if len(content) != length:
-                    raise Damage(f"chunk {chunk.hex()} is not of the length that the file says")
+                    raise Damage("a chunk is not of the length that the file says")
                 digest.update(content)
                 view = memoryview(content)
                 while view:
@@ -498,6 +507,14 @@ class Restore:
             raise Damage(f"{at} bytes instead of {entry['size']}")
         if digest.digest() != entry["digest"]:
             raise Damage("the whole does not have its digest")
+
+    def patched(self, name, parts):
+        """What parts of chunks make together; `name` is what a chunk of it would be called."""
+        chunks = {chunk: self.repository.chunk(chunk) for chunk in {chunk for chunk, _, _ in parts}}
+        content = b"".join(chunks[chunk][offset:offset + length] for chunk, offset, length in parts)
+        if blake3(content, key=self.repository.chunk_key).digest() != name:
+            raise Damage("parts of chunks do not make what they should")
+        return content
 
     def special(self, entry):
         path = self.place(entry["path"])

@@ -11,6 +11,7 @@ pub mod directory;
 mod directory_files;
 pub mod http;
 pub mod lease;
+pub mod pg_dump;
 pub mod port;
 pub mod postgres;
 mod postgres_rows;

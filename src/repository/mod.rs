@@ -5,10 +5,10 @@
 //! open it), `cut` and `codec` (from a file to chunks, from a chunk to its stored form), [`pack`] and [`index`]
 //! (where chunks lie), [`entry`] and [`list`] (what a snapshot holds), [`snapshot`], [`open`] (the repository as a
 //! whole), [`write`] (from bytes to packs, in parallel), [`create`] over a source ([`tree`], [`bucket`],
-//! [`stream`]), [`restore`], [`diff`], [`verify`], [`prune`] (decided by [`prune_plan`]), [`copy`], [`proof`],
-//! [`rekey`]. Beside the snapshots lies the write-ahead log of databases: [`wal_name`], [`wal_page`],
-//! [`wal_history`], [`wal`], and what of it a recovery needs in [`wal_line`] and
-//! [`recovery`]; [`wal_keep`] is what prune, verify and copy do with it.
+//! [`stream`], or [`cluster`] for a database with [`pages`]), [`restore`], [`diff`], [`verify`], [`prune`] (decided by
+//! [`prune_plan`]), [`copy`], [`proof`], [`rekey`]. Beside the snapshots lies the write-ahead log of databases:
+//! [`wal_name`], [`wal_page`], [`wal_history`], [`wal`], what of it a recovery needs in [`wal_line`] and [`recovery`]
+//! ([`wal_fill`] brings it); [`wal_keep`] is what prune, verify and copy do with it.
 //!
 //! Three rules hold it together. Objects are never changed: each is named by the BLAKE3 of its bytes, or written
 //! only if it is not there. They are written in one order, packs, index, snapshot, and read in the opposite one, so
@@ -17,6 +17,7 @@
 
 mod attributes;
 pub mod bucket;
+pub mod cluster;
 pub mod codec;
 pub mod copy;
 pub mod create;
@@ -33,6 +34,7 @@ pub mod marks;
 pub mod names;
 pub mod open;
 pub mod pack;
+pub mod pages;
 pub mod progress;
 pub mod proof;
 pub mod prune;
@@ -55,6 +57,7 @@ mod tree_body;
 pub mod verify;
 mod verify_packs;
 pub mod wal;
+pub mod wal_fill;
 pub mod wal_history;
 pub mod wal_keep;
 pub mod wal_line;

@@ -4,6 +4,7 @@
 use super::names::Id;
 use crate::providers::port::Lsn;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
@@ -49,6 +50,9 @@ pub enum Source {
         stop: Lsn,
         wal_segment_size: u32,
         from_standby: bool,
+        /// Where the server's tablespaces are, by number. Their content is below `pg_tblspc/NUMBER/`.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        tablespaces: BTreeMap<String, String>,
     },
 }
 
@@ -85,4 +89,12 @@ pub struct Stats {
     pub changed_while_read: u64,
     /// Files that could not be read, and are not in the snapshot.
     pub unreadable: u64,
+    /// Pages of a database whose checksums are wrong.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub corrupt_pages: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde asks for it
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }

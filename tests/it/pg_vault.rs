@@ -5,27 +5,10 @@ use crate::{
     pg::{Cluster, Home, free_port, other_user, run},
     place::Said,
 };
-use muster::{
-    providers::{
-        clock::{Clock, SystemClock},
-        directory::Directory,
-        port::ObjectWrite,
-    },
-    repository::{
-        create::{About, Base, create},
-        globs::Globs,
-        keys::Unlock,
-        open::Repository,
-        snapshot::Source as Origin,
-        tree::{Options, Tree},
-    },
-};
-use secrecy::SecretBox;
 use std::{
     os::unix::{fs::chown, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -86,42 +69,9 @@ impl Vault {
 
     /// A base backup of a server, as a snapshot of this repository; gives its identifier.
     pub fn base_backup(&self, cluster: &Cluster) -> String {
-        let dir = self.dir().join(format!("base-{}", free_port()));
-        let args =
-            ["-h", "127.0.0.1", "-p", &cluster.port.to_string(), "-U", "postgres", "-D", dir.to_str().unwrap(), "-X", "none", "-c", "fast"];
-        run(self.dir(), cluster.bin.join("pg_basebackup"), &args);
-        let manifest: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("backup_manifest")).unwrap()).unwrap();
-        let range = manifest["WAL-Ranges"][0].clone();
-        let source = Origin::Postgres {
-            url: format!("postgres://postgres@127.0.0.1:{}/", cluster.port),
-            system_identifier: cluster.sql("SELECT system_identifier FROM pg_control_system()"),
-            version: cluster.sql("SHOW server_version_num").parse().unwrap(),
-            timeline: range["Timeline"].as_u64().unwrap() as u32,
-            start: range["Start-LSN"].as_str().unwrap().parse().unwrap(),
-            stop: range["End-LSN"].as_str().unwrap().parse().unwrap(),
-            wal_segment_size: 16 << 20,
-            from_standby: cluster.sql("SELECT pg_is_in_recovery()") == "t",
-        };
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-        let id = runtime.block_on(self.backed_up(&dir, source));
-        std::fs::remove_dir_all(&dir).unwrap();
-        if let Some((uid, gid)) = other_user() {
-            let owner = format!("{uid}:{gid}");
-            assert!(Command::new("chown").args(["-R", &owner, self.repo.to_str().unwrap()]).status().unwrap().success());
-        }
-        id
-    }
-
-    async fn backed_up(&self, dir: &Path, origin: Origin) -> String {
-        let store: Arc<dyn ObjectWrite> = Arc::new(Directory::new(self.repo.clone()));
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let unlock = Unlock::KeyFile(Arc::new(SecretBox::new(Box::new(std::fs::read(&self.key).unwrap()))));
-        let repository = Arc::new(Repository::open(store.clone(), "here", &unlock).await.unwrap());
-        let base = Base::load(&repository, None, &*clock).await.unwrap();
-        let options = Options { one_file_system: false, exclude: Globs::none(), reread: false };
-        let source = Box::new(Tree::new(dir, base.entries(&repository), options).unwrap());
-        let about = About { origin, host: String::new(), user: String::new(), tags: Vec::new(), run: None };
-        create(repository, store, source, base, about, Arc::default(), clock).await.unwrap().id.to_string()
+        let url = format!("postgres://postgres@127.0.0.1:{}/", cluster.port);
+        let made = self.muster(&["backup", "create", &url]).expect(0).last();
+        made["snapshot"].as_str().unwrap().to_owned()
     }
 
     /// Restores a base backup into a new folder, with a port of its own, and starts a server on it.

@@ -11,6 +11,7 @@ pub mod forget;
 pub mod key;
 pub mod look;
 pub mod place;
+pub mod postgres;
 pub mod prune;
 pub mod restore;
 pub mod restore_cluster;
