@@ -133,10 +133,8 @@ async fn structure(servers: &dyn Servers, spec: &ServerSpec, server: &Running) -
 async fn contents(checks: &Checks, servers: &dyn Servers, server: &Running, table: &Table) -> Checked {
     let name = format!("table: {}", table.table);
     // Each row's digest is cut to 60 bits and summed: the order does not matter, and a row that is there twice does.
-    let ask = format!(
-        "SELECT count(*), coalesce(sum(('x' || substr(md5(t::text), 1, 15))::bit(60)::bigint), 0) FROM {} t",
-        quoted(&table.table)
-    );
+    let ask =
+        format!("SELECT count(*), coalesce(sum(('x' || substr(md5(t::text), 1, 15))::bit(60)::bigint), 0) FROM {} t", quoted(&table.table));
     let rows = match servers.query(server, &checks.database, &ask, LONG).await {
         Err(error) => return Checked::new(name, Some(false), error.to_string()),
         Ok(rows) => rows,

@@ -1,8 +1,7 @@
 //! What the actions that bring a PostgreSQL cluster back share: from a base backup and the log to a server of Muster's own
 //! that answers, and what it says of itself. It knows no single action.
 
-use super::{contract::*, shared::*, vault::*};
-use crate::model::effect::*;
+use super::{contract::*, vault::*};
 use crate::providers::{
     port::{Lsn, PortError},
     servers::{Running, ServerSpec, Servers},
@@ -39,7 +38,10 @@ pub(crate) async fn choose_base(repository: &Repository, snapshot: &str, source:
         repository.snapshot(snapshot).await?
     };
     let cluster = Cluster::of(&snapshot).ok_or_else(|| {
-        Refusal::no("no_base_backup", format!("snapshot {} is of {}, and no base backup of PostgreSQL", id.short(), snapshot.source.shown()))
+        Refusal::no(
+            "no_base_backup",
+            format!("snapshot {} is of {}, and no base backup of PostgreSQL", id.short(), snapshot.source.shown()),
+        )
     })?;
     Ok((id, snapshot, cluster))
 }
@@ -52,14 +54,20 @@ pub(crate) fn until(text: Option<&str>) -> Result<Until, Refusal> {
     text.map_or(Ok(Until::Latest), |text| text.parse().map_err(|why| Refusal::no("input", format!("`until`: {why}"))))
 }
 
-/// Where a server's socket lies: a path that is short enough for one, and the same for the same step.
+/// A name for this step's own things outside the run's folder: the same for the same step, and nobody else's.
+fn own_name(cx: &ReadCx) -> String {
+    let whole = blake3::hash(format!("{}/{}", cx.scratch.display(), cx.key).as_bytes());
+    whole.to_hex().chars().take(12).collect()
+}
+
+/// Where a server's socket lies: a path that is short enough for one.
 pub(crate) fn run_folder(cx: &ReadCx) -> PathBuf {
-    std::env::temp_dir().join(format!("muster-{}", short_key(cx)))
+    std::env::temp_dir().join(format!("muster-{}", own_name(cx)))
 }
 
 /// A folder that the server's user can get to: among the run's own, or, for root, where everybody may go.
 pub(crate) fn scratch_folder(cx: &ReadCx, said: Option<&Path>) -> PathBuf {
-    let name = format!("muster-restored-{}", short_key(cx));
+    let name = format!("muster-restored-{}", own_name(cx));
     match said {
         Some(folder) => folder.join(name),
         None if rustix::process::geteuid().is_root() => std::env::temp_dir().join(name),
@@ -83,9 +91,10 @@ pub(crate) enum Stuck {
 impl From<RepositoryError> for Stuck {
     fn from(error: RepositoryError) -> Self {
         match error {
-            RepositoryError::Damaged { .. } | RepositoryError::Missing { .. } | RepositoryError::NoChunk { .. } | RepositoryError::Refused(_) => {
-                Self::Backup(error.to_string())
-            }
+            RepositoryError::Damaged { .. }
+            | RepositoryError::Missing { .. }
+            | RepositoryError::NoChunk { .. }
+            | RepositoryError::Refused(_) => Self::Backup(error.to_string()),
             other => Self::Other(other.into()),
         }
     }

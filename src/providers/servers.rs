@@ -110,9 +110,9 @@ fn programs(spec: &ServerSpec) -> PortResult<PathBuf> {
     let major = spec.version / 10_000;
     let has = |dir: &PathBuf| dir.join("postgres").is_file();
     if let Some(dir) = &spec.programs {
-        return Some(dir.clone())
-            .filter(has)
-            .ok_or_else(|| PortError::Config(format!("there is no `postgres` in {}: name the folder of PostgreSQL {major}'s programs", dir.display())));
+        return Some(dir.clone()).filter(has).ok_or_else(|| {
+            PortError::Config(format!("there is no `postgres` in {}: name the folder of PostgreSQL {major}'s programs", dir.display()))
+        });
     }
     let usual = [format!("/usr/lib/postgresql/{major}/bin"), format!("/usr/pgsql-{major}/bin"), format!("/opt/postgresql/{major}/bin")];
     usual.iter().map(PathBuf::from).find(has).ok_or_else(|| {
@@ -263,7 +263,11 @@ impl Servers for LocalServers {
         let until = self.clock.monotonic() + patience;
         loop {
             if let Ok(Some(status)) = child.try_wait() {
-                return Err(PortError::Refused(format!("the server on {} ended ({status}): {}", spec.data.display(), Self::last_words(spec))));
+                return Err(PortError::Refused(format!(
+                    "the server on {} ended ({status}): {}",
+                    spec.data.display(),
+                    Self::last_words(spec)
+                )));
             }
             let asked = self.query(&running, "postgres", "SELECT pg_is_in_recovery()", Duration::from_secs(5)).await;
             match asked {
@@ -271,7 +275,11 @@ impl Servers for LocalServers {
                 _ if self.clock.monotonic() > until => {
                     self.stop(&spec.data).await?;
                     let why = asked.err().map_or_else(|| "it still recovers".to_owned(), |e| e.to_string());
-                    return Err(PortError::Refused(format!("the server on {} was not there in time ({why}): {}", spec.data.display(), Self::last_words(spec))));
+                    return Err(PortError::Refused(format!(
+                        "the server on {} was not there in time ({why}): {}",
+                        spec.data.display(),
+                        Self::last_words(spec)
+                    )));
                 }
                 _ => self.clock.sleep(POLL).await,
             }

@@ -8,7 +8,7 @@
 //! [`stream`], or [`cluster`] for a database with [`pages`]), [`restore`], [`diff`], [`verify`], [`prune`] (decided by
 //! [`prune_plan`]), [`copy`], [`proof`], [`rekey`]. Beside the snapshots lies the write-ahead log of databases:
 //! [`wal_name`], [`wal_page`], [`wal_history`], [`wal`], what of it a recovery needs in [`wal_line`] and [`recovery`]
-//! ([`wal_fill`] brings it); [`wal_keep`] is what prune, verify and copy do with it.
+//! ([`wal_fill`] brings it, [`tablespaces`] go where they are told); [`wal_keep`] is what prune, verify and copy do with it.
 //!
 //! Three rules hold it together. Objects are never changed: each is named by the BLAKE3 of its bytes, or written
 //! only if it is not there. They are written in one order, packs, index, snapshot, and read in the opposite one, so
@@ -50,6 +50,7 @@ pub mod source;
 pub mod stream;
 #[cfg(test)]
 mod sweep_tests;
+pub mod tablespaces;
 #[cfg(test)]
 mod tests;
 pub mod tree;

@@ -10,7 +10,7 @@ use super::{
     wal_name::{self, Piece, Segment, SegmentName, WalName, cover},
     wal_page,
 };
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{TryStreamExt, stream};
 use std::path::{Path, PathBuf};
 
 const AT_ONCE: usize = 4;
@@ -80,4 +80,3 @@ fn write(path: &Path, content: &[u8]) -> std::io::Result<()> {
     std::fs::write(&incomplete, content)?;
     std::fs::rename(&incomplete, path)
 }
-

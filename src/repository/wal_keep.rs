@@ -107,14 +107,21 @@ pub async fn look(repository: &Repository, snapshots: &[(Id, Snapshot)], marks: 
                 Err(error) => Err(error),
             }
         });
-        let kept: Vec<String> = each.buffer_unordered(AT_ONCE).try_filter_map(|key| async move { Ok::<_, RepositoryError>(key) }).try_collect().await?;
+        let kept: Vec<String> =
+            each.buffer_unordered(AT_ONCE).try_filter_map(|key| async move { Ok::<_, RepositoryError>(key) }).try_collect().await?;
         plan.delete.retain(|key| !kept.contains(key));
     }
     Ok(plan)
 }
 
 /// Is the log that these base backups need there, and, with data, what it was?
-pub async fn verify(repository: &Repository, snapshots: &[(Id, Snapshot)], depth: Depth, chance: [u8; 32], found: &mut Verified) -> Result<()> {
+pub async fn verify(
+    repository: &Repository,
+    snapshots: &[(Id, Snapshot)],
+    depth: Depth,
+    chance: [u8; 32],
+    found: &mut Verified,
+) -> Result<()> {
     let mut listed = wal::list(repository, WAL).await?;
     let mut lines: BTreeMap<String, wal_line::Line> = BTreeMap::new();
     for (id, snapshot) in snapshots {
@@ -133,7 +140,11 @@ pub async fn verify(repository: &Repository, snapshots: &[(Id, Snapshot)], depth
         let Some(line) = lines.get(&cluster.system) else { continue };
         let reach = line.reach(&cluster.base, line.newest(&cluster.base), None);
         if let (Some(first), Some(last)) = (reach.missing.first(), reach.missing.last()) {
-            let why = if reach.end < cluster.base.stop { "it is not consistent".to_owned() } else { format!("it can be led no further than {}", reach.end) };
+            let why = if reach.end < cluster.base.stop {
+                "it is not consistent".to_owned()
+            } else {
+                format!("it can be led no further than {}", reach.end)
+            };
             let path = format!("log of cluster {}, {first} to {last}", cluster.system);
             found.touched.push(Touched { snapshot: *id, path, why: format!("missing from the repository: without it {why}") });
         }

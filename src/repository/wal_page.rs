@@ -77,7 +77,7 @@ pub fn check(segment: &Segment, content: &[u8], whole: bool, history: Option<&Hi
 
 /// The beginning of a segment, for tests.
 #[cfg(test)]
-pub(super) fn header(timeline: u32, position: Lsn, system: u64, size: u32) -> Vec<u8> {
+pub(crate) fn header(timeline: u32, position: Lsn, system: u64, size: u32) -> Vec<u8> {
     let mut header = vec![0x10, MAGIC, 7, 0];
     header.extend(timeline.to_le_bytes());
     header.extend(position.0.to_le_bytes());

@@ -35,6 +35,8 @@ mod lab;
 mod nodes;
 mod people;
 mod pg;
+mod pg_drill;
+mod pg_keep;
 mod pg_replication;
 mod pg_restore;
 mod pg_vault;

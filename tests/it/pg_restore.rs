@@ -204,3 +204,37 @@ fn an_interrupted_restore_goes_on_and_no_server_starts_meanwhile() {
     wait("the end of recovery", || back.sql("SELECT pg_is_in_recovery()") == "f");
     assert_eq!((rows(&back), back.sql("SELECT count(*) FROM pgbench_accounts")), (1, "800000".to_owned()));
 }
+
+#[test]
+fn tablespaces_come_back_within_or_where_they_are_told() {
+    let vault = Vault::new();
+    let cluster = vault.archiving("");
+    let place = vault.dir().join("fast");
+    fs::create_dir(&place).unwrap();
+    give(&place);
+    cluster.sql(&format!("CREATE TABLESPACE fast LOCATION '{}'", place.display()));
+    cluster.sql("CREATE TABLE ledger (n bigint primary key) TABLESPACE fast");
+    cluster.sql("INSERT INTO ledger SELECT generate_series(1, 1000)");
+    let number = cluster.sql("SELECT oid FROM pg_tablespace WHERE spcname = 'fast'");
+    let snapshot = vault.base_backup(&cluster);
+    mark(&cluster, 1001);
+    archive_all(&cluster);
+    drop(cluster);
+    fs::remove_dir_all(&place).unwrap();
+    let within = vault.recovered(&snapshot, "within", "latest");
+    assert_eq!(rows(&within), 1001);
+    drop(within);
+    assert!(!place.exists(), "nothing goes to where the original had it");
+    let other = vault.dir().join("other");
+    let mapped = format!("{number}={}", other.display());
+    let port = free_port();
+    vault.restore(&snapshot, "apart", &["--tablespace", &mapped, "--port", &port.to_string()]).expect(0);
+    let apart = Cluster::on(&vault.dir().join("apart"), port).unwrap_or_else(|log| panic!("{log}"));
+    wait("the end of recovery", || apart.sql("SELECT pg_is_in_recovery()") == "f");
+    assert_eq!(rows(&apart), 1001);
+    assert_eq!(apart.sql(&format!("SELECT pg_tablespace_location({number})")), other.to_str().unwrap());
+    let said = vault.restore(&snapshot, "never", &["--tablespace", "7=/srv/x"]).expect(2);
+    assert!(said.err.contains("has no tablespace 7"), "{}", said.err);
+    let said = vault.restore(&snapshot, "never", &["--tablespace", &mapped]).expect(2);
+    assert!(said.err.contains("it is not empty"), "{}", said.err);
+}

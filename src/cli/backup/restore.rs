@@ -15,6 +15,7 @@ use crate::service::{
     },
 };
 use serde_json::json;
+use std::path::PathBuf;
 
 const HELP: &str = "Examples:\n  muster backup restore latest --to /srv/restored --repo vault\n  muster backup restore 3f9a1c --to /srv/restored --include 'adapters/**' --include '*.json' --repo vault\n  muster backup restore 3f9a1c --to /srv/models --in-place --dry-run --repo vault      what would change\n  muster backup restore 3f9a1c --to /srv/models --in-place --delete --repo vault       roll back to that state\nA file under its own name is whole and compared with its digest. What is damaged in the repository is named, and all\nthe rest is restored. An interrupted restore goes on with --in-place (of a base backup by itself).\n  muster backup restore latest --to /srv/data --until '2026-11-26 03:00:00+00' --repo vault --key-file wal.key\nbrings back a PostgreSQL cluster as it stood then: start the server on it, and it replays the log from the repository.\n";
 
@@ -50,6 +51,9 @@ pub struct Args {
     /// The port that the restored server will listen on
     #[arg(long, value_name = "PORT", help_heading = "PostgreSQL")]
     port: Option<u16>,
+    /// Where a tablespace goes, by its number; below the data directory if left out; may be given several times
+    #[arg(long, value_name = "NUMBER=DIR", value_parser = tablespace, help_heading = "PostgreSQL")]
+    tablespace: Vec<(u32, PathBuf)>,
     /// The folder is the data directory of another cluster: replace it
     #[arg(long, requires = "in_place", help_heading = "PostgreSQL")]
     other_cluster: bool,
@@ -58,10 +62,23 @@ pub struct Args {
     discard_wal: bool,
 }
 
+/// `16385=/srv/fast`.
+fn tablespace(text: &str) -> Result<(u32, PathBuf), String> {
+    let (number, place) = text.split_once('=').ok_or("write NUMBER=DIR")?;
+    let number = number.parse().map_err(|_| format!("`{number}` is no tablespace's number"))?;
+    std::path::absolute(place).map(|place| (number, place)).map_err(|e| format!("{place}: {e}"))
+}
+
 pub async fn main(args: Args, muster: &Muster, output: &Output) -> Done {
     let until = args.until.as_deref().map(str::parse).transpose().map_err(|why| ServiceError::Usage(format!("--until: {why}")))?;
-    let recover =
-        Recover { until, timeline: args.timeline, port: args.port, other_cluster: args.other_cluster, discard_wal: args.discard_wal };
+    let recover = Recover {
+        until,
+        timeline: args.timeline,
+        port: args.port,
+        tablespaces: args.tablespace.into_iter().collect(),
+        other_cluster: args.other_cluster,
+        discard_wal: args.discard_wal,
+    };
     let ask = Restore {
         at: args.repo.at(),
         snapshot: args.id,

@@ -92,7 +92,12 @@ fn told_cluster(cluster: &ClusterStatus, output: &Output) {
         let until = match (&base.until_about, base.recoverable) {
             (_, false) => "cannot be used".to_owned(),
             (Some(about), true) => format!("{} (timeline {}, about {about})", base.until, base.until_timeline),
-            (None, true) => format!("{} (timeline {}); then {} missing", base.until, base.until_timeline, counted(base.missing.len() as u64, "segment is", "segments are")),
+            (None, true) => format!(
+                "{} (timeline {}); then {} missing",
+                base.until,
+                base.until_timeline,
+                counted(base.missing.len() as u64, "segment is", "segments are")
+            ),
         };
         shown.add_row(vec![base.snapshot.short(), base.time.clone(), base.timeline.to_string(), base.start.to_string(), until]);
     }

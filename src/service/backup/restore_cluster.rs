@@ -14,10 +14,12 @@ use super::{
 use crate::providers::port::Lsn;
 use crate::repository::{
     RepositoryError,
+    globs::Globs,
     names::Id,
     recovery::{self, Cluster, Settings, Standing, Until},
-    restore::{Into, RestoreOptions, restore},
-    snapshot::Snapshot,
+    restore::{Into, RestoreOptions, Restored, restore},
+    snapshot::{Snapshot, Source},
+    tablespaces::{self, Places},
     wal_name::{Segment, SegmentName, WalName},
 };
 use serde::Serialize;
@@ -34,6 +36,8 @@ pub struct Recover {
     pub until: Option<Until>,
     pub timeline: Option<u32>,
     pub port: Option<u16>,
+    /// Where tablespaces go; below the data directory, if nothing is said.
+    pub tablespaces: Places,
     /// The target holds another cluster: replace it.
     pub other_cluster: bool,
     /// The target's `pg_wal` holds log that the repository lacks: let it go.
@@ -43,7 +47,12 @@ pub struct Recover {
 impl Recover {
     #[must_use]
     pub fn is_asked(&self) -> bool {
-        self.until.is_some() || self.timeline.is_some() || self.port.is_some() || self.other_cluster || self.discard_wal
+        self.until.is_some()
+            || self.timeline.is_some()
+            || self.port.is_some()
+            || !self.tablespaces.is_empty()
+            || self.other_cluster
+            || self.discard_wal
     }
 }
 
@@ -79,6 +88,8 @@ impl Muster {
         let to = std::path::absolute(&ask.to).map_err(|e| ServiceError::Usage(format!("--to {}: {e}", ask.to)))?;
         let standing = recovery::standing(&to, &id)?;
         allowed(ask, cluster, &to, &standing)?;
+        known(&recover.tablespaces, snapshot)?;
+        tablespaces::check(&recover.tablespaces, &to, standing != Standing::Empty)?;
         let planned = recovery::plan(&opened.repository, cluster, until, recover.timeline).await?;
         if !recover.discard_wal && matches!(standing, Standing::Cluster(_)) {
             nothing_lost(&opened, cluster, &to).await?;
@@ -90,9 +101,13 @@ impl Muster {
         }
         let _heed = self.heed(watch);
         let into = Into::Place { delete: true };
-        let options = RestoreOptions { include: crate::repository::globs::Globs::none(), into, owner: true, dry_run: ask.dry_run };
-        let restored = restore(opened.repository, snapshot, &to, options, watch.progress.clone()).await;
-        let restored = restored.map_err(|error| watch.failed(error, GO_ON))?;
+        let include = Globs::none().but(&tablespaces::elsewhere(&recover.tablespaces))?;
+        let options = RestoreOptions { include, into, owner: true, dry_run: ask.dry_run };
+        let restored = restore(opened.repository.clone(), snapshot, &to, options, watch.progress.clone()).await;
+        let mut restored = restored.map_err(|error| watch.failed(error, GO_ON))?;
+        if !ask.dry_run {
+            elsewhere(&opened, snapshot, &recover.tablespaces, &to, &mut restored, watch).await?;
+        }
         if !ask.dry_run && restored.damaged.is_empty() {
             let more = recover.port.map(|port| ("port".to_owned(), port.to_string())).into_iter().collect();
             let settings = Settings { restore_command: restore_command.clone(), until, timeline: planned.reach.timeline, more };
@@ -167,6 +182,45 @@ fn allowed(ask: &Restore, cluster: &Cluster, to: &Path, standing: &Standing) -> 
         ),
         Standing::Cluster(_) => Ok(()),
     }
+}
+
+/// A number that no tablespace has is a mistake.
+fn known(places: &Places, snapshot: &Snapshot) -> Result<(), ServiceError> {
+    let Source::Postgres { tablespaces, .. } = &snapshot.source else { return Ok(()) };
+    match places.keys().find(|number| !tablespaces.contains_key(&number.to_string())) {
+        None => Ok(()),
+        Some(number) => {
+            let known: Vec<String> = tablespaces.iter().map(|(number, path)| format!("{number} ({path})")).collect();
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            Err(ServiceError::Usage(format!("the base backup has no tablespace {number}; it has: {known}")))
+        }
+    }
+}
+
+/// Tablespaces that go to places of their own.
+async fn elsewhere(
+    opened: &Opened,
+    snapshot: &Snapshot,
+    places: &Places,
+    to: &Path,
+    all: &mut Restored,
+    watch: &Watch,
+) -> Result<(), ServiceError> {
+    for (number, place) in places {
+        tablespaces::move_down(*number, place)?;
+        let include = Globs::new(&[tablespaces::pattern(*number)])?;
+        let options = RestoreOptions { include, into: Into::Place { delete: true }, owner: true, dry_run: false };
+        let restored = restore(opened.repository.clone(), snapshot, place, options, watch.progress.clone()).await;
+        let restored = restored.map_err(|error| watch.failed(error, GO_ON))?;
+        all.files += restored.files;
+        all.bytes += restored.bytes;
+        all.bytes_written += restored.bytes_written;
+        all.bytes_in_place += restored.bytes_in_place;
+        all.damaged.extend(restored.damaged);
+        all.without.extend(restored.without);
+        tablespaces::move_up(*number, place, to)?;
+    }
+    Ok(())
 }
 
 /// The end of the old server's log may be nowhere but in its own folder: then replacing it would lose what was committed.

@@ -45,7 +45,12 @@ const ASK: &str = "SELECT system_identifier, \
           THEN last_failed_wal || ' at ' || last_failed_time END \
      FROM pg_control_system(), pg_stat_archiver";
 
-pub(super) async fn look_at(url: &str, ask: &Status, clusters: &[ClusterStatus], problems: &mut Vec<String>) -> Result<ServerLook, ServiceError> {
+pub(super) async fn look_at(
+    url: &str,
+    ask: &Status,
+    clusters: &[ClusterStatus],
+    problems: &mut Vec<String>,
+) -> Result<ServerLook, ServiceError> {
     let port = |e: PgError| ServiceError::Port(e.into());
     let target = Target::parse(url).map_err(port)?;
     let mut session = Session::open(&target, Purpose::Sql).await.map_err(port)?;
@@ -53,7 +58,8 @@ pub(super) async fn look_at(url: &str, ask: &Status, clusters: &[ClusterStatus],
     // Only a superuser or a monitor may see it.
     let waiting = session.one("SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'").await;
     let waiting = waiting.ok().and_then(|row| row.get(0).ok());
-    let mut look = server_look(session.at(), &row, waiting).map_err(|why| ServiceError::Port(PortError::Refused(format!("{}: {why}", session.at()))))?;
+    let mut look = server_look(session.at(), &row, waiting)
+        .map_err(|why| ServiceError::Port(PortError::Refused(format!("{}: {why}", session.at()))))?;
     if let Some(name) = &ask.slot {
         look.slot = Some(slot(&mut session, name).await.map_err(port)?);
     }

@@ -157,14 +157,19 @@ fn cluster_status(
             ));
         }
     }
-    let base_backups = bases.iter().map(|(id, snapshot, cluster)| base_status(line, *id, snapshot, cluster, &timelines)).collect::<Vec<_>>();
+    let base_backups =
+        bases.iter().map(|(id, snapshot, cluster)| base_status(line, *id, snapshot, cluster, &timelines)).collect::<Vec<_>>();
     for base in &base_backups {
         let missing = |names: &[String]| match names {
             [first, .., last] => format!("{first} to {last}"),
             names => names.join(""),
         };
         if !base.recoverable {
-            problems.push(format!("base backup {} of cluster {system} cannot be used: log is missing ({})", base.snapshot.short(), missing(&base.missing)));
+            problems.push(format!(
+                "base backup {} of cluster {system} cannot be used: log is missing ({})",
+                base.snapshot.short(),
+                missing(&base.missing)
+            ));
         } else if !base.missing.is_empty() {
             problems.push(format!(
                 "base backup {} of cluster {system} can be led to {} and no further: log is missing ({})",
@@ -200,7 +205,8 @@ fn timeline_status(line: &Line, timeline: u32, listed: &[Listed], now: Timestamp
 fn base_status(line: &Line, id: Id, snapshot: &Snapshot, cluster: &Cluster, timelines: &[TimelineStatus]) -> BaseStatus {
     let reach = line.reach(&cluster.base, line.newest(&cluster.base), None);
     let on = reach.needed.last().map_or(cluster.base.timeline, |segment| segment.timeline);
-    let until_about = if reach.missing.is_empty() { timelines.iter().find(|one| one.timeline == on).and_then(|one| one.newest_at.clone()) } else { None };
+    let until_about =
+        if reach.missing.is_empty() { timelines.iter().find(|one| one.timeline == on).and_then(|one| one.newest_at.clone()) } else { None };
     BaseStatus {
         snapshot: id,
         time: rfc3339_ms(snapshot.time),
