@@ -46,7 +46,7 @@ async fn made() -> BTreeMap<(String, String, String), SimObject> {
     for (name, content) in [
         ("PG_VERSION", "15\n"),
         ("backup_label", "START WAL LOCATION: 0/200028\n"),
-        ("global/pg_control", "control"),
+        ("global/pg_control", "controlled"),
         ("base/1/1259", "rows"),
     ] {
         let path = dir.path().join(name);

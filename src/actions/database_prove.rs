@@ -329,8 +329,12 @@ mod tests {
     #[tokio::test]
     async fn it_leaves_a_proof_and_nothing_else() {
         let bench = Bench::new(&fixture());
-        let out = bench.run::<Prove>().await.expect("proven");
-        assert_eq!((out.segments, out.timeline), (2, None), "observed from the proof alone: {out:?}");
+        let intent = bench.intent::<Prove>().await;
+        let out = Prove::apply(&bench.write, &intent).await.expect("proven");
+        assert_eq!((out.segments, out.timeline, out.checks.len()), (2, Some(2), 2), "{out:?}");
+        assert!(out.checks.iter().all(|check| check.ok == Some(true)), "{out:?}");
+        let seen = Prove::observe(&bench.read, &intent).await;
+        assert!(matches!(&seen, Seen::Done(seen) if seen.files == out.files), "{seen:?}");
         let proofs = proofs(&bench).await;
         assert_eq!((proofs.len(), proofs[0].ok, proofs[0].run.as_deref()), (1, true, Some("0190/step")));
         for folder in [scratch_folder(&bench.read, None), run_folder(&bench.read)] {

@@ -297,29 +297,23 @@ mod tests {
     use crate::actions::{cluster_fixture::with_cluster, contract_tests::Bench};
     use serde_json::json;
 
-    fn clean(bench: &Bench) {
-        for folder in [scratch_folder(&bench.read, None), run_folder(&bench.read)] {
-            let _ = std::fs::remove_dir_all(folder);
-        }
-    }
-
     #[tokio::test]
     async fn it_comes_back_and_answers() {
-        let mut bench = Bench::new(&fixture());
-        bench.again("a");
-        clean(&bench);
-        let out = bench.run::<Restore>().await.expect("restored");
+        let bench = Bench::new(&fixture());
+        let intent = bench.intent::<Restore>().await;
+        let out = Restore::apply(&bench.write, &intent).await.expect("restored");
+        let seen = Restore::observe(&bench.read, &intent).await;
+        assert!(matches!(&seen, Seen::Done(seen) if seen.port == out.port), "{seen:?}");
         assert_eq!((out.position, out.timeline, out.port), (Some("0/300148".parse().unwrap()), Some(2), Some(5432)), "{out:?}");
         assert!(out.to.join("pg_wal/000000010000000000000003").is_file() && out.to.join("recovery.signal").is_file());
-        let intent = bench.intent::<Restore>().await;
+        assert_eq!(bench.refused::<Restore>().await, "occupied", "another run does not touch it");
         Restore::undo(&bench.write, &intent, None).await.expect("undone");
         assert!(!out.to.exists());
     }
 
     #[tokio::test]
     async fn what_cannot_come_back_or_would_be_damaged_is_refused() {
-        let mut bench = Bench::new(&fixture());
-        bench.again("b");
+        let bench = Bench::new(&fixture());
         bench.world.lock().objects.retain(|(_, _, key), _| !key.ends_with("000000010000000000000003"));
         assert_eq!(bench.refused::<Restore>().await, "refused");
         let dir = tempfile::tempdir().unwrap();

@@ -62,7 +62,9 @@ fn own_name(cx: &ReadCx) -> String {
 
 /// Where a server's socket lies: a path that is short enough for one.
 pub(crate) fn run_folder(cx: &ReadCx) -> PathBuf {
-    std::env::temp_dir().join(format!("muster-{}", own_name(cx)))
+    // Tests start no real server, and leave nothing outside their own folder.
+    let place = if cfg!(test) { cx.scratch.clone() } else { std::env::temp_dir() };
+    place.join(format!("muster-{}", own_name(cx)))
 }
 
 /// A folder that the server's user can get to: among the run's own, or, for root, where everybody may go.
@@ -70,7 +72,7 @@ pub(crate) fn scratch_folder(cx: &ReadCx, said: Option<&Path>) -> PathBuf {
     let name = format!("muster-restored-{}", own_name(cx));
     match said {
         Some(folder) => folder.join(name),
-        None if rustix::process::geteuid().is_root() => std::env::temp_dir().join(name),
+        None if rustix::process::geteuid().is_root() && !cfg!(test) => std::env::temp_dir().join(name),
         None => cx.scratch.join(name),
     }
 }

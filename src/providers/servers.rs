@@ -188,7 +188,9 @@ impl LocalServers {
     /// The server's last words.
     fn last_words(spec: &ServerSpec) -> String {
         let text = fs::read_to_string(spec.log()).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
+        // That it was asked too early is our doing.
+        let early = |line: &&str| !line.contains("is starting up") && !line.contains("not yet accepting");
+        let lines: Vec<&str> = text.lines().filter(early).collect();
         let telling = |line: &&&str| line.contains("FATAL") || line.contains("PANIC") || line.contains("error:") || line.contains("HINT");
         let told: Vec<&str> = lines.iter().rev().filter(telling).take(4).copied().collect();
         let told = if told.is_empty() { lines.iter().rev().take(4).copied().collect() } else { told };
@@ -220,15 +222,13 @@ fn free_port() -> PortResult<u16> {
 fn postmaster(data: &Path) -> Option<Pid> {
     let text = fs::read_to_string(data.join("postmaster.pid")).ok()?;
     let pid = Pid::from_raw(text.lines().next()?.trim().parse().ok()?)?;
-    let there = rustix::process::test_kill_process(pid).is_ok();
-    // A child that nobody has waited for yet has ended.
-    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
-    let ended = stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z'));
-    (there && !ended).then_some(pid)
+    // A number may be another process's by now; a child that nobody has waited for yet has no folder any more.
+    let works_in = fs::read_link(format!("/proc/{}/cwd", pid.as_raw_nonzero())).ok()?;
+    (works_in == fs::canonicalize(data).ok()?).then_some(pid)
 }
 
 fn target(server: &Running, database: &str) -> PortResult<Target> {
-    let url = format!("postgres:///{database}?host={}&sslmode=disable", server.run.display());
+    let url = format!("postgres:///postgres?host={}&sslmode=disable", server.run.display());
     let mut target = Target::parse(&url).map_err(PortError::from)?;
     (target.port, target.user, target.database) = (server.port, server.role.clone(), Some(database.to_owned()));
     target.password = None;

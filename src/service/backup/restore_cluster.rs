@@ -232,7 +232,10 @@ async fn nothing_lost(opened: &Opened, cluster: &Cluster, to: &Path) -> Result<(
     let listed = crate::repository::wal::list(&opened.repository, &crate::repository::wal_name::folder(&cluster.system)).await?;
     let whole = |name: &WalName| if let WalName::File(SegmentName::Whole(segment)) = name { Some(*segment) } else { None };
     let archived: BTreeSet<Segment> = listed.iter().filter_map(|one| whole(&one.name)).collect();
-    let lacking: Vec<&Segment> = there.iter().filter(|segment| !archived.contains(segment)).collect();
+    // What is older than the base backup is not lost with it.
+    let from = Segment::at(1, cluster.base.start, cluster.segment_size).number(cluster.segment_size);
+    let newer = |segment: &&Segment| segment.number(cluster.segment_size) >= from;
+    let lacking: Vec<&Segment> = there.iter().filter(newer).filter(|segment| !archived.contains(segment)).collect();
     let Some(first) = lacking.first() else { return Ok(()) };
     Err(RepositoryError::Refused(format!(
         "{0}/pg_wal holds {1} of the log that the repository lacks, from {first} on: what was committed last may be nowhere else. Put \

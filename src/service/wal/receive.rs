@@ -313,9 +313,7 @@ fn begin(line: &wal_line::Line, history: &History, kept: Lsn) -> (u32, Lsn) {
         let here = Lsn(next * size).max(floor(*begun));
         return match path.get(at + 1) {
             // The next timeline took over in this segment or before: it has the rest.
-            Some((following, left)) if floor(*left) < here || (floor(*left) == here && last_whole == Some(next)) => {
-                (*following, floor(*left))
-            }
+            Some((following, left)) if floor(*left) < here => (*following, floor(*left)),
             _ => (*timeline, here),
         };
     }
