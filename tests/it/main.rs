@@ -35,6 +35,7 @@ mod lab;
 mod nodes;
 mod people;
 mod pg;
+mod pg_backup;
 mod pg_replication;
 mod place;
 mod preempt;
