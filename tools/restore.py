@@ -4,10 +4,14 @@
     python3 -m venv venv && venv/bin/pip install zstandard cryptography blake3
     venv/bin/python tools/restore.py REPO --list --password-file FILE
     venv/bin/python tools/restore.py REPO latest TARGET --password-file FILE
+    venv/bin/python tools/restore.py REPO --wal SYSTEM NAME FILE --password-file FILE
 
 Python 3.11 or newer, cryptography 44 or newer. It was written from docs/repository-format.md alone and shares nothing
 with Muster, so that no one's data depends on a program of ours. To restore from a bucket, copy the bucket into a
 directory first, with any tool.
+
+The last gets one file of a PostgreSQL cluster's write-ahead log: a segment, put together from its pieces and filled up
+with zeros if it is not whole, or a history (exit code 1: there is no such file, 126: it is damaged, or others after it are there).
 
 Every chunk is compared with its id and every file with its digest. What is damaged is said by name and left out, all
 the rest is restored, and the exit code is 1 (2: nothing could be done at all). Nothing is ever written outside TARGET,
@@ -239,6 +243,18 @@ class Repository:
         if blake3(data).hexdigest() != name:
             raise Damage("the digest is not the name")
         reader = Reader(self.unseal(self.key(data, kind), 0, data[HEADER:]))
+        length = reader.number()
+        return unstore(reader.data[reader.at:], length)
+
+    def bound(self, key):
+        """The plain form of an object that is authenticated together with its key."""
+        with open(os.path.join(self.root, key), "rb") as file:
+            data = file.read()
+        try:
+            plain = self.key(data, b"W").decrypt(bytes(12), data[HEADER:], key.encode())
+        except (InvalidTag, ValueError):
+            raise Damage("the seal is broken, or it is of another name") from None
+        reader = Reader(plain)
         length = reader.number()
         return unstore(reader.data[reader.at:], length)
 
@@ -555,6 +571,55 @@ class Restore:
         attempt("time", os.utime, ns=(entry["mtime"], entry["mtime"]), **follow)
 
 
+# --- The write-ahead log of a database.
+
+def segment(content):
+    """How long segments are, by the long header of the first page."""
+    if len(content) < 40 or content[1] != 0xD1 or not content[2] & 2:
+        raise Damage("it does not begin as a segment of PostgreSQL's log does")
+    return int.from_bytes(content[32:36], "little")
+
+
+def wal(repository, system, name, target):
+    """0: it is there; 1: there is no such file; else PostgreSQL must not believe that the log has ended."""
+    if not re.fullmatch(r"[1-9][0-9]*", system) or not re.fullmatch(r"[0-9A-F]{8}([0-9A-F]{16})?(\.[0-9A-Za-z.]+)?", name):
+        die(f"{system} {name}: no file of a write-ahead log")
+    folder = os.path.join("wal", system, name[:8])
+    try:
+        there = sorted(os.listdir(os.path.join(repository.root, folder)))
+    except FileNotFoundError:
+        return 1
+    try:
+        if name in there:
+            content = repository.bound(f"{folder}/{name}")
+        elif len(name) != 24:
+            return 1
+        else:
+            if any(len(other) >= 24 and other[:24] > name for other in there):
+                raise Damage("it is missing, and others that come after it are there")
+            pieces = [re.fullmatch(name + r"\.([0-9A-F]{8})-([0-9A-F]{8})", other) for other in there]
+            pieces = [(int(piece[1], 16), int(piece[2], 16), piece[0]) for piece in pieces if piece]
+            content = b""
+            while True:
+                reaching = [piece for piece in pieces if piece[0] <= len(content) < piece[1]]
+                if not reaching:
+                    break
+                start, end, piece = max(reaching, key=lambda piece: piece[1])
+                part = repository.bound(f"{folder}/{piece}")
+                if len(part) != end - start:
+                    raise Damage(f"{piece} is of another length than its name says")
+                content += part[len(content) - start:]
+            if not content:
+                return 1
+            content += bytes(segment(content) - len(content))
+    except (Damage, OSError) as damage:
+        print(f"{folder}/{name}: {damage}", file=sys.stderr)
+        return 126
+    with open(target, "wb") as file:
+        file.write(content)
+    return 0
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("repo")
@@ -563,10 +628,11 @@ def main():
     parser.add_argument("--password-file", help="holds the password; a line end at its end does not count")
     parser.add_argument("--key-file")
     parser.add_argument("--list", action="store_true", help="list the snapshots")
+    parser.add_argument("--wal", nargs=3, metavar=("SYSTEM", "NAME", "FILE"), help="get one file of a write-ahead log")
     given = parser.parse_args()
     if not given.password_file and not given.key_file:
         parser.error("a --password-file or a --key-file is needed")
-    if not given.list and not (given.snapshot and given.target):
+    if not given.list and not given.wal and not (given.snapshot and given.target):
         parser.error("a snapshot and a target are needed, or --list")
 
     password = key_file = None
@@ -581,6 +647,8 @@ def main():
         die(f"{error.filename}: {error.strerror}")
 
     repository = Repository(given.repo, password, key_file)
+    if given.wal:
+        sys.exit(wal(repository, *given.wal))
     if given.list:
         for snapshot in repository.snapshots():
             stats, source = snapshot.get("stats", {}), snapshot.get("source", {})

@@ -5,14 +5,18 @@
 
 mod compared;
 pub mod contract;
+mod database_checks;
 mod manifest;
 pub mod proof;
+mod recovered;
 pub mod replica;
 mod replica_content;
 mod shared;
 mod vault;
 mod wheel;
 
+#[cfg(test)]
+mod cluster_fixture;
 #[cfg(test)]
 pub mod contract_tests;
 
@@ -60,7 +64,9 @@ actions! {
     database_admit::Admit,
     database_fence::Fence,
     database_promote::Promote,
+    database_prove::Prove,
     database_rejoin::Rejoin,
+    database_restore::Restore,
     database_snapshot::Snapshot,
     database_verify_replica::VerifyReplica,
     dns_shift::Shift,

@@ -28,6 +28,7 @@ pub mod s3;
 #[cfg(feature = "aws")]
 mod s3_parts;
 pub mod secrets;
+pub mod servers;
 pub mod sim;
 pub mod store;
 pub mod who;

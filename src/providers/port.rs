@@ -477,6 +477,8 @@ pub trait WorldRead: Send + Sync {
     fn http(&self) -> Arc<dyn Http>;
     fn lease(&self, database: &str) -> PortResult<Arc<dyn LeaseRead>>;
     fn processes(&self) -> Arc<dyn Processes>;
+    /// PostgreSQL servers of Muster's own on this machine.
+    fn servers(&self) -> Arc<dyn super::servers::Servers>;
     /// The value behind a reference. Never printed, never journaled.
     fn secret(&self, reference: &crate::model::estate::SecretRef) -> PortResult<secrecy::SecretString>;
     /// Who acts, and on which machine.

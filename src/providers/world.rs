@@ -136,6 +136,9 @@ impl WorldRead for World {
     fn lease(&self, database: &str) -> PortResult<Arc<dyn LeaseRead>> {
         Ok(self.http_lease(database)?)
     }
+    fn servers(&self) -> Arc<dyn super::servers::Servers> {
+        Arc::new(super::servers::LocalServers::new(Arc::clone(&self.clock)))
+    }
     fn processes(&self) -> Arc<dyn Processes> {
         Arc::new(LocalProcesses::new(Arc::clone(&self.clock)))
     }

@@ -103,6 +103,7 @@ pub async fn verify(
     for (id, snapshot) in &snapshots {
         check_snapshot(&repository, &index, (id, snapshot), &bad, &mut found).await?;
     }
+    super::wal_keep::verify(&repository, &snapshots, depth, chance, &mut found).await?;
     found.touched.sort();
     found.touched.dedup();
     Ok(found)

@@ -214,8 +214,9 @@ pub async fn systems(repository: &Repository) -> Result<BTreeSet<String>> {
 
 /// Reads every one of these objects. Gives what is wrong with those that are not what was written.
 pub async fn check(repository: &Repository, listed: &[Listed]) -> Result<Vec<RepositoryError>> {
-    let each = stream::iter(listed).map(|one| async move {
-        match open(repository, &wal_name::key(&one.system, &one.name)).await {
+    let keys: Vec<String> = listed.iter().map(|one| wal_name::key(&one.system, &one.name)).collect();
+    let each = stream::iter(keys).map(|key| async move {
+        match open(repository, &key).await {
             // Gone since it was listed.
             Ok(_) | Err(RepositoryError::Missing { .. }) => Ok(None),
             Err(error @ RepositoryError::Damaged { .. }) => Ok(Some(error)),

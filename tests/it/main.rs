@@ -36,7 +36,12 @@ mod nodes;
 mod people;
 mod pg;
 mod pg_backup;
+mod pg_drill;
+mod pg_keep;
 mod pg_replication;
+mod pg_restore;
+mod pg_vault;
+mod pg_wal;
 mod place;
 mod preempt;
 #[cfg(feature = "lab")]

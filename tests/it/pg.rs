@@ -102,6 +102,21 @@ impl Cluster {
         made
     }
 
+    /// One on a data directory that is there already. `Err`: it did not start; what its log says.
+    pub fn on(data: &Path, port: u16) -> Result<Self, String> {
+        let made = Self { bin: bin().unwrap(), data: data.to_owned(), port };
+        let log = data.with_extension("log");
+        let mut command = Command::new(made.bin.join("pg_ctl"));
+        command.args(["-D", data.to_str().unwrap(), "-l", log.to_str().unwrap(), "-w", "-t", "120", "start"]);
+        command.current_dir(data.parent().unwrap()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        if let Some((uid, gid)) = other_user() {
+            std::os::unix::process::CommandExt::uid(&mut command, uid);
+            std::os::unix::process::CommandExt::gid(&mut command, gid);
+        }
+        let started = command.status().unwrap().success();
+        if started { Ok(made) } else { Err(std::fs::read_to_string(log).unwrap_or_default()) }
+    }
+
     pub fn standby(&self, home: &Home) -> Self {
         let dir = home.0.path();
         let (data, port) = (dir.join("west"), free_port());

@@ -9,10 +9,12 @@
 mod clock;
 mod data;
 mod net;
+mod servers;
 mod state;
 
 pub use clock::SimClock;
 pub use net::Handler;
+pub use servers::SimServers;
 pub use state::{Server, SimInstance, SimLease, SimObject, State};
 
 use crate::model::estate::{Estate, SecretRef};
@@ -153,6 +155,9 @@ impl WorldRead for SimWorld {
     }
     fn lease(&self, database: &str) -> PortResult<Arc<dyn LeaseRead>> {
         Ok(self.lease_of(database)?)
+    }
+    fn servers(&self) -> Arc<dyn crate::providers::servers::Servers> {
+        Arc::new(servers::SimServers)
     }
     fn processes(&self) -> Arc<dyn Processes> {
         Arc::new(net::Net { world: self.clone() })

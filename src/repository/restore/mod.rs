@@ -33,6 +33,9 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
+/// In the folder while a restore that takes several steps is under way: no restore removes it.
+pub const MARKER: &str = "muster.restoring";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Into {
     /// A folder that is empty or not there.

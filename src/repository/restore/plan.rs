@@ -190,7 +190,7 @@ impl<'a> Planner<'a> {
 
     /// Is the content of this entry wanted at all?
     pub fn wants(&self, path: &[u8]) -> bool {
-        self.include.is_empty() || self.include.fits_within(path)
+        self.include.chooses(path)
     }
 
     /// Takes the next entry. `extents` are those of a file: or why they cannot be had.
