@@ -159,7 +159,7 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ("list", "kinds", entries()),
         ("extents", "two", extents),
         ("snapshot", "one", json(&snapshot())),
-        ("marks", "mark", json(&Marked { packs: vec![id(1), id(2)], grace_s: 86_400 })),
+        ("marks", "mark", json(&Marked { packs: vec![id(1), id(2)], wal: Vec::new(), grace_s: 86_400 })),
         ("marks", "proof", json(&proof)),
         ("marks", "name", id(0xab).key("packs/").into_bytes()),
         ("safetensors", "two", safetensors()),

@@ -35,6 +35,7 @@ mod lab;
 mod nodes;
 mod people;
 mod pg;
+mod pg_backup;
 mod pg_drill;
 mod pg_keep;
 mod pg_replication;

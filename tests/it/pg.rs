@@ -80,10 +80,16 @@ impl Cluster {
 
     /// One with these lines in its `postgresql.conf`.
     pub fn with(home: &Home, settings: &str) -> Self {
+        Self::with_initdb(home, &[], settings)
+    }
+
+    /// The same, made by `initdb` with these options as well.
+    pub fn with_initdb(home: &Home, options: &[&str], settings: &str) -> Self {
         let dir = home.0.path();
         let bin = bin().expect("no initdb under /usr/lib/postgresql: make deps");
         let (data, port) = (dir.join("east"), free_port());
-        run(dir, bin.join("initdb"), &["-D", data.to_str().unwrap(), "-U", "postgres", "-A", "trust", "-N", "--no-instructions"]);
+        let args = ["-D", data.to_str().unwrap(), "-U", "postgres", "-A", "trust", "-N", "--no-instructions"];
+        run(dir, bin.join("initdb"), &[&args[..], options].concat());
         let conf = format!(
             "\nlisten_addresses='127.0.0.1'\nport={port}\nunix_socket_directories=''\nwal_level=replica\nhot_standby=on\nwal_keep_size=64MB\n\
              shared_buffers=16MB\ncluster_name='east'\nwal_retrieve_retry_interval=50ms\n{settings}"
@@ -122,6 +128,17 @@ impl Cluster {
         std::fs::write(&file, conf).unwrap();
         let made = Self { bin: self.bin.clone(), data, port };
         made.start(dir);
+        made
+    }
+
+    /// Another server of the same version, on a directory that holds a cluster.
+    pub fn again(&self, data: &Path) -> Self {
+        let port = free_port();
+        let file = data.join("postgresql.conf");
+        let conf = std::fs::read_to_string(&file).unwrap() + &format!("\nport={port}\ncluster_name='again'\n");
+        std::fs::write(&file, conf).unwrap();
+        let made = Self { bin: self.bin.clone(), data: data.to_owned(), port };
+        made.start(data.parent().unwrap());
         made
     }
 

@@ -130,6 +130,8 @@ pub struct ClusterStream {
     prefix: Option<Vec<u8>>,
     /// What is left of the last file, up to the next header.
     left: Arc<Mutex<u64>>,
+    /// What everything has whose header says nothing else: whose it is, and a time.
+    like: Meta,
     /// Given already.
     folders: BTreeSet<Vec<u8>>,
     pending: Vec<Item>,
@@ -148,6 +150,7 @@ impl ClusterStream {
             start: Lsn(0),
             prefix: None,
             left: Arc::default(),
+            like: Meta::default(),
             folders: BTreeSet::new(),
             pending: Vec::new(),
             ended: false,
@@ -223,6 +226,7 @@ impl ClusterStream {
     }
 
     fn entry(&mut self, header: Header) -> Result<Option<Item>> {
+        self.like = Meta { mode: 0o700, ..meta_of(&header) };
         let prefix = self.prefix.clone().unwrap_or_default();
         for folder in [Vec::new(), prefix.clone()] {
             self.folder(&folder, &header);
@@ -249,7 +253,7 @@ impl ClusterStream {
     /// A folder, once. One that the stream says nothing of belongs to whom the others belong to.
     fn folder(&mut self, path: &[u8], header: &Header) {
         if self.folders.insert(path.to_vec()) {
-            let meta = meta_of_folder(header);
+            let meta = if header.kind == Kind::Folder { meta_of(header) } else { self.like.clone() };
             self.pending.push(Item { entry: Entry { path: path.to_vec(), node: Node::Folder { meta } }, reading: Reading::Nothing });
         }
     }
@@ -258,9 +262,8 @@ impl ClusterStream {
         *lock(&self.left) = header.size + tar::padding(header.size) as u64;
         lock(&self.learnt).files.insert(path.clone(), header.size);
         let body = FileBody { input: self.input.clone(), left: self.left.clone(), size: header.size, at: 0 };
-        let mtime = Instant { seconds: header.mtime, nanos: 0 };
-        let meta = Meta { mode: header.mode, uid: header.uid, gid: header.gid, mtime, ..Meta::default() };
-        let node = Node::File { meta, ctime: mtime, inode: 0, content: unread(header.size) };
+        let meta = meta_of(header);
+        let node = Node::File { ctime: meta.mtime, meta, inode: 0, content: unread(header.size) };
         let pages = header.size > 0 && header.size.is_multiple_of(PAGE as u64);
         let reading = if pages {
             let before = self.old.as_mut().map(|old| old.extents(&path)).unwrap_or_default();
@@ -292,8 +295,8 @@ impl ClusterStream {
         }
         drop(input);
         lock(&self.learnt).manifest.clone_from(&bytes);
-        let meta = Meta { mode: 0o600, ..Meta::default() };
-        let node = Node::File { meta, ctime: Instant::default(), inode: 0, content: unread(bytes.len() as u64) };
+        let meta = Meta { mode: 0o600, ..self.like.clone() };
+        let node = Node::File { ctime: meta.mtime, meta, inode: 0, content: unread(bytes.len() as u64) };
         let reading = Reading::Read(Box::new(Kept(bytes, 0)));
         self.pending.push(Item { entry: Entry { path: MANIFEST.to_vec(), node }, reading });
         Ok(())
@@ -315,9 +318,8 @@ fn wrong(what: &(impl std::fmt::Display + ?Sized)) -> RepositoryError {
     RepositoryError::Refused(format!("the server's backup is not what it must be: {what}"))
 }
 
-fn meta_of_folder(header: &Header) -> Meta {
-    let mode = if header.kind == Kind::Folder { header.mode } else { 0o700 };
-    Meta { mode, uid: header.uid, gid: header.gid, mtime: Instant { seconds: header.mtime, nanos: 0 }, ..Meta::default() }
+fn meta_of(header: &Header) -> Meta {
+    Meta { mode: header.mode, uid: header.uid, gid: header.gid, mtime: Instant { seconds: header.mtime, nanos: 0 }, ..Meta::default() }
 }
 
 impl Source for ClusterStream {
