@@ -50,7 +50,7 @@ fn checked(home: &Home) -> Cluster {
 /// Restores a snapshot into a folder of the server's user.
 fn restore(place: &Place, home: &Home, snapshot: &str, name: &str) -> PathBuf {
     let to = home.0.path().join(name);
-    backup(place, &["restore", snapshot, "--to", to.to_str().unwrap()]).expect(0);
+    backup(place, &["restore", snapshot, "--files-only", "--to", to.to_str().unwrap()]).expect(0);
     to
 }
 
@@ -257,13 +257,13 @@ fn scattered_updates_store_their_pages_and_little_more() {
     backup(&place, &["verify", "--read-data"]).expect(0);
     place.muster(&["backup", "copy", "--repo", "vault", "--to", "other", "--password-file", "pw"]).expect(0);
     let moved = home.0.path().join("fourth");
-    place.muster(&["backup", "restore", "latest", "--repo", "other", "--password-file", "pw", "--to", moved.to_str().unwrap()]).expect(0);
+    place.muster(&["backup", "restore", "latest", "--repo", "other", "--password-file", "pw", "--files-only", "--to", moved.to_str().unwrap()]).expect(0);
     verified(&cluster, &moved);
     // In place over the older one: what is put together from parts is seen to be there, or written.
-    let said = backup(&place, &["restore", "latest", "--to", old.to_str().unwrap(), "--in-place", "--delete"]).expect(0).last();
+    let said = backup(&place, &["restore", "latest", "--to", old.to_str().unwrap(), "--files-only", "--in-place", "--delete"]).expect(0).last();
     assert!(number(&said, "bytes_written") < number(&said, "bytes") / 2, "{said}");
     verified(&cluster, &old);
-    let said = backup(&place, &["restore", "latest", "--to", old.to_str().unwrap(), "--in-place"]).expect(0).last();
+    let said = backup(&place, &["restore", "latest", "--to", old.to_str().unwrap(), "--files-only", "--in-place"]).expect(0).last();
     assert_eq!(number(&said, "bytes_written"), 0, "{said}");
 }
 

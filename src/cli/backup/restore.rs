@@ -42,6 +42,9 @@ pub struct Args {
     /// Say what would be written, and write nothing
     #[arg(long)]
     dry_run: bool,
+    /// Of a base backup: restore the files that it has, and do not make them ready to recover
+    #[arg(long, help_heading = "PostgreSQL")]
+    files_only: bool,
     /// Of a base backup: `latest`, `immediate`, a time with its zone, a log position (0/16B3748), or a transaction's number
     #[arg(long, value_name = "POINT", help_heading = "PostgreSQL")]
     until: Option<String>,
@@ -87,6 +90,7 @@ pub async fn main(args: Args, muster: &Muster, output: &Output) -> Done {
         in_place: args.in_place,
         delete: args.delete,
         dry_run: args.dry_run,
+        files_only: args.files_only,
         recover,
     };
     let (watch, line) = live::start("restoring", muster, output);

@@ -30,6 +30,8 @@ pub struct Restore {
     /// What is not in the snapshot is removed.
     pub delete: bool,
     pub dry_run: bool,
+    /// A base backup as the files that it has, not made ready to recover.
+    pub files_only: bool,
     /// Of a base backup.
     pub recover: Recover,
 }
@@ -71,12 +73,12 @@ impl Muster {
         let (id, snapshot) = opened.repository.snapshot(&ask.snapshot).await?;
         match Cluster::of(&snapshot) {
             // Single files of it are files.
-            Some(cluster) if include.is_empty() => return self.backup_restore_cluster(ask, &cluster, opened, (id, &snapshot), watch).await,
+            Some(cluster) if include.is_empty() && !ask.files_only => return self.backup_restore_cluster(ask, &cluster, opened, (id, &snapshot), watch).await,
             _ if ask.recover.is_asked() => {
                 return Err(ServiceError::Usage(format!(
-                    "snapshot {} is {} of {}: --until, --timeline, --port, --other-cluster and --discard-wal are for a whole base backup of PostgreSQL",
+                    "snapshot {} is {} of {}: --until, --timeline, --port, --tablespace, --other-cluster and --discard-wal are for a base backup of PostgreSQL that is made ready to recover",
                     id.short(),
-                    if include.is_empty() { "one" } else { "restored in part, and is one" },
+                    if include.is_empty() { "restored as files, and is one" } else { "restored in part, and is one" },
                     snapshot.source.shown()
                 )));
             }
