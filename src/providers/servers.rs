@@ -10,7 +10,7 @@
 use super::{
     clock::Clock,
     port::{PortError, PortResult},
-    replication::{PgError, Purpose, Session, Target},
+    replication::{PgError, Purpose, Session, Target, target::SslMode},
 };
 use async_trait::async_trait;
 use rustix::process::{Pid, Signal, kill_process};
@@ -26,6 +26,7 @@ use std::{
 
 /// How long a server may take to end by itself; then it is killed.
 const STOP: Duration = Duration::from_secs(20);
+const CONNECT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
 
 /// What is to be started.
@@ -151,6 +152,8 @@ fn settings(spec: &ServerSpec, port: u16) -> Vec<(String, String)> {
         ("fsync", "off".to_owned()),
         ("full_page_writes", "off".to_owned()),
         ("autovacuum", "off".to_owned()),
+        // Tablespaces are folders in it, and no links that lead to where the original has them.
+        ("allow_in_place_tablespaces", "on".to_owned()),
     ];
     fixed.into_iter().map(|(name, value)| (name.to_owned(), value)).chain(spec.settings.iter().cloned()).collect()
 }
@@ -227,12 +230,19 @@ fn postmaster(data: &Path) -> Option<Pid> {
     (works_in == fs::canonicalize(data).ok()?).then_some(pid)
 }
 
-fn target(server: &Running, database: &str) -> PortResult<Target> {
-    let url = format!("postgres:///postgres?host={}&sslmode=disable", server.run.display());
-    let mut target = Target::parse(&url).map_err(PortError::from)?;
-    (target.port, target.user, target.database) = (server.port, server.role.clone(), Some(database.to_owned()));
-    target.password = None;
-    Ok(target)
+/// Over its socket, where nobody needs a password.
+fn target(server: &Running, database: &str) -> Target {
+    Target {
+        host: server.run.display().to_string(),
+        port: server.port,
+        user: server.role.clone(),
+        database: Some(database.to_owned()),
+        password: None,
+        password_from: "nowhere".to_owned(),
+        ssl: SslMode::Disable,
+        roots: None,
+        connect_timeout: CONNECT,
+    }
 }
 
 #[async_trait]
@@ -272,7 +282,12 @@ impl Servers for LocalServers {
             let asked = self.query(&running, "postgres", "SELECT pg_is_in_recovery()", Duration::from_secs(5)).await;
             match asked {
                 Ok(rows) if rows.first().and_then(|row| row.first()).is_some_and(|cell| cell.as_deref() == Some("f")) => break,
-                _ if self.clock.monotonic() > until => {
+                // Such as a role that it does not have: it will not come by waiting.
+                Err(error @ (PortError::Refused(_) | PortError::Config(_))) => {
+                    self.stop(&spec.data).await?;
+                    return Err(error);
+                }
+                asked if self.clock.monotonic() > until => {
                     self.stop(&spec.data).await?;
                     let why = asked.err().map_or_else(|| "it still recovers".to_owned(), |e| e.to_string());
                     return Err(PortError::Refused(format!(
@@ -290,7 +305,7 @@ impl Servers for LocalServers {
     }
 
     async fn query(&self, server: &Running, database: &str, text: &str, patience: Duration) -> PortResult<Vec<TextRow>> {
-        let mut session = Session::open(&target(server, database)?, Purpose::Sql).await?;
+        let mut session = Session::open(&target(server, database), Purpose::Sql).await?;
         session.set_patience(patience);
         let rows = session.query(text).await.map_err(PgError::into);
         session.close().await;

@@ -1,11 +1,14 @@
-//! Tablespaces of a restored cluster that go to places of their own.
+//! Tablespaces of a restored cluster, which go to places of their own.
 //!
-//! In a snapshot their content lies below `pg_tblspc/NUMBER/`, and there it comes back if nobody says otherwise: a folder of
-//! the data directory, as good to PostgreSQL as a link. One that goes elsewhere is left out of the data directory,
-//! restored below that place under the same path, and moved up within it; then the link is made. So nothing that is
-//! restored ever goes through a link.
+//! In a snapshot their content lies below `pg_tblspc/NUMBER/`. PostgreSQL wants links there, and not to where the original
+//! has them, which may be in use: so each goes where it is told, or to `DATA.tablespaces/NUMBER`. It is left out
+//! of the data directory, restored below its place under the same path, and moved up within it; then the link is made.
+//! So nothing that is restored ever goes through a link.
 
-use super::{RepositoryError, Result};
+use super::{
+    RepositoryError, Result,
+    snapshot::{Snapshot, Source},
+};
 use std::{
     collections::BTreeMap,
     fs,
@@ -15,6 +18,15 @@ use std::{
 
 /// Numbers of tablespaces, and where each goes.
 pub type Places = BTreeMap<u32, PathBuf>;
+
+/// Where each tablespace of a base backup goes.
+#[must_use]
+pub fn places(snapshot: &Snapshot, said: &Places, data: &Path) -> Places {
+    let Source::Postgres { tablespaces, .. } = &snapshot.source else { return Places::new() };
+    let beside = |number: u32| PathBuf::from(format!("{}.tablespaces/{number}", data.display()));
+    let numbers = tablespaces.keys().filter_map(|number| number.parse().ok());
+    numbers.map(|number| (number, said.get(&number).cloned().unwrap_or_else(|| beside(number)))).collect()
+}
 
 /// Patterns for what is left out of the data directory.
 #[must_use]

@@ -257,10 +257,24 @@ fn scattered_updates_store_their_pages_and_little_more() {
     backup(&place, &["verify", "--read-data"]).expect(0);
     place.muster(&["backup", "copy", "--repo", "vault", "--to", "other", "--password-file", "pw"]).expect(0);
     let moved = home.0.path().join("fourth");
-    place.muster(&["backup", "restore", "latest", "--repo", "other", "--password-file", "pw", "--files-only", "--to", moved.to_str().unwrap()]).expect(0);
+    place
+        .muster(&[
+            "backup",
+            "restore",
+            "latest",
+            "--repo",
+            "other",
+            "--password-file",
+            "pw",
+            "--files-only",
+            "--to",
+            moved.to_str().unwrap(),
+        ])
+        .expect(0);
     verified(&cluster, &moved);
     // In place over the older one: what is put together from parts is seen to be there, or written.
-    let said = backup(&place, &["restore", "latest", "--to", old.to_str().unwrap(), "--files-only", "--in-place", "--delete"]).expect(0).last();
+    let said =
+        backup(&place, &["restore", "latest", "--to", old.to_str().unwrap(), "--files-only", "--in-place", "--delete"]).expect(0).last();
     assert!(number(&said, "bytes_written") < number(&said, "bytes") / 2, "{said}");
     verified(&cluster, &old);
     let said = backup(&place, &["restore", "latest", "--to", old.to_str().unwrap(), "--files-only", "--in-place"]).expect(0).last();

@@ -36,10 +36,12 @@ fn log_that_nothing_needs_goes_and_the_rest_stays_verified_and_copied() {
     cluster.sql("INSERT INTO ledger VALUES (4)");
     let last = archive_all(&cluster);
     drop(cluster);
+    let all = segments(&vault.repo);
+    vault.muster(&["backup", "prune", "--grace", "0s"]).expect(0);
+    vault.muster(&["backup", "prune", "--grace", "0s"]).expect(0);
     let before = segments(&vault.repo);
-    vault.muster(&["backup", "prune", "--grace", "0s"]).expect(0);
-    vault.muster(&["backup", "prune", "--grace", "0s"]).expect(0);
-    assert_eq!(segments(&vault.repo), before, "both base backups need all of it");
+    // But for what was archived before the first.
+    assert_eq!(before, all[1..], "both base backups need all of it");
     vault.muster(&["backup", "forget", &first]).expect(0);
     let marked = vault.muster(&["backup", "prune", "--grace", "0s"]).expect(0).last();
     assert!(marked["wal_marked"].as_u64().unwrap() >= 3 && marked["wal_deleted"] == 0, "{marked}");

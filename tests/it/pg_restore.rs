@@ -206,7 +206,7 @@ fn an_interrupted_restore_goes_on_and_no_server_starts_meanwhile() {
 }
 
 #[test]
-fn tablespaces_come_back_within_or_where_they_are_told() {
+fn tablespaces_come_back_beside_or_where_they_are_told() {
     let vault = Vault::new();
     let cluster = vault.archiving("");
     let place = vault.dir().join("fast");
@@ -223,6 +223,8 @@ fn tablespaces_come_back_within_or_where_they_are_told() {
     fs::remove_dir_all(&place).unwrap();
     let within = vault.recovered(&snapshot, "within", "latest");
     assert_eq!(rows(&within), 1001);
+    let beside = vault.dir().join("within.tablespaces").join(&number);
+    assert_eq!(within.sql(&format!("SELECT pg_tablespace_location({number})")), beside.to_str().unwrap());
     drop(within);
     assert!(!place.exists(), "nothing goes to where the original had it");
     let other = vault.dir().join("other");

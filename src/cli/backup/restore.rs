@@ -54,7 +54,7 @@ pub struct Args {
     /// The port that the restored server will listen on
     #[arg(long, value_name = "PORT", help_heading = "PostgreSQL")]
     port: Option<u16>,
-    /// Where a tablespace goes, by its number; below the data directory if left out; may be given several times
+    /// Where a tablespace goes, by its number; to DIR.tablespaces/NUMBER if left out; may be given several times
     #[arg(long, value_name = "NUMBER=DIR", value_parser = tablespace, help_heading = "PostgreSQL")]
     tablespace: Vec<(u32, PathBuf)>,
     /// The folder is the data directory of another cluster: replace it

@@ -73,7 +73,9 @@ impl Muster {
         let (id, snapshot) = opened.repository.snapshot(&ask.snapshot).await?;
         match Cluster::of(&snapshot) {
             // Single files of it are files.
-            Some(cluster) if include.is_empty() && !ask.files_only => return self.backup_restore_cluster(ask, &cluster, opened, (id, &snapshot), watch).await,
+            Some(cluster) if include.is_empty() && !ask.files_only => {
+                return self.backup_restore_cluster(ask, &cluster, opened, (id, &snapshot), watch).await;
+            }
             _ if ask.recover.is_asked() => {
                 return Err(ServiceError::Usage(format!(
                     "snapshot {} is {} of {}: --until, --timeline, --port, --tablespace, --other-cluster and --discard-wal are for a base backup of PostgreSQL that is made ready to recover",

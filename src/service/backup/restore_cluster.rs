@@ -36,7 +36,7 @@ pub struct Recover {
     pub until: Option<Until>,
     pub timeline: Option<u32>,
     pub port: Option<u16>,
-    /// Where tablespaces go; below the data directory, if nothing is said.
+    /// Where tablespaces go; beside the data directory, if nothing is said.
     pub tablespaces: Places,
     /// The target holds another cluster: replace it.
     pub other_cluster: bool,
@@ -89,7 +89,8 @@ impl Muster {
         let standing = recovery::standing(&to, &id)?;
         allowed(ask, cluster, &to, &standing)?;
         known(&recover.tablespaces, snapshot)?;
-        tablespaces::check(&recover.tablespaces, &to, standing != Standing::Empty)?;
+        let places = tablespaces::places(snapshot, &recover.tablespaces, &to);
+        tablespaces::check(&places, &to, standing != Standing::Empty)?;
         let planned = recovery::plan(&opened.repository, cluster, until, recover.timeline).await?;
         if !recover.discard_wal && matches!(standing, Standing::Cluster(_)) {
             nothing_lost(&opened, cluster, &to).await?;
@@ -101,12 +102,12 @@ impl Muster {
         }
         let _heed = self.heed(watch);
         let into = Into::Place { delete: true };
-        let include = Globs::none().but(&tablespaces::elsewhere(&recover.tablespaces))?;
+        let include = Globs::none().but(&tablespaces::elsewhere(&places))?;
         let options = RestoreOptions { include, into, owner: true, dry_run: ask.dry_run };
         let restored = restore(opened.repository.clone(), snapshot, &to, options, watch.progress.clone()).await;
         let mut restored = restored.map_err(|error| watch.failed(error, GO_ON))?;
         if !ask.dry_run {
-            elsewhere(&opened, snapshot, &recover.tablespaces, &to, &mut restored, watch).await?;
+            elsewhere(&opened, snapshot, &places, &to, &mut restored, watch).await?;
         }
         if !ask.dry_run && restored.damaged.is_empty() {
             let more = recover.port.map(|port| ("port".to_owned(), port.to_string())).into_iter().collect();

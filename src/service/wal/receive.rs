@@ -91,6 +91,8 @@ pub enum Heard {
 /// Why a stream ended.
 enum End {
     Passing(String),
+    /// The server has removed the log that was asked for.
+    Removed(String),
     Lasting(ServiceError),
 }
 
@@ -103,6 +105,7 @@ impl From<PgError> for End {
             PgError::Server { server, .. } if ["57P", "53", "55006"].iter().any(|code| server.code.starts_with(code)) => {
                 Self::Passing(text)
             }
+            PgError::Server { server, .. } if server.code == "58P01" => Self::Removed(text),
             _ => Self::Lasting(PortError::from(error).into()),
         }
     }
@@ -146,7 +149,7 @@ impl Muster {
                     return Ok(receiver.flushed);
                 }
                 Err(End::Lasting(error)) => return Err(error),
-                Err(End::Passing(why)) => why,
+                Err(End::Passing(why) | End::Removed(why)) => why,
             };
             if std::mem::take(&mut receiver.went_well) {
                 wait = FIRST_WAIT;
@@ -254,30 +257,32 @@ impl Receiver<'_> {
         Ok(history)
     }
 
-    /// Streams one timeline to its end.
+    /// Streams one timeline to its end. What the server has removed before it came here is a gap: it ends this, or is
+    /// passed over if that was asked for.
     async fn follow(&mut self, session: Session, wal: &WalStore, timeline: u32, from: Lsn, size: u32, kept: Lsn) -> Result<Followed, End> {
-        let at = session.at().to_owned();
-        let (stream, from) = match session.stream(Some(&self.ask.slot), from, timeline).await {
-            Ok(Started::Streaming(stream)) => (stream, from),
-            Ok(Started::Ended(session, next)) => return next_of(session, next),
-            // Removed before it came here.
-            Err(error) if error.code() == Some("58P01") && self.ask.accept_gap => {
-                let to = Segment::at(timeline, kept, size).start(size);
+        let to = Segment::at(timeline, kept, size).start(size);
+        match self.follow_from(session, wal, timeline, from, size).await {
+            Err(End::Removed(_)) if self.ask.accept_gap && from < to => {
                 (self.tell)(&Heard::Gap { from, to });
                 let session = Session::open(&self.target, Purpose::Replication).await?;
-                match session.stream(Some(&self.ask.slot), to, timeline).await? {
-                    Started::Streaming(stream) => (stream, to),
-                    Started::Ended(session, next) => return next_of(session, next),
-                }
+                self.follow_from(session, wal, timeline, to, size).await
             }
-            Err(error) if error.code() == Some("58P01") => {
+            Err(End::Removed(error)) => {
                 let why = format!(
                     "{error}. From {from} on the log is lost to the repository, and no base backup from before can be led past it: make a new one \
                      (`muster backup create`), and go on with --accept-gap"
                 );
-                return Err(End::Lasting(RepositoryError::Refused(why).into()));
+                Err(End::Lasting(RepositoryError::Refused(why).into()))
             }
-            Err(error) => return Err(error.into()),
+            other => other,
+        }
+    }
+
+    async fn follow_from(&mut self, session: Session, wal: &WalStore, timeline: u32, from: Lsn, size: u32) -> Result<Followed, End> {
+        let at = session.at().to_owned();
+        let stream = match session.stream(Some(&self.ask.slot), from, timeline).await? {
+            Started::Streaming(stream) => stream,
+            Started::Ended(session, next) => return next_of(session, next),
         };
         (self.tell)(&Heard::Streaming { server: at, system_identifier: wal.system_identifier().to_owned(), timeline, from });
         self.flushed = from;
