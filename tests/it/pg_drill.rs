@@ -14,6 +14,7 @@ const CHECKED: &str = "runbook: checked
 steps:
   - id: prove
     uses: database.prove
+    on_failure: stop
     with:
       repository: vault
       checks:
