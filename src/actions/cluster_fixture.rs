@@ -76,8 +76,7 @@ async fn made() -> BTreeMap<(String, String, String), SimObject> {
         content.resize(MIB as usize, 0);
         wal.put(&SegmentName::Whole(segment), content.into()).await.expect("a segment");
     }
-    let objects = world.lock().objects.clone();
-    objects
+    world.lock().objects.clone()
 }
 
 /// The repository `vault` holds the base backup of a cluster, and its log.

@@ -26,7 +26,7 @@ pub struct Checks {
     pub database: String,
     /// Tables whose rows are counted and whose contents are summed.
     #[serde(default)]
-    pub tables: Vec<Table>,
+    pub tables: Vec<Rows>,
     /// Questions with one answer.
     #[serde(default)]
     pub sql: Vec<Question>,
@@ -47,7 +47,7 @@ impl Default for Checks {
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Table {
+pub struct Rows {
     /// `orders`, or `sales.orders`.
     pub table: String,
     /// It has at least so many rows.
@@ -130,7 +130,7 @@ async fn structure(servers: &dyn Servers, spec: &ServerSpec, server: &Running) -
     })
 }
 
-async fn contents(checks: &Checks, servers: &dyn Servers, server: &Running, table: &Table) -> Checked {
+async fn contents(checks: &Checks, servers: &dyn Servers, server: &Running, table: &Rows) -> Checked {
     let name = format!("table: {}", table.table);
     // Each row's digest is cut to 60 bits and summed: the order does not matter, and a row that is there twice does.
     let ask =

@@ -106,6 +106,8 @@ pub struct Recovery {
     pub reach: Reach,
 }
 
+/// What the clocks of a server and a store may differ by.
+const SKEW: jiff::SignedDuration = jiff::SignedDuration::from_mins(1);
 /// Names of so many segments are told.
 const TOLD: usize = 8;
 
@@ -132,6 +134,14 @@ pub async fn plan(repository: &Repository, cluster: &Cluster, until: Until, time
         Until::Position(position) => Some(position),
         Until::Latest | Until::Time(_) | Until::Transaction(_) => None,
     };
+    if let (Until::Time(time), Some(newest)) = (until, line.newest_at)
+        && time > newest + SKEW
+    {
+        // PostgreSQL would replay everything and then refuse to go on.
+        return Err(refused(format!(
+            "the newest log in the repository came at {newest}, before {time}: `--until latest` takes it to the end"
+        )));
+    }
     let reach = line.reach(&cluster.base, timeline, to);
     let consistent = reach.end >= cluster.base.stop;
     if !reach.missing.is_empty() {
@@ -291,7 +301,7 @@ impl Settings {
         lines.push(("recovery_target_action", "promote".to_owned()));
         let more = self.more.iter().map(|(name, value)| (name.as_str(), value.clone()));
         let all = lines.iter().map(|(name, value)| (*name, value.clone())).chain(more);
-        all.map(|(name, value)| format!("{name} = {}\n", quoted(&value))).collect()
+        all.fold(String::new(), |lines, (name, value)| lines + &format!("{name} = {}\n", quoted(&value)))
     }
 }
 

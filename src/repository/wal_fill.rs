@@ -21,7 +21,7 @@ pub async fn fill(repository: &Repository, cluster: &Cluster, recovery: &Recover
     let wrong = |why: String| RepositoryError::File { path: folder.clone(), why };
     std::fs::create_dir_all(&folder).map_err(|e| wrong(e.to_string()))?;
     let needed = recovery.reach.needed.len() as u64 * u64::from(cluster.segment_size);
-    let room = rustix::fs::statvfs(&folder).map(|fs| fs.f_bavail * fs.f_frsize).unwrap_or(u64::MAX);
+    let room = rustix::fs::statvfs(&folder).map_or(u64::MAX, |fs| fs.f_bavail * fs.f_frsize);
     if room < needed {
         return Err(wrong(format!("{needed} bytes of log are to be written and {room} are free: make room, or restore elsewhere")));
     }

@@ -28,6 +28,8 @@ pub struct Line {
     pub size: u32,
     pub timelines: BTreeMap<u32, Have>,
     pub histories: BTreeMap<u32, History>,
+    /// When the newest object came.
+    pub newest_at: Option<jiff::Timestamp>,
 }
 
 /// From where a recovery begins, and what it cannot do without.
@@ -188,6 +190,7 @@ pub async fn look(repository: &Repository, system: &str, size: u32) -> Result<Li
     let mut line = Line::new(size);
     for one in wal::list(repository, &wal_name::folder(system)).await? {
         line.add(&one.name);
+        line.newest_at = line.newest_at.max(one.modified);
         if let WalName::File(SegmentName::History(timeline)) = one.name {
             let key = wal_name::key(system, &one.name);
             let content = wal::open(repository, &key).await?;

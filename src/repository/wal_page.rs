@@ -64,7 +64,7 @@ pub fn check(segment: &Segment, content: &[u8], whole: bool, history: Option<&Hi
         return Ok(page);
     }
     let begins = history
-        .and_then(|history| history.begins())
+        .and_then(History::begins)
         .filter(|(parent, at)| page.timeline <= *parent && Segment::at(segment.timeline, *at, size) == *segment);
     if begins.is_none() {
         return Err(format!(

@@ -70,6 +70,8 @@ fn it_comes_back_to_any_point_and_to_no_other() {
     // What cannot be had is told before anything is written.
     let said = vault.restore(&snapshot, "never", &["--until", "FF/0"]).expect(2);
     assert!(said.err.contains("the log in the repository ends at"), "{}", said.err);
+    let said = vault.restore(&snapshot, "never", &["--until", "2100-01-01T00:00:00Z"]).expect(2);
+    assert!(said.err.contains("the newest log in the repository came at"), "{}", said.err);
     let said = vault.restore(&snapshot, "never", &["--until", "0/100"]).expect(2);
     assert!(said.err.contains("take an older one"), "{}", said.err);
     let said = vault.restore(&snapshot, "never", &["--until", "yesterday"]).expect(2);

@@ -60,7 +60,7 @@ mod tests {
         let file = dir.path().join("pg_wal/000000010000000000000001");
         let refused = system_of(&file, None).unwrap_err().to_string();
         assert!(refused.contains("global/pg_control") && refused.contains("--system"), "{refused}");
-        std::fs::write(dir.path().join("global/pg_control"), [7445172393480321234u64.to_le_bytes(), [1; 8]].concat()).unwrap();
+        std::fs::write(dir.path().join("global/pg_control"), [7_445_172_393_480_321_234u64.to_le_bytes(), [1; 8]].concat()).unwrap();
         assert_eq!(system_of(&file, None).unwrap(), "7445172393480321234");
         assert_eq!(system_of(&file, Some("12")).unwrap(), "12");
         assert!(system_of(&file, Some("-12")).is_err());
