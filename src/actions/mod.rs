@@ -62,6 +62,7 @@ actions! {
     bucket_verify::Verify,
     condition_check::Check,
     database_admit::Admit,
+    database_backup::Backup,
     database_fence::Fence,
     database_promote::Promote,
     database_prove::Prove,

@@ -36,6 +36,7 @@ mod nodes;
 mod people;
 mod pg;
 mod pg_backup;
+mod pg_beside;
 mod pg_drill;
 mod pg_keep;
 mod pg_replication;

@@ -29,13 +29,13 @@ use std::{
 
 const SEGMENT: usize = 16 << 20;
 
-fn place() -> Place {
+pub fn place() -> Place {
     let place = Place::new();
     place.file("pw", "tide-and-ebb\n");
     place
 }
 
-fn backup(place: &Place, args: &[&str]) -> Said {
+pub fn backup(place: &Place, args: &[&str]) -> Said {
     place.muster(&[&["backup"], args, &["--repo", "vault", "--password-file", "pw"]].concat())
 }
 
@@ -43,19 +43,19 @@ fn create(place: &Place, cluster: &Cluster) -> Value {
     backup(place, &["create", &cluster.url("")]).expect(0).last()
 }
 
-fn checked(home: &Home) -> Cluster {
+pub fn checked(home: &Home) -> Cluster {
     Cluster::with_initdb(home, &["--data-checksums"], "fsync=off\nautovacuum=off\nfull_page_writes=on\n")
 }
 
 /// Restores a snapshot into a folder of the server's user.
-fn restore(place: &Place, home: &Home, snapshot: &str, name: &str) -> PathBuf {
+pub fn restore(place: &Place, home: &Home, snapshot: &str, name: &str) -> PathBuf {
     let to = home.0.path().join(name);
     backup(place, &["restore", snapshot, "--files-only", "--to", to.to_str().unwrap()]).expect(0);
     to
 }
 
 /// Puts the log that is in the repository where the server looks for it.
-fn put_log(place: &Place, made: &Value, data: &Path) {
+pub fn put_log(place: &Place, made: &Value, data: &Path) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let store = Arc::new(Directory::new(place.path("vault")));
@@ -94,7 +94,7 @@ fn verified(cluster: &Cluster, data: &Path) {
     run(data.parent().unwrap(), cluster.bin.join("pg_verifybackup"), &["-n", data.to_str().unwrap()]);
 }
 
-fn amcheck(cluster: &Cluster) {
+pub fn amcheck(cluster: &Cluster) {
     let port = cluster.port.to_string();
     cluster.sql("CREATE EXTENSION IF NOT EXISTS amcheck");
     let args = ["-h", "127.0.0.1", "-p", &port, "-U", "postgres", "--all", "--heapallindexed"];
@@ -102,14 +102,14 @@ fn amcheck(cluster: &Cluster) {
 }
 
 /// Writes until told to stop; counts what was acknowledged.
-struct Load {
+pub struct Load {
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicU64>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Load {
-    fn on(cluster: &Cluster) -> Self {
+    pub fn on(cluster: &Cluster) -> Self {
         let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (url, ends, count) = (cluster.url("postgres"), stop.clone(), acknowledged.clone());
         let thread = std::thread::spawn(move || {
@@ -129,16 +129,16 @@ impl Load {
         });
         Self { stop, acknowledged, thread: Some(thread) }
     }
-    fn acknowledged(&self) -> u64 {
+    pub fn acknowledged(&self) -> u64 {
         self.acknowledged.load(SeqCst)
     }
-    fn end(mut self) {
+    pub fn end(mut self) {
         self.stop.store(true, SeqCst);
         self.thread.take().unwrap().join().unwrap();
     }
 }
 
-fn fill(cluster: &Cluster, rows: u32) {
+pub fn fill(cluster: &Cluster, rows: u32) {
     cluster.sql("CREATE TABLE load (n int PRIMARY KEY, t text)");
     cluster.sql(&format!(
         "CREATE TABLE big AS SELECT n AS id, md5(n::text) || md5((n * 7)::text) || md5((n * 13)::text) AS body, 'as it was'::text AS note \

@@ -45,6 +45,9 @@ pub struct Args {
     /// Of a PostgreSQL server: dump one database by pg_dump, instead of copying the cluster
     #[arg(long)]
     logical: bool,
+    /// The server runs on this machine, with this data directory: read its files where they are
+    #[arg(long, value_name = "DIR", conflicts_with = "logical")]
+    data_dir: Option<std::path::PathBuf>,
     /// The database to dump, if not the one in the URL
     #[arg(long, value_name = "NAME", requires = "logical")]
     database: Option<String>,
@@ -68,7 +71,7 @@ enum LockMode {
 pub async fn main(args: Args, muster: &Muster, output: &Output) -> Done {
     let ask = Create {
         source: args.source,
-        postgres: Postgres { logical: args.logical, database: args.database, bin: args.bin },
+        postgres: Postgres { logical: args.logical, data_dir: args.data_dir, database: args.database, bin: args.bin },
         at: args.repo.at(),
         tags: args.tag,
         exclude: args.exclude,

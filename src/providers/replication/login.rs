@@ -46,15 +46,18 @@ impl Session {
         let wait = target.connect_timeout;
         let late = || PgError::Silent { at: target.at(), during: "connecting".to_owned(), wait };
         let (io, private) = tokio::time::timeout(wait, connect(target)).await.map_err(|_| late())??;
-        let mut session = Self {
-            io,
-            at: target.at(),
-            buffer: BytesMut::with_capacity(64 * 1024),
-            parameters: BTreeMap::new(),
-            patience: STEP,
-            process: None,
-            ready: false,
-        };
+        Self::begin(io, private, target, target.at(), purpose).await
+    }
+
+    /// Over something else than a socket, with a server that trusts whoever is there.
+    pub(in crate::providers) async fn over(io: Box<dyn Io>, at: String, user: &str, purpose: Purpose) -> PgResult<Self> {
+        let target = Target::new(at.clone(), 0, user.to_owned(), None, None);
+        Self::begin(io, true, &target, at, purpose).await
+    }
+
+    async fn begin(io: Box<dyn Io>, private: bool, target: &Target, at: String, purpose: Purpose) -> PgResult<Self> {
+        let (buffer, parameters) = (BytesMut::with_capacity(64 * 1024), BTreeMap::new());
+        let mut session = Self { io, at, buffer, parameters, patience: STEP, process: None, ready: false };
         session.start(target, purpose).await?;
         session.authenticate(target, private).await?;
         session.settle().await?;

@@ -36,6 +36,26 @@ const SEND: Duration = Duration::from_secs(30);
 /// How much is asked of the socket at once.
 const READ: usize = 256 * 1024;
 
+/// A server that sessions are opened with.
+#[async_trait::async_trait]
+pub trait Dial: Send + Sync {
+    /// # Errors
+    /// When it cannot be reached, or refuses.
+    async fn dial(&self, purpose: Purpose) -> PgResult<Session>;
+    /// Where it is, without a password.
+    fn url(&self) -> String;
+}
+
+#[async_trait::async_trait]
+impl Dial for Target {
+    async fn dial(&self, purpose: Purpose) -> PgResult<Session> {
+        Session::open(self, purpose).await
+    }
+    fn url(&self) -> String {
+        Self::url(self)
+    }
+}
+
 pub struct Session {
     io: Box<dyn Io>,
     at: String,

@@ -62,6 +62,14 @@ pub fn is_url(text: &str) -> bool {
 type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 impl Target {
+    /// As an estate says it, which says nothing of TLS: it is used where the server offers it.
+    #[must_use]
+    pub fn new(host: String, port: u16, user: String, database: Option<String>, password: Option<SecretString>) -> Self {
+        let password_from = if password.is_some() { "the estate" } else { "nowhere" }.to_owned();
+        let (ssl, roots, connect_timeout) = (SslMode::Prefer, None, CONNECT);
+        Self { host, port, user, database, password, password_from, ssl, roots, connect_timeout }
+    }
+
     /// # Errors
     /// When something in the URL is not known or not right, or a password file cannot be read.
     pub fn parse(url: &str) -> PgResult<Self> {

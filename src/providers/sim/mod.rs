@@ -7,6 +7,7 @@
 //! be shown to change nothing by comparing before and after.
 
 mod clock;
+mod cluster;
 mod data;
 mod net;
 mod servers;
@@ -161,6 +162,9 @@ impl WorldRead for SimWorld {
     }
     fn processes(&self) -> Arc<dyn Processes> {
         Arc::new(net::Net { world: self.clone() })
+    }
+    fn replication(&self, database: &str, region: &str) -> PortResult<Arc<dyn crate::providers::replication::Dial>> {
+        Ok(Arc::new(cluster::SimCluster { world: self.clone(), database: database.to_owned(), region: region.to_owned() }))
     }
     fn secret(&self, reference: &SecretRef) -> PortResult<secrecy::SecretString> {
         // The one that its repositories are opened with.

@@ -11,7 +11,7 @@ use super::{
 use crate::providers::{
     clock::Clock,
     port::{Lsn, ObjectWrite},
-    replication::{Archived, PgResult, Purpose, Reply, Session, Target, wire},
+    replication::{Archived, Dial, PgResult, Purpose, Reply, Session, wire},
 };
 use crate::repository::{
     RepositoryError, Result,
@@ -66,7 +66,7 @@ pub struct Cluster {
 
 impl Cluster {
     /// Asks the server; `session` is a replication connection.
-    pub async fn of(session: &mut Session, target: &Target) -> Result<Self> {
+    pub async fn of(session: &mut Session, url: String) -> Result<Self> {
         let version = session.version();
         if version < 150_000 {
             return Err(RepositoryError::Refused(format!(
@@ -79,7 +79,7 @@ impl Cluster {
         let segment_size = session.segment_size().await?;
         let checksums = session.show("data_checksums").await? == "on" && session.show("block_size").await? == PAGE.to_string();
         Ok(Self {
-            url: target.url(),
+            url,
             system_identifier: identity.system_identifier,
             version,
             timeline: identity.timeline,
@@ -140,8 +140,8 @@ pub(super) struct Log {
 
 impl Log {
     /// From now on the server keeps its log, for as long as this connection lasts.
-    pub async fn begin(target: &Target, cluster: &Cluster, repository: &Arc<Repository>, store: &Arc<dyn ObjectWrite>) -> Result<Self> {
-        let mut session = Session::open(target, Purpose::Replication).await?;
+    pub async fn begin(dial: &dyn Dial, cluster: &Cluster, repository: &Arc<Repository>, store: &Arc<dyn ObjectWrite>) -> Result<Self> {
+        let mut session = dial.dial(Purpose::Replication).await?;
         let slot = format!("muster_backup_{}", session.process().unwrap_or_default());
         session.create_slot(&slot, true).await?;
         let wal = WalStore::new(repository.clone(), store.clone(), cluster.system_identifier.clone())?;
@@ -166,14 +166,14 @@ impl Log {
 pub async fn backup(
     repository: Arc<Repository>,
     store: Arc<dyn ObjectWrite>,
-    target: &Target,
+    dial: &dyn Dial,
     who: Who,
     progress: Arc<Progress>,
     clock: Arc<dyn Clock>,
 ) -> Result<Created> {
-    let mut files = Session::open(target, Purpose::Replication).await?;
-    let cluster = Cluster::of(&mut files, target).await?;
-    let log = Log::begin(target, &cluster, &repository, &store).await?;
+    let mut files = dial.dial(Purpose::Replication).await?;
+    let cluster = Cluster::of(&mut files, dial.url()).await?;
+    let log = Log::begin(dial, &cluster, &repository, &store).await?;
     let parent = parent(&repository, &cluster.system_identifier).await?;
     let base = Base::load(&repository, parent, &*clock).await?;
     let learnt = Shared::default();

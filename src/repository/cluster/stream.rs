@@ -105,14 +105,18 @@ impl Input {
 }
 
 /// The files of the parent snapshot, in any order.
-struct Old {
+pub(super) struct Old {
     files: HashMap<Vec<u8>, Content>,
     fetch: Box<dyn FnMut(&Id) -> Result<Vec<u8>> + Send>,
 }
 
 impl Old {
+    pub fn of(parent: Parent) -> Self {
+        let (files, fetch) = parent.all_files();
+        Self { files, fetch }
+    }
     /// A parent that is damaged costs storing again, not the backup.
-    fn extents(&mut self, path: &[u8]) -> Vec<Extent> {
+    pub fn extents(&mut self, path: &[u8]) -> Vec<Extent> {
         let Some(content) = self.files.remove(path) else { return Vec::new() };
         list::extents(path, &content, &mut self.fetch).unwrap_or_default()
     }
@@ -161,8 +165,7 @@ impl ClusterStream {
         if self.old.is_none()
             && let Some(parent) = self.parent.take()
         {
-            let (files, fetch) = parent.all_files();
-            self.old = Some(Old { files, fetch });
+            self.old = Some(Old::of(parent));
         }
         loop {
             if let Some(item) = self.pending.pop() {
@@ -278,7 +281,13 @@ impl ClusterStream {
     fn check(&self, path: &[u8]) -> Option<PageCheck> {
         let segment = page::segment(path).filter(|_| self.checksums)?;
         let (learnt, path, start) = (self.learnt.clone(), path.to_vec(), self.start);
-        Some(Arc::new(move |offset, content: &[u8]| look(&learnt, &path, segment, start, offset, content)))
+        Some(Arc::new(move |offset, content: &[u8]| {
+            let mut seen = Learnt::default();
+            judge(&mut seen, &path, segment, start, offset, content);
+            if !seen.corrupt.is_empty() {
+                lock(&learnt).corrupt.append(&mut seen.corrupt);
+            }
+        }))
     }
 
     /// The manifest is small beside what it describes: 150 bytes a file.
@@ -303,13 +312,15 @@ impl ClusterStream {
     }
 }
 
-/// Blocks are counted over all segments of a relation, each of 1 GiB.
-pub fn look(learnt: &Shared, path: &[u8], segment: u32, start: Lsn, offset: u64, content: &[u8]) {
-    const SEGMENT: u32 = (1 << 30) / PAGE as u32;
+/// A relation's blocks in one of its files of 1 GiB.
+pub(super) const SEGMENT: u32 = (1 << 30) / PAGE as u32;
+
+/// Blocks are counted over all files of a relation.
+pub(super) fn judge(learnt: &mut Learnt, path: &[u8], segment: u32, start: Lsn, offset: u64, content: &[u8]) {
     let first = segment.wrapping_mul(SEGMENT).wrapping_add((offset / PAGE as u64) as u32);
     for (block, page) in (first..).zip(content.chunks_exact(PAGE)) {
         if page::is_corrupt(page, block, start) {
-            lock(learnt).corrupt.push((path.to_vec(), block));
+            learnt.corrupt.push((path.to_vec(), block));
         }
     }
 }

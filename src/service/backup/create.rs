@@ -137,8 +137,8 @@ impl Muster {
         if replication::is_url(&ask.source) {
             return self.backup_create_postgres(ask, watch).await;
         }
-        if ask.postgres.logical || ask.postgres.database.is_some() || ask.postgres.bin.is_some() {
-            return Err(ServiceError::Usage("--logical, --database and --bin are for a source postgres://…".to_owned()));
+        if ask.postgres.logical || ask.postgres.data_dir.is_some() || ask.postgres.database.is_some() || ask.postgres.bin.is_some() {
+            return Err(ServiceError::Usage("--logical, --data-dir, --database and --bin are for a source postgres://…".to_owned()));
         }
         let sought = self.backup_sought(ask)?;
         let globs = Globs::new(&ask.exclude)?;

@@ -12,7 +12,10 @@ use crate::providers::{
 };
 use crate::repository::{
     RepositoryError,
-    cluster::backup::{Who, backup},
+    cluster::{
+        backup::{Who, backup},
+        beside::backup_beside,
+    },
     create::{Base, Created, Ended, create_then},
     snapshot::Source as Origin,
     stream::Stream,
@@ -26,6 +29,8 @@ pub struct Postgres {
     pub logical: bool,
     /// Which, if not the URL's.
     pub database: Option<String>,
+    /// The server runs on this machine, and this is its data directory: its files are read where they are.
+    pub data_dir: Option<PathBuf>,
     /// Where PostgreSQL's programs are.
     pub bin: Option<PathBuf>,
 }
@@ -53,7 +58,11 @@ impl Muster {
         } else {
             let who = Who { host: who::host(), user: who::person(), tags: ask.tags.clone(), run: None };
             let (repository, store) = (made.opened.repository.clone(), made.opened.store.clone());
-            backup(repository, store, &target, who, watch.progress.clone(), self.clock.clone()).await
+            let (progress, clock) = (watch.progress.clone(), self.clock.clone());
+            match &more.data_dir {
+                Some(root) => backup_beside(repository, store, &target, root, who, progress, clock).await,
+                None => backup(repository, store, &target, who, progress, clock).await,
+            }
         };
         let created =
             created.map_err(|error| watch.failed(error, "no snapshot was made; what is stored already is used by the next one"))?;
