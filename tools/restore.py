@@ -4,10 +4,14 @@
     python3 -m venv venv && venv/bin/pip install zstandard cryptography blake3
     venv/bin/python tools/restore.py REPO --list --password-file FILE
     venv/bin/python tools/restore.py REPO latest TARGET --password-file FILE
+    venv/bin/python tools/restore.py REPO --wal SYSTEM NAME FILE --password-file FILE
 
 Python 3.11 or newer, cryptography 44 or newer. It was written from docs/repository-format.md alone and shares nothing
 with Muster, so that no one's data depends on a program of ours. To restore from a bucket, copy the bucket into a
 directory first, with any tool.
+
+The last gets one file of a PostgreSQL cluster's write-ahead log: a segment, put together from its pieces and filled up
+with zeros if it is not whole, or a history (exit code 1: there is no such file, 126: it is damaged, or others after it are there).
 
 Every chunk is compared with its id and every file with its digest. What is damaged is said by name and left out, all
 the rest is restored, and the exit code is 1 (2: nothing could be done at all). Nothing is ever written outside TARGET,
@@ -242,6 +246,18 @@ class Repository:
         length = reader.number()
         return unstore(reader.data[reader.at:], length)
 
+    def bound(self, key):
+        """The plain form of an object that is authenticated together with its key."""
+        with open(os.path.join(self.root, key), "rb") as file:
+            data = file.read()
+        try:
+            plain = self.key(data, b"W").decrypt(bytes(12), data[HEADER:], key.encode())
+        except (InvalidTag, ValueError):
+            raise Damage("the seal is broken, or it is of another name") from None
+        reader = Reader(plain)
+        length = reader.number()
+        return unstore(reader.data[reader.at:], length)
+
     def add_directory(self, pack, reader):
         """A directory, as it is in a pack and in the index. A chunk remembers its other places, should one be damaged."""
         offset, number = HEADER, len(self.packs)
@@ -383,7 +399,7 @@ class Restore:
     def entry(reader):
         entry = {"kind": reader.take(1), "path": reader.bytes()}
         kind = entry["kind"]
-        if kind not in (b"f", b"d", b"l", b"h", b"p", b"s", b"c", b"b", b"o"):
+        if kind not in (b"f", b"F", b"d", b"l", b"h", b"p", b"s", b"c", b"b", b"o"):
             raise Damage(f"an entry of the unknown kind {kind!r}")
         if kind == b"o":
             entry.update(mode=None, mtime=reader.time(), etag=reader.bytes(), version=reader.bytes(),
@@ -391,14 +407,14 @@ class Restore:
         else:
             entry.update(mode=reader.number() & 0o7777, uid=reader.number(), gid=reader.number(), mtime=reader.time(),
                          attributes=reader.pairs())
-        if kind == b"f":
+        if kind in b"fF":
             entry.update(ctime=reader.time(), inode=reader.number())
-        if kind in b"fo":
+        if kind in b"fFo":
             entry.update(size=reader.number(), flags=reader.take(1)[0], digest=reader.take(32))
             if entry["flags"] & 2:
                 entry["spilled"] = [reader.take(32) for _ in range(reader.number())]
             else:
-                entry["extents"] = Restore.extents(reader)
+                entry["extents"] = Restore.extents(reader, kind == b"F")
         elif kind in b"lh":
             entry["to"] = reader.bytes()
         elif kind in b"cb":
@@ -406,17 +422,26 @@ class Restore:
         return entry
 
     @staticmethod
-    def extents(reader):
-        """(length, chunk), or (length, None) for zeros."""
+    def extents(reader, patched):
+        """(length, chunk), (length, None) for zeros, or (length, (id, parts)) for what is put together from parts of
+        chunks, each (chunk, offset, length)."""
         found = []
         for _ in range(reader.number()):
             x = reader.number()
-            found.append((x >> 1, reader.take(32) if x & 1 else None))
+            if x or not patched:
+                found.append((x >> 1, reader.take(32) if x & 1 else None))
+                continue
+            length, name = reader.number(), reader.take(32)
+            chunks = [reader.take(32) for _ in range(reader.number())]
+            parts = [(reader.number(), reader.number(), reader.number()) for _ in range(reader.number())]
+            if any(which >= len(chunks) for which, _, _ in parts):
+                raise Damage("a part of no chunk")
+            found.append((length, (name, [(chunks[which], offset, size) for which, offset, size in parts])))
         return found
 
     def all_extents(self, entry):
         for name in entry.get("spilled", ()):
-            yield from self.extents(Reader(self.repository.chunk(name)))
+            yield from self.extents(Reader(self.repository.chunk(name)), entry["kind"] == b"F")
         yield from entry.get("extents", ())
 
     def run(self, snapshot):
@@ -446,7 +471,7 @@ class Restore:
         if kind in b"lh":  # Later, when all folders and files are there.
             (self.symlinks if kind == b"l" else self.links).append(entry)
         else:
-            self.attempt(entry, self.folder if kind == b"d" else self.file if kind in b"fo" else self.special)
+            self.attempt(entry, self.folder if kind == b"d" else self.file if kind in b"fFo" else self.special)
 
     def folder(self, entry):
         path = self.place(entry["path"].removesuffix(b"/"))
@@ -484,9 +509,9 @@ class Restore:
                 for start in range(0, length, len(ZEROS)):
                     digest.update(ZEROS[:length - start])
             else:
-                content = self.repository.chunk(chunk)
+                content = self.patched(*chunk) if isinstance(chunk, tuple) else self.repository.chunk(chunk)
                 if len(content) != length:
-                    raise Damage(f"chunk {chunk.hex()} is not of the length that the file says")
+                    raise Damage("a chunk is not of the length that the file says")
                 digest.update(content)
                 view = memoryview(content)
                 while view:
@@ -498,6 +523,14 @@ class Restore:
             raise Damage(f"{at} bytes instead of {entry['size']}")
         if digest.digest() != entry["digest"]:
             raise Damage("the whole does not have its digest")
+
+    def patched(self, name, parts):
+        """What parts of chunks make together; `name` is what a chunk of it would be called."""
+        chunks = {chunk: self.repository.chunk(chunk) for chunk in {chunk for chunk, _, _ in parts}}
+        content = b"".join(chunks[chunk][offset:offset + length] for chunk, offset, length in parts)
+        if blake3(content, key=self.repository.chunk_key).digest() != name:
+            raise Damage("parts of chunks do not make what they should")
+        return content
 
     def special(self, entry):
         path = self.place(entry["path"])
@@ -538,6 +571,55 @@ class Restore:
         attempt("time", os.utime, ns=(entry["mtime"], entry["mtime"]), **follow)
 
 
+# --- The write-ahead log of a database.
+
+def segment(content):
+    """How long segments are, by the long header of the first page."""
+    if len(content) < 40 or content[1] != 0xD1 or not content[2] & 2:
+        raise Damage("it does not begin as a segment of PostgreSQL's log does")
+    return int.from_bytes(content[32:36], "little")
+
+
+def wal(repository, system, name, target):
+    """0: it is there; 1: there is no such file; else PostgreSQL must not believe that the log has ended."""
+    if not re.fullmatch(r"[1-9][0-9]*", system) or not re.fullmatch(r"[0-9A-F]{8}([0-9A-F]{16})?(\.[0-9A-Za-z.]+)?", name):
+        die(f"{system} {name}: no file of a write-ahead log")
+    folder = os.path.join("wal", system, name[:8])
+    try:
+        there = sorted(os.listdir(os.path.join(repository.root, folder)))
+    except FileNotFoundError:
+        return 1
+    try:
+        if name in there:
+            content = repository.bound(f"{folder}/{name}")
+        elif len(name) != 24:
+            return 1
+        else:
+            if any(len(other) >= 24 and other[:24] > name for other in there):
+                raise Damage("it is missing, and others that come after it are there")
+            pieces = [re.fullmatch(name + r"\.([0-9A-F]{8})-([0-9A-F]{8})", other) for other in there]
+            pieces = [(int(piece[1], 16), int(piece[2], 16), piece[0]) for piece in pieces if piece]
+            content = b""
+            while True:
+                reaching = [piece for piece in pieces if piece[0] <= len(content) < piece[1]]
+                if not reaching:
+                    break
+                start, end, piece = max(reaching, key=lambda piece: piece[1])
+                part = repository.bound(f"{folder}/{piece}")
+                if len(part) != end - start:
+                    raise Damage(f"{piece} is of another length than its name says")
+                content += part[len(content) - start:]
+            if not content:
+                return 1
+            content += bytes(segment(content) - len(content))
+    except (Damage, OSError) as damage:
+        print(f"{folder}/{name}: {damage}", file=sys.stderr)
+        return 126
+    with open(target, "wb") as file:
+        file.write(content)
+    return 0
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("repo")
@@ -546,10 +628,11 @@ def main():
     parser.add_argument("--password-file", help="holds the password; a line end at its end does not count")
     parser.add_argument("--key-file")
     parser.add_argument("--list", action="store_true", help="list the snapshots")
+    parser.add_argument("--wal", nargs=3, metavar=("SYSTEM", "NAME", "FILE"), help="get one file of a write-ahead log")
     given = parser.parse_args()
     if not given.password_file and not given.key_file:
         parser.error("a --password-file or a --key-file is needed")
-    if not given.list and not (given.snapshot and given.target):
+    if not given.list and not given.wal and not (given.snapshot and given.target):
         parser.error("a snapshot and a target are needed, or --list")
 
     password = key_file = None
@@ -564,6 +647,8 @@ def main():
         die(f"{error.filename}: {error.strerror}")
 
     repository = Repository(given.repo, password, key_file)
+    if given.wal:
+        sys.exit(wal(repository, *given.wal))
     if given.list:
         for snapshot in repository.snapshots():
             stats, source = snapshot.get("stats", {}), snapshot.get("source", {})

@@ -6,9 +6,11 @@ use muster::repository::{
 };
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
-    let Ok(extents) = take_extents(&mut Reader::new(data)) else { return };
-    let _ = covers(&extents, data.len() as u64);
-    let mut out = Vec::new();
-    put_extents(&mut out, &extents);
-    assert_eq!(take_extents(&mut Reader::new(&out)).expect("it is read again"), extents);
+    for patched in [false, true] {
+        let Ok(extents) = take_extents(&mut Reader::new(data), patched) else { continue };
+        let _ = covers(&extents, data.len() as u64);
+        let mut out = Vec::new();
+        put_extents(&mut out, &extents);
+        assert_eq!(take_extents(&mut Reader::new(&out), patched).expect("it is read again"), extents);
+    }
 });

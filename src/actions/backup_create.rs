@@ -314,7 +314,7 @@ mod tests {
                 list: Vec::new(),
                 stats,
             };
-            Created { id: Id([0; 32]), snapshot, stored: 0, unreadable: lost.collect(), changed: Vec::new() }
+            Created { id: Id([0; 32]), snapshot, stored: 0, unreadable: lost.collect(), changed: Vec::new(), corrupt: Vec::new() }
         };
         let input =
             |allow| serde_json::from_value::<Input>(json!({ "repository": "v", "path": "/a", "allow_unreadable": allow })).expect("valid");

@@ -5,15 +5,19 @@
 
 mod compared;
 pub mod contract;
+mod database_checks;
 mod manifest;
 pub mod proof;
 mod propagation;
+mod recovered;
 pub mod replica;
 mod replica_content;
 mod shared;
 mod vault;
 mod wheel;
 
+#[cfg(test)]
+mod cluster_fixture;
 #[cfg(test)]
 pub mod contract_tests;
 
@@ -59,9 +63,12 @@ actions! {
     bucket_verify::Verify,
     condition_check::Check,
     database_admit::Admit,
+    database_backup::Backup,
     database_fence::Fence,
     database_promote::Promote,
+    database_prove::Prove,
     database_rejoin::Rejoin,
+    database_restore::Restore,
     database_snapshot::Snapshot,
     database_verify_replica::VerifyReplica,
     dns_shift::Shift,

@@ -136,11 +136,13 @@ fn code(error: &RepositoryError) -> &'static str {
         RepositoryError::Version { .. } => "version",
         RepositoryError::WrongKey { .. } => "wrong_key",
         RepositoryError::Damaged { .. } => "damaged",
+        RepositoryError::Diverged { .. } => "diverged",
         RepositoryError::Missing { .. } => "missing",
         RepositoryError::NoChunk { .. } => "no_chunk",
         RepositoryError::NoSnapshot(_) => "no_snapshot",
         RepositoryError::Ambiguous { .. } => "ambiguous",
         RepositoryError::File { .. } => "file",
+        RepositoryError::Server(_) => "server",
         RepositoryError::Refused(_) => "refused",
         RepositoryError::Interrupted(_) => "interrupted",
     }
@@ -154,6 +156,7 @@ impl From<RepositoryError> for Refusal {
                 refusal.failure.message = format!("{key}: {}", refusal.failure.message);
                 refusal
             }
+            RepositoryError::Server(error) => Self::from(error),
             error => {
                 Self { failure: Failure::new(code(&error), error.to_string()), retry: matches!(error, RepositoryError::Interrupted(_)) }
             }
@@ -168,7 +171,7 @@ impl From<RepositoryError> for ApplyError {
             RepositoryError::Store { error: PortError::Unknown(why), key } => {
                 Self::Unknown(Failure::new("unknown", format!("{key}: {why}")))
             }
-            RepositoryError::Store { error, .. } => error.into(),
+            RepositoryError::Store { error, .. } | RepositoryError::Server(error) => error.into(),
             RepositoryError::Interrupted(_) => Self::Retry { after: Duration::ZERO, failure: Refusal::from(error).failure },
             error => Self::Definite(Refusal::from(error).failure),
         }

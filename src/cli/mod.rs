@@ -20,6 +20,7 @@ mod serve;
 mod show;
 mod status;
 mod validate;
+mod wal;
 
 #[cfg(feature = "lab")]
 mod demo;
@@ -108,6 +109,8 @@ enum Command {
     Drill(drill::Args),
     /// Backups: create, list, show, diff, restore, verify, forget, prune, copy, key, stats
     Backup(backup::Args),
+    /// PostgreSQL's write-ahead log in a repository: archive, fetch
+    Wal(wal::Args),
     /// Fire drills on schedule
     Serve,
     /// Verify the journal, export it, import another's
@@ -129,10 +132,18 @@ enum Command {
 /// The whole program.
 #[must_use]
 pub fn main() -> ExitCode {
+    // Of a fetch, whatever it is that fails must not look as if there were no such file.
+    let trouble = if wal::is_fetch() { wal::TROUBLE } else { 2 };
+    if trouble == wal::TROUBLE {
+        std::panic::set_hook(Box::new(|panic| {
+            eprintln!("error: {panic}");
+            std::process::exit(i32::from(wal::TROUBLE));
+        }));
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            let code = if error.use_stderr() { 2 } else { 0 };
+            let code = if error.use_stderr() { trouble } else { 0 };
             // Nothing is left to tell if even this cannot be printed.
             let _ = error.print();
             return ExitCode::from(code);
@@ -144,7 +155,7 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("error: the runtime could not be started: {error}");
-            return ExitCode::from(2);
+            return ExitCode::from(trouble);
         }
     };
     let mut muster = Muster::new(cli.state.clone(), cli.estate.clone());
@@ -176,6 +187,7 @@ async fn dispatch(cli: Cli, mut muster: Muster, output: &Output) -> Done {
             return Ok(0);
         }
         Command::Backup(args) => return backup::main(args, muster, output).await,
+        Command::Wal(args) => return wal::main(args, muster, output).await,
         Command::Bench(args) => return bench::main(args, &muster, output).await,
         Command::Plan(args) => return plan::main(&args, &muster, output).await,
         Command::Status => return status::main(&muster, output).await,

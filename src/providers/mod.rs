@@ -1,5 +1,5 @@
 //! THE WORLD. Small ports, each split into a half that reads and a half that writes, and what stands
-//! behind them: S3, RDS, Route 53, PostgreSQL, resolvers, HTTP, processes, the clock, secrets.
+//! behind them: S3, RDS, Route 53, PostgreSQL (by SQL, and by its replication protocol), resolvers, HTTP, processes, the clock, secrets.
 //!
 //! [`port`] is all that actions see. [`world::World`] builds the real thing from an estate.
 //! Only this room imports an SDK; only [`clock`] may ask for the time or for randomness.
@@ -11,6 +11,7 @@ pub mod directory;
 mod directory_files;
 pub mod http;
 pub mod lease;
+pub mod pg_dump;
 pub mod port;
 pub mod postgres;
 mod postgres_rows;
@@ -18,6 +19,7 @@ mod postgres_sql;
 pub mod process;
 #[cfg(feature = "aws")]
 pub mod rds;
+pub mod replication;
 pub mod resolver;
 pub mod rfc2136;
 #[cfg(feature = "aws")]
@@ -27,6 +29,7 @@ pub mod s3;
 #[cfg(feature = "aws")]
 mod s3_parts;
 pub mod secrets;
+pub mod servers;
 pub mod sim;
 pub mod store;
 pub mod tsig;

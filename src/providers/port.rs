@@ -494,6 +494,12 @@ pub trait WorldRead: Send + Sync {
     fn http(&self) -> Arc<dyn Http>;
     fn lease(&self, database: &str) -> PortResult<Arc<dyn LeaseRead>>;
     fn processes(&self) -> Arc<dyn Processes>;
+    /// A server of a database, by its replication protocol.
+    fn replication(&self, database: &str, region: &str) -> PortResult<Arc<dyn super::replication::Dial>> {
+        Err(PortError::Config(format!("the server of `{database}` in `{region}` cannot be streamed from here")))
+    }
+    /// PostgreSQL servers of Muster's own on this machine.
+    fn servers(&self) -> Arc<dyn super::servers::Servers>;
     /// The value behind a reference. Never printed, never journaled.
     fn secret(&self, reference: &crate::model::estate::SecretRef) -> PortResult<secrecy::SecretString>;
     /// Who acts, and on which machine.

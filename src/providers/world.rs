@@ -4,8 +4,18 @@
 //! without, is a `Config` error that says what to write.
 
 use super::{
-    clock::Clock, http::HttpClient, lease::HttpLease, port::*, postgres, postgres::Postgres, process::LocalProcesses,
-    resolver::DnsResolver, rfc2136, rfc2136::Updates, secrets, store, tsig,
+    clock::Clock,
+    http::HttpClient,
+    lease::HttpLease,
+    port::*,
+    postgres,
+    postgres::Postgres,
+    process::LocalProcesses,
+    replication::{Dial, Target},
+    resolver::DnsResolver,
+    rfc2136,
+    rfc2136::Updates,
+    secrets, store, tsig,
 };
 use crate::model::estate::{Aws, Database, DnsProvider, DnsUpdate, Endpoint, Engine, Estate, Region, SecretRef, TsigAlgorithm};
 use std::{
@@ -151,8 +161,25 @@ impl WorldRead for World {
     fn lease(&self, database: &str) -> PortResult<Arc<dyn LeaseRead>> {
         Ok(self.http_lease(database)?)
     }
+    fn servers(&self) -> Arc<dyn super::servers::Servers> {
+        Arc::new(super::servers::LocalServers::new(Arc::clone(&self.clock)))
+    }
     fn processes(&self) -> Arc<dyn Processes> {
         Arc::new(LocalProcesses::new(Arc::clone(&self.clock)))
+    }
+    fn replication(&self, name: &str, region: &str) -> PortResult<Arc<dyn Dial>> {
+        let database = self.database(name)?;
+        let instance = database.instances.get(region);
+        let instance =
+            instance.ok_or_else(|| absent(&format!("instance of database `{name}` in region"), region, database.instances.keys()))?;
+        let host = instance.host.clone().ok_or_else(|| {
+            PortError::Config(format!(
+                "the estate gives no `host` for database `{name}` in region `{region}`: a base backup is streamed from a server of one's own \
+                 (a managed one lets nobody replicate; take `database.snapshot` there)"
+            ))
+        })?;
+        let password = database.password.as_ref().map(secrets::read).transpose()?;
+        Ok(Arc::new(Target::new(host, instance.port.unwrap_or(5432), database.user.clone(), Some(database.name.clone()), password)))
     }
     fn secret(&self, reference: &SecretRef) -> PortResult<secrecy::SecretString> {
         secrets::read(reference)

@@ -12,6 +12,7 @@ use super::{
     rescue::used,
     seal::Kind,
     snapshot::Snapshot,
+    wal_keep,
 };
 use crate::providers::port::{ObjectMeta, ObjectWrite, PortError};
 use futures::{TryStreamExt, stream};
@@ -26,6 +27,9 @@ pub struct Copied {
     pub snapshots: u64,
     pub packs: u64,
     pub bytes: u64,
+    /// Objects of write-ahead logs.
+    pub wal: u64,
+    pub wal_bytes: u64,
     /// Did the provider copy, or did the bytes pass through here?
     pub server_side: bool,
 }
@@ -69,6 +73,7 @@ pub async fn copy(
     let each = stream::iter(missing.into_iter().map(Ok::<_, RepositoryError>));
     each.try_for_each_concurrent(AT_ONCE / 4, |meta| one(repository, &*to, meta, done.server_side, &progress)).await?;
     write_index(&target, &*to, &packs, &wanted).await?;
+    (done.wal, done.wal_bytes) = wal_keep::copy(repository, &target, &*to, snapshots).await?;
     for (id, _) in snapshots {
         let key = id.key(SNAPSHOTS);
         if to.head(&key).await.map_err(RepositoryError::store(&key))?.is_none() {

@@ -10,6 +10,7 @@ use super::{
     marks,
     names::Id,
     open::Repository,
+    pages::{self, PageCheck},
     progress::Progress,
     rescue::rescue,
     seal::Kind,
@@ -31,6 +32,10 @@ const BUFFER: usize = 2 * MAX_CHUNK;
 const SMALL: u64 = 256 * 1024;
 /// Entries whose chunks are not all stored yet.
 const WAITING: usize = 4096;
+/// Extents of a file that waits for all others, before they are put into chunks of their own.
+const KEPT: usize = 1024;
+/// How long changed pages may wait for more of them when everybody waits for them.
+const GATHERED: std::time::Duration = std::time::Duration::from_millis(10);
 
 /// What a snapshot says of itself beside what is in it.
 #[derive(Clone, Debug)]
@@ -51,6 +56,14 @@ pub struct Created {
     pub unreadable: Vec<Unreadable>,
     /// Files that changed while they were read.
     pub changed: Vec<Vec<u8>>,
+    /// Pages of a database that are not what the database wrote.
+    pub corrupt: Vec<String>,
+}
+
+/// What is known only once everything is read.
+pub struct Ended {
+    pub origin: Origin,
+    pub corrupt: Vec<String>,
 }
 
 /// What a backup goes on from: the index, and the last snapshot of the same source if there is one.
@@ -103,31 +116,54 @@ pub async fn create(
     progress: Arc<Progress>,
     clock: Arc<dyn Clock>,
 ) -> Result<Created> {
+    let origin = about.origin.clone();
+    let end = async { Ok(Ended { origin, corrupt: Vec::new() }) };
+    create_then(repository, store, source, base, about, progress, clock, end).await
+}
+
+/// The same, and before the snapshot is written `end` must have come: what it gives stands in the snapshot.
+#[allow(clippy::too_many_arguments)]
+pub async fn create_then(
+    repository: Arc<Repository>,
+    store: Arc<dyn ObjectWrite>,
+    source: Box<dyn Source>,
+    base: Base,
+    about: About,
+    progress: Arc<Progress>,
+    clock: Arc<dyn Clock>,
+    end: impl Future<Output = Result<Ended>>,
+) -> Result<Created> {
     let started = clock.monotonic();
     let writer = Arc::new(Writer::new(repository.clone(), store, base.held));
     let (threads, watch) = (writer.clone(), progress.clone());
     let read = tokio::task::spawn_blocking(move || read_all(&threads, source, &watch));
     let read = read.await.map_err(|e| RepositoryError::Interrupted(e.to_string()))?;
     let stored = writer.finish().await;
-    // A failure to store ends the reading too: it is the reason, and comes first.
-    stored?;
-    let Outcome { list, mut stats, unreadable, changed } = read?;
+    // A failure to store ends the reading too (which is then interrupted): it is the reason, and comes first.
+    let read = match (read, stored) {
+        (Err(RepositoryError::Interrupted(_)), Err(reason)) => return Err(reason),
+        (Err(reason), _) | (Ok(_), Err(reason)) => return Err(reason),
+        (Ok(read), Ok(())) => read,
+    };
+    let Outcome { list, mut stats, unreadable, changed } = read;
     // Ctrl-C ends the program at the other end of a pipe as well: what came is then no whole.
     if progress.is_stopped() {
         return Err(stopped());
     }
+    let Ended { origin, corrupt } = end.await?;
     rescue(writer.clone(), &list, clock.now()).await?;
     let written = writer.written();
     (stats.bytes_new, stats.chunks_new, stats.bytes_stored) = (written.new_bytes, written.new_chunks, written.stored);
     stats.unreadable = unreadable.len() as u64;
     stats.changed_while_read = changed.len() as u64;
+    stats.corrupt_pages = corrupt.len() as u64;
     let snapshot = Snapshot {
         time: base.began,
         duration_ms: (clock.monotonic().saturating_sub(started)).as_millis() as u64,
         host: about.host,
         user: about.user,
         program: concat!("muster ", env!("CARGO_PKG_VERSION")).to_owned(),
-        source: about.origin,
+        source: origin,
         tags: about.tags,
         parent: base.parent.map(|(id, _)| id),
         run: about.run,
@@ -136,7 +172,7 @@ pub async fn create(
     };
     let plain = serde_json::to_vec(&snapshot).map_err(|e| RepositoryError::Refused(e.to_string()))?;
     let id = writer.commit(Kind::Snapshot, &plain).await?;
-    Ok(Created { id, snapshot, stored: writer.written().stored, unreadable, changed })
+    Ok(Created { id, snapshot, stored: writer.written().stored, unreadable, changed, corrupt })
 }
 
 fn stopped() -> RepositoryError {
@@ -184,6 +220,10 @@ struct Reader<'w> {
     buffers: Buffers,
     waiting: VecDeque<Waiting>,
     lister: Lister<Filler<'w>>,
+    /// Complete, of a source that does not give them in order.
+    unsorted: Option<Vec<Entry>>,
+    /// For changed pages, when nobody else stores them.
+    filler: Filler<'w>,
     stats: Stats,
     changed: Vec<Vec<u8>>,
 }
@@ -198,6 +238,8 @@ impl<'w> Reader<'w> {
             buffers: Buffers::new(5, BUFFER),
             waiting: VecDeque::new(),
             lister: Lister::new(Filler::new(writer)),
+            unsorted: None,
+            filler: Filler::new(writer),
             stats: Stats::default(),
             changed: Vec::new(),
         }
@@ -205,6 +247,7 @@ impl<'w> Reader<'w> {
 
     fn run(mut self, mut source: Box<dyn Source>) -> Result<Outcome> {
         let mut unreadable = Vec::new();
+        self.unsorted = (!source.in_order()).then(Vec::new);
         while let Some(item) = source.next() {
             self.look_up()?;
             match item? {
@@ -217,6 +260,10 @@ impl<'w> Reader<'w> {
             self.settle(WAITING)?;
         }
         self.settle(0)?;
+        let mut unsorted = self.unsorted.take().unwrap_or_default();
+        unsorted.sort_by(|a, b| a.path.cmp(&b.path));
+        unsorted.into_iter().try_for_each(|entry| self.lister.add(entry))?;
+        self.filler.finish()?;
         // Before the list counts, everything in it must be stored; that is what `Writer::finish` waits for.
         let (list, filler) = self.lister.finish()?;
         filler.finish()?;
@@ -244,10 +291,15 @@ impl<'w> Reader<'w> {
                 self.progress.done_bytes.fetch_add(entry.node.content().map_or(0, |c| c.size), Relaxed);
                 None
             }
-            Reading::Read(mut body) => {
+            Reading::Read(_) | Reading::Pages(..) => {
+                let (mut body, before) = match reading {
+                    Reading::Pages(body, before, check) => (body, Some(Before::new(before, check))),
+                    Reading::Read(body) => (body, None),
+                    Reading::Nothing | Reading::Same => return Ok(None),
+                };
                 let slot = Arc::new(Slot::default());
                 let guess = entry.node.content().map_or(0, |c| c.size);
-                match self.read(&mut *body, &slot, guess) {
+                match self.read(&mut *body, &slot, guess, before) {
                     Ok(Read { size, holes, digest, changed }) => {
                         if let Node::File { content, .. } | Node::Object { content, .. } = &mut entry.node {
                             *content = Content { size, changed, digest, extents: Extents::Here(Vec::new()) };
@@ -265,7 +317,7 @@ impl<'w> Reader<'w> {
         };
         self.count(&entry);
         if self.waiting.is_empty() && slot.is_none() {
-            self.lister.add(entry)?;
+            self.list(entry)?;
         } else {
             self.waiting.push_back(Waiting { entry, slot });
         }
@@ -290,19 +342,33 @@ impl<'w> Reader<'w> {
                 break;
             }
             let Some(Waiting { mut entry, slot }) = self.waiting.pop_front() else { break };
+            // The chunk that its changed pages are gathered in may never be full.
+            while slot.as_ref().is_some_and(|slot| !slot.is_ready_within(GATHERED)) {
+                self.writer.store_gathered(&mut self.filler)?;
+            }
             if let (Some(slot), Node::File { content, .. } | Node::Object { content, .. }) = (slot, &mut entry.node) {
                 content.extents = Extents::Here(slot.extents());
             }
             self.look_up()?;
-            self.lister.add(entry)?;
+            self.list(entry)?;
         }
         Ok(())
     }
 
+    /// A complete entry. One that has to wait for the others takes little memory, however large its file is.
+    fn list(&mut self, mut entry: Entry) -> Result<()> {
+        let Some(unsorted) = &mut self.unsorted else { return self.lister.add(entry) };
+        if let Node::File { content, .. } = &mut entry.node {
+            self.lister.shorten(content, KEPT)?;
+        }
+        unsorted.push(entry);
+        Ok(())
+    }
+
     /// Reads one file to its end and sends its chunks to the workers.
-    fn read(&self, body: &mut dyn Body, slot: &Arc<Slot>, guess: u64) -> std::result::Result<Read, Broken> {
+    fn read(&self, body: &mut dyn Body, slot: &Arc<Slot>, guess: u64, before: Option<Before>) -> std::result::Result<Read, Broken> {
         let mut digest = blake3::Hasher::new();
-        let mut file = Feed { reader: self, slot, offset: 0, layout: None, size: guess };
+        let mut file = Feed { reader: self, slot, offset: 0, layout: None, size: guess, before };
         // Room for one byte more: its end is seen without asking for another buffer.
         let mut buffer = if guess <= SMALL { Buffers::small(vec![0; guess as usize + 1]) } else { self.buffers.take()? };
         let (mut filled, mut holes) = (0, 0);
@@ -372,6 +438,26 @@ struct Feed<'a, 'w> {
     /// Where to cut, once its beginning has been seen.
     layout: Option<Layout>,
     size: u64,
+    /// It is cut into chunks of one length, and this is what it was.
+    before: Option<Before>,
+}
+
+/// The extents that a file had.
+struct Before {
+    extents: Vec<Extent>,
+    starts: Vec<u64>,
+    check: Option<PageCheck>,
+}
+
+impl Before {
+    fn new(extents: Vec<Extent>, check: Option<PageCheck>) -> Self {
+        Self { starts: pages::starts(&extents), extents, check }
+    }
+    /// What it had where a chunk begins.
+    fn at(&self, offset: u64) -> Extent {
+        let found = self.starts.binary_search(&offset).ok().and_then(|number| self.extents.get(number));
+        found.cloned().unwrap_or(Extent::Zeros(0))
+    }
 }
 
 impl Feed<'_, '_> {
@@ -395,6 +481,9 @@ impl Feed<'_, '_> {
 
     /// The chunks at the beginning of `data`, and where they end.
     fn cuts(&mut self, data: &[u8], last: bool) -> (Vec<(Range<usize>, Hint)>, usize) {
+        if self.before.is_some() {
+            return self.fixed(data, last);
+        }
         let cutter = &self.reader.cutter;
         let layout = self.layout.get_or_insert_with(|| cutter.layout(data, self.size));
         let (mut cuts, mut at) = (Vec::new(), 0);
@@ -408,10 +497,22 @@ impl Feed<'_, '_> {
         (cuts, at)
     }
 
+    /// The same for what is cut into chunks of one length.
+    fn fixed(&mut self, data: &[u8], last: bool) -> (Vec<(Range<usize>, Hint)>, usize) {
+        let end = if last { data.len() } else { data.len() / pages::CHUNK * pages::CHUNK };
+        let cuts = (0..end).step_by(pages::CHUNK).map(|at| (at..(at + pages::CHUNK).min(end), Hint::None));
+        self.offset += end as u64;
+        (cuts.collect(), end)
+    }
+
     fn send(&self, buffer: Buffer, cuts: Vec<(Range<usize>, Hint)>) -> Result<()> {
         let buffer = Arc::new(buffer);
+        let mut offset = self.offset - cuts.iter().map(|(range, _)| range.len() as u64).sum::<u64>();
         for (range, hint) in cuts {
-            let job = Job { buffer: buffer.clone(), range, hint, slot: self.slot.clone(), at: self.slot.reserve(None) };
+            let before = self.before.as_ref().map(|before| before.at(offset));
+            let check = self.before.as_ref().and_then(|before| before.check.clone()).map(|check| (check, offset));
+            offset += range.len() as u64;
+            let job = Job { buffer: buffer.clone(), range, hint, slot: self.slot.clone(), at: self.slot.reserve(None), before, check };
             self.reader.jobs.send(job).map_err(|_| RepositoryError::Interrupted("the workers are gone".to_owned()))?;
         }
         Ok(())

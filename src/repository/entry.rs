@@ -1,21 +1,24 @@
 //! One entry of a snapshot's list: a file, folder, link, device or object, with all that restoring it takes.
 //!
 //! ```text
-//! kind       one byte: f file, d folder, l symbolic link, h hard link, p FIFO, s socket, c and b device, o object
+//! kind       one byte: f file, F file with patched extents, d folder, l symbolic link, h hard link, p FIFO, s socket, c and b device, o object
 //! path       bytes; relative to the source; that of a folder ends with "/", that of the source's own folder is empty
 //! then, but for o:
 //!   mode, uid, gid           numbers; of the mode the twelve bits of permissions
 //!   mtime                    signed seconds since 1970, then a number of nanoseconds
 //!   attributes               a number, then for each its name and value (bytes), by name
 //! and for
-//!   f  ctime (like mtime), inode (number), content
+//!   f, F  ctime (like mtime), inode (number), content
 //!   l  the target (bytes)
 //!   h  the path of the first entry with the same file (bytes)
 //!   c, b  major and minor (numbers)
 //!   o  mtime, etag, version (bytes, empty if there is none), metadata (as attributes), content
 //! content    size (number), flags (one byte), BLAKE3 of all of it (32 bytes), extents
 //! extents    a number; for each a length (number), which is
-//!              even: twice the length of a run of zeros;  odd: twice the length of a chunk, plus one, and its id
+//!              even: twice the length of a run of zeros;  odd: twice the length of a chunk, plus one, and its id;
+//!              in an F alone, 0: patched, and what follows is its length (number), the id that a chunk of this content
+//!              would have, a number of chunks and their ids, a number of parts and for each part which of these chunks
+//!              it is of (number, from 0), where it begins there (number) and its length (number)
 //! ```
 //! Flags: 1, it changed while it was read; 2, the extents are in chunks of their own, and a number and their ids stand
 //! here instead. Entries are in the order of their paths' bytes, so a folder comes before what is in it.
@@ -43,10 +46,41 @@ pub struct Meta {
     pub attributes: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Extent {
     Zeros(u64),
-    Chunk { id: Id, length: u32 },
+    Chunk {
+        id: Id,
+        length: u32,
+    },
+    /// Put together from parts of chunks: most of an older one, and what has changed since.
+    Patched(Box<Patched>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Patched {
+    /// What a chunk of this content would be called: who has the content can tell that it is this.
+    pub id: Id,
+    pub length: u32,
+    pub chunks: Vec<Id>,
+    /// One after another; together they have `length` bytes.
+    pub parts: Vec<Part>,
+}
+
+/// A part of one of the chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Which of them.
+    pub chunk: u32,
+    pub offset: u32,
+    pub length: u32,
+}
+
+impl Patched {
+    /// Each part with its chunk.
+    pub fn parts(&self) -> impl Iterator<Item = (Option<&Id>, Part)> {
+        self.parts.iter().map(|part| (self.chunks.get(part.chunk as usize), *part))
+    }
 }
 
 impl Extent {
@@ -55,6 +89,16 @@ impl Extent {
         match self {
             Self::Zeros(length) => *length,
             Self::Chunk { length, .. } => u64::from(*length),
+            Self::Patched(patched) => u64::from(patched.length),
+        }
+    }
+    /// The chunks that it takes to have its content.
+    #[must_use]
+    pub fn chunks(&self) -> &[Id] {
+        match self {
+            Self::Zeros(_) => &[],
+            Self::Chunk { id, .. } => std::slice::from_ref(id),
+            Self::Patched(patched) => &patched.chunks,
         }
     }
 }
@@ -63,7 +107,34 @@ impl Extent {
 pub enum Extents {
     Here(Vec<Extent>),
     /// Encoded in these chunks, one after another.
-    Elsewhere(Vec<Id>),
+    Elsewhere {
+        chunks: Vec<Id>,
+        patched: bool,
+    },
+}
+
+impl Extents {
+    /// Is any of them put together from parts? A reader must know.
+    #[must_use]
+    pub fn is_patched(&self) -> bool {
+        match self {
+            Self::Here(extents) => is_patched(extents),
+            Self::Elsewhere { patched, .. } => *patched,
+        }
+    }
+    /// The chunks that they are encoded in, if they are not here.
+    #[must_use]
+    pub fn elsewhere(&self) -> &[Id] {
+        match self {
+            Self::Here(_) => &[],
+            Self::Elsewhere { chunks, .. } => chunks,
+        }
+    }
+}
+
+#[must_use]
+pub fn is_patched(extents: &[Extent]) -> bool {
+    extents.iter().any(|extent| matches!(extent, Extent::Patched(_)))
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,6 +198,7 @@ impl Node {
     }
     fn kind(&self) -> u8 {
         match self {
+            Self::File { content, .. } if content.extents.is_patched() => b'F',
             Self::File { .. } => b'f',
             Self::Folder { .. } => b'd',
             Self::Symlink { .. } => b'l',
@@ -185,12 +257,15 @@ impl Entry {
         if kind == b'o' {
             let (mtime, etag, version) = (take_instant(reader)?, reader.bytes()?.to_vec(), reader.bytes()?.to_vec());
             let info = ObjectInfo { mtime, etag, version, metadata: take_pairs(reader)? };
-            return Ok(Self { path, node: Node::Object { info, content: take_content(reader)? } });
+            return Ok(Self { path, node: Node::Object { info, content: take_content(reader, false)? } });
         }
         let (mode, uid, gid) = (reader.small()?, reader.small()?, reader.small()?);
         let meta = Meta { mode, uid, gid, mtime: take_instant(reader)?, attributes: take_pairs(reader)? };
         let node = match kind {
-            b'f' => Node::File { meta, ctime: take_instant(reader)?, inode: reader.number()?, content: take_content(reader)? },
+            b'f' | b'F' => {
+                let (ctime, inode) = (take_instant(reader)?, reader.number()?);
+                Node::File { meta, ctime, inode, content: take_content(reader, kind == b'F')? }
+            }
             b'd' => Node::Folder { meta },
             b'l' => Node::Symlink { meta, target: reader.bytes()?.to_vec() },
             b'h' => Node::HardLink { meta, to: reader.bytes()?.to_vec() },
@@ -237,33 +312,33 @@ const ELSEWHERE: u8 = 2;
 
 fn put_content(out: &mut Vec<u8>, content: &Content) {
     put_number(out, content.size);
-    let elsewhere = if matches!(content.extents, Extents::Elsewhere(_)) { ELSEWHERE } else { 0 };
+    let elsewhere = if matches!(content.extents, Extents::Elsewhere { .. }) { ELSEWHERE } else { 0 };
     out.push(elsewhere | if content.changed { CHANGED } else { 0 });
     out.extend_from_slice(&content.digest.0);
     match &content.extents {
         Extents::Here(extents) => put_extents(out, extents),
-        Extents::Elsewhere(chunks) => {
+        Extents::Elsewhere { chunks, .. } => {
             put_number(out, chunks.len() as u64);
             chunks.iter().for_each(|chunk| out.extend_from_slice(&chunk.0));
         }
     }
 }
 
-fn take_content(reader: &mut Reader) -> Result<Content, Malformed> {
+fn take_content(reader: &mut Reader, patched: bool) -> Result<Content, Malformed> {
     let (size, flags) = (reader.number()?, reader.byte()?);
     if flags & !(CHANGED | ELSEWHERE) != 0 {
         return Err(Malformed("an entry has flags that are not known"));
     }
     let digest = reader.id()?;
     let extents = if flags & ELSEWHERE == 0 {
-        let extents = take_extents(reader)?;
+        let extents = take_extents(reader, patched)?;
         if !covers(&extents, size) {
             return Err(Malformed("the extents of a file do not add up to its size"));
         }
         Extents::Here(extents)
     } else {
         let count = reader.count()?;
-        Extents::Elsewhere((0..count).map(|_| reader.id()).collect::<Result<_, _>>()?)
+        Extents::Elsewhere { chunks: (0..count).map(|_| reader.id()).collect::<Result<_, _>>()?, patched }
     };
     Ok(Content { size, changed: flags & CHANGED != 0, digest, extents })
 }
@@ -282,17 +357,52 @@ pub fn put_extents(out: &mut Vec<u8>, extents: &[Extent]) {
                 put_number(out, u64::from(*length) << 1 | 1);
                 out.extend_from_slice(&id.0);
             }
+            Extent::Patched(patched) => put_patched(out, patched),
         }
     }
 }
 
-pub fn take_extents(reader: &mut Reader) -> Result<Vec<Extent>, Malformed> {
+fn put_patched(out: &mut Vec<u8>, patched: &Patched) {
+    put_number(out, 0);
+    put_number(out, u64::from(patched.length));
+    out.extend_from_slice(&patched.id.0);
+    put_number(out, patched.chunks.len() as u64);
+    patched.chunks.iter().for_each(|chunk| out.extend_from_slice(&chunk.0));
+    put_number(out, patched.parts.len() as u64);
+    for part in &patched.parts {
+        for number in [part.chunk, part.offset, part.length] {
+            put_number(out, u64::from(number));
+        }
+    }
+}
+
+fn take_patched(reader: &mut Reader) -> Result<Patched, Malformed> {
+    let (length, id) = (reader.small()?, reader.id()?);
+    let count = reader.count()?;
+    let chunks = (0..count).map(|_| reader.id()).collect::<Result<Vec<_>, _>>()?;
+    let count = reader.count()?;
+    let (mut parts, mut sum) = (Vec::with_capacity(count.min(reader.rest().len() / 3)), 0u64);
+    for _ in 0..count {
+        let part = Part { chunk: reader.small()?, offset: reader.small()?, length: reader.small()? };
+        if part.chunk as usize >= chunks.len() || part.offset.checked_add(part.length).is_none() {
+            return Err(Malformed("a part is of no chunk, or beyond its end"));
+        }
+        sum += u64::from(part.length);
+        parts.push(part);
+    }
+    if sum == u64::from(length) { Ok(Patched { id, length, chunks, parts }) } else { Err(Malformed("parts do not add up")) }
+}
+
+/// `patched`: there may be some that are put together from parts.
+pub fn take_extents(reader: &mut Reader, patched: bool) -> Result<Vec<Extent>, Malformed> {
     let count = reader.count()?;
     let mut extents = Vec::with_capacity(count.min(reader.rest().len() / 2));
     for _ in 0..count {
         let number = reader.number()?;
         let length = number >> 1;
-        extents.push(if number & 1 == 0 {
+        extents.push(if number == 0 && patched {
+            Extent::Patched(Box::new(take_patched(reader)?))
+        } else if number & 1 == 0 {
             Extent::Zeros(length)
         } else {
             let length = u32::try_from(length).map_err(|_| Malformed("a chunk has an impossible length"))?;
@@ -316,11 +426,20 @@ pub(super) mod tests {
     fn id() -> impl Strategy<Value = Id> {
         any::<[u8; 32]>().prop_map(Id)
     }
+    fn patched() -> impl Strategy<Value = Extent> {
+        let part = |chunks: usize| (0..chunks as u32, 0..1u32 << 20, 0..1u32 << 20);
+        let parts = vec(id(), 1..4).prop_flat_map(move |chunks| (id(), vec(part(chunks.len()), 0..5), Just(chunks)));
+        parts.prop_map(|(id, parts, chunks)| {
+            let parts: Vec<Part> = parts.into_iter().map(|(chunk, offset, length)| Part { chunk, offset, length }).collect();
+            Extent::Patched(Box::new(Patched { id, length: parts.iter().map(|part| part.length).sum(), chunks, parts }))
+        })
+    }
     fn content() -> impl Strategy<Value = Content> {
-        let zeros = (0..u64::from(u32::MAX)).prop_map(Extent::Zeros);
+        let zeros = (1..u64::from(u32::MAX)).prop_map(Extent::Zeros);
         let chunk = (id(), any::<u32>()).prop_map(|(id, length)| Extent::Chunk { id, length });
-        let here = vec(prop_oneof![zeros, chunk], 0..5).prop_map(Extents::Here);
-        let extents = prop_oneof![here, vec(id(), 0..4).prop_map(Extents::Elsewhere)];
+        let here = vec(prop_oneof![zeros, chunk, patched()], 0..5).prop_map(Extents::Here);
+        let elsewhere = (vec(id(), 0..4), any::<bool>()).prop_map(|(chunks, patched)| Extents::Elsewhere { chunks, patched });
+        let extents = prop_oneof![here, elsewhere];
         (any::<bool>(), id(), extents, any::<u32>()).prop_map(|(changed, digest, extents, size)| {
             let size = if let Extents::Here(e) = &extents { e.iter().map(Extent::length).sum() } else { u64::from(size) };
             Content { size, changed, digest, extents }
@@ -350,6 +469,8 @@ pub(super) mod tests {
                 5 => Node::Socket { meta },
                 6 => Node::CharDevice { meta, major, minor },
                 7 => Node::BlockDevice { meta, major, minor },
+                // An object's are never patched.
+                _ if content.extents.is_patched() => Node::File { meta, ctime, inode, content },
                 _ => Node::Object { info, content },
             },
         );
@@ -362,12 +483,15 @@ pub(super) mod tests {
             let mut bytes = Vec::new();
             entry.encode(&mut bytes);
             let mut reader = Reader::new(&bytes);
-            prop_assert_eq!(Entry::decode(&mut reader), Ok(entry));
+            prop_assert_eq!(Entry::decode(&mut reader), Ok(entry.clone()));
             prop_assert!(reader.is_empty());
+            // Who does not know patched extents meets a kind that there is not, and stops.
+            let patched = entry.node.content().is_some_and(|content| content.extents.is_patched());
+            prop_assert_eq!(bytes[0] == b'F', patched);
         }
 
         #[test]
-        fn no_bytes_make_it_panic(bytes: Vec<u8>, kind in prop::sample::select(&b"fdlhpscbo"[..])) {
+        fn no_bytes_make_it_panic(bytes: Vec<u8>, kind in prop::sample::select(&b"fFdlhpscbo"[..])) {
             let mut bytes = bytes;
             bytes.insert(0, kind);
             let _ = Entry::decode(&mut Reader::new(&bytes));

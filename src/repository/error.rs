@@ -1,7 +1,7 @@
 //! What can go wrong with a repository, by what the person in front of it can do about it.
 
 use super::{names::Id, wire::Malformed};
-use crate::providers::port::PortError;
+use crate::providers::{port::PortError, replication::PgError};
 use std::path::PathBuf;
 
 pub type Result<T> = std::result::Result<T, RepositoryError>;
@@ -23,6 +23,9 @@ pub enum RepositoryError {
     /// A stored object is not what was written.
     #[error("{object} is damaged: {why}")]
     Damaged { object: String, why: String },
+    /// Something else stands where this should be written, and it is no damage.
+    #[error("{object} is there already with other content: {why}")]
+    Diverged { object: String, why: String },
     #[error("{object} is missing from the repository")]
     Missing { object: String },
     #[error("chunk {chunk} is in no pack that the index names")]
@@ -34,11 +37,20 @@ pub enum RepositoryError {
     /// A file on this machine.
     #[error("{}: {why}", .path.display())]
     File { path: PathBuf, why: String },
+    /// The server that is backed up.
+    #[error("{0}")]
+    Server(PortError),
     #[error("{0}")]
     Refused(String),
     /// Ctrl-C, or the process is ending.
     #[error("interrupted: {0}")]
     Interrupted(String),
+}
+
+impl From<PgError> for RepositoryError {
+    fn from(error: PgError) -> Self {
+        Self::Server(error.into())
+    }
 }
 
 impl RepositoryError {

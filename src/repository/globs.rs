@@ -9,6 +9,8 @@ use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path};
 #[derive(Clone, Debug, Default)]
 pub struct Globs {
     set: GlobSet,
+    /// What is not chosen, whatever else fits it.
+    except: Option<Box<Globs>>,
 }
 
 impl Globs {
@@ -24,12 +26,24 @@ impl Globs {
             let glob = GlobBuilder::new(&whole).literal_separator(true).backslash_escape(true).build();
             set.add(glob.map_err(|e| refused(&e.kind().to_string()))?);
         }
-        Ok(Self { set: set.build().map_err(|e| RepositoryError::Refused(format!("the patterns for paths: {e}")))? })
+        let set = set.build().map_err(|e| RepositoryError::Refused(format!("the patterns for paths: {e}")))?;
+        Ok(Self { set, except: None })
     }
     #[must_use]
     pub fn none() -> Self {
         Self::default()
     }
+    /// The same without what these fit.
+    pub fn but<S: AsRef<str>>(self, patterns: &[S]) -> Result<Self> {
+        Ok(Self { except: Some(Box::new(Self::new(patterns)?)), ..self })
+    }
+
+    /// Is it chosen: by a pattern, or, where there is none, since everything is?
+    #[must_use]
+    pub fn chooses(&self, path: &[u8]) -> bool {
+        (self.is_empty() || self.fits_within(path)) && !self.except.as_ref().is_some_and(|except| except.fits_within(path))
+    }
+
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.set.is_empty()
@@ -53,6 +67,14 @@ impl Globs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_excepted_is_not_chosen() {
+        let globs = Globs::none().but(&["/pg_tblspc/16385"]).unwrap();
+        assert!(globs.chooses(b"base/1/2") && globs.chooses(b"pg_tblspc/") && globs.chooses(b"pg_tblspc/163851/x"));
+        assert!(!globs.chooses(b"pg_tblspc/16385/") && !globs.chooses(b"pg_tblspc/16385/PG_15/1"));
+        assert!(!Globs::new(&["a"]).unwrap().but(&["a/b"]).unwrap().chooses(b"c"));
+    }
 
     #[test]
     fn patterns_fit_as_restics_do() {

@@ -7,7 +7,7 @@
 
 use super::{
     RepositoryError, Result,
-    entry::{Content, Entry, Extent, Extents, Node, covers, put_extents, shown, take_extents},
+    entry::{Content, Entry, Extent, Extents, Node, covers, is_patched, put_extents, shown, take_extents},
     names::Id,
     wire::Reader,
 };
@@ -39,7 +39,10 @@ impl<S: Sink> Lister<S> {
             return Err(RepositoryError::Refused(format!("{} comes out of order, or twice", entry.shown())));
         }
         if let Node::File { content, .. } | Node::Object { content, .. } = &mut entry.node {
-            self.shorten(content)?;
+            self.shorten(content, EXTENTS)?;
+        }
+        if matches!(&entry.node, Node::Object { content, .. } if content.extents.is_patched()) {
+            return Err(RepositoryError::Refused(format!("{} is an object, and no parts of chunks make one", entry.shown())));
         }
         entry.encode(&mut self.bytes);
         let hash = blake3::hash(&entry.path);
@@ -51,9 +54,10 @@ impl<S: Sink> Lister<S> {
         Ok(())
     }
 
-    fn shorten(&mut self, content: &mut Content) -> Result<()> {
+    /// Puts extents into chunks of their own if there are more than so many.
+    pub fn shorten(&mut self, content: &mut Content, most: usize) -> Result<()> {
         let Extents::Here(extents) = &content.extents else { return Ok(()) };
-        if extents.len() <= EXTENTS {
+        if extents.len() <= most {
             return Ok(());
         }
         let mut chunks = Vec::new();
@@ -62,7 +66,7 @@ impl<S: Sink> Lister<S> {
             put_extents(&mut bytes, part);
             chunks.push(self.sink.chunk(bytes)?);
         }
-        content.extents = Extents::Elsewhere(chunks);
+        content.extents = Extents::Elsewhere { chunks, patched: is_patched(extents) };
         Ok(())
     }
 
@@ -92,15 +96,15 @@ pub fn entries(chunk: &Id, content: &[u8]) -> Result<Vec<Entry>> {
 
 /// The extents of a file, wherever they are. `fetch` gives the content of a chunk.
 pub fn extents(path: &[u8], content: &Content, mut fetch: impl FnMut(&Id) -> Result<Vec<u8>>) -> Result<Vec<Extent>> {
-    let chunks = match &content.extents {
+    let (chunks, patched) = match &content.extents {
         Extents::Here(extents) => return Ok(extents.clone()),
-        Extents::Elsewhere(chunks) => chunks,
+        Extents::Elsewhere { chunks, patched } => (chunks, *patched),
     };
     let mut all = Vec::new();
     for chunk in chunks {
         let bytes = fetch(chunk)?;
         let mut reader = Reader::new(&bytes);
-        all.extend(take_extents(&mut reader).map_err(RepositoryError::malformed(format!("chunk {chunk}")))?);
+        all.extend(take_extents(&mut reader, patched).map_err(RepositoryError::malformed(format!("chunk {chunk}")))?);
     }
     if covers(&all, content.size) {
         Ok(all)
@@ -157,7 +161,7 @@ mod tests {
         let (chunks, kept) = list(&[Entry { path: b"large".to_vec(), node }]);
         let entry = super::entries(&chunks[0], &kept.0[&chunks[0]]).unwrap().remove(0);
         let content = entry.node.content().unwrap();
-        assert!(matches!(&content.extents, Extents::Elsewhere(chunks) if chunks.len() == 3));
+        assert_eq!((content.extents.elsewhere().len(), content.extents.is_patched()), (3, false));
         assert_eq!(super::extents(&entry.path, content, |id| Ok(kept.0[id].clone())).unwrap(), extents);
     }
 

@@ -6,8 +6,11 @@ use super::{
     index::Index,
     names::{CONFIG, INDEX, Id, KEYS, PACKS, SNAPSHOTS},
     open::{AT_ONCE, Repository, retried},
+    recovery::Cluster,
     rescue::used,
     snapshot::Snapshot,
+    wal_line,
+    wal_name::{self, SegmentName, WalName},
 };
 use crate::providers::port::{LockMode, ObjectWrite};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -31,6 +34,13 @@ pub async fn lock(
     let mut keys = BTreeSet::from([CONFIG.to_owned(), id.key(SNAPSHOTS)]);
     for chunk in used(repository, &index, &snapshot.list).await? {
         keys.insert(index.find(&chunk).ok_or(RepositoryError::NoChunk { chunk })?.0.key(PACKS));
+    }
+    if let Some(cluster) = Cluster::of(snapshot) {
+        // Without its log a base backup is nothing.
+        let line = wal_line::look(repository, &cluster.system, cluster.segment_size).await?;
+        let reach = line.reach(&cluster.base, cluster.base.timeline, Some(cluster.base.stop));
+        let whole = reach.needed.iter().map(|segment| WalName::File(SegmentName::Whole(*segment)));
+        keys.extend(whole.map(|name| wal_name::key(&cluster.system, &name)));
     }
     for folder in [KEYS, INDEX] {
         keys.extend(repository.list(folder).await?.into_iter().map(|meta| meta.key));

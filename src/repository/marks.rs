@@ -25,6 +25,9 @@ use std::collections::HashSet;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Marked {
     pub packs: Vec<Id>,
+    /// Objects of write-ahead logs, by their keys.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wal: Vec<String>,
     pub grace_s: u64,
 }
 

@@ -5,8 +5,10 @@
 //! open it), `cut` and `codec` (from a file to chunks, from a chunk to its stored form), [`pack`] and [`index`]
 //! (where chunks lie), [`entry`] and [`list`] (what a snapshot holds), [`snapshot`], [`open`] (the repository as a
 //! whole), [`write`] (from bytes to packs, in parallel), [`create`] over a source ([`tree`], [`bucket`],
-//! [`stream`]), [`restore`], [`diff`], [`verify`], [`prune`] (decided by [`prune_plan`]), [`copy`], [`proof`],
-//! [`rekey`].
+//! [`stream`], or [`cluster`] for a database with [`pages`]), [`restore`], [`diff`], [`verify`], [`prune`] (decided by
+//! [`prune_plan`]), [`copy`], [`proof`], [`rekey`]. Beside the snapshots lies the write-ahead log of databases:
+//! [`wal_name`], [`wal_page`], [`wal_history`], [`wal`], what of it a recovery needs in [`wal_line`] and [`recovery`]
+//! ([`wal_fill`] brings it, [`tablespaces`] go where they are told); [`wal_keep`] is what prune, verify and copy do with it.
 //!
 //! Three rules hold it together. Objects are never changed: each is named by the BLAKE3 of its bytes, or written
 //! only if it is not there. They are written in one order, packs, index, snapshot, and read in the opposite one, so
@@ -15,6 +17,7 @@
 
 mod attributes;
 pub mod bucket;
+pub mod cluster;
 pub mod codec;
 pub mod copy;
 pub mod create;
@@ -31,10 +34,12 @@ pub mod marks;
 pub mod names;
 pub mod open;
 pub mod pack;
+pub mod pages;
 pub mod progress;
 pub mod proof;
 pub mod prune;
 pub mod prune_plan;
+pub mod recovery;
 pub mod rekey;
 pub mod rescue;
 pub mod restore;
@@ -45,12 +50,22 @@ pub mod source;
 pub mod stream;
 #[cfg(test)]
 mod sweep_tests;
+pub mod tablespaces;
 #[cfg(test)]
 mod tests;
 pub mod tree;
 mod tree_body;
 pub mod verify;
 mod verify_packs;
+pub mod wal;
+pub mod wal_fill;
+pub mod wal_history;
+pub mod wal_keep;
+pub mod wal_line;
+pub mod wal_name;
+pub mod wal_page;
+#[cfg(test)]
+mod wal_tests;
 pub mod wire;
 pub mod write;
 

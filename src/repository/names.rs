@@ -13,6 +13,7 @@ pub const INDEX: &str = "index/";
 pub const SNAPSHOTS: &str = "snapshots/";
 pub const MARKS: &str = "marks/";
 pub const PROOFS: &str = "proofs/";
+pub const WAL: &str = "wal/";
 
 /// 32 bytes: of a chunk, the keyed BLAKE3 of its content; of an object, the BLAKE3 of its stored bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -5,7 +5,7 @@
 
 use super::{
     RepositoryError, Result,
-    entry::{Content, Extent, Extents},
+    entry::{Content, Extent},
     index,
     index::{ById, Index, PackEntry},
     keys::{Keyring, Slot, Unlock},
@@ -232,13 +232,32 @@ impl Repository {
         Ok(opener.content)
     }
 
+    /// The content of an extent that fits into memory.
+    pub async fn extent(&self, index: &Index, extent: &Extent) -> Result<Vec<u8>> {
+        let patched = match extent {
+            Extent::Zeros(length) => return Ok(vec![0; *length as usize]),
+            Extent::Chunk { id, .. } => return self.chunk(index, id).await,
+            Extent::Patched(patched) => patched,
+        };
+        let mut chunks = Vec::with_capacity(patched.chunks.len());
+        for chunk in &patched.chunks {
+            chunks.push(self.chunk(index, chunk).await?);
+        }
+        let wrong = |why| RepositoryError::damaged(format!("patched content {}", patched.id.short()), why);
+        let mut content = Vec::with_capacity(patched.length as usize);
+        for part in &patched.parts {
+            let range = part.offset as usize..part.offset as usize + part.length as usize;
+            let bytes = chunks.get(part.chunk as usize).and_then(|chunk| chunk.get(range));
+            content.extend_from_slice(bytes.ok_or_else(|| wrong("a part is beyond the end of its chunk"))?);
+        }
+        if self.keyring.chunk_id(&content) == patched.id { Ok(content) } else { Err(wrong("its parts do not make what was stored")) }
+    }
+
     /// The extents of a file, wherever they are.
     pub async fn extents(&self, index: &Index, path: &[u8], content: &Content) -> Result<Vec<Extent>> {
         let mut chunks = ById::default();
-        if let Extents::Elsewhere(elsewhere) = &content.extents {
-            for chunk in elsewhere {
-                chunks.insert(*chunk, self.chunk(index, chunk).await?);
-            }
+        for chunk in content.extents.elsewhere() {
+            chunks.insert(*chunk, self.chunk(index, chunk).await?);
         }
         list::extents(path, content, |chunk| chunks.get(chunk).cloned().ok_or(RepositoryError::NoChunk { chunk: *chunk }))
     }

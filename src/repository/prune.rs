@@ -16,6 +16,7 @@ use super::{
     prune_plan::{Facts, Plan, plan},
     rescue::used,
     seal::{self, Kind},
+    wal_keep::{self, WalPlan},
     write::{Filler, Writer},
 };
 use crate::providers::port::{ObjectWrite, PortError};
@@ -42,6 +43,7 @@ async fn delete(store: &dyn ObjectWrite, key: &str) -> Result<()> {
 /// What is there, looked at once.
 pub struct Look {
     pub plan: Plan,
+    pub wal: WalPlan,
     packs: Vec<PackEntry>,
     used: Ids,
     indexes: Vec<Id>,
@@ -82,11 +84,12 @@ pub async fn look(repository: &Repository, now: jiff::Timestamp) -> Result<Look>
     strays.sort_unstable();
     let facts = Facts { packs: &packs, strays: &strays, used: &needed, marks: &marks.whole, now, indexes: indexes.len() };
     let mut plan = plan(&facts);
+    let wal = wal_keep::look(repository, &snapshots.whole, &marks.whole, now).await?;
     let retained = retained(repository, &plan.delete, &sizes, now).await?;
     if !retained.is_empty() {
         plan.keep(&retained, &marks.whole, indexes.len());
     }
-    Ok(Look { plan, packs, used: needed, indexes })
+    Ok(Look { plan, wal, packs, used: needed, indexes })
 }
 
 /// Which of these packs the store retains, their sizes, and until when. A bucket with Object Lock does not refuse a
@@ -135,6 +138,10 @@ pub struct Pruned {
     pub waiting: u64,
     /// Would have been deleted, but the store retains them.
     pub retained: u64,
+    /// Objects of write-ahead logs.
+    pub wal_marked: u64,
+    pub wal_deleted: u64,
+    pub wal_waiting: u64,
 }
 
 /// Carries the plan out.
@@ -145,18 +152,20 @@ pub async fn prune(
     grace_s: u64,
     progress: Arc<Progress>,
 ) -> Result<Pruned> {
-    let Look { plan, mut packs, used, indexes } = look;
-    let mut done = Pruned { waiting: plan.waiting, retained: plan.retained, ..Pruned::default() };
+    let Look { plan, wal, mut packs, used, indexes } = look;
+    let mut done = Pruned { waiting: plan.waiting, wal_waiting: wal.waiting, retained: plan.retained, ..Pruned::default() };
     if !plan.repack.is_empty() {
         repack(&repository, &store, &packs, &plan.repack, used, progress.clone()).await?;
         done.repacked = plan.repack.len() as u64;
     }
-    if !plan.mark.is_empty() {
-        let marked = Marked { packs: plan.mark.clone(), grace_s };
+    if !plan.mark.is_empty() || !wal.mark.is_empty() {
+        let marked = Marked { packs: plan.mark.clone(), wal: wal.mark.clone(), grace_s };
         let plain = serde_json::to_vec(&marked).map_err(|e| RepositoryError::Refused(e.to_string()))?;
         put_sealed(&*store, &repository.keyring, Kind::Marks, &plain).await?;
         done.marked = plan.mark.len() as u64;
         done.waiting += done.marked;
+        done.wal_marked = wal.mark.len() as u64;
+        done.wal_waiting += done.wal_marked;
     }
     if plan.fold_index {
         let gone: HashSet<Id> = plan.delete.iter().copied().collect();
@@ -174,6 +183,7 @@ pub async fn prune(
         done.deleted += 1;
     }
     done.deleted_bytes = plan.delete_bytes;
+    done.wal_deleted = wal_keep::delete(&*store, &wal.delete).await?;
     for mark in &plan.settled {
         delete(&*store, &mark.key(MARKS)).await?;
     }

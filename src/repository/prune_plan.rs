@@ -178,7 +178,7 @@ mod tests {
         PackEntry { pack: Id([name; 32]), size: pieces.iter().map(|p| u64::from(p.stored)).sum(), pieces }
     }
     fn mark(name: u8, packs: &[u8], made: i64) -> Mark {
-        let marked = Marked { packs: packs.iter().map(|p| Id([*p; 32])).collect(), grace_s: 100 };
+        let marked = Marked { packs: packs.iter().map(|p| Id([*p; 32])).collect(), wal: Vec::new(), grace_s: 100 };
         Mark { id: Id([name; 32]), made: jiff::Timestamp::from_second(made).unwrap(), marked }
     }
     fn decide(packs: &[PackEntry], used: &[u8], marks: &[Mark]) -> Plan {

@@ -4,7 +4,6 @@
 use super::{
     RepositoryError, Result,
     codec::Hint,
-    entry::{Extent, Extents},
     index::{Ids, Index},
     list, marks,
     names::Id,
@@ -20,13 +19,9 @@ pub async fn used(repository: &Repository, index: &Index, chunks: &[Id]) -> Resu
         used.insert(*chunk);
         for entry in list::entries(chunk, &repository.chunk(index, chunk).await?)? {
             let Some(content) = entry.node.content() else { continue };
-            if let Extents::Elsewhere(chunks) = &content.extents {
-                used.extend(chunks.iter().copied());
-            }
+            used.extend(content.extents.elsewhere());
             for extent in repository.extents(index, &entry.path, content).await? {
-                if let Extent::Chunk { id, .. } = extent {
-                    used.insert(id);
-                }
+                used.extend(extent.chunks());
             }
         }
     }

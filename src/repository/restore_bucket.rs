@@ -134,10 +134,7 @@ async fn small(
 ) -> Result<()> {
     let mut bytes = Vec::with_capacity(content.size as usize);
     for extent in repository.extents(index, key.as_bytes(), content).await? {
-        match extent {
-            Extent::Zeros(length) => bytes.resize(bytes.len() + length as usize, 0),
-            Extent::Chunk { id, .. } => bytes.extend(repository.chunk(index, &id).await?),
-        }
+        bytes.extend(repository.extent(index, &extent).await?);
     }
     let bytes = bytes::Bytes::from(bytes);
     retried(key, || to.put(key, bytes.clone(), metadata, false)).await.map(drop)
@@ -159,14 +156,11 @@ async fn large(
         .then(move |extent| {
             let (repository, index, why) = (repository.clone(), index.clone(), why.clone());
             async move {
-                match extent {
-                    Extent::Zeros(length) => Ok(vec![0; length as usize]),
-                    Extent::Chunk { id, .. } => repository.chunk(&index, &id).await.map_err(|error| {
-                        let told = PortError::Refused(error.to_string());
-                        why.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                        told
-                    }),
-                }
+                repository.extent(&index, &extent).await.map_err(|error| {
+                    let told = PortError::Refused(error.to_string());
+                    why.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                    told
+                })
             }
         })
         .boxed();
@@ -182,6 +176,6 @@ fn pieces(extent: Extent) -> Vec<Extent> {
     const PIECE: u64 = 4 * 1024 * 1024;
     match extent {
         Extent::Zeros(length) => (0..length.div_ceil(PIECE)).map(|n| Extent::Zeros(PIECE.min(length - n * PIECE))).collect(),
-        chunk @ Extent::Chunk { .. } => vec![chunk],
+        other => vec![other],
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0   "MUSTER1"          seven bytes, format version 1
-//! 7   kind               P pack, I index, S snapshot, M marks, V proof
+//! 7   kind               P pack, I index, S snapshot, M marks, V proof, W write-ahead log
 //! 8   generation         of the master key, four bytes, little-endian
 //! 12  salt               32 random bytes
 //! 44  segments           each its ciphertext and a tag of 16 bytes
@@ -12,11 +12,14 @@
 //! changed header opens nothing, an object cannot pass for one of another kind, and no two objects share a nonce:
 //! the nonce of a segment is its number, eight bytes little-endian and four zeros. A random nonce under one key for
 //! everything would run into the birthday bound of 96 bits for large repositories; a salt of 256 bits does not.
+//!
+//! An object that is not named by its digest (a segment of a write-ahead log: who asks for it knows its name alone) is
+//! authenticated together with its name, so that none can stand for another.
 
 use super::{
     RepositoryError, Result,
     keys::Keyring,
-    names::{INDEX, Id, MARKS, PACKS, PROOFS, SNAPSHOTS},
+    names::{INDEX, Id, MARKS, PACKS, PROOFS, SNAPSHOTS, WAL},
 };
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 
@@ -32,6 +35,7 @@ pub enum Kind {
     Snapshot = b'S' as isize,
     Marks = b'M' as isize,
     Proof = b'V' as isize,
+    Wal = b'W' as isize,
 }
 
 impl Kind {
@@ -43,6 +47,7 @@ impl Kind {
             Self::Snapshot => SNAPSHOTS,
             Self::Marks => MARKS,
             Self::Proof => PROOFS,
+            Self::Wal => WAL,
         }
     }
 }
@@ -59,8 +64,13 @@ impl ObjectKey {
 
     /// Encrypts what stands in `out` from `start` on, as segment `number`, and appends its tag.
     pub fn seal(&self, number: u64, out: &mut Vec<u8>, start: usize) -> Result<()> {
+        self.seal_with(number, &[], out, start)
+    }
+
+    /// The same together with `more`, which is authenticated and not written.
+    fn seal_with(&self, number: u64, more: &[u8], out: &mut Vec<u8>, start: usize) -> Result<()> {
         let body = out.get_mut(start..).unwrap_or_default();
-        let tag = self.0.seal_in_place_separate_tag(nonce(number), Aad::empty(), body);
+        let tag = self.0.seal_in_place_separate_tag(nonce(number), Aad::from(more), body);
         let tag = tag.map_err(|_| RepositoryError::Refused("a segment could not be encrypted: it is too large".to_owned()))?;
         out.extend_from_slice(tag.as_ref());
         Ok(())
@@ -68,7 +78,11 @@ impl ObjectKey {
 
     /// Decrypts in place. `None`: not what was written.
     pub fn open<'a>(&self, number: u64, sealed: &'a mut [u8]) -> Option<&'a [u8]> {
-        self.0.open_in_place(nonce(number), Aad::empty(), sealed).ok().map(|plain| &*plain)
+        self.open_with(number, &[], sealed)
+    }
+
+    fn open_with<'a>(&self, number: u64, more: &[u8], sealed: &'a mut [u8]) -> Option<&'a [u8]> {
+        self.0.open_in_place(nonce(number), Aad::from(more), sealed).ok().map(|plain| &*plain)
     }
 }
 
@@ -119,9 +133,44 @@ pub fn open_whole(keyring: &Keyring, kind: Kind, id: &Id, mut stored: Vec<u8>) -
     Ok(stored)
 }
 
+/// A whole object of one segment that is bound to its key in the store, and not named by its digest.
+pub fn bound(keyring: &Keyring, kind: Kind, key: &str, plain: &[u8]) -> Result<Vec<u8>> {
+    let mut out = Vec::with_capacity(HEADER + plain.len() + TAG);
+    let object = begin(keyring, kind, &mut out)?;
+    out.extend_from_slice(plain);
+    object.seal_with(0, key.as_bytes(), &mut out, HEADER)?;
+    Ok(out)
+}
+
+/// What the object under `key` holds: only if it was written under that key.
+pub fn open_bound(keyring: &Keyring, kind: Kind, key: &str, mut stored: Vec<u8>) -> Result<Vec<u8>> {
+    let damaged = |why| RepositoryError::damaged(key, why);
+    let object = unlock(keyring, kind, &stored).map_err(damaged)?;
+    let plain = object.open_with(0, key.as_bytes(), &mut stored[HEADER..]);
+    let plain = plain.ok_or_else(|| damaged("it does not decrypt with the repository's key under this name"))?.len();
+    stored.drain(..HEADER);
+    stored.truncate(plain);
+    Ok(stored)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_bound_to_a_name_opens_under_no_other() {
+        let keyring = Keyring::new().unwrap();
+        let stored = bound(&keyring, Kind::Wal, "wal/7/a", b"records").unwrap();
+        assert_eq!(open_bound(&keyring, Kind::Wal, "wal/7/a", stored.clone()).unwrap(), b"records");
+        assert!(open_bound(&keyring, Kind::Wal, "wal/7/b", stored.clone()).is_err());
+        assert!(open_bound(&keyring, Kind::Marks, "wal/7/a", stored.clone()).is_err());
+        for bit in 0..stored.len() * 8 {
+            let mut flipped = stored.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(open_bound(&keyring, Kind::Wal, "wal/7/a", flipped).is_err(), "bit {bit}");
+        }
+        assert!((0..stored.len()).all(|length| open_bound(&keyring, Kind::Wal, "wal/7/a", stored[..length].to_vec()).is_err()));
+    }
 
     #[test]
     fn every_bit_counts() {

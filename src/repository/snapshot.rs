@@ -2,7 +2,9 @@
 //! object whose name is the snapshot's identifier. It is written last: if it is there, all of it is.
 
 use super::names::Id;
+use crate::providers::port::Lsn;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
@@ -35,6 +37,23 @@ pub enum Source {
     Bucket { url: String },
     /// Standard input, under this name.
     Stream { name: String },
+    /// A base backup of a PostgreSQL cluster. With the log from `start` to `stop` (`wal/SYSTEM/`) it is a cluster again;
+    /// with more of the log, that of any later instant.
+    Postgres {
+        /// Where the server was, without a password.
+        url: String,
+        system_identifier: String,
+        /// As `server_version_num` says it: 150018, 180004.
+        version: u32,
+        timeline: u32,
+        start: Lsn,
+        stop: Lsn,
+        wal_segment_size: u32,
+        from_standby: bool,
+        /// Where the server's tablespaces are, by number. Their content is below `pg_tblspc/NUMBER/`.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        tablespaces: BTreeMap<String, String>,
+    },
 }
 
 impl Source {
@@ -44,6 +63,7 @@ impl Source {
             Self::Tree { path } => path,
             Self::Bucket { url } => url,
             Self::Stream { name } => name,
+            Self::Postgres { url, .. } => url,
         }
     }
 }
@@ -69,4 +89,12 @@ pub struct Stats {
     pub changed_while_read: u64,
     /// Files that could not be read, and are not in the snapshot.
     pub unreadable: u64,
+    /// Pages of a database whose checksums are wrong.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub corrupt_pages: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde asks for it
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }

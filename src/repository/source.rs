@@ -6,12 +6,13 @@
 
 use super::{
     RepositoryError, Result,
-    entry::{Content, Entry, Extent, Extents},
+    entry::{Content, Entry, Extent, Extents, Node},
     index::Index,
     list,
     names::Id,
+    pages::PageCheck,
 };
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 /// One entry. What is in the entry as its content counts only for [`Reading::Same`].
 pub struct Item {
@@ -26,6 +27,9 @@ pub enum Reading {
     Same,
     /// To be read; its size is a guess.
     Read(Box<dyn Body>),
+    /// The same, in chunks of one length, which are compared page by page ([`super::pages`]) with what the parent has
+    /// at the same places.
+    Pages(Box<dyn Body>, Vec<Extent>, Option<PageCheck>),
 }
 
 /// The content of one file or object while it is read. Blocking.
@@ -48,6 +52,10 @@ pub struct Unreadable {
 pub trait Source: Send {
     /// The next entry in order; `None` at the end. Blocking.
     fn next(&mut self) -> Option<Result<std::result::Result<Item, Unreadable>>>;
+    /// Does it give entries in the order of their paths? If not, they are kept, and put in order at the end.
+    fn in_order(&self) -> bool {
+        true
+    }
 }
 
 /// An entry's content before it is known.
@@ -84,16 +92,28 @@ impl Parent {
         Self { whole: Some(whole), ..self }
     }
 
+    /// All its files, by path, and how to have the content of a chunk. A part of the list that is damaged is left out.
+    pub fn all_files(mut self) -> (HashMap<Vec<u8>, Content>, Box<dyn FnMut(&Id) -> Result<Vec<u8>> + Send>) {
+        let mut files = HashMap::new();
+        for chunk in self.chunks {
+            let entries = (self.fetch)(&chunk).and_then(|content| list::entries(&chunk, &content)).unwrap_or_default();
+            for Entry { path, node } in entries {
+                if let Node::File { content, .. } = node {
+                    files.insert(path, content);
+                }
+            }
+        }
+        (files, self.fetch)
+    }
+
     /// Can its content be had?
     fn is_whole(&mut self, entry: &Entry) -> Result<bool> {
         let (Some(whole), Some(content)) = (self.whole.clone(), entry.node.content()) else { return Ok(true) };
-        if let Extents::Elsewhere(chunks) = &content.extents
-            && !chunks.iter().all(|chunk| whole.contains(chunk))
-        {
+        if !content.extents.elsewhere().iter().all(|chunk| whole.contains(chunk)) {
             return Ok(false);
         }
         let extents = list::extents(&entry.path, content, |chunk| (self.fetch)(chunk))?;
-        Ok(extents.iter().all(|extent| !matches!(extent, Extent::Chunk { id, .. } if !whole.contains(id))))
+        Ok(extents.iter().flat_map(Extent::chunks).all(|chunk| whole.contains(chunk)))
     }
 
     /// The parent's entry for this path, unless it is lost. Paths must be asked for in ascending order.
@@ -117,7 +137,7 @@ impl Parent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::repository::entry::{Meta, Node};
+    use crate::repository::entry::Meta;
 
     #[test]
     fn the_parent_is_met_in_order() {

@@ -3,7 +3,7 @@
 
 use super::{
     create::{About, Base, Created, create},
-    entry::{Entry, Extent, Instant, Meta, Node},
+    entry::{Entry, Instant, Meta, Node},
     index::Index,
     keys::Unlock,
     list,
@@ -116,10 +116,7 @@ impl Bench {
                 let content = entry.node.content().unwrap();
                 let mut bytes = Vec::new();
                 for extent in self.repository.extents(&index, &entry.path, content).await.unwrap() {
-                    match extent {
-                        Extent::Zeros(length) => bytes.resize(bytes.len() + length as usize, 0),
-                        Extent::Chunk { id, .. } => bytes.extend(self.repository.chunk(&index, &id).await.unwrap()),
-                    }
+                    bytes.extend(self.repository.extent(&index, &extent).await.unwrap());
                 }
                 assert_eq!(*blake3::hash(&bytes).as_bytes(), content.digest.0, "{}", entry.shown());
                 files.insert(entry.shown(), bytes);

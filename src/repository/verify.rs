@@ -7,7 +7,7 @@
 
 use super::{
     RepositoryError, Result,
-    entry::{Entry, Extent, Extents},
+    entry::{Entry, Extent},
     index::{ById, Ids, Index, PackEntry},
     list, marks,
     names::{Id, PACKS},
@@ -103,6 +103,7 @@ pub async fn verify(
     for (id, snapshot) in &snapshots {
         check_snapshot(&repository, &index, (id, snapshot), &bad, &mut found).await?;
     }
+    super::wal_keep::verify(&repository, &snapshots, depth, chance, &mut found).await?;
     found.touched.sort();
     found.touched.dedup();
     Ok(found)
@@ -191,9 +192,7 @@ async fn check_entry(repository: &Repository, index: &Index, entry: &Entry, bad:
         None if index.contains(chunk) => None,
         None => Some(format!("chunk {} is in no pack that the index names", chunk.short())),
     };
-    if let Extents::Elsewhere(chunks) = &content.extents
-        && let Some(why) = chunks.iter().find_map(wrong)
-    {
+    if let Some(why) = content.extents.elsewhere().iter().find_map(wrong) {
         return Ok(Some(why));
     }
     let extents = match repository.extents(index, &entry.path, content).await {
@@ -201,5 +200,5 @@ async fn check_entry(repository: &Repository, index: &Index, entry: &Entry, bad:
         Err(error @ RepositoryError::Store { .. }) => return Err(error),
         Err(error) => return Ok(Some(error.to_string())),
     };
-    Ok(extents.iter().find_map(|extent| if let Extent::Chunk { id, .. } = extent { wrong(id) } else { None }))
+    Ok(extents.iter().flat_map(Extent::chunks).find_map(wrong))
 }

@@ -14,6 +14,7 @@ use super::{
     names::{Id, PACKS},
     open::{Repository, put, put_sealed},
     pack::{Pack, Packer},
+    pages::{self, Gather, PageCheck},
     seal::Kind,
 };
 use crate::providers::port::ObjectWrite;
@@ -50,6 +51,8 @@ pub struct Writer {
     /// What is held already and may be relied on.
     held: Arc<Index>,
     fresh: Mutex<HashSet<Id>>,
+    /// Changed pages of databases that wait for their chunk to be full.
+    gathering: Mutex<Gather>,
     uploads: Mutex<Vec<JoinHandle<()>>>,
     permits: Arc<Semaphore>,
     done: Arc<Done>,
@@ -93,6 +96,7 @@ impl Writer {
             store,
             held,
             fresh: Mutex::default(),
+            gathering: Mutex::default(),
             uploads: Mutex::default(),
             permits: Arc::new(Semaphore::new(IN_FLIGHT)),
             done: Arc::default(),
@@ -113,6 +117,36 @@ impl Writer {
             new_chunks: self.done.new_chunks.load(Relaxed),
             stored: self.done.stored.load(Relaxed),
         }
+    }
+    /// Was it there before, and may be relied on?
+    pub fn holds(&self, chunk: &Id) -> bool {
+        self.held.contains(chunk)
+    }
+    /// Was it there, or is it stored by now, or about to be?
+    pub fn knows(&self, chunk: &Id) -> bool {
+        self.holds(chunk) || lock(&self.fresh).contains(chunk)
+    }
+    /// The content of something that is held. From a thread of its own.
+    pub fn fetch(&self, extent: &Extent) -> Result<Vec<u8>> {
+        self.handle.block_on(self.repository.extent(&self.held, extent))
+    }
+    pub fn gather<T>(&self, with: impl FnOnce(&mut Gather) -> T) -> T {
+        with(&mut lock(&self.gathering))
+    }
+    /// Whoever waits for changed pages to be stored need not wait for more of them.
+    pub fn store_gathered(&self, filler: &mut Filler) -> Result<()> {
+        let gathered = self.gather(std::mem::take);
+        let new = gathered.store(self, filler)?;
+        self.count_new(new);
+        Ok(())
+    }
+    fn count_new(&self, bytes: u64) {
+        self.done.new_bytes.fetch_add(bytes, Relaxed);
+        self.done.new_chunks.fetch_add(u64::from(bytes > 0), Relaxed);
+    }
+    /// After a failure that is told elsewhere: nothing more is stored.
+    pub fn stop(&self) {
+        self.done.failed.store(true, Relaxed);
     }
     /// Must the caller store this chunk? True once for each.
     fn claim(&self, chunk: &Id) -> bool {
@@ -219,7 +253,11 @@ impl<'w> Filler<'w> {
 
     /// Stores a chunk unless it is held. Gives its name, and whether it was new.
     pub fn add(&mut self, content: &[u8], hint: Hint) -> Result<(Id, bool)> {
-        let chunk = self.writer.repository.keyring.chunk_id(content);
+        self.add_named(self.writer.repository.keyring.chunk_id(content), content, hint)
+    }
+
+    /// The same for one whose name is known.
+    pub fn add_named(&mut self, chunk: Id, content: &[u8], hint: Hint) -> Result<(Id, bool)> {
         if !self.writer.claim(&chunk) {
             return Ok((chunk, false));
         }
@@ -298,9 +336,10 @@ impl Slot {
         state.0.push(known);
         state.0.len() - 1
     }
-    fn set(&self, at: usize, extent: Extent) {
+    pub fn set(&self, at: usize, extent: Extent) {
         let mut state = lock(&self.state);
-        if let Some(place) = state.0.get_mut(at) {
+        // Who was told once, before a failure say, stays with that.
+        if let Some(place @ None) = state.0.get_mut(at) {
             *place = Some(extent);
             state.1 -= 1;
         }
@@ -311,6 +350,11 @@ impl Slot {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         lock(&self.state).1 == 0
+    }
+    /// Waits so long for them to be known.
+    pub fn is_ready_within(&self, limit: std::time::Duration) -> bool {
+        let state = lock(&self.state);
+        self.ready.wait_timeout_while(state, limit, |state| state.1 > 0).unwrap_or_else(PoisonError::into_inner).0.1 == 0
     }
     /// Waits until all are known, and gives them, runs of zeros put together.
     #[must_use]
@@ -323,7 +367,7 @@ impl Slot {
         for extent in std::mem::take(&mut state.0).into_iter().flatten() {
             match (extents.last_mut(), extent) {
                 (Some(Extent::Zeros(before)), Extent::Zeros(more)) => *before += more,
-                _ => extents.push(extent),
+                (_, extent) => extents.push(extent),
             }
         }
         extents
@@ -337,6 +381,10 @@ pub struct Job {
     pub hint: Hint,
     pub slot: Arc<Slot>,
     pub at: usize,
+    /// What the parent has at the same place, if that is to be compared page by page.
+    pub before: Option<Extent>,
+    /// What looks at its pages, and where in the file it stands.
+    pub check: Option<(PageCheck, u64)>,
 }
 
 pub type Jobs = SyncSender<Job>;
@@ -354,34 +402,40 @@ pub fn work(writer: &Writer, jobs: &Mutex<Receiver<Job>>) {
         let next = lock(jobs).recv();
         let Ok(job) = next else { break };
         let content = job.buffer.bytes.get(job.range.clone()).unwrap_or_default();
-        let length = content.len() as u32;
+        if let Some((check, offset)) = &job.check {
+            check(*offset, content);
+        }
         // After a failure nothing more is stored, but everybody who waits for an extent gets one.
-        let extent = if writer.has_failed() || is_zero(content) {
-            Extent::Zeros(u64::from(length))
-        } else {
-            match filler.add(content, job.hint) {
-                Ok((id, new)) => {
-                    if new {
-                        writer.done.new_bytes.fetch_add(u64::from(length), Relaxed);
-                        writer.done.new_chunks.fetch_add(1, Relaxed);
-                    }
-                    Extent::Chunk { id, length }
-                }
-                Err(error) => {
-                    writer.fail(error);
-                    Extent::Zeros(u64::from(length))
-                }
-            }
-        };
+        let zeros = Extent::Zeros(content.len() as u64);
+        let stored =
+            if writer.has_failed() || is_zero(content) { Ok(Some((zeros.clone(), 0))) } else { store(writer, &mut filler, content, &job) };
+        let extent = stored.unwrap_or_else(|error| {
+            writer.fail(error);
+            Some((zeros, 0))
+        });
         let Job { buffer, slot, at, .. } = job;
         drop(buffer);
-        slot.set(at, extent);
+        if let Some((extent, new)) = extent {
+            writer.count_new(new);
+            slot.set(at, extent);
+        }
     }
     if !writer.has_failed()
         && let Err(error) = filler.finish()
     {
         writer.fail(error);
     }
+}
+
+/// Stores one chunk. Gives its extent, and how much of it was new; nothing, if its slot is or will be told otherwise.
+fn store(writer: &Writer, filler: &mut Filler, content: &[u8], job: &Job) -> Result<Option<(Extent, u64)>> {
+    let length = content.len() as u32;
+    if let Some(before) = &job.before {
+        writer.count_new(pages::store(writer, filler, content, before, (&job.slot, job.at))?);
+        return Ok(None);
+    }
+    let (id, new) = filler.add(content, job.hint)?;
+    Ok(Some((Extent::Chunk { id, length }, if new { u64::from(length) } else { 0 })))
 }
 
 /// Almost every content tells in its first bytes that it is not.

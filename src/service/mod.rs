@@ -24,6 +24,7 @@ pub mod serve;
 pub mod shared;
 mod takeover;
 pub mod view;
+pub mod wal;
 
 use crate::drill::conduct::DrillError;
 use crate::engine::EngineError;

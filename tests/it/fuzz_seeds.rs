@@ -4,7 +4,7 @@
 use jiff::Timestamp;
 use muster::repository::{
     codec::{Encoder, Hint},
-    entry::{Content, Entry, Extent, Extents, Instant, Meta, Node, ObjectInfo, put_extents},
+    entry::{Content, Entry, Extent, Extents, Instant, Meta, Node, ObjectInfo, Part, Patched, put_extents},
     index::{PackEntry, encode},
     keys::{Keyring, Slot, Unlock},
     marks::Marked,
@@ -37,6 +37,12 @@ fn pieces() -> Vec<Piece> {
     vec![piece(0, 44, 117), piece(1, 161, 1_000)]
 }
 
+fn patched() -> Extent {
+    let part = |chunk, offset, length| Part { chunk, offset, length };
+    let parts = vec![part(0, 0, 8), part(1, 3, 2), part(0, 10, 5)];
+    Extent::Patched(Box::new(Patched { id: id(5), length: 15, chunks: vec![id(1), id(2)], parts }))
+}
+
 fn entries() -> Vec<u8> {
     let meta = Meta {
         mode: 0o644,
@@ -51,8 +57,17 @@ fn entries() -> Vec<u8> {
     let nodes = [
         ("", Node::Folder { meta: meta.clone() }),
         ("a", Node::File { meta: meta.clone(), ctime: Instant::default(), inode: 7, content: content(here.clone()) }),
-        ("b", Node::File { meta: meta.clone(), ctime: Instant::default(), inode: 8, content: content(Extents::Elsewhere(vec![id(2)])) }),
-        ("c", Node::Fifo { meta }),
+        (
+            "b",
+            Node::File {
+                meta: meta.clone(),
+                ctime: Instant::default(),
+                inode: 8,
+                content: content(Extents::Elsewhere { chunks: vec![id(2)], patched: false }),
+            },
+        ),
+        ("c", Node::File { meta: meta.clone(), ctime: Instant::default(), inode: 9, content: content(Extents::Here(vec![patched()])) }),
+        ("c1", Node::Fifo { meta }),
         ("d", Node::Object { info, content: content(here) }),
     ];
     let mut out = Vec::new();
@@ -132,7 +147,7 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     };
     let (mut directory, mut extents) = (Vec::new(), Vec::new());
     put_directory(&mut directory, &pieces());
-    put_extents(&mut extents, &[Extent::Chunk { id: id(1), length: 10 }, Extent::Zeros(4)]);
+    put_extents(&mut extents, &[Extent::Chunk { id: id(1), length: 10 }, Extent::Zeros(4), patched()]);
     let config = serde_json::json!({ "format": "muster-repository", "version": 1, "id": "00", "created": "2026-11-26T00:00:00Z" });
     let mut all = vec![
         ("numbers", "some", numbers()),
@@ -144,7 +159,7 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ("list", "kinds", entries()),
         ("extents", "two", extents),
         ("snapshot", "one", json(&snapshot())),
-        ("marks", "mark", json(&Marked { packs: vec![id(1), id(2)], grace_s: 86_400 })),
+        ("marks", "mark", json(&Marked { packs: vec![id(1), id(2)], wal: Vec::new(), grace_s: 86_400 })),
         ("marks", "proof", json(&proof)),
         ("marks", "name", id(0xab).key("packs/").into_bytes()),
         ("safetensors", "two", safetensors()),

@@ -9,8 +9,8 @@ use std::{
 };
 
 pub struct Cluster {
-    bin: PathBuf,
-    data: PathBuf,
+    pub bin: PathBuf,
+    pub data: PathBuf,
     pub port: u16,
 }
 
@@ -33,7 +33,7 @@ impl Home {
 }
 
 /// PostgreSQL refuses to run as root: then it is run as `postgres`, or as nobody.
-fn other_user() -> Option<(u32, u32)> {
+pub fn other_user() -> Option<(u32, u32)> {
     if std::fs::metadata("/proc/self").unwrap().uid() != 0 {
         return None;
     }
@@ -53,7 +53,8 @@ pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-fn run(dir: &Path, program: PathBuf, args: &[&str]) {
+/// Runs a program as the server's user.
+pub fn run(dir: &Path, program: PathBuf, args: &[&str]) {
     use std::os::unix::process::CommandExt;
     let mut command = Command::new(&program);
     command.args(args).current_dir(dir).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -77,11 +78,18 @@ impl Cluster {
         Self::with(home, "max_connections=100\n")
     }
 
-    fn with(home: &Home, settings: &str) -> Self {
+    /// One with these lines in its `postgresql.conf`.
+    pub fn with(home: &Home, settings: &str) -> Self {
+        Self::with_initdb(home, &[], settings)
+    }
+
+    /// The same, made by `initdb` with these options as well.
+    pub fn with_initdb(home: &Home, options: &[&str], settings: &str) -> Self {
         let dir = home.0.path();
         let bin = bin().expect("no initdb under /usr/lib/postgresql: make deps");
         let (data, port) = (dir.join("east"), free_port());
-        run(dir, bin.join("initdb"), &["-D", data.to_str().unwrap(), "-U", "postgres", "-A", "trust", "-N", "--no-instructions"]);
+        let args = ["-D", data.to_str().unwrap(), "-U", "postgres", "-A", "trust", "-N", "--no-instructions"];
+        run(dir, bin.join("initdb"), &[&args[..], options].concat());
         let conf = format!(
             "\nlisten_addresses='127.0.0.1'\nport={port}\nunix_socket_directories=''\nwal_level=replica\nhot_standby=on\nwal_keep_size=64MB\n\
              shared_buffers=16MB\ncluster_name='east'\nwal_retrieve_retry_interval=50ms\n{settings}"
@@ -92,6 +100,21 @@ impl Cluster {
         let made = Self { bin, data, port };
         made.start(dir);
         made
+    }
+
+    /// One on a data directory that is there already. `Err`: it did not start; what its log says.
+    pub fn on(data: &Path, port: u16) -> Result<Self, String> {
+        let made = Self { bin: bin().unwrap(), data: data.to_owned(), port };
+        let log = data.with_extension("log");
+        let mut command = Command::new(made.bin.join("pg_ctl"));
+        command.args(["-D", data.to_str().unwrap(), "-l", log.to_str().unwrap(), "-w", "-t", "120", "start"]);
+        command.current_dir(data.parent().unwrap()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        if let Some((uid, gid)) = other_user() {
+            std::os::unix::process::CommandExt::uid(&mut command, uid);
+            std::os::unix::process::CommandExt::gid(&mut command, gid);
+        }
+        let started = command.status().unwrap().success();
+        if started { Ok(made) } else { Err(std::fs::read_to_string(log).unwrap_or_default()) }
     }
 
     pub fn standby(&self, home: &Home) -> Self {
@@ -105,6 +128,17 @@ impl Cluster {
         std::fs::write(&file, conf).unwrap();
         let made = Self { bin: self.bin.clone(), data, port };
         made.start(dir);
+        made
+    }
+
+    /// Another server of the same version, on a directory that holds a cluster.
+    pub fn again(&self, data: &Path) -> Self {
+        let port = free_port();
+        let file = data.join("postgresql.conf");
+        let conf = std::fs::read_to_string(&file).unwrap() + &format!("\nport={port}\ncluster_name='again'\n");
+        std::fs::write(&file, conf).unwrap();
+        let made = Self { bin: self.bin.clone(), data: data.to_owned(), port };
+        made.start(data.parent().unwrap());
         made
     }
 

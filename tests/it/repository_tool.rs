@@ -99,6 +99,34 @@ fn who_has_the_document_restores_without_us() {
 }
 
 #[test]
+fn who_has_the_document_gets_the_log_without_us() {
+    let place = Place::new();
+    let (system, name) = ("7445172393480321234", "000000010000000000000003");
+    place.file("src.txt", "x");
+    fs::write(place.path("key"), [5; 64]).unwrap();
+    backup(&place, &["create", "src.txt"]).expect(0);
+    let mut content = [&[0x10, 0xD1, 7, 0, 1, 0, 0, 0][..], &(3u64 << 20).to_le_bytes(), &[0; 8]].concat();
+    content.extend(system.parse::<u64>().unwrap().to_le_bytes());
+    content.extend((1u32 << 20).to_le_bytes());
+    content.resize(1 << 20, 9);
+    fs::write(place.path(name), &content).unwrap();
+    let archive = ["wal", "archive", name, "--system", system, "--repo", "vault", "--key-file", "key"];
+    place.muster(&archive).expect(0);
+    let get = |name: &str| {
+        let mut tool = Command::new(python());
+        tool.arg(Path::new(ROOT).join("tools/restore.py")).arg(place.path("vault")).args(["--wal", system, name]);
+        tool.arg(place.path("got")).arg("--key-file").arg(place.path("key")).output().unwrap().status.code()
+    };
+    assert_eq!(get(name), Some(0));
+    assert!(fs::read(place.path("got")).unwrap() == content);
+    // Absent and at the end; missing before another one; under a name that is not its own.
+    assert_eq!((get("000000010000000000000004"), get("000000010000000000000002")), (Some(1), Some(126)));
+    let folder = place.path("vault").join("wal").join(system).join("00000001");
+    fs::copy(folder.join(name), folder.join("000000010000000000000005")).unwrap();
+    assert_eq!(get("000000010000000000000005"), Some(126));
+}
+
+#[test]
 fn the_tool_keeps_its_own_word() {
     let tests = Command::new(python()).arg(Path::new(ROOT).join("tests/tools/test_restore.py")).output().unwrap();
     assert!(tests.status.success(), "{}", String::from_utf8_lossy(&tests.stderr));

@@ -63,4 +63,7 @@ fn told(report: &CopyReport, output: &Output) {
         size(report.bytes_copied),
         ms(Some(report.duration_ms.into()))
     ));
+    if report.wal_copied > 0 {
+        output.line(format!("{} of write-ahead logs, {}", counted(report.wal_copied, "object", "objects"), size(report.wal_bytes_copied)));
+    }
 }

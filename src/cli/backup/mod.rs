@@ -56,7 +56,7 @@ enum Command {
 
 /// Which repository, and what opens it.
 #[derive(clap::Args, Clone, Debug)]
-struct RepoArgs {
+pub(super) struct RepoArgs {
     /// The repository: a path, s3://BUCKET[/PREFIX], or a name in the estate; the estate's only one if left out
     #[arg(long, value_name = "URL", env = "MUSTER_REPO")]
     repo: Option<String>,
@@ -69,7 +69,7 @@ struct RepoArgs {
 }
 
 impl RepoArgs {
-    fn at(&self) -> Where {
+    pub(super) fn at(&self) -> Where {
         Where { repo: self.repo.clone(), password_file: self.password_file.clone(), key_file: self.key_file.clone() }
     }
 }
@@ -93,7 +93,7 @@ pub async fn main(args: Args, mut muster: Muster, output: &Output) -> Done {
 
 /// A size as a person reads it.
 #[must_use]
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     let (mut value, mut unit) = (bytes as f64, "B");
     for next in ["KiB", "MiB", "GiB", "TiB", "PiB"] {
         if value < 1024.0 {
@@ -111,7 +111,7 @@ fn size(bytes: u64) -> String {
 
 /// `1 file`, `2 files`.
 #[must_use]
-fn counted(count: u64, one: &str, many: &str) -> String {
+pub(super) fn counted(count: u64, one: &str, many: &str) -> String {
     format!("{} {}", thousands(count), if count == 1 { one } else { many })
 }
 

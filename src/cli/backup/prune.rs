@@ -53,6 +53,14 @@ fn told(report: &PruneReport, output: &Output) {
         report.repacked,
         ms(Some(report.duration_ms.into()))
     ));
+    if report.wal_deleted + report.wal_marked > 0 {
+        let objects = |count| counted(count, "object", "objects");
+        output.line(format!(
+            "write-ahead logs: {would}deleted: {}; {would}marked: {}",
+            objects(report.wal_deleted),
+            objects(report.wal_marked)
+        ));
+    }
     if let Some(until) = &report.retained_until {
         output.say(format!(
             "{} not needed, and not deleted: the bucket retains them, the last until {until} (Object Lock)",

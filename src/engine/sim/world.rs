@@ -260,6 +260,9 @@ impl WorldRead for NodeWorld {
     fn lease(&self, _database: &str) -> PortResult<Arc<dyn LeaseRead>> {
         nowhere()
     }
+    fn servers(&self) -> Arc<dyn crate::providers::servers::Servers> {
+        Arc::new(crate::providers::sim::SimServers)
+    }
     fn processes(&self) -> Arc<dyn Processes> {
         Arc::new(self.clone())
     }

@@ -7,12 +7,15 @@
 //! be shown to change nothing by comparing before and after.
 
 mod clock;
+mod cluster;
 mod data;
 mod net;
+mod servers;
 mod state;
 
 pub use clock::SimClock;
 pub use net::Handler;
+pub use servers::SimServers;
 pub use state::{Server, SimInstance, SimLease, SimObject, State};
 
 use crate::model::estate::{Estate, SecretRef};
@@ -154,8 +157,14 @@ impl WorldRead for SimWorld {
     fn lease(&self, database: &str) -> PortResult<Arc<dyn LeaseRead>> {
         Ok(self.lease_of(database)?)
     }
+    fn servers(&self) -> Arc<dyn crate::providers::servers::Servers> {
+        Arc::new(servers::SimServers)
+    }
     fn processes(&self) -> Arc<dyn Processes> {
         Arc::new(net::Net { world: self.clone() })
+    }
+    fn replication(&self, database: &str, region: &str) -> PortResult<Arc<dyn crate::providers::replication::Dial>> {
+        Ok(Arc::new(cluster::SimCluster { world: self.clone(), database: database.to_owned(), region: region.to_owned() }))
     }
     fn secret(&self, reference: &SecretRef) -> PortResult<secrecy::SecretString> {
         // The one that its repositories are opened with.

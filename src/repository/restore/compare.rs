@@ -9,7 +9,7 @@ use super::{
     place::{is_fatal, kind},
     plan::Plan,
 };
-use crate::repository::Result;
+use crate::repository::{Result, names::Id};
 use rustix::{
     fd::OwnedFd,
     fs::{AtFlags, FileType, Mode, OFlags, SeekFrom, Stat, fstat, openat, seek, statat},
@@ -125,7 +125,7 @@ fn settle(work: &mut Work, segments: &[Seen], needed: &mut Vec<u32>) -> u64 {
         *state.left.get_mut() = places.len() as u32;
         needed.extend(places.clone().map(|place| place as u32));
         // Its zeros are there with its size; what was found right does not count.
-        let data: u64 = work.plan.places[places].iter().map(|place| work.plan.length(place)).sum();
+        let data: u64 = work.plan.places[places].iter().map(|place| u64::from(place.length)).sum();
         work.progress.done_bytes.fetch_sub(same, Relaxed);
         work.progress.add(0, size - data);
         return 0;
@@ -176,22 +176,36 @@ fn basis(work: &Work, worker: &mut Worker, number: usize) -> Option<(Basis, Owne
 
 /// Compares each place and each run of zeros of a segment.
 fn differences(work: &Work, open: &OwnedFd, segment: &Segment, buffer: &mut Vec<u8>, seen: &mut Seen) -> rustix::io::Result<()> {
-    let mut at = segment.bytes.start;
-    for number in segment.places.clone() {
+    let (mut at, mut number) = (segment.bytes.start, segment.places.start);
+    while number < segment.places.end {
         let place = work.plan.places[number];
         zeros(open, at..place.at, buffer, seen)?;
-        let length = work.plan.length(&place);
-        buffer.resize(buffer.len().max(length as usize), 0);
-        let content = &mut buffer[..length as usize];
-        let chunk = &work.plan.chunks[place.chunk as usize].piece.chunk;
-        if read(open, content, place.at)? == content.len() && work.repository.keyring.chunk_id(content) == *chunk {
+        // Parts of chunks are known by what they make together. A group that goes on in another segment is not looked at.
+        let (places, id) = match work.plan.group(number) {
+            None => (number..number + 1, Some(&work.plan.chunks[place.chunk as usize].piece.chunk)),
+            Some(group) => {
+                let places = number..group.places.end.min(segment.places.end);
+                let whole = places == group.places;
+                (places, whole.then_some(&group.id))
+            }
+        };
+        let length: u64 = work.plan.places[places.clone()].iter().map(|place| u64::from(place.length)).sum();
+        if is_there(work, open, id, place.at, length, buffer)? {
             seen.same += length;
         } else {
-            seen.needed.push(number as u32);
+            seen.needed.extend(places.clone().map(|number| number as u32));
         }
-        at = place.at + length;
+        (at, number) = (place.at + length, places.end);
     }
     zeros(open, at..segment.bytes.end, buffer, seen)
+}
+
+/// Does the file have the content of this name there? Without a name nobody knows.
+fn is_there(work: &Work, open: &OwnedFd, id: Option<&Id>, at: u64, length: u64, buffer: &mut Vec<u8>) -> rustix::io::Result<bool> {
+    let Some(id) = id else { return Ok(false) };
+    buffer.resize(buffer.len().max(length as usize), 0);
+    let content = &mut buffer[..length as usize];
+    Ok(read(open, content, at)? == content.len() && work.repository.keyring.chunk_id(content) == *id)
 }
 
 /// Finds what is not zero where all should be.

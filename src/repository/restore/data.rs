@@ -237,12 +237,14 @@ impl Work {
     /// Puts what the worker has just opened where it goes; `lost` is why there is nothing.
     pub fn put(&self, worker: &mut Worker, place: u32, lost: Option<&str>) -> Result<()> {
         let place = self.plan.places[place as usize];
-        let (number, length) = (place.file as usize, self.plan.length(&place));
+        let (number, length) = (place.file as usize, u64::from(place.length));
         if let Some(why) = lost {
             let _ = self.states[number].lost.set(why.to_owned());
         } else {
             let file = self.file(&mut worker.near, number);
-            let put = file.and_then(|file| write(&file, &worker.opener.content, place.at));
+            let part = place.from as usize..place.from as usize + place.length as usize;
+            let content = worker.opener.content.get(part).ok_or(Errno::INVAL);
+            let put = file.and_then(|file| write(&file, content?, place.at));
             if self.unless_fatal(number, put)?.is_some() {
                 self.written.fetch_add(length, Relaxed);
                 self.wrote(length);

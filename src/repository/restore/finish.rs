@@ -186,8 +186,8 @@ pub(super) fn delete(work: &Work, include: &Globs, lost: &mut Vec<Lost>) -> Resu
         let Ok(fd) = work.target.folder(&folder.path) else { continue };
         for (name, is_folder) in names(fd.as_fd()).map_err(|why| work.target.wrong(&folder.path, why))? {
             let path = [folder.path.as_slice(), &name, if is_folder { b"/" } else { b"" }].concat();
-            let chosen = include.is_empty() || include.fits_within(&path);
-            if work.plan.has(&path) || !chosen || kept.contains(&path) {
+            let chosen = include.chooses(&path);
+            if work.plan.has(&path) || !chosen || kept.contains(&path) || path == super::MARKER.as_bytes() {
                 continue;
             }
             let done = if is_folder { remove_all(fd.as_fd(), &name) } else { unlinkat(&fd, &name, FILE) };

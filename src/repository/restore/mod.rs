@@ -33,6 +33,9 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
+/// In the folder while a restore that takes several steps is under way: no restore removes it.
+pub const MARKER: &str = "muster.restoring";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Into {
     /// A folder that is empty or not there.
@@ -96,7 +99,7 @@ pub async fn restore(
     let (plan, fresh) = list::read(&repository, index, snapshot, &options.include).await?;
     progress.total_files.store(plan.files.iter().filter(|file| !file.skip).count() as u64, Relaxed);
     progress.total_bytes.store(plan.bytes(), Relaxed);
-    let Some(target) = target else { return Ok(report(&plan, plan.places.iter().map(|place| plan.length(place)).sum(), 0)) };
+    let Some(target) = target else { return Ok(report(&plan, plan.places.iter().map(|place| u64::from(place.length)).sum(), 0)) };
     let delete = options.into == Into::Place { delete: true };
     let work = Work::new(repository, plan, target, progress, tokio::runtime::Handle::current(), delete);
     let done = tokio::task::spawn_blocking(move || carry_out(work, &options, fresh)).await;
@@ -139,7 +142,7 @@ fn carry_out(mut work: Work, options: &RestoreOptions, fresh: bool) -> Result<Re
         Into::Empty => (everything(&mut work), 0),
         Into::Place { .. } => compare::compare(&mut work, threads())?,
     };
-    let bytes: u64 = needed.iter().map(|place| work.plan.length(&work.plan.places[*place as usize])).sum();
+    let bytes: u64 = needed.iter().map(|place| u64::from(work.plan.places[*place as usize].length)).sum();
     if options.dry_run {
         return Ok(report(&work.plan, bytes, in_place));
     }
@@ -160,7 +163,7 @@ fn everything(work: &mut Work) -> Vec<u32> {
     for (file, state) in work.plan.files.iter().zip(&mut work.states) {
         *state.left.get_mut() = if file.skip { 0 } else { file.places.len() as u32 };
     }
-    let data: u64 = work.plan.places.iter().map(|place| work.plan.length(place)).sum();
+    let data: u64 = work.plan.places.iter().map(|place| u64::from(place.length)).sum();
     // Zeros are there once a file has its size.
     work.progress.add(0, work.plan.bytes().saturating_sub(data));
     let files = work.plan.files.iter().filter(|file| !file.skip);
@@ -171,7 +174,7 @@ fn everything(work: &mut Work) -> Vec<u32> {
 fn check_room(work: &Work) -> Result<()> {
     let new = work.plan.files.iter().zip(&work.states).filter(|(file, state)| state.basis == data::Basis::New && !file.skip);
     let places = new.flat_map(|(file, _)| &work.plan.places[file.places.clone()]);
-    let needed: u64 = places.map(|place| work.plan.length(place)).sum();
+    let needed: u64 = places.map(|place| u64::from(place.length)).sum();
     match room(work.target.root.as_fd()) {
         Some(room) if room < needed => {
             let why = format!(

@@ -4,11 +4,12 @@
 //! and nowhere else, and what contradicts something else in the list is named and left out. Places that no chunk
 //! covers are zeros, so runs of zeros need not be kept here.
 //!
-//! Memory: about 150 bytes and its path for a file, 16 bytes for each place where a chunk goes, and 100 for each chunk.
+//! Memory: about 150 bytes and its path for a file, 24 bytes for each place where a chunk or a part of one goes, 100 for
+//! each chunk, and 48 for each group of parts.
 
 use super::Lost;
 use crate::repository::{
-    entry::{Entry, Extent, Instant, Meta, Node, shown},
+    entry::{Entry, Extent, Instant, Meta, Node, Patched, shown},
     globs::Globs,
     index::{ById, Index},
     names::Id,
@@ -31,6 +32,8 @@ pub(super) struct Plan {
     pub chunks: Vec<Chunk>,
     /// Of each file together, and by offset.
     pub places: Vec<Place>,
+    /// In the order of their places.
+    pub groups: Vec<Group>,
     pub packs: Vec<Id>,
     pub lost: Vec<Lost>,
     /// Some path ends as those of incomplete files do.
@@ -73,17 +76,28 @@ pub(super) struct Chunk {
     pub piece: Piece,
 }
 
-/// Where one chunk goes.
+/// Where one chunk goes, or a part of it.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     pub chunk: u32,
     pub file: u32,
     pub at: u64,
+    /// What of the chunk.
+    pub from: u32,
+    pub length: u32,
+}
+
+/// Places, one after another, that together have a digest of their own.
+pub(super) struct Group {
+    pub places: Range<usize>,
+    pub id: Id,
 }
 
 impl Plan {
-    pub fn length(&self, place: &Place) -> u64 {
-        u64::from(self.chunks[place.chunk as usize].piece.length)
+    /// Those that this place is one of, if it is only a part of its chunk.
+    pub fn group(&self, place: usize) -> Option<&Group> {
+        let after = self.groups.partition_point(|group| group.places.start <= place);
+        after.checked_sub(1).map(|at| &self.groups[at]).filter(|group| group.places.contains(&place))
     }
     /// Is this the path of something that is restored, or would be if it were not lost? A folder's ends with "/".
     pub fn has(&self, path: &[u8]) -> bool {
@@ -176,7 +190,7 @@ impl<'a> Planner<'a> {
 
     /// Is the content of this entry wanted at all?
     pub fn wants(&self, path: &[u8]) -> bool {
-        self.include.is_empty() || self.include.fits_within(path)
+        self.include.chooses(path)
     }
 
     /// Takes the next entry. `extents` are those of a file: or why they cannot be had.
@@ -250,19 +264,44 @@ impl<'a> Planner<'a> {
             lost = Some(why);
             Vec::new()
         }) {
-            if let Extent::Chunk { id, length } = extent {
-                match self.chunk(&id, length) {
-                    Ok(chunk) => self.plan.places.push(Place { chunk, file, at }),
-                    Err(why) => lost = Some(why),
+            let placed = match &extent {
+                Extent::Zeros(_) => Ok(()),
+                Extent::Chunk { id, length } => {
+                    self.chunk(id, *length).map(|chunk| self.plan.places.push(Place { chunk, file, at, from: 0, length: *length }))
                 }
-            }
+                Extent::Patched(patched) => self.patched(patched, file, at),
+            };
+            lost = placed.err().or(lost);
             at += extent.length();
         }
         let places = start..self.plan.places.len();
         self.plan.files.push(File { path, meta, object, size, places, links: 0, lost, skip: false });
     }
 
+    fn patched(&mut self, patched: &Patched, file: u32, mut at: u64) -> Result<(), String> {
+        let start = self.plan.places.len();
+        for (id, part) in patched.parts() {
+            let id = id.ok_or("the list names a part of no chunk")?;
+            let chunk = self.find(id)?;
+            if part.offset + part.length > self.plan.chunks[chunk as usize].piece.length {
+                return Err(format!("the list has a part beyond the end of chunk {}", id.short()));
+            }
+            self.plan.places.push(Place { chunk, file, at, from: part.offset, length: part.length });
+            at += u64::from(part.length);
+        }
+        self.plan.groups.push(Group { places: start..self.plan.places.len(), id: patched.id });
+        Ok(())
+    }
+
     fn chunk(&mut self, id: &Id, length: u32) -> Result<u32, String> {
+        let chunk = self.find(id)?;
+        if self.plan.chunks[chunk as usize].piece.length != length {
+            return Err(format!("the list and the index do not agree on the length of chunk {}", id.short()));
+        }
+        Ok(chunk)
+    }
+
+    fn find(&mut self, id: &Id) -> Result<u32, String> {
         let chunk = if let Some(chunk) = self.by_chunk.get(id) {
             *chunk
         } else {
@@ -274,9 +313,6 @@ impl<'a> Planner<'a> {
             self.by_chunk.insert(*id, chunk);
             chunk
         };
-        if self.plan.chunks[chunk as usize].piece.length != length {
-            return Err(format!("the list and the index do not agree on the length of chunk {}", id.short()));
-        }
         Ok(chunk)
     }
 

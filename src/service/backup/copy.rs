@@ -28,6 +28,9 @@ pub struct CopyReport {
     pub snapshots_copied: u64,
     pub packs_copied: u64,
     pub bytes_copied: u64,
+    /// Objects of write-ahead logs.
+    pub wal_copied: u64,
+    pub wal_bytes_copied: u64,
     /// The provider copied by itself.
     pub server_side: bool,
     pub duration_ms: u64,
@@ -62,6 +65,8 @@ impl Muster {
             snapshots_copied: done.snapshots,
             packs_copied: done.packs,
             bytes_copied: done.bytes,
+            wal_copied: done.wal,
+            wal_bytes_copied: done.wal_bytes,
             server_side: done.server_side,
             duration_ms: self.clock.monotonic().saturating_sub(began).as_millis() as u64,
             damaged,

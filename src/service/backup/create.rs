@@ -3,12 +3,13 @@
 use super::{
     super::{Muster, ServiceError},
     place::{Opened, Place, Where},
+    postgres::Postgres,
     watch::{Told, Watch},
 };
 use crate::model::time::{Span, rfc3339_ms};
 use crate::providers::{
     port::{LockMode, ObjectWrite},
-    who,
+    replication, who,
 };
 use crate::repository::{
     RepositoryError,
@@ -38,8 +39,9 @@ const GO_ON: &str = "no snapshot was made. The same command goes on from what is
 /// What a person asks for.
 #[derive(Clone, Debug, Default)]
 pub struct Create {
-    /// A path, `s3://BUCKET/PREFIX`, or `-`.
+    /// A path, `s3://BUCKET/PREFIX`, `postgres://…`, or `-`.
     pub source: String,
+    pub postgres: Postgres,
     pub at: Where,
     pub tags: Vec<String>,
     pub exclude: Vec<String>,
@@ -82,6 +84,20 @@ pub struct BackupReport {
     pub unreadable: Vec<Lost>,
     /// Changed while they were read: what is in the snapshot is no state that they ever had.
     pub changed: Vec<String>,
+    /// Pages of a database whose checksums are wrong. They are in the snapshot as they are.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub corrupt: Vec<String>,
+    /// Of a database: which, and what of its log it takes to restore it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<Origin>,
+}
+
+/// A repository that is there now.
+pub(super) struct Made {
+    pub opened: Opened,
+    pub name: String,
+    /// It was not there before.
+    pub initialised: bool,
 }
 
 /// A file that is not in the snapshot.
@@ -95,7 +111,7 @@ impl BackupReport {
     /// Is everything in it, as it was?
     #[must_use]
     pub fn is_good(&self) -> bool {
-        self.unreadable.is_empty() && self.changed.is_empty()
+        self.unreadable.is_empty() && self.changed.is_empty() && self.corrupt.is_empty()
     }
 }
 
@@ -118,25 +134,20 @@ impl Sought {
 
 impl Muster {
     pub async fn backup_create(&self, ask: &Create, watch: &Watch) -> Result<BackupReport, ServiceError> {
+        if replication::is_url(&ask.source) {
+            return self.backup_create_postgres(ask, watch).await;
+        }
+        if ask.postgres.logical || ask.postgres.data_dir.is_some() || ask.postgres.database.is_some() || ask.postgres.bin.is_some() {
+            return Err(ServiceError::Usage("--logical, --data-dir, --database and --bin are for a source postgres://…".to_owned()));
+        }
         let sought = self.backup_sought(ask)?;
         let globs = Globs::new(&ask.exclude)?;
-        let place = self.backup_place(&ask.at)?;
         if let Sought::Tree(path) = &sought {
-            not_within(&place, path, &globs)?;
-        }
-        if ask.lock.is_some() && !place.store.locks().await? {
-            return Err(ServiceError::Usage(format!(
-                "{} cannot lock anything: make the bucket with Object Lock, or leave out --lock",
-                place.name
-            )));
+            not_within(&self.backup_place(&ask.at)?, path, &globs)?;
         }
         let _heed = self.heed(watch);
-        let label = format!("{}@{}", who::person(), who::host());
-        let initialised = Repository::make(&*place.store, &place.name, &place.unlock, &label, self.clock.now()).await?;
-        if initialised {
-            watch.tell(&Told::Initialised { place: place.name.clone() });
-        }
-        let opened = place.open().await?;
+        let made = self.backup_made(ask, watch).await?;
+        let opened = &made.opened;
         let about = About { origin: sought.origin(), host: who::host(), user: who::person(), tags: ask.tags.clone(), run: None };
         let parent = self.backup_parent(&opened.repository, &about, watch).await?;
         expect(watch, parent.as_ref().map(|(_, snapshot)| snapshot), &sought);
@@ -153,11 +164,33 @@ impl Muster {
             _ => work.await,
         };
         let created = created.map_err(|error| watch.failed(error, GO_ON))?;
-        let locked_until = match ask.lock {
-            Some(lock) => Some(self.backup_lock(&opened, &created, lock).await?),
-            None => None,
-        };
-        Ok(BackupReport { locked_until, ..report(created, place.name, initialised) })
+        let locked_until = self.backup_locked(ask, &made, &created).await?;
+        Ok(BackupReport { locked_until, ..report(created, made) })
+    }
+
+    /// The repository, made if the place is empty. What it cannot do is said before.
+    pub(super) async fn backup_made(&self, ask: &Create, watch: &Watch) -> Result<Made, ServiceError> {
+        let place = self.backup_place(&ask.at)?;
+        if ask.lock.is_some() && !place.store.locks().await? {
+            return Err(ServiceError::Usage(format!(
+                "{} cannot lock anything: make the bucket with Object Lock, or leave out --lock",
+                place.name
+            )));
+        }
+        let label = format!("{}@{}", who::person(), who::host());
+        let initialised = Repository::make(&*place.store, &place.name, &place.unlock, &label, self.clock.now()).await?;
+        if initialised {
+            watch.tell(&Told::Initialised { place: place.name.clone() });
+        }
+        let name = place.name.clone();
+        Ok(Made { opened: place.open().await?, name, initialised })
+    }
+
+    pub(super) async fn backup_locked(&self, ask: &Create, made: &Made, created: &Created) -> Result<Option<String>, ServiceError> {
+        match ask.lock {
+            Some(lock) => self.backup_lock(&made.opened, created, lock).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// The snapshot is there whether or not this succeeds, and says so.
@@ -199,7 +232,7 @@ impl Muster {
         }
         if source.contains("://") {
             return Err(ServiceError::Usage(format!(
-                "{source} cannot be backed up: write a path, s3://BUCKET/PREFIX, or - for standard input"
+                "{source} cannot be backed up: write a path, s3://BUCKET/PREFIX, postgres://USER@HOST/, or - for standard input"
             )));
         }
         path(source).map(Sought::Tree)
@@ -307,8 +340,9 @@ fn source(
     }
 }
 
-fn report(created: Created, repository: String, initialised: bool) -> BackupReport {
-    let Created { id, snapshot, stored, unreadable, changed } = created;
+pub(super) fn report(created: Created, made: Made) -> BackupReport {
+    let Created { id, snapshot, stored, unreadable, changed, corrupt } = created;
+    let cluster = matches!(snapshot.source, Origin::Postgres { .. }).then(|| snapshot.source.clone());
     let stats = &snapshot.stats;
     BackupReport {
         snapshot: id,
@@ -323,10 +357,12 @@ fn report(created: Created, repository: String, initialised: bool) -> BackupRepo
         host: snapshot.host,
         tags: snapshot.tags,
         parent: snapshot.parent,
-        repository,
-        initialised,
+        repository: made.name,
+        initialised: made.initialised,
         locked_until: None,
         unreadable: unreadable.into_iter().map(|lost| Lost { path: shown(&lost.path), why: lost.why }).collect(),
         changed: changed.iter().map(|path| shown(path)).collect(),
+        corrupt,
+        cluster,
     }
 }

@@ -58,6 +58,7 @@ impl Shot {
                 crate::repository::snapshot::Source::Tree { .. } => "tree",
                 crate::repository::snapshot::Source::Bucket { .. } => "bucket",
                 crate::repository::snapshot::Source::Stream { .. } => "stream",
+                crate::repository::snapshot::Source::Postgres { .. } => "postgres",
             },
             host: snapshot.host,
             user: snapshot.user,

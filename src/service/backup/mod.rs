@@ -1,7 +1,7 @@
 //! Backups as use cases: what `muster backup` does, and later the API.
 //!
 //! [`place`] finds a repository and what opens it, [`watch`] is how somebody looks on while it works. Then one file a
-//! use case: [`create`], [`look`] (list, show, stats, diff), [`restore`], [`verify`],
+//! use case: [`create`], [`look`] (list, show, stats, diff), [`restore`] ([`restore_cluster`] for base backups), [`verify`],
 //! [`forget`], [`prune`], [`copy`], [`key`]. Each gives a value that serialises to
 //! the JSON that machines read; nothing is printed here, and no value holds a secret.
 
@@ -11,7 +11,9 @@ pub mod forget;
 pub mod key;
 pub mod look;
 pub mod place;
+pub mod postgres;
 pub mod prune;
 pub mod restore;
+pub mod restore_cluster;
 pub mod verify;
 pub mod watch;

@@ -5,6 +5,7 @@
 //! read only when something in it is needed: a restore works without one (rule 7).
 
 use super::super::{Muster, ServiceError};
+use super::restore_cluster::{RepoWord, SecretFile};
 use crate::model::time::Span;
 use crate::model::{
     estate::{Aws, Repository as Named, SecretRef},
@@ -40,7 +41,7 @@ pub(super) struct Place {
 }
 
 /// A repository that is open, and the store behind it for writing.
-pub(super) struct Opened {
+pub(in crate::service) struct Opened {
     pub repository: Arc<Repository>,
     pub store: Arc<dyn ObjectWrite>,
 }
@@ -82,8 +83,35 @@ impl Muster {
         Ok(store::open(url, aws.as_ref())?)
     }
 
-    pub(super) async fn backup_open(&self, at: &Where) -> Result<Opened, ServiceError> {
+    pub(in crate::service) async fn backup_open(&self, at: &Where) -> Result<Opened, ServiceError> {
         self.backup_place(at)?.open().await
+    }
+
+    /// How the repository and the file that opens it are named on a command line that a server runs later.
+    pub(super) fn backup_secret_file(&self, at: &Where) -> Result<(RepoWord, SecretFile), ServiceError> {
+        let (url, named) = self.backup_named(at.repo.as_deref())?;
+        let word = match (&named, url.contains("://")) {
+            // Its region says how to reach it: by its name in the estate.
+            (Some(named), true) if named.region.is_some() => RepoWord::Word(match &at.repo {
+                Some(name) => name.clone(),
+                None => self.repositories()?.into_keys().next().map(|name| name.to_string()).unwrap_or_default(),
+            }),
+            (_, true) => RepoWord::Word(url),
+            (_, false) => RepoWord::Path(url.into()),
+        };
+        let file = match (&at.key_file, &at.password_file, named.and_then(|named| named.password)) {
+            (Some(file), _, _) => SecretFile::Key(file.clone()),
+            (None, Some(file), _) => SecretFile::Password(file.clone()),
+            (None, None, Some(SecretRef::File(file))) if std::env::var_os(PASSWORD).is_none() => SecretFile::Password(file),
+            _ => {
+                return Err(ServiceError::Usage(
+                    "the restored server fetches its log itself, so it takes the repository's key from a file that it can read: write \
+                     --key-file FILE or --password-file FILE"
+                        .to_owned(),
+                ));
+            }
+        };
+        Ok((word, file))
     }
 
     /// For how long a proof counts there.

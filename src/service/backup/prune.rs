@@ -35,6 +35,10 @@ pub struct PruneReport {
     /// Not deleted, though their grace is over: the store retains them until the instant below, the last of them.
     pub retained: u64,
     pub retained_until: Option<String>,
+    /// Objects of write-ahead logs, by the same two phases.
+    pub wal_marked: u64,
+    pub wal_deleted: u64,
+    pub wal_waiting: u64,
     pub grace_ms: u64,
     pub bytes_stored: u64,
     pub bytes_unused: u64,
@@ -63,6 +67,9 @@ impl Muster {
             waiting: plan.waiting + plan.mark.len() as u64,
             retained: plan.retained,
             retained_until: plan.retained_until.map(rfc3339_ms),
+            wal_marked: seen.wal.mark.len() as u64,
+            wal_deleted: seen.wal.delete.len() as u64,
+            wal_waiting: seen.wal.waiting + seen.wal.mark.len() as u64,
             grace_ms: ask.grace.ms,
             bytes_stored: plan.stored_bytes,
             bytes_unused: plan.unused_bytes,
@@ -72,6 +79,7 @@ impl Muster {
             let done = prune(opened.repository, opened.store, seen, ask.grace.ms / 1000, watch.progress.clone()).await;
             let done = done.map_err(|error| watch.failed(error, GO_ON))?;
             (report.repacked, report.marked, report.deleted) = (done.repacked, done.marked, done.deleted);
+            (report.wal_marked, report.wal_deleted, report.wal_waiting) = (done.wal_marked, done.wal_deleted, done.wal_waiting);
             (report.bytes_deleted, report.waiting) = (done.deleted_bytes, done.waiting);
         }
         report.duration_ms = self.clock.monotonic().saturating_sub(began).as_millis() as u64;

@@ -3,11 +3,13 @@
 use super::{
     super::{Muster, ServiceError},
     place::Where,
+    restore_cluster::{Recover, RecoveryReport},
     watch::Watch,
 };
 use crate::repository::{
     globs::Globs,
     names::Id,
+    recovery::Cluster,
     restore::{Into, Lost, RestoreOptions, Restored, restore},
     restore_bucket,
 };
@@ -28,6 +30,10 @@ pub struct Restore {
     /// What is not in the snapshot is removed.
     pub delete: bool,
     pub dry_run: bool,
+    /// A base backup as the files that it has, not made ready to recover.
+    pub files_only: bool,
+    /// Of a base backup.
+    pub recover: Recover,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -37,6 +43,9 @@ pub struct RestoreReport {
     pub dry_run: bool,
     #[serde(flatten)]
     pub restored: Restored,
+    /// Of a base backup: how the server will recover.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<RecoveryReport>,
 }
 
 impl RestoreReport {
@@ -50,6 +59,9 @@ impl RestoreReport {
 impl Muster {
     pub async fn backup_restore(&self, ask: &Restore, watch: &Watch) -> Result<RestoreReport, ServiceError> {
         if ask.to.starts_with("s3:") {
+            if ask.recover.is_asked() {
+                return Err(ServiceError::Usage("a server is restored into a folder: --to DIR".to_owned()));
+            }
             return self.backup_restore_objects(ask, watch).await;
         }
         if ask.to.contains("://") {
@@ -59,11 +71,26 @@ impl Muster {
         let into = if ask.in_place || ask.delete { Into::Place { delete: ask.delete } } else { Into::Empty };
         let opened = self.backup_open(&ask.at).await?;
         let (id, snapshot) = opened.repository.snapshot(&ask.snapshot).await?;
+        match Cluster::of(&snapshot) {
+            // Single files of it are files.
+            Some(cluster) if include.is_empty() && !ask.files_only => {
+                return self.backup_restore_cluster(ask, &cluster, opened, (id, &snapshot), watch).await;
+            }
+            _ if ask.recover.is_asked() => {
+                return Err(ServiceError::Usage(format!(
+                    "snapshot {} is {} of {}: --until, --timeline, --port, --tablespace, --other-cluster and --discard-wal are for a base backup of PostgreSQL that is made ready to recover",
+                    id.short(),
+                    if include.is_empty() { "restored as files, and is one" } else { "restored in part, and is one" },
+                    snapshot.source.shown()
+                )));
+            }
+            _ => {}
+        }
         let _heed = self.heed(watch);
         let options = RestoreOptions { include, into, owner: true, dry_run: ask.dry_run };
         let restored = restore(opened.repository, &snapshot, &PathBuf::from(&ask.to), options, watch.progress.clone()).await;
         let restored = restored.map_err(|error| watch.failed(error, GO_ON))?;
-        Ok(RestoreReport { snapshot: id, to: ask.to.clone(), dry_run: ask.dry_run, restored })
+        Ok(RestoreReport { snapshot: id, to: ask.to.clone(), dry_run: ask.dry_run, restored, recovery: None })
     }
 
     /// Into a bucket. What is there under another name stays; what is there already is not written again.
@@ -95,6 +122,6 @@ impl Muster {
             duration_ms: self.clock.monotonic().saturating_sub(began).as_millis() as u64,
             ..Restored::default()
         };
-        Ok(RestoreReport { snapshot: id, to: ask.to.clone(), dry_run: false, restored })
+        Ok(RestoreReport { snapshot: id, to: ask.to.clone(), dry_run: false, restored, recovery: None })
     }
 }

@@ -1,0 +1,370 @@
+//! `database.prove`: bring a PostgreSQL cluster back from its base backup and its log on a throwaway server, see that it
+//! answers and that what it holds is good, and put the proof on record in the repository.
+//!
+//! **What it does.** The base backup and the point are chosen beforehand. Its files and all the log that it takes are
+//! restored into a folder of its own, and a server of Muster's is started on it that nobody takes for the real one: on
+//! loopback, on a port that the system picked, archiving nothing and streaming from nowhere. The recovery time ends with
+//! the first query that it answers; then come the checks, each named in the result. In the end the server is stopped
+//! and everything is removed, whatever came of it.
+//!
+//! **Half-done** it leaves a folder and perhaps a server on it, which the next try ends and removes. The proof carries
+//! the run and the step that made it: it is there, so it happened. It touches nothing that serves.
+
+use super::{
+    contract::*,
+    database_checks::{self, Checked, Checks},
+    recovered::*,
+    shared::*,
+    vault::*,
+};
+use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoPolicy, time::Span};
+use crate::providers::{
+    clock::Clock,
+    port::Lsn,
+    servers::{ServerSpec, Servers},
+};
+use crate::repository::{
+    names::Id,
+    open::Repository,
+    proof::{self, Level, Proof},
+    recovery::{self, Until},
+};
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    pub repository: RepositoryName,
+    /// `latest`, or the beginning of an identifier: a base backup.
+    #[serde(default = "latest")]
+    pub snapshot: String,
+    /// Only base backups of this source, as `muster backup list` shows it.
+    #[serde(default)]
+    pub source: Option<String>,
+    /// `latest`, `immediate`, a time with its zone, a log position, or a transaction's number.
+    #[serde(default)]
+    pub until: Option<String>,
+    /// What is asked of the restored server.
+    #[serde(default)]
+    pub checks: Checks,
+    /// The role that asks: the one that the cluster was made with.
+    #[serde(default = "postgres")]
+    pub role: String,
+    /// The folder of PostgreSQL's programs; looked for when left out.
+    #[serde(default)]
+    pub programs: Option<PathBuf>,
+    /// Where there is room for the copy; among the run's own files when left out.
+    #[serde(default)]
+    pub scratch: Option<PathBuf>,
+    /// Settings of the throwaway server, beyond those that make it harmless.
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
+}
+
+fn postgres() -> String {
+    "postgres".to_owned()
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Intent {
+    input: Input,
+    snapshot: Id,
+    source: String,
+    /// When the base backup was made.
+    base_time: Timestamp,
+    until: Until,
+    mark: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Output {
+    /// The snapshot's identifier.
+    pub snapshot: String,
+    /// What it is a base backup of.
+    pub source: String,
+    /// When the newest transaction was committed that came back; without any, when the base backup was made.
+    #[schemars(with = "String")]
+    pub recovered_point: Timestamp,
+    /// The last of the log that was replayed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub position: Option<Lsn>,
+    /// The timeline that the restored server was on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeline: Option<u32>,
+    /// When the files and the log were back, and the server was started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub restored_at: Option<Timestamp>,
+    /// When the server answered its first query.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub first_file_at: Option<Timestamp>,
+    /// The same: the recovery time ends here, and what comes after it is checks.
+    #[schemars(with = "String")]
+    pub verified_at: Timestamp,
+    /// Every check, by name.
+    #[serde(default)]
+    pub checks: Vec<Checked>,
+    pub files: u64,
+    pub bytes: u64,
+    /// Segments of the log.
+    #[serde(default)]
+    pub segments: u64,
+    /// From the first request to the last check.
+    pub duration_ms: u64,
+}
+
+pub struct Prove;
+
+impl Action for Prove {
+    type Input = Input;
+    type Intent = Intent;
+    type Output = Output;
+
+    fn spec() -> Spec {
+        Spec {
+            name: "database.prove",
+            version: 1,
+            summary: "Recover a database from its backup on a throwaway server, check it, record the proof",
+            effect: Effect::Observable,
+            danger: Danger::None,
+            undo: UndoPolicy::None,
+            timeout: Span::from_secs(12 * 3600),
+            example: "id: prove\nuses: database.prove\nwith:\n  repository: vault\n  checks:\n    tables: [{ table: predictions, rows: 1 }]\n    sql: [{ name: canary, sql: \"SELECT count(*) = 1 FROM canary\" }]\n",
+        }
+    }
+    fn aside(_with: &Node) -> bool {
+        true
+    }
+    fn reach(with: &Node, estate: &Estate) -> Vec<Reach> {
+        [reach_vault(with, "repository", estate), vec![reach_here()]].concat()
+    }
+    fn locks(with: &Node) -> Vec<Resource> {
+        // Nothing else in this repository is being proven at the same time: both would want the room.
+        text(with, "repository").map(|name| Resource(format!("database-proof/{name}"))).into_iter().collect()
+    }
+
+    async fn prepare(cx: &ReadCx, input: Input) -> Result<Prepared<Intent>, Refusal> {
+        let until = until(input.until.as_deref())?;
+        let repository = open(cx, &input.repository).await?;
+        let (id, snapshot, cluster) = choose_base(&repository, &input.snapshot, input.source.as_deref()).await?;
+        let notes = match recovery::plan(&repository, &cluster, until, None).await {
+            Ok(planned) => vec![format!("{} segments of log, up to {}", planned.reach.needed.len(), planned.reach.end)],
+            // That it does not come back is what a proof is there to tell, and to put on record.
+            Err(why) => vec![why.to_string()],
+        };
+        let what = format!("{}, proofs", place(&input.repository));
+        let change = change(what, None, Some(format!("that {} comes back and answers, or that it does not", shown(&id, &snapshot))));
+        let (source, base_time) = (snapshot.source.shown().to_owned(), snapshot.time);
+        let intent = Intent { input, snapshot: id, source, base_time, until, mark: mark(cx) };
+        Ok(Prepared { intent, change: vec![change], notes })
+    }
+
+    async fn apply(cx: &WriteCx, intent: &Intent) -> Result<Output, ApplyError> {
+        let clock = cx.read.world.clock();
+        let begun = clock.monotonic();
+        let (repository, store) = open_mut(cx, &intent.input.repository).await?;
+        let servers = cx.read.world.servers();
+        let ground = Ground { data: scratch_folder(&cx.read, intent.input.scratch.as_deref()), run: run_folder(&cx.read), servers };
+        ground.clear().await?;
+        let tried = attempt(&repository, intent, &ground, &clock).await;
+        ground.clear().await?;
+        let mut tried = match tried {
+            Ok(tried) => tried,
+            Err(Stuck::Backup(why)) => Tried { why: Some(why), ..Tried::default() },
+            Err(Stuck::Other(error)) => return Err(error),
+        };
+        tried.why = tried.why.or_else(|| database_checks::wrong(&tried.checks));
+        let duration_ms = u64::try_from(clock.monotonic().saturating_sub(begun).as_millis()).unwrap_or(u64::MAX);
+        let proof = Proof {
+            snapshot: intent.snapshot,
+            time: clock.now(),
+            ok: tried.why.is_none(),
+            level: Level::Restored,
+            files: tried.files,
+            bytes: tried.bytes,
+            duration_ms,
+            host: who(&cx.read).0,
+            run: Some(intent.mark.clone()),
+            why: tried.why.clone(),
+        };
+        cx.world()?;
+        proof::write(&repository, &*store, &proof).await?;
+        match tried.why {
+            None => Ok(told(intent, &proof, tried)),
+            Some(why) => {
+                let message = format!("base backup {} of {} is not proven: {why}", intent.snapshot.short(), intent.source);
+                let remedy = "`muster wal status` and `muster backup verify --read-data` name what is missing or damaged";
+                Err(ApplyError::Definite(Failure::new("not_proven", message).remedy(remedy)))
+            }
+        }
+    }
+
+    async fn observe(cx: &ReadCx, intent: &Intent) -> Seen<Output> {
+        let look = async {
+            let repository = open(cx, &intent.input.repository).await?;
+            Ok::<_, Refusal>(proof::load(&repository).await?)
+        };
+        match look.await {
+            Err(refusal) => untold(refusal),
+            // The newest counts: a try that failed is made again, and may succeed.
+            Ok(found) => match found.whole.iter().rfind(|(_, proof)| proof.run.as_ref() == Some(&intent.mark)) {
+                Some((_, proof)) if proof.ok => Seen::Done(told(intent, proof, Tried::default())),
+                _ => Seen::Absent,
+            },
+        }
+    }
+
+    async fn undo(_cx: &WriteCx, _intent: &Intent, _output: Option<Output>) -> Result<(), ApplyError> {
+        Ok(())
+    }
+}
+
+/// Where it happens, and what must not be there before and after.
+struct Ground {
+    data: PathBuf,
+    run: PathBuf,
+    servers: Arc<dyn Servers>,
+}
+
+impl Ground {
+    /// No server, no files.
+    async fn clear(&self) -> Result<(), ApplyError> {
+        self.servers.stop(&self.data).await?;
+        for folder in [self.data.clone(), self.run.clone()] {
+            let gone = tokio::task::spawn_blocking(move || remove(&folder)).await;
+            gone.map_err(|e| fail("scratch", e.to_string()))?.map_err(|e| fail("scratch", e.to_string()))?;
+        }
+        Ok(())
+    }
+}
+
+fn remove(folder: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(std::io::Error::other(format!("{}: {e}", folder.display()))),
+        _ => Ok(()),
+    }
+}
+
+/// What came of it.
+#[derive(Default)]
+struct Tried {
+    files: u64,
+    bytes: u64,
+    segments: u64,
+    restored_at: Option<Timestamp>,
+    answered_at: Option<Timestamp>,
+    came: Option<Came>,
+    checks: Vec<Checked>,
+    /// Why it is no proof.
+    why: Option<String>,
+}
+
+async fn attempt(repository: &Arc<Repository>, intent: &Intent, ground: &Ground, clock: &Arc<dyn Clock>) -> Result<Tried, Stuck> {
+    let input = &intent.input;
+    let (id, snapshot, cluster) = choose_base(repository, &intent.snapshot.to_string(), None).await.map_err(|refusal| Stuck::Other(definite(refusal)))?;
+    let planned = recovery::plan(repository, &cluster, intent.until, None).await?;
+    let brought = bring(repository, (&id, &snapshot, &cluster), &planned, &*ground.servers, &ground.data).await?;
+    let restored_at = Some(clock.now());
+    let spec = ServerSpec {
+        data: ground.data.clone(),
+        version: cluster.version,
+        programs: input.programs.clone(),
+        run: ground.run.clone(),
+        role: input.role.clone(),
+        settings: input.settings.clone().into_iter().collect(),
+    };
+    let (running, came) = answer(&*ground.servers, &spec).await?;
+    let answered_at = Some(clock.now());
+    let mut checks = database_checks::running(&input.checks, &*ground.servers, &spec, &running).await?;
+    ground.servers.stop(&ground.data).await?;
+    checks.extend(database_checks::stopped(&input.checks, &*ground.servers, &spec).await?);
+    let (files, bytes) = (brought.restored.files, brought.restored.bytes);
+    Ok(Tried { files, bytes, segments: brought.segments, restored_at, answered_at, came: Some(came), checks, why: None })
+}
+
+fn told(intent: &Intent, proof: &Proof, tried: Tried) -> Output {
+    let commit = tried.came.as_ref().and_then(|came| came.last_commit);
+    Output {
+        snapshot: intent.snapshot.to_string(),
+        source: intent.source.clone(),
+        recovered_point: commit.unwrap_or(intent.base_time),
+        position: tried.came.as_ref().map(|came| came.position),
+        timeline: tried.came.as_ref().map(|came| came.timeline),
+        restored_at: tried.restored_at,
+        first_file_at: tried.answered_at,
+        verified_at: tried.answered_at.unwrap_or(proof.time),
+        checks: tried.checks,
+        files: proof.files,
+        bytes: proof.bytes,
+        segments: tried.segments,
+        duration_ms: proof.duration_ms,
+    }
+}
+
+#[cfg(test)]
+pub fn fixture() -> super::contract_tests::Fixture {
+    super::cluster_fixture::with_cluster(serde_json::json!({ "repository": "vault" }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actions::{cluster_fixture::with_cluster, contract_tests::Bench};
+    use serde_json::json;
+
+    async fn proofs(bench: &Bench) -> Vec<Proof> {
+        let repository = open(&bench.read, &"vault".into()).await.map_err(|r| r.failure).expect("open");
+        proof::load(&repository).await.expect("loaded").whole.into_iter().map(|(_, proof)| proof).collect()
+    }
+
+    #[tokio::test]
+    async fn it_leaves_a_proof_and_nothing_else() {
+        let bench = Bench::new(&fixture());
+        let intent = bench.intent::<Prove>().await;
+        let out = Prove::apply(&bench.write, &intent).await.expect("proven");
+        assert_eq!((out.segments, out.timeline, out.checks.len()), (2, Some(2), 2), "{out:?}");
+        assert!(out.checks.iter().all(|check| check.ok == Some(true)), "{out:?}");
+        let seen = Prove::observe(&bench.read, &intent).await;
+        assert!(matches!(&seen, Seen::Done(seen) if seen.files == out.files), "{seen:?}");
+        let proofs = proofs(&bench).await;
+        assert_eq!((proofs.len(), proofs[0].ok, proofs[0].run.as_deref()), (1, true, Some("0190/step")));
+        for folder in [scratch_folder(&bench.read, None), run_folder(&bench.read)] {
+            assert!(!folder.exists(), "{} is left", folder.display());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_lacks_its_log_is_on_record_as_not_proven() {
+        let bench = Bench::new(&fixture());
+        bench.world.lock().objects.retain(|(_, _, key), _| !key.ends_with("000000010000000000000003"));
+        let failure = bench.failed::<Prove>().await;
+        assert!(failure.code == "not_proven" && failure.message.contains("000000010000000000000003"), "{failure}");
+        let proofs = proofs(&bench).await;
+        assert!(proofs.len() == 1 && !proofs[0].ok, "{proofs:?}");
+    }
+
+    #[tokio::test]
+    async fn a_check_that_fails_is_no_proof() {
+        let checks = json!({ "sql": [{ "name": "canary", "sql": "SELECT 'f'", "expect": "t" }] });
+        let bench = Bench::new(&with_cluster(json!({ "repository": "vault", "checks": checks })));
+        let failure = bench.failed::<Prove>().await;
+        assert!(failure.message.contains("sql: canary: f"), "{failure}");
+    }
+
+    #[tokio::test]
+    async fn what_is_no_base_backup_is_refused() {
+        let bench = Bench::new(&crate::actions::contract_tests::with_vault(json!({ "repository": "vault" })));
+        assert_eq!(bench.refused::<Prove>().await, "no_snapshot");
+        let bench = Bench::new(&with_cluster(json!({ "repository": "vault", "until": "yesterday" })));
+        assert_eq!(bench.refused::<Prove>().await, "input");
+    }
+}

@@ -1,0 +1,159 @@
+//! The restore drill with the shipped files, on a real server's base backup and log: it answers from the backup alone, its
+//! checks find what is wrong, the proof is on record, and nothing is left behind.
+
+use crate::{
+    pg::Cluster,
+    pg_vault::{Vault, archive_all, give, pgbench, said},
+    place::Said,
+};
+use serde_json::Value;
+use std::{fs, path::Path, process::Command};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+const CHECKED: &str = "runbook: checked
+steps:
+  - id: prove
+    uses: database.prove
+    on_failure: stop
+    with:
+      repository: vault
+      checks:
+        tables: [{ table: ledger, rows: 3 }, { table: pgbench_accounts, rows: 100000 }]
+        sql:
+          - { name: canary, sql: \"SELECT count(*) = 1 FROM canary WHERE id = 'planted'\" }
+          - { name: newest, sql: \"SELECT max(n) FROM ledger\", expect: \"3\" }
+";
+const STARTED: &str = "runbook: started
+steps:
+  - { id: restore, uses: database.restore, with: { repository: vault, to: @/restored } }
+";
+
+/// An estate beside the vault, with the shipped drill and runbook.
+fn estate(vault: &Vault) {
+    let dir = vault.dir();
+    let write = |name: &str, text: &str| {
+        let path = dir.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        give(path.parent().unwrap());
+        fs::write(&path, text.replace('@', dir.to_str().unwrap())).unwrap();
+        give(&path);
+    };
+    write("pw", "tide\n");
+    vault.muster(&["backup", "key", "add", "--new-password-file", "pw"]).expect(0);
+    write("muster.yaml", "regions: { east: {} }\nrepositories: { vault: { url: @/vault, password: { file: pw } } }\n");
+    for name in ["drills/database-restore.yaml", "runbooks/database-restore.yaml"] {
+        write(name, &fs::read_to_string(Path::new(ROOT).join(name)).unwrap());
+    }
+    write("runbooks/checked.yaml", CHECKED);
+    write("runbooks/started.yaml", STARTED);
+}
+
+fn muster(vault: &Vault, args: &[&str]) -> Said {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_muster"));
+    command.args(args).arg("--json").current_dir(vault.dir()).env("HOME", vault.dir()).env_remove("MUSTER_REPO_PASSWORD");
+    if let Some((uid, gid)) = crate::pg::other_user() {
+        std::os::unix::process::CommandExt::uid(&mut command, uid);
+        std::os::unix::process::CommandExt::gid(&mut command, gid);
+    }
+    said(command)
+}
+
+/// A server that was recovered from below this folder still lives, or its files do.
+fn left(vault: &Vault) -> Vec<String> {
+    let mut left = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        if line.contains("muster_restored") && line.contains(vault.dir().to_str().unwrap()) {
+            left.push(line);
+        }
+    }
+    let mut waiting = vec![vault.dir().join(".muster")];
+    while let Some(dir) = waiting.pop() {
+        for entry in fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok) {
+            if entry.file_name().to_string_lossy().starts_with("muster-restored") {
+                left.push(entry.path().display().to_string());
+            } else if entry.path().is_dir() {
+                waiting.push(entry.path());
+            }
+        }
+    }
+    left
+}
+
+fn filled(vault: &Vault) -> Cluster {
+    let cluster = vault.archiving("");
+    cluster.sql("CREATE TABLE canary (id text primary key)");
+    cluster.sql("INSERT INTO canary VALUES ('planted')");
+    cluster.sql("CREATE TABLE ledger (n bigint primary key)");
+    pgbench(&cluster, &["-i", "-s", "1", "-q"]);
+    cluster
+}
+
+#[test]
+fn the_shipped_drill_recovers_measures_and_leaves_nothing() {
+    let vault = Vault::new();
+    estate(&vault);
+    let cluster = filled(&vault);
+    let none = muster(&vault, &["drill", "run", "database-restore"]);
+    assert_eq!((none.code, &none.last()["verdict"]), (Some(1), &"fail".into()), "{none:?}");
+    vault.base_backup(&cluster);
+    cluster.sql("INSERT INTO ledger VALUES (1), (2), (3)");
+    archive_all(&cluster);
+
+    let ran = muster(&vault, &["drill", "run", "database-restore"]);
+    let view = ran.last();
+    assert_eq!((ran.code, &view["verdict"]), (Some(0), &"pass".into()), "{view} {}", ran.err);
+    let ms = |value: &Value| value.as_i64().unwrap_or_else(|| panic!("not measured: {view}"));
+    println!("rto {} rpo {}", view["rto"], view["rpo"]);
+    assert!(ms(&view["rto"]["actual_ms"]) > 0 && ms(&view["rpo"]["actual_ms"]) > 0);
+    assert_eq!(left(&vault), Vec::<String>::new());
+
+    let checked = muster(&vault, &["run", "checked", "--live"]);
+    assert_eq!(checked.code, Some(0), "{} {}", checked.out, checked.err);
+    assert_eq!(left(&vault), Vec::<String>::new());
+    // A row that should be there and is not.
+    cluster.sql("DELETE FROM canary");
+    archive_all(&cluster);
+    let failed = muster(&vault, &["run", "checked", "--live"]);
+    assert!(failed.code == Some(1) && failed.out.contains("sql: canary: f"), "{} {}", failed.out, failed.err);
+    assert_eq!(left(&vault), Vec::<String>::new());
+    // A segment that is lost.
+    cluster.sql("INSERT INTO canary VALUES ('planted')");
+    let segment = archive_all(&cluster);
+    let object = vault.log().into_iter().find(|path| path.ends_with(&segment)).unwrap();
+    fs::remove_file(&object).unwrap();
+    archive_all(&cluster);
+    let gap = muster(&vault, &["drill", "run", "database-restore"]);
+    assert!(gap.code == Some(1) && gap.last().to_string().contains(&segment), "{} {}", gap.out, gap.err);
+    assert_eq!(left(&vault), Vec::<String>::new());
+}
+
+#[test]
+fn a_restored_server_answers_and_is_nobody_elses() {
+    let vault = Vault::new();
+    estate(&vault);
+    let cluster = filled(&vault);
+    vault.base_backup(&cluster);
+    cluster.sql("INSERT INTO ledger VALUES (1), (2), (3)");
+    archive_all(&cluster);
+    let before = vault.log().len();
+    let ran = muster(&vault, &["run", "started", "--live"]);
+    assert_eq!(ran.code, Some(0), "{} {}", ran.out, ran.err);
+    let pid = fs::read_to_string(vault.dir().join("restored/postmaster.pid")).unwrap();
+    let mut lines = pid.lines();
+    let (pid, port, socket) = (lines.next().unwrap().to_owned(), lines.nth(2).unwrap().to_owned(), lines.next().unwrap().to_owned());
+    let ask = |host: &str, sql: &str| {
+        let out = Command::new(cluster.bin.join("psql")).args(["-h", host, "-p", &port, "-U", "postgres", "-wAtXc", sql]).output().unwrap();
+        (out.status.success(), String::from_utf8_lossy(&out.stdout).trim().to_owned())
+    };
+    assert_eq!(ask(&socket, "SELECT count(*) FROM ledger"), (true, "3".to_owned()));
+    assert_eq!(ask(&socket, "SHOW archive_mode").1, "off");
+    assert_eq!(ask(&socket, "SHOW listen_addresses").1, "127.0.0.1");
+    // Over TCP nobody is trusted.
+    assert!(!ask("127.0.0.1", "SELECT 1").0);
+    assert_eq!(vault.log().len(), before, "it archives");
+    let _ = Command::new("kill").args(["-QUIT", &pid]).status().unwrap();
+    crate::pg_vault::wait("its end", || !Path::new("/proc").join(&pid).exists());
+    let _ = fs::remove_dir_all(socket);
+}
