@@ -200,7 +200,12 @@ impl Cluster {
 
     fn start(&self, dir: &Path) {
         let log = self.data.with_extension("log");
-        run(dir, self.bin.join("pg_ctl"), &["-D", self.data.to_str().unwrap(), "-l", log.to_str().unwrap(), "-w", "start"]);
+        let args = ["-D", self.data.to_str().unwrap(), "-l", log.to_str().unwrap(), "-w", "start"];
+        let started = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(dir, self.bin.join("pg_ctl"), &args)));
+        if let Err(why) = started {
+            eprintln!("{}", std::fs::read_to_string(&log).unwrap_or_default());
+            std::panic::resume_unwind(why);
+        }
     }
 
     pub fn promote(&self) {
