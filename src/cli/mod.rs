@@ -13,6 +13,7 @@ mod operate;
 mod output;
 mod plan;
 mod progress;
+mod replica;
 mod run;
 mod runs;
 mod schema;
@@ -108,6 +109,8 @@ enum Command {
     Drill(drill::Args),
     /// Backups: create, list, show, diff, restore, verify, forget, prune, copy, key, stats
     Backup(backup::Args),
+    /// Is the replica really there? State, schema, settings, and every row
+    Replica(replica::Args),
     /// Fire drills on schedule
     Serve,
     /// Verify the journal, export it, import another's
@@ -176,6 +179,7 @@ async fn dispatch(cli: Cli, mut muster: Muster, output: &Output) -> Done {
             return Ok(0);
         }
         Command::Backup(args) => return backup::main(args, muster, output).await,
+        Command::Replica(args) => return replica::main(args, muster, output).await,
         Command::Bench(args) => return bench::main(args, &muster, output).await,
         Command::Plan(args) => return plan::main(&args, &muster, output).await,
         Command::Status => return status::main(&muster, output).await,

@@ -12,8 +12,13 @@ mod directory_files;
 pub mod http;
 pub mod lease;
 pub mod port;
+mod port_replication;
+mod port_rows;
 pub mod postgres;
+mod postgres_facts;
+mod postgres_keys;
 mod postgres_rows;
+mod postgres_rowsum;
 mod postgres_sql;
 pub mod process;
 #[cfg(feature = "aws")]

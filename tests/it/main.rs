@@ -35,6 +35,10 @@ mod lab;
 mod nodes;
 mod people;
 mod pg;
+mod pg_replica;
+mod pg_replica_content;
+mod pg_replica_logical;
+mod pg_replica_soak;
 mod place;
 mod preempt;
 #[cfg(feature = "lab")]
@@ -47,6 +51,7 @@ mod repository_s3;
 mod repository_s3_tools;
 mod repository_tool;
 mod serve;
+mod soak;
 #[cfg(feature = "lab")]
 mod stores;
 #[cfg(feature = "lab")]
