@@ -138,7 +138,7 @@ impl From<PortError> for ApplyError {
             PortError::Unknown(_) => Self::Unknown(what),
             PortError::Refused(_) | PortError::Conflict { .. } | PortError::NotFound(_) | PortError::Config(_) | PortError::Corrupt(_) => {
                 Self::Definite(what)
-            },
+            }
         }
     }
 }

@@ -292,7 +292,8 @@ pub(crate) fn notes(sight: &Sight<'_>) -> Vec<Note> {
         let skew = sight.second.now.duration_since(primary.now).as_millis();
         // The two were asked a moment after one another.
         if skew.abs() > 2_000 {
-            let detail = format!("the standby's clock is {} s {} the primary's", skew.abs() / 1_000, if skew > 0 { "before" } else { "behind" });
+            let detail =
+                format!("the standby's clock is {} s {} the primary's", skew.abs() / 1_000, if skew > 0 { "before" } else { "behind" });
             all.push(note("clock_skew", detail, "synchronise the clocks; the lag above was measured by the primary's alone"));
         }
         let lower = causes::lower(&sight.here.limits, &sight.there.limits);

@@ -37,20 +37,34 @@ pub fn cure(cause: Cause) -> &'static str {
         Cause::SettingsTooLow => "raise these settings on the standby to the primary's at least, and restart it",
         Cause::RecoveryConflict => "end the long queries on the standby, or lower max_standby_streaming_delay",
         Cause::ReplayStuck => "look at the standby's log and disk: its startup process does not get on",
-        Cause::ReceiverStuck => "look at the network between the two, and at the standby's WAL receiver; ending that process makes it connect anew",
+        Cause::ReceiverStuck => {
+            "look at the network between the two, and at the standby's WAL receiver; ending that process makes it connect anew"
+        }
         Cause::ReceiverSilent => "look at the network between the two; ending the standby's WAL receiver makes it connect anew",
-        Cause::NoStandby => "if it was promoted by mistake, make it a standby again (pg_rewind, or a new base backup); if it is the new primary, verify the other one",
+        Cause::NoStandby => {
+            "if it was promoted by mistake, make it a standby again (pg_rewind, or a new base backup); if it is the new primary, verify the other one"
+        }
         Cause::NoReceiver => "see the standby's log for why it cannot connect: address, password, pg_hba.conf, max_wal_senders",
         Cause::NotConfigured => "set primary_conninfo on the standby and reload it",
         Cause::ArchiveOnly => "it lives on the archive alone; set primary_conninfo on it if it shall stream",
         Cause::SlotMissing => {
             "create the slot on the primary: SELECT pg_create_physical_replication_slot('NAME'); if the log is gone meanwhile, make the standby anew"
         }
-        Cause::SlotLost => "the primary has thrown away log that the standby needs: drop the slot and make the standby anew from a base backup, or let it restore from the archive; raise max_slot_wal_keep_size",
-        Cause::WalRemoved => "make the standby anew from a base backup, or give it a restore_command; and a slot, so that it does not happen again",
-        Cause::WrongTimeline => "keep what only it has if that matters, then pg_rewind it to the primary, or make it anew from a base backup",
-        Cause::AheadOfPrimary => "the primary is older than the standby (restored from a backup, or the wrong one): find out which of the two is right before anything else",
-        Cause::AnotherCluster => "the estate, or the standby, points at the wrong server: correct that, or make the standby anew from a base backup of this primary",
+        Cause::SlotLost => {
+            "the primary has thrown away log that the standby needs: drop the slot and make the standby anew from a base backup, or let it restore from the archive; raise max_slot_wal_keep_size"
+        }
+        Cause::WalRemoved => {
+            "make the standby anew from a base backup, or give it a restore_command; and a slot, so that it does not happen again"
+        }
+        Cause::WrongTimeline => {
+            "keep what only it has if that matters, then pg_rewind it to the primary, or make it anew from a base backup"
+        }
+        Cause::AheadOfPrimary => {
+            "the primary is older than the standby (restored from a backup, or the wrong one): find out which of the two is right before anything else"
+        }
+        Cause::AnotherCluster => {
+            "the estate, or the standby, points at the wrong server: correct that, or make the standby anew from a base backup of this primary"
+        }
         Cause::SubscriptionDisabled => "ALTER SUBSCRIPTION NAME ENABLE on the subscriber",
         Cause::CannotAsk => "make the server reachable, and let Muster's user in",
         Cause::NoPrimary => "make a primary reachable: without one neither the lag nor the content can be judged",

@@ -15,7 +15,7 @@
 
 use super::{
     replica_judge::{doubtful, judge},
-    replica_load::{Bounds, Eye, Load, Queue, Watcher},
+    replica_load::{Bounds, Eye, Load, Queue, Watcher, patiently},
     replica_report::*,
 };
 use crate::providers::port::*;
@@ -32,7 +32,7 @@ const TARGET: Duration = Duration::from_millis(300);
 const FIRST_BLOCKS: u32 = 1_024;
 const MOST_BLOCKS: u32 = 65_536;
 /// Connections that are lost one after the other, before that is the answer.
-const LOST: u32 = 4;
+const LOST: u32 = 20;
 
 /// Why a piece came to nothing.
 pub(super) enum Stop {
@@ -243,7 +243,8 @@ impl<'a> Pair<'a> {
                 list.extend((*first..=end).map(|block| ((block, block), *rows)));
                 return;
             }
-            let side = if self.primary.rows.versions(&table.name, &[(*first, *last)], false).await.is_err() { "primary" } else { "standby" };
+            let side =
+                if self.primary.rows.versions(&table.name, &[(*first, *last)], false).await.is_err() { "primary" } else { "standby" };
             found.damage.push(Damage { side: side.into(), block: Some(*first), message });
             return;
         }
@@ -275,8 +276,9 @@ impl<'a> Pair<'a> {
             return Ok(());
         }
         // Best effort: that they differ is proved already.
-        let here = self.primary.rows.rows_at(table, &listed).await.unwrap_or_default();
-        let there = self.standby.rows.rows_at(table, &listed).await.unwrap_or_default();
+        let clock = &self.bounds.clock;
+        let here = patiently!(clock, self.primary.rows.rows_at(table, &listed)).unwrap_or_default();
+        let there = patiently!(clock, self.standby.rows.rows_at(table, &listed)).unwrap_or_default();
         let find = |rows: &[RowText], block, line| rows.iter().find(|r| (r.block, r.line) == (block, line)).cloned();
         for (block, line, kind) in wrong.keys().take(self.bounds.limit) {
             let (ours, theirs) = (find(&here, *block, *line), find(&there, *block, *line));

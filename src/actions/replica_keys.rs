@@ -9,7 +9,7 @@
 
 use super::{
     replica_content::{Stop, difference},
-    replica_load::{Bounds, Eye, Load, Stand, Watcher},
+    replica_load::{Bounds, Eye, Load, Stand, Watcher, patiently},
     replica_report::*,
 };
 use crate::providers::port::*;
@@ -76,9 +76,9 @@ async fn table(
         while !watcher.stopped() {
             let Some(range) = pair.next(&cursor).await? else { break };
             let found = match pair.range(range).await {
-                Err(Stop::Port(e @ (PortError::Refused(_) | PortError::NotFound(_) | PortError::Throttled { .. } | PortError::Corrupt(_)))) => {
-                    Found { why: Some(e.to_string()), ..Found::default() }
-                }
+                Err(Stop::Port(
+                    e @ (PortError::Refused(_) | PortError::NotFound(_) | PortError::Throttled { .. } | PortError::Corrupt(_)),
+                )) => Found { why: Some(e.to_string()), ..Found::default() },
                 other => other?,
             };
             let mut held = report.lock().await;
@@ -231,8 +231,9 @@ impl<'a> Pair<'a> {
             self.bounds.clock.sleep(Duration::from_millis(20)).await;
         }
         let listed: Vec<Key> = wrong.iter().take(self.bounds.limit).map(|(key, _)| key.clone()).collect();
-        let here = self.primary.rows.rows_of(how, &listed).await.unwrap_or_default();
-        let there = self.replica.rows.rows_of(&whole, &listed).await.unwrap_or_default();
+        let clock = &self.bounds.clock;
+        let here = patiently!(clock, self.primary.rows.rows_of(how, &listed)).unwrap_or_default();
+        let there = patiently!(clock, self.replica.rows.rows_of(&whole, &listed)).unwrap_or_default();
         for (key, kind) in wrong.iter().take(self.bounds.limit) {
             let named: BTreeMap<String, Option<String>> =
                 how.key.iter().map(|(name, _)| name.clone()).zip(key.iter().cloned().map(Some)).collect();

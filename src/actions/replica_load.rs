@@ -86,6 +86,28 @@ impl Load {
     }
 }
 
+/// Asks again when the server says that it may, and some times when it broke off: a standby cancels what stands in the
+/// way of replay, or ends the session.
+macro_rules! patiently {
+    ($clock:expr, $question:expr) => {{
+        let mut tries = 0;
+        loop {
+            match $question.await {
+                Err($crate::providers::port::PortError::Throttled { .. }) if tries < 50 => {
+                    tries += 1;
+                    $clock.sleep(std::time::Duration::from_millis(100)).await;
+                }
+                Err($crate::providers::port::PortError::Unreachable(_)) if tries < 3 => {
+                    tries += 1;
+                    $clock.sleep(std::time::Duration::from_millis(100)).await;
+                }
+                other => break other,
+            }
+        }
+    }};
+}
+pub(crate) use patiently;
+
 /// A connection to one server.
 pub(crate) struct Eye<'a> {
     sql: &'a dyn SqlRead,
@@ -98,7 +120,7 @@ pub(crate) struct Eye<'a> {
 
 impl<'a> Eye<'a> {
     pub async fn open(sql: &'a dyn SqlRead, load: &'a Load, bounds: &'a Bounds) -> PortResult<Self> {
-        Ok(Self { sql, rows: sql.rows().await?, load, bounds, took: Duration::ZERO })
+        Ok(Self { sql, rows: patiently!(bounds.clock, sql.rows())?, load, bounds, took: Duration::ZERO })
     }
     /// Before a question that is worth counting; gives the instant to hand to [`Eye::asked`].
     pub async fn turn(&mut self) -> Duration {
@@ -111,7 +133,7 @@ impl<'a> Eye<'a> {
     }
     /// A standby ends sessions that stand in the way of replay.
     pub async fn again(&mut self) -> PortResult<()> {
-        self.rows = self.sql.rows().await?;
+        self.rows = patiently!(self.bounds.clock, self.sql.rows())?;
         Ok(())
     }
 }
@@ -170,7 +192,8 @@ impl Queue {
         let work = self.work.get_mut(index)?;
         work.out = work.out.saturating_sub(1);
         self.stand.rows += found.rows;
-        self.stand.blocks_done = (self.stand.blocks_done + u64::from(piece.last - piece.first + 1) * u64::from(work.per)).min(self.stand.blocks);
+        self.stand.blocks_done =
+            (self.stand.blocks_done + u64::from(piece.last - piece.first + 1) * u64::from(work.per)).min(self.stand.blocks);
         // There is no end to what a table without any likeness differs in.
         if found.why.is_some() || work.report.different_rows() + found.more > ENOUGH {
             work.next = work.stretches;

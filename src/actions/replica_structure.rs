@@ -10,11 +10,37 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Which may differ and mean nothing: where a server is, and who it is.
 const ITS_OWN: &[&str] = &[
-    "port", "listen_addresses", "cluster_name", "data_directory", "config_file", "hba_file", "ident_file", "primary_conninfo",
-    "primary_slot_name", "restore_command", "archive_command", "archive_cleanup_command", "unix_socket_directories", "external_pid_file",
-    "log_directory", "log_filename", "in_hot_standby", "transaction_read_only", "recovery_target_timeline", "promote_trigger_file",
-    "synchronous_standby_names", "ssl_cert_file", "ssl_key_file", "stats_temp_directory", "application_name", "client_encoding",
-    "wal_retrieve_retry_interval", "recovery_min_apply_delay", "event_source", "shared_memory_size", "shared_memory_size_in_huge_pages",
+    "port",
+    "listen_addresses",
+    "cluster_name",
+    "data_directory",
+    "config_file",
+    "hba_file",
+    "ident_file",
+    "primary_conninfo",
+    "primary_slot_name",
+    "restore_command",
+    "archive_command",
+    "archive_cleanup_command",
+    "unix_socket_directories",
+    "external_pid_file",
+    "log_directory",
+    "log_filename",
+    "in_hot_standby",
+    "transaction_read_only",
+    "recovery_target_timeline",
+    "promote_trigger_file",
+    "synchronous_standby_names",
+    "ssl_cert_file",
+    "ssl_key_file",
+    "stats_temp_directory",
+    "application_name",
+    "client_encoding",
+    "wal_retrieve_retry_interval",
+    "recovery_min_apply_delay",
+    "event_source",
+    "shared_memory_size",
+    "shared_memory_size_in_huge_pages",
 ];
 
 /// A standby that has less of these stops replaying when it learns of the primary's.
@@ -101,7 +127,13 @@ fn sequences(primary: &Inventory, replica: &Inventory, how: ReplicaKind) -> Vec<
     let one = |(name, (here, down)): (&String, &(Option<i64>, bool))| {
         let there = replica.sequences.get(name)?.0;
         let behind = match (*here, there) {
-            (Some(here), Some(there)) => if *down { there > here } else { there < here },
+            (Some(here), Some(there)) => {
+                if *down {
+                    there > here
+                } else {
+                    there < here
+                }
+            }
             (Some(_), None) => true,
             (None, _) => false,
         };
@@ -109,9 +141,17 @@ fn sequences(primary: &Inventory, replica: &Inventory, how: ReplicaKind) -> Vec<
         // A standby is ahead by what the primary has logged in advance.
         let (bad, why) = match how {
             ReplicaKind::Physical => (true, "it is behind the primary, whose log it has replayed"),
-            ReplicaKind::Logical => (false, "sequences are not replicated: after a promotion it hands out numbers that are taken; set it with setval first"),
+            ReplicaKind::Logical => {
+                (false, "sequences are not replicated: after a promotion it hands out numbers that are taken; set it with setval first")
+            }
         };
-        behind.then(|| Difference { what: format!("sequence {name} value"), primary: text(*here), replica: text(there), bad, why: why.into() })
+        behind.then(|| Difference {
+            what: format!("sequence {name} value"),
+            primary: text(*here),
+            replica: text(there),
+            bad,
+            why: why.into(),
+        })
     };
     primary.sequences.iter().filter_map(one).collect()
 }
@@ -171,7 +211,10 @@ fn settings(primary: &Inventory, replica: &Inventory, how: ReplicaKind) -> Vec<D
 fn unpublished(primary: &Inventory, published: &BTreeSet<String>) -> Vec<Difference> {
     let tables = primary.things.keys().filter_map(|what| what.strip_prefix("table "));
     let not = tables.filter(|name| !published.contains(*name));
-    not.map(|name| differ(&format!("table {name} publication"), None, None, false, "it is in no publication that the replica subscribes to")).collect()
+    not.map(|name| {
+        differ(&format!("table {name} publication"), None, None, false, "it is in no publication that the replica subscribes to")
+    })
+    .collect()
 }
 
 #[cfg(test)]
@@ -188,7 +231,10 @@ mod tests {
 
     #[test]
     fn a_standby_must_have_all_that_its_primary_has_and_a_subscriber_what_is_published() {
-        let primary = inventory(&[("table public.a", "there"), ("column public.a.id", "integer"), ("role clerk", "login"), ("index public.i", "x, INVALID")], &[]);
+        let primary = inventory(
+            &[("table public.a", "there"), ("column public.a.id", "integer"), ("role clerk", "login"), ("index public.i", "x, INVALID")],
+            &[],
+        );
         let replica = inventory(&[("column public.a.id", "bigint"), ("index public.i", "x, INVALID"), ("table public.b", "there")], &[]);
         let physical = compare(&primary, &replica, ReplicaKind::Physical, &BTreeSet::new());
         assert_eq!(bad(&physical), ["column public.a.id", "role clerk", "table public.a"]);

@@ -119,8 +119,21 @@ fn why_nobody_is_connected_is_told_by_the_primary() {
     let archive = |c: &mut Case| (c.here.follows, c.here.restores) = (Some(false), Some(true));
     assert_eq!(without(&archive), Some(Cause::ArchiveOnly));
     let removed = |c: &mut Case| (c.there.oldest_segment, c.there.segment_bytes) = (Some(3), Some(64));
-    assert_eq!(without(&|c| { removed(c); c.second.received = Some(Lsn(191)); c.second.position = Lsn(100) }), Some(Cause::WalRemoved));
-    assert_eq!(without(&|c| { removed(c); c.second.received = Some(Lsn(192)) }), Some(Cause::NoReceiver));
+    assert_eq!(
+        without(&|c| {
+            removed(c);
+            c.second.received = Some(Lsn(191));
+            c.second.position = Lsn(100)
+        }),
+        Some(Cause::WalRemoved)
+    );
+    assert_eq!(
+        without(&|c| {
+            removed(c);
+            c.second.received = Some(Lsn(192))
+        }),
+        Some(Cause::NoReceiver)
+    );
 }
 
 #[test]
@@ -151,7 +164,11 @@ fn clocks_that_differ_are_no_lag() {
             look.last_message = Some(look.now);
         }
         case.primary.as_mut().unwrap().1.position = Lsn(260);
-        assert_eq!(case.judged(), ReplicaState::Streaming { lag_bytes: Some(60), lag_ms: Some(500) }, "reached what was written 500 ms ago");
+        assert_eq!(
+            case.judged(),
+            ReplicaState::Streaming { lag_bytes: Some(60), lag_ms: Some(500) },
+            "reached what was written 500 ms ago"
+        );
         // Not even what the first look at the primary showed: then since the last commit that it has.
         case.primary.as_mut().unwrap().0.position = Lsn(250);
         assert_eq!(case.judged(), ReplicaState::Streaming { lag_bytes: Some(60), lag_ms: Some(1_400) });

@@ -6,7 +6,7 @@ use super::{
     replica_causes::{Cause, cure},
     replica_content::{self as content, Stop},
     replica_keys::{self as keys, Subject},
-    replica_load::{Bounds, Watcher},
+    replica_load::{Bounds, Watcher, patiently},
     replica_report::*,
     replica_structure as structure,
 };
@@ -44,8 +44,8 @@ pub(crate) struct Standing {
 /// The state of a replica. No primary: then it is told up to the last contact.
 pub(crate) async fn standing(primary: Option<&dyn SqlRead>, replica: &dyn SqlRead, clock: &dyn Clock) -> Result<Standing, PortError> {
     let before = asked(primary).await;
-    let first = replica.state().await?;
-    let here = replica.replication().await?;
+    let first = patiently!(clock, replica.state())?;
+    let here = patiently!(clock, replica.replication())?;
     let there = match (primary, &before) {
         (Some(primary), Some(_)) => primary.replication().await.unwrap_or_default(),
         _ => Replication::default(),
@@ -54,9 +54,9 @@ pub(crate) async fn standing(primary: Option<&dyn SqlRead>, replica: &dyn SqlRea
     loop {
         clock.sleep(MOMENT).await;
         let now = asked(primary).await;
-        let second = replica.state().await?;
+        let second = patiently!(clock, replica.state())?;
         // Asked anew: what replay waits for, and whether a pause has begun, is of this moment.
-        let here = if looks > 1 { replica.replication().await? } else { here.clone() };
+        let here = if looks > 1 { patiently!(clock, replica.replication())? } else { here.clone() };
         let both = before.as_ref().zip(now.as_ref());
         let sight = Sight { first: &first, second: &second, primary: both, here: &here, there: &there };
         let logical = !second.in_recovery && !here.subscriptions.is_empty();
@@ -79,7 +79,8 @@ async fn asked(primary: Option<&dyn SqlRead>) -> Option<ServerState> {
 /// A subscriber: each of its subscriptions must be at work, and its slot be there.
 fn subscribed(sight: &Sight<'_>) -> ReplicaState {
     let mut lag_bytes = None;
-    let not = |cause: Cause, why: String| ReplicaState::NotReplicating { cause, why, cure: cure(cause).into(), lag_bytes: None, lag_ms: None };
+    let not =
+        |cause: Cause, why: String| ReplicaState::NotReplicating { cause, why, cure: cure(cause).into(), lag_bytes: None, lag_ms: None };
     for one in &sight.here.subscriptions {
         let slot = one.slot.as_deref().unwrap_or_default();
         let known = sight.there.slots.as_ref().map(|slots| slots.iter().find(|s| s.name == slot));
@@ -87,7 +88,9 @@ fn subscribed(sight: &Sight<'_>) -> ReplicaState {
             return not(Cause::SubscriptionDisabled, format!("the subscription `{}` is disabled", one.name));
         }
         match known {
-            Some(None) => return not(Cause::SlotMissing, format!("the slot `{slot}` of subscription `{}` is not there on the publisher", one.name)),
+            Some(None) => {
+                return not(Cause::SlotMissing, format!("the slot `{slot}` of subscription `{}` is not there on the publisher", one.name));
+            }
             Some(Some(found)) if found.wal_status.as_deref() == Some("lost") => {
                 return not(Cause::SlotLost, format!("the slot `{slot}` of subscription `{}` is lost", one.name));
             }
@@ -188,22 +191,27 @@ fn unasked(replica: ReplicaState) -> Report {
 }
 
 /// Differences that are still there when the replica has all that the primary had.
-async fn same_structure(primary: &dyn SqlRead, replica: &dyn SqlRead, standing: &Standing, bounds: &Bounds) -> Result<Vec<Difference>, PortError> {
+async fn same_structure(
+    primary: &dyn SqlRead,
+    replica: &dyn SqlRead,
+    standing: &Standing,
+    bounds: &Bounds,
+) -> Result<Vec<Difference>, PortError> {
     let published = shared(standing);
-    let mut found = Vec::new();
+    let (mut found, clock) = (Vec::new(), &bounds.clock);
     for _ in 0..ROUNDS {
-        let ours = primary.inventory().await?;
+        let ours = patiently!(clock, primary.inventory())?;
         let mut waited = 0;
-        while standing.how == ReplicaKind::Physical && waited < 50 && replica.state().await?.position < ours.at {
-            bounds.clock.sleep(Duration::from_millis(100)).await;
+        while standing.how == ReplicaKind::Physical && waited < 50 && patiently!(clock, replica.state())?.position < ours.at {
+            clock.sleep(Duration::from_millis(100)).await;
             waited += 1;
         }
-        let theirs = replica.inventory().await?;
+        let theirs = patiently!(clock, replica.inventory())?;
         found = structure::compare(&ours, &theirs, standing.how, &published);
         if !found.iter().any(|d| d.bad) {
             break;
         }
-        bounds.clock.sleep(MOMENT).await;
+        clock.sleep(MOMENT).await;
     }
     Ok(found)
 }
@@ -238,7 +246,7 @@ async fn rows(
     let compared = match standing.how {
         ReplicaKind::Physical => content::compare(primary, replica, todo, bounds, watcher).await?,
         ReplicaKind::Logical => {
-            let theirs = replica.rows().await?.tables(&[]).await?;
+            let theirs = patiently!(bounds.clock, replica.rows())?.tables(&[]).await?;
             reports.extend(roots(standing, ask, &todo));
             let (subjects, others) = subjects(standing, todo, &theirs);
             reports.extend(others);

@@ -7,7 +7,7 @@ use super::{
 use crate::model::time::Span;
 use crate::service::{
     Muster,
-    replica::{Difference, Kind, ReplicaReport, ReplicaTold, Teller, TableReport, TableState, Verdict, VerifyReplica, could_not_run},
+    replica::{Difference, Kind, ReplicaReport, ReplicaTold, TableReport, TableState, Teller, Verdict, VerifyReplica, could_not_run},
 };
 use secrecy::SecretString;
 use serde_json::json;
@@ -208,6 +208,13 @@ fn last(done: &ReplicaReport, output: &Output) -> String {
         format!("; {equal} of {} tables equal, {rows} rows compared", all.len())
     });
     let resumed = if report.resumed { "; gone on with an earlier run, so this is no picture of one moment" } else { "" };
-    let stopped = if report.interrupted { format!("; interrupted: {} replica verify … --resume goes on", output.program) } else { String::new() };
-    format!("{word}: {} and {}{}; {}{resumed}{stopped}", done.primary.as_deref().unwrap_or("no primary"), done.standby, tables.unwrap_or_default(), ms(Some(done.duration_ms.into())))
+    let stopped =
+        if report.interrupted { format!("; interrupted: {} replica verify … --resume goes on", output.program) } else { String::new() };
+    format!(
+        "{word}: {} and {}{}; {}{resumed}{stopped}",
+        done.primary.as_deref().unwrap_or("no primary"),
+        done.standby,
+        tables.unwrap_or_default(),
+        ms(Some(done.duration_ms.into()))
+    )
 }

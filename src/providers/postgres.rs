@@ -270,6 +270,8 @@ fn connect_error(error: &sqlx::Error, at: &str, user: &str) -> PortError {
     let code = code(error).unwrap_or_default();
     match code.as_str() {
         "53300" => PortError::Throttled { after: Duration::from_secs(1), message: format!("{at} has no connection left: {error}") },
+        // A standby gives way to replay even while a session begins.
+        "40001" => PortError::Throttled { after: Duration::from_millis(100), message: format!("{at}: {error}") },
         "3D000" => PortError::NotFound(format!("{at}: {error}")),
         // Starting up, shutting down.
         c if c.starts_with("57P") => PortError::Unreachable(format!("{at}: {error}")),

@@ -16,9 +16,7 @@ SELECT r.replay_lsn::text AS position FROM pg_replication_slots s JOIN pg_stat_r
 
 fn columns(how: &ByKey, sorted: bool) -> Vec<String> {
     let bytewise = |kind: &str| how.bytewise && sorted && ["text", "character varying", "character", "name"].contains(&kind);
-    let one = |(name, kind): &(String, String)| {
-        format!("{ROW}.{}{}", quoted(name), if bytewise(kind) { " COLLATE \"C\"" } else { "" })
-    };
+    let one = |(name, kind): &(String, String)| format!("{ROW}.{}{}", quoted(name), if bytewise(kind) { " COLLATE \"C\"" } else { "" });
     how.key.iter().map(one).collect()
 }
 

@@ -198,12 +198,7 @@ fn row_text_by_key(row: &PgRow) -> Result<RowText, sqlx::Error> {
 }
 
 fn keyed(row: &PgRow) -> Result<Keyed, sqlx::Error> {
-    Ok(Keyed {
-        key: told(row, "key")?,
-        born: small(row, "born")?,
-        touched: row.try_get("touched")?,
-        digest: row.try_get("digest")?,
-    })
+    Ok(Keyed { key: told(row, "key")?, born: small(row, "born")?, touched: row.try_get("touched")?, digest: row.try_get("digest")? })
 }
 
 fn table_file(row: &PgRow, name: String) -> Result<TableFile, sqlx::Error> {
@@ -238,7 +233,11 @@ impl RowRead for Rows {
             let mut tx = connection.begin_with("BEGIN READ ONLY").await.map_err(trouble)?;
             // The estate's names are the user's, and are found as the user's would be.
             sqlx::query("SET LOCAL search_path TO DEFAULT").execute(&mut *tx).await.map_err(trouble)?;
-            let query = if names.is_empty() { sqlx::query(AssertSqlSafe(sql::user_tables())) } else { sqlx::query(AssertSqlSafe(sql::named_tables())).bind(names.to_vec()) };
+            let query = if names.is_empty() {
+                sqlx::query(AssertSqlSafe(sql::user_tables()))
+            } else {
+                sqlx::query(AssertSqlSafe(sql::named_tables())).bind(names.to_vec())
+            };
             let rows = query.fetch_all(&mut *tx).await.map_err(trouble)?;
             tx.rollback().await.map_err(trouble)?;
             let mut tables = Vec::with_capacity(rows.len());

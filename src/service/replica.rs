@@ -3,12 +3,12 @@
 //! verification that was stopped can be gone on with.
 
 use super::{Muster, ServiceError};
+pub use crate::actions::replica_report::{Difference, Kind, TableReport, TableState, Verdict};
 use crate::actions::{
     replica_load::{Bounds, Stand, Watcher},
     replica_report::Report,
     replica_verify::{Ask, verify},
 };
-pub use crate::actions::replica_report::{Difference, Kind, TableReport, TableState, Verdict};
 use crate::model::estate::Estate;
 use crate::providers::{
     clock,
@@ -89,7 +89,11 @@ impl Muster {
         let two = match (&asked.primary_url, &asked.standby_url) {
             (Some(primary), Some(standby)) => self.by_urls(primary, standby)?,
             (None, None) => self.by_estate(asked).await?,
-            _ => return Err(ServiceError::Usage("give both --primary-url and --standby-url, or neither and a database of the estate".into())),
+            _ => {
+                return Err(ServiceError::Usage(
+                    "give both --primary-url and --standby-url, or neither and a database of the estate".into(),
+                ));
+            }
         };
         let tables = if asked.tables.is_empty() { two.tables.clone() } else { asked.tables.clone() };
         let content = !asked.state_only;
@@ -139,12 +143,14 @@ impl Muster {
     }
 
     fn at_url(&self, url: &SecretString, variable: &str) -> Result<(String, Named), ServiceError> {
-        let wrong = |why: &str| ServiceError::Usage(format!("{why}: write postgres://USER@HOST[:PORT]/DATABASE (the URL is not repeated here)"));
+        let wrong =
+            |why: &str| ServiceError::Usage(format!("{why}: write postgres://USER@HOST[:PORT]/DATABASE (the URL is not repeated here)"));
         let parsed = url::Url::parse(url.expose_secret()).map_err(|_| wrong("that is no URL"))?;
         if !matches!(parsed.scheme(), "postgres" | "postgresql") {
             return Err(wrong("the URL is not one of PostgreSQL"));
         }
-        let host = parsed.host_str().filter(|h| !h.is_empty()).ok_or_else(|| wrong("the URL has no host"))?.trim_matches(['[', ']']).to_owned();
+        let host =
+            parsed.host_str().filter(|h| !h.is_empty()).ok_or_else(|| wrong("the URL has no host"))?.trim_matches(['[', ']']).to_owned();
         let plain = |text: &str| percent(text).ok_or_else(|| wrong("the URL has a part that is not UTF-8"));
         let user = Some(parsed.username()).filter(|u| !u.is_empty()).map_or(Ok("postgres".to_owned()), plain)?;
         let database = Some(parsed.path().trim_matches('/')).filter(|d| !d.is_empty()).map_or(Ok("postgres".to_owned()), plain)?;
@@ -171,7 +177,8 @@ impl Muster {
         let estate = self.estate()?;
         let name = one_of(&estate, asked.database.as_deref())?;
         let world = World::new(Arc::new(estate.clone()), self.clock.clone());
-        let database = estate.databases.get(name.as_str()).ok_or_else(|| ServiceError::Usage(format!("the estate has no database `{name}`")))?;
+        let database =
+            estate.databases.get(name.as_str()).ok_or_else(|| ServiceError::Usage(format!("the estate has no database `{name}`")))?;
         let mut regions = Vec::new();
         for region in database.instances.keys() {
             regions.push(Named { name: region.to_string(), sql: world.sql(&name, region.as_str())? });
@@ -385,10 +392,14 @@ mod tests {
     #[test]
     fn a_url_is_taken_apart_and_never_repeated() {
         let muster = Muster::new("/nowhere".into(), "none.yaml".into());
-        let at = |url: &str| muster.at_url(&SecretString::from(url.to_owned()), "MUSTER_NO_SUCH_URL").map(|(database, named)| (database, named.name));
+        let at = |url: &str| {
+            muster.at_url(&SecretString::from(url.to_owned()), "MUSTER_NO_SUCH_URL").map(|(database, named)| (database, named.name))
+        };
         assert_eq!(at("postgres://ana@db1:6000/led%20ger").unwrap(), ("led ger".to_owned(), "db1:6000/led ger".to_owned()));
         assert_eq!(at("postgresql://[::1]").unwrap().1, "::1:5432/postgres");
-        for (url, why) in [("postgres://a:secret@h/d", "MUSTER_NO_SUCH_URL"), ("mysql://h/d", "not one of PostgreSQL"), ("h secret", "no URL")] {
+        for (url, why) in
+            [("postgres://a:secret@h/d", "MUSTER_NO_SUCH_URL"), ("mysql://h/d", "not one of PostgreSQL"), ("h secret", "no URL")]
+        {
             let said = at(url).unwrap_err().to_string();
             assert!(said.contains(why) && !said.contains("secret"), "{said}");
         }

@@ -191,7 +191,8 @@ impl Cluster {
     /// Starts it with more in its environment, as `NAME=VALUE`.
     pub fn start_with(&self, environment: &str) {
         let (data, log) = (self.data.to_str().unwrap(), self.data.with_extension("log"));
-        let args = [environment, self.bin.join("pg_ctl").to_str().unwrap(), "-D", data, "-l", log.to_str().unwrap(), "-w", "start"].map(str::to_owned);
+        let args = [environment, self.bin.join("pg_ctl").to_str().unwrap(), "-D", data, "-l", log.to_str().unwrap(), "-w", "start"]
+            .map(str::to_owned);
         run(self.data.parent().unwrap(), "/usr/bin/env".into(), &args.iter().map(String::as_str).collect::<Vec<_>>());
     }
 

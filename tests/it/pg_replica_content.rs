@@ -41,7 +41,11 @@ fn under_load(programs: Programs) {
     let east = Cluster::with(&home, programs, "max_connections=30\nfsync=off\nautovacuum_naptime=1s\n");
     east.sql(READER);
     // The one of the wheel was built without XML.
-    let wide = if programs == Programs::Eighteen { WIDE.replace("z xml", "z text").replace("xmlparse(content '<a/>')", "'a'") } else { WIDE.to_owned() };
+    let wide = if programs == Programs::Eighteen {
+        WIDE.replace("z xml", "z text").replace("xmlparse(content '<a/>')", "'a'")
+    } else {
+        WIDE.to_owned()
+    };
     east.sql(&wide);
     // Queries that stand in the way of replay are ended at once.
     let west = east.standby_named(&home, "west", "max_standby_streaming_delay=0\n", &[]);
@@ -61,9 +65,13 @@ fn under_load(programs: Programs) {
         }
     }
     assert!(load.goes_on(), "nothing was written meanwhile");
+    drop(load);
+    in_step(&east, &west);
     // Nothing is left of it on either.
     for cluster in [&east, &west] {
-        eventually("its sessions have ended", || cluster.sql("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'muster'") == "0");
+        eventually("its sessions have ended", || {
+            cluster.sql("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'muster'") == "0"
+        });
     }
     assert_eq!(west.sql("SELECT pg_is_wal_replay_paused()"), "f");
     // A role without the rights is told which.
@@ -230,7 +238,9 @@ fn a_verification_that_was_killed_is_gone_on_with() {
     child.kill().unwrap();
     child.wait().unwrap();
     for cluster in [&east, &west] {
-        eventually("its sessions have ended", || cluster.sql("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'muster'") == "0");
+        eventually("its sessions have ended", || {
+            cluster.sql("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'muster'") == "0"
+        });
         assert_eq!(cluster.sql("SELECT count(*) FROM pg_locks WHERE relation IS NOT NULL AND pid <> pg_backend_pid()"), "0");
     }
     let (code, answer) = verify(&east, &west, &home, &["--resume"]);

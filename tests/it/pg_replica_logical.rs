@@ -21,7 +21,9 @@ pub fn pair(home: &Home, programs: Programs) -> (Cluster, Cluster) {
         cluster.sql(TABLES);
     }
     east.sql("INSERT INTO orders SELECT 'region ' || g % 7, g, 'name ' || g, g * 1.1 FROM generate_series(1, 60000) g");
-    east.sql("INSERT INTO items SELECT g, 'item ' || g, 's' FROM generate_series(1, 130000) g; SELECT nextval('numbers'), nextval('numbers')");
+    east.sql(
+        "INSERT INTO items SELECT g, 'item ' || g, 's' FROM generate_series(1, 130000) g; SELECT nextval('numbers'), nextval('numbers')",
+    );
     // Only some columns and rows of the items.
     east.sql("CREATE PUBLICATION p FOR TABLE orders, keyless, items (id, name) WHERE (id <= 120000)");
     west.sql(&format!(
@@ -57,7 +59,9 @@ fn logical(programs: Programs) {
     assert!(load.goes_on(), "nothing was written meanwhile");
     // Differences that nobody replicated, while others go on.
     west.sql("UPDATE items SET name = 'wrong' WHERE id = 77777; DELETE FROM items WHERE id = 100; INSERT INTO items (id, name) VALUES (-5, 'more')");
-    west.sql("UPDATE orders SET name = 'wrong' WHERE (region, id) = ('region 3', 10); INSERT INTO orders (region, id) VALUES ('region 99', 1)");
+    west.sql(
+        "UPDATE orders SET name = 'wrong' WHERE (region, id) = ('region 3', 10); INSERT INTO orders (region, id) VALUES ('region 99', 1)",
+    );
     let (code, answer) = verify(&east, &west, &home, &["--max-load", "100"]);
     assert_eq!((code, answer["verdict"].as_str().unwrap()), (1, "different"), "{answer}");
     let mut found: Vec<String> = ["public.items", "public.orders"]
