@@ -125,6 +125,10 @@ pub(crate) fn judge(sight: &Sight<'_>) -> ReplicaState {
         let cure = "let Muster's user read the history: GRANT EXECUTE ON FUNCTION pg_read_file(text, bigint, bigint, boolean) TO it";
         return ReplicaState::Unknown { cause: Cause::WrongTimeline, why, cure: cure.into() };
     }
+    if !sight.second.streaming && sight.here.refused {
+        let why = "whether it has a receiver is not told to the user that Muster connects as".into();
+        return ReplicaState::Unknown { cause: Cause::NotTold, why, cure: causes::cure(Cause::NotTold).into() };
+    }
     if !sight.second.streaming {
         let (cause, why) = causes::no_receiver(sight);
         return lag.not_replicating(cause, why);
@@ -309,9 +313,9 @@ pub(crate) fn notes(sight: &Sight<'_>) -> Vec<Note> {
         let detail = format!("the slot `{}` is `{status}`: it holds back more log than planned", slot.name);
         all.push(note("slot_wal_status", detail, "let the standby catch up; see max_slot_wal_keep_size"));
     }
-    if sight.here.version == 0 && sight.second.in_recovery {
-        let cure = "GRANT pg_monitor to the user that Muster connects as";
-        all.push(note("not_told", "the standby does not tell its settings of replication to this user".into(), cure));
+    if sight.here.refused {
+        let detail = "the standby does not tell its settings of replication to this user".into();
+        all.push(note("not_told", detail, causes::cure(Cause::NotTold)));
     }
     all
 }

@@ -27,6 +27,7 @@ pub enum Cause {
     AnotherCluster,
     SubscriptionDisabled,
     CannotAsk,
+    NotTold,
     NoPrimary,
 }
 
@@ -67,6 +68,7 @@ pub fn cure(cause: Cause) -> &'static str {
         }
         Cause::SubscriptionDisabled => "ALTER SUBSCRIPTION NAME ENABLE on the subscriber",
         Cause::CannotAsk => "make the server reachable, and let Muster's user in",
+        Cause::NotTold => "GRANT pg_monitor to the user that Muster connects as",
         Cause::NoPrimary => "make a primary reachable: without one neither the lag nor the content can be judged",
     }
 }

@@ -3,8 +3,8 @@
 //! `replica_judge` says what follows from three looks; here they are taken. A table is summed in stretches of blocks, a
 //! piece of so many stretches at a time, and only stretches whose sums do not agree are looked at row by row, so that
 //! what travels is what is being written to. A piece is as long as a question may take; one that a server refuses
-//! because it stood in the way of replay is cut in two. Two pairs of connections work at once where the load may be
-//! full, so that one asks the primary while the other asks the standby.
+//! because it stood in the way of replay is cut in two. Where the load may be full, several pairs of connections
+//! work at once, so that one asks the primary while another asks the standby.
 //!
 //! **Limits.** What is proved is the state of each table as of its first look; younger rows are in flight. A
 //! row that is rewritten faster than three looks take (some 10 ms near by, three round trips elsewhere) can

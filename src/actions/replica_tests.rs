@@ -112,6 +112,7 @@ fn why_nobody_is_connected_is_told_by_the_primary() {
         })
     };
     assert_eq!(without(&|_| {}), Some(Cause::NoReceiver));
+    assert_eq!(without(&|c| c.here.refused = true), Some(Cause::NotTold));
     assert_eq!(without(&|c| c.there.slots = Some(Vec::new())), Some(Cause::SlotMissing));
     assert_eq!(without(&|c| c.there.slots = slots("lost")), Some(Cause::SlotLost));
     assert_eq!(without(&|c| c.there.slots = slots("reserved")), Some(Cause::NoReceiver));

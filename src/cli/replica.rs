@@ -114,7 +114,7 @@ fn teller(muster: &Muster, output: &Output) -> Teller {
         }
         *last = Some(now);
         if output.is_watched() {
-            let share = if stand.blocks > 0 { format!(" · {:3}%", stand.blocks_done * 100 / stand.blocks) } else { String::new() };
+            let share = (stand.blocks_done * 100).checked_div(stand.blocks).map(|share| format!(" · {share:3}%")).unwrap_or_default();
             output.live(Some(format!("comparing{share} · {} of {} tables · {} rows", stand.tables_done, stand.tables, stand.rows)));
         } else {
             output.object(&json!(told));

@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Replication {
+    /// The user may not see what it tells: then what is absent may be there.
+    pub refused: bool,
     /// `server_version_num`: 150020; 0 when not known.
     pub version: u32,
     /// The name that it gives itself.

@@ -170,7 +170,8 @@ async fn text(c: &mut PgConnection, query: &str) -> Result<Option<String>, sqlx:
 pub(super) async fn replication(c: &mut PgConnection) -> Result<Replication, sqlx::Error> {
     // Times and names as text must not hang on the user's own settings.
     sqlx::raw_sql("SET search_path = pg_catalog; SET datestyle = 'ISO, YMD'").execute(&mut *c).await?;
-    let mut told: Replication = part(c, SELF).await?.unwrap_or_default();
+    let known: Option<Replication> = part(c, SELF).await?;
+    let mut told = known.unwrap_or_else(|| Replication { refused: true, ..Replication::default() });
     told.pause = part(c, PAUSE).await?;
     told.slots = part::<Vec<Slot>>(c, SLOTS).await?;
     told.senders = part::<Vec<Sender>>(c, SENDERS).await?;

@@ -120,6 +120,13 @@ impl About {
         if code.as_deref() == Some("57014") {
             return PortError::Throttled { after: Duration::from_millis(200), message: format!("{}: {error}", self.label) };
         }
+        if code.as_deref() == Some("42501") {
+            let text = format!(
+                "{}: {error}; user `{}` needs pg_read_all_data, and BYPASSRLS where tables have row security",
+                self.label, self.user
+            );
+            return PortError::Refused(text);
+        }
         query_error(error, Doing::Reading, &self.label, &self.user)
     }
     fn no_table(&self, name: &str) -> PortError {

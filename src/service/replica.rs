@@ -101,10 +101,11 @@ impl Muster {
         let done = if content { record.begin(&two, asked.resume).await? } else { Vec::new() };
         let watcher = Looking { tell, record: Mutex::new(record), stop: Arc::default() };
         let heed = self.heed_replica(watcher.stop.clone());
-        let full = asked.max_load >= 100;
+
         let bounds = Bounds {
             clock: self.clock.clone(),
-            workers: if full { 2 } else { 1 },
+            // As fast as it goes: each server may have some questions at once.
+            workers: if asked.max_load >= 100 { 4 } else { 1 },
             max_load: asked.max_load,
             until: None,
             settle: asked.settle,

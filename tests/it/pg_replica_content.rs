@@ -77,6 +77,10 @@ fn under_load(programs: Programs) {
     // A role without the rights is told which.
     east.sql("CREATE ROLE clerk LOGIN");
     in_step(&east, &west);
+    let (code, answer) = verify_as("clerk", &east, &west, &home, &["--state-only"]);
+    assert_eq!((code, answer["replica"]["cause"].as_str().unwrap()), (1, "not_told"), "{answer}");
+    east.sql("GRANT pg_monitor TO clerk");
+    in_step(&east, &west);
     let (code, answer) = verify_as("clerk", &east, &west, &home, &["--table", "busy"]);
     assert_eq!((code, table(&answer, "public.busy")["state"].as_str().unwrap()), (1, "unknown"), "{answer}");
     assert!(table(&answer, "public.busy")["why"].as_str().unwrap().contains("pg_read_all_data"), "{answer}");

@@ -45,7 +45,7 @@ pub fn fifty_checks() {
             let (code, answer) = verify(&east, &west, &home, &["--max-load", "100"]);
             let all = answer["tables"].as_array().unwrap();
             let rows = all.iter().find(|t| t["table"] == "public.rows").unwrap();
-            let only = rows["differences"].as_array().is_some_and(|d| d.len() == 1 && d[0]["key"]["id"] == id.to_string());
+            let only = rows["differences"].as_array().is_some_and(|d| d.len() == 1 && d[0]["key"]["id"].as_str() == Some(&id.to_string()));
             let others = all.iter().filter(|t| t["state"] == "different").count();
             if code == 1 && only && others == 1 { found += 1 } else { alarms.push(answer.to_string()) }
         }
