@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Both install what a fresh Debian or Ubuntu machine
 # with a Rust toolchain lacks, and say what they install.
 
-.PHONY: help deps build demo test sweep sim sim-bugs lint fmt bench bench-engine bench-repository fuzz clean
+.PHONY: help deps build demo test soak sweep sim sim-bugs lint fmt bench bench-engine bench-repository bench-replica fuzz clean
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -19,6 +19,9 @@ demo: ## Lose a region on this machine, recover, measure it, lead back
 
 test: deps ## Every test
 	@bash scripts/test.sh
+
+soak: deps ## The long counts: hours rather than minutes
+	cargo test --no-default-features --test it -- soak:: --ignored --nocapture --test-threads=1
 
 sweep: ## Kill the program at every write to its journal and at random, and count every effect
 	cargo test --no-default-features --test it -- sweep::the_whole_sweep --ignored --nocapture --test-threads=1
@@ -56,6 +59,11 @@ bench-repository: ## The backup repository beside restic, Borg and rclone, and i
 	cargo build --release
 	@bash scripts/deps.sh
 	benches/peers/artifacts $(ARGS)
+
+bench-replica: ## A replica compared with its primary, beside reladiff and a bare COPY (ARGS="--rows 1000000")
+	cargo build --release
+	@bash scripts/deps.sh
+	benches/peers/replica $(ARGS)
 
 clean: ## Remove what was built
 	cargo clean

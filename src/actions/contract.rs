@@ -136,7 +136,9 @@ impl From<PortError> for ApplyError {
             PortError::Throttled { after, .. } => Self::Retry { after, failure: what },
             PortError::Unreachable(_) => Self::Retry { after: Duration::ZERO, failure: what },
             PortError::Unknown(_) => Self::Unknown(what),
-            PortError::Refused(_) | PortError::Conflict { .. } | PortError::NotFound(_) | PortError::Config(_) => Self::Definite(what),
+            PortError::Refused(_) | PortError::Conflict { .. } | PortError::NotFound(_) | PortError::Config(_) | PortError::Corrupt(_) => {
+                Self::Definite(what)
+            }
         }
     }
 }
@@ -152,6 +154,7 @@ pub fn failure(error: &PortError) -> Failure {
         PortError::NotFound(_) => "not_found",
         PortError::Unknown(_) => "unknown",
         PortError::Config(_) => "config",
+        PortError::Corrupt(_) => "corrupt",
     };
     Failure::new(code, error.to_string())
 }

@@ -1,14 +1,16 @@
 //! `database.verify_replica`: does the replica replicate, and does it hold what its primary holds?
 //!
-//! The states are told apart (`replica.rs`), from two looks at the standby, a moment apart, and the primary's
-//! position between them. Content is compared row by row while writes go on: `replica_content.rs` says how, and
-//! where its limits are. What could not be compared in time is a failure of its own, never a pass. It changes
-//! nothing.
+//! The states are told apart (`replica.rs`), each with its cause, from two looks at the standby, a moment apart, and the
+//! primary's position between them. Content is compared row by row while writes go on: `replica_judge.rs` says how,
+//! and `replica_content.rs` where its limits are. What could not be compared in time is a failure of its own, never a
+//! pass. It changes nothing. `muster replica verify` is the same by hand, and compares schema and settings too.
 
 use super::{
     contract::*,
-    replica::{ReplicaState, judge},
-    replica_content::compare,
+    replica::{Note, ReplicaState},
+    replica_load::{Bounds, Nobody},
+    replica_report::*,
+    replica_verify::{Ask, verify},
     shared::*,
 };
 use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoPolicy, time::Span};
@@ -45,6 +47,9 @@ pub struct Output {
     /// The standby's position at the last comparison.
     #[schemars(with = "Option<String>")]
     pub compared_at: Option<Lsn>,
+    /// What is worth knowing before a failover, beside all that.
+    #[serde(default)]
+    pub notes: Vec<Note>,
 }
 
 pub struct VerifyReplica;
@@ -89,36 +94,86 @@ impl Action for VerifyReplica {
     }
 }
 
+/// How long rows may take to settle, unless the step has less.
+const SETTLE: Duration = Duration::from_secs(120);
+
 async fn check(cx: &ReadCx, input: &Input) -> Result<Output, ApplyError> {
     let who = format!("the replica of `{}` in `{}`", input.database, input.region);
     let standby = cx.world.sql(input.database.as_str(), input.region.as_str())?;
-    let first = standby.state().await.map_err(|e| fail("replica_unknown", format!("{who} cannot be asked: {e}")))?;
+    let tables = database(cx, &input.database).map_err(definite)?.tables.clone();
+    let clock = cx.world.clock();
+    let until = clock.monotonic() + cx.deadline.saturating_sub(Duration::from_secs(2));
+    let seed = (clock.jitter() * 9e15) as i64;
+    let bounds = Bounds { clock, workers: 1, max_load: 100, until: Some(until), settle: SETTLE, limit: 20, seed };
     let primary = primary(cx, input).await?;
-    cx.world.clock().sleep(Duration::from_millis(500)).await;
-    let second = standby.state().await.map_err(|e| fail("replica_unknown", format!("{who} cannot be asked: {e}")))?;
-    let replica = judge(&first, &second, primary.as_ref().map(|p| p.2));
-    if let ReplicaState::Stalled { why, .. } | ReplicaState::NotReplicating { why, .. } | ReplicaState::Unknown { why } = &replica {
-        return Err(fail(&format!("replica_{}", replica.word()), format!("{who} is {}: {why}", replica.word())));
-    }
-    let Some((region, sql, _)) = primary else {
+    let ask = Ask { tables, structure: false, content: false, done: Vec::new() };
+    let asked = primary.as_ref().map(|(_, sql)| &**sql);
+    let looked = verify(asked, &*standby, &ask, &bounds, &Nobody).await.map_err(unread)?;
+    streams(&looked.replica, &who)?;
+    let Some((region, sql)) = primary else {
         return Err(fail("replica_unknown", format!("{who} streams, but no primary can be asked to compare it with")));
     };
     if let Some(max) = input.max_lag
-        && replica.lag_ms().is_none_or(|lag| lag > max.ms)
+        && looked.replica.lag_ms().is_none_or(|lag| lag > max.ms)
     {
-        let lag = replica.lag_ms().map_or_else(|| "not known".to_owned(), |ms| format!("{ms} ms"));
+        let lag = looked.replica.lag_ms().map_or_else(|| "not known".to_owned(), |ms| format!("{ms} ms"));
         return Err(fail("lag_exceeded", format!("{who} lags; the lag is {lag}, at most {max} is allowed")));
     }
     if !input.content {
-        return Ok(Output { replica, primary: region, tables: None, compared_at: None });
+        return Ok(Output { replica: looked.replica, primary: region, tables: None, compared_at: None, notes: looked.notes });
     }
-    let tables = database(cx, &input.database).map_err(definite)?.tables.clone();
-    let equal = compare(cx, &*sql, &*standby, &tables, &who).await?;
-    Ok(Output { replica, primary: region, tables: Some(equal.tables), compared_at: Some(equal.at) })
+    let report = verify(Some(&*sql), &*standby, &Ask { content: true, ..ask }, &bounds, &Nobody).await.map_err(unread)?;
+    streams(&report.replica, &who)?;
+    let tables = report.tables.as_deref().unwrap_or_default();
+    if let Some(failure) = tables.iter().find_map(|table| wrong(table, &who)) {
+        return Err(failure);
+    }
+    let equal = tables.iter().filter(|table| table.state == TableState::Equal).count() as u64;
+    Ok(Output { compared_at: report.at(), replica: report.replica, primary: region, tables: Some(equal), notes: report.notes })
 }
 
-/// The other region whose server is no standby, and its position.
-async fn primary(cx: &ReadCx, input: &Input) -> Result<Option<(RegionName, Arc<dyn SqlRead>, Lsn)>, ApplyError> {
+fn unread(error: PortError) -> ApplyError {
+    fail("replica_unknown", format!("tables could not be compared: {error}"))
+}
+
+fn streams(replica: &ReplicaState, who: &str) -> Result<(), ApplyError> {
+    let Some((_, why, cure)) = replica.trouble() else { return Ok(()) };
+    let word = replica.word();
+    Err(fail(&format!("replica_{word}"), format!("{who} is {word}: {why}; {cure}")))
+}
+
+/// Why a table is not equal, if it should be.
+fn wrong(table: &TableReport, who: &str) -> Option<ApplyError> {
+    let name = &table.table;
+    match table.state {
+        TableState::Equal | TableState::NotReplicated => None,
+        TableState::Unknown => {
+            let why = table.why.as_deref().unwrap_or("it could not be compared");
+            Some(fail("replica_unknown", format!("{who}: table {name}: {why}")))
+        }
+        TableState::Different => {
+            let at = table.at.map(|at| format!(" at {at}")).unwrap_or_default();
+            let first = table.differences.first().map(row).or_else(|| table.damage.first().map(|d| d.message.clone())).unwrap_or_default();
+            let more = match table.different_rows() {
+                0 | 1 => String::new(),
+                n => format!(", and {} more differences", n - 1),
+            };
+            Some(fail("replica_differs", format!("{who} differs in table {name}{at}: {first}{more}")))
+        }
+    }
+}
+
+fn row(one: &RowDifference) -> String {
+    let place = one.place.as_deref().map(|place| format!(" at {place}")).unwrap_or_default();
+    match one.kind {
+        Kind::Changed => format!("the row{place} has other content"),
+        Kind::Missing => format!("the row{place} is missing"),
+        Kind::Extra => format!("the row{place} is not on the primary"),
+    }
+}
+
+/// The other region whose server is no standby.
+async fn primary(cx: &ReadCx, input: &Input) -> Result<Option<(RegionName, Arc<dyn SqlRead>)>, ApplyError> {
     let all = database(cx, &input.database).map_err(definite)?;
     for region in all.instances.keys().filter(|r| **r != input.region) {
         let sql = cx.world.sql(input.database.as_str(), region.as_str())?;
@@ -126,7 +181,7 @@ async fn primary(cx: &ReadCx, input: &Input) -> Result<Option<(RegionName, Arc<d
         if let Ok(state) = asked
             && !state.in_recovery
         {
-            return Ok(Some((region.clone(), sql, state.position)));
+            return Ok(Some((region.clone(), sql)));
         }
     }
     Ok(None)

@@ -5,7 +5,7 @@
 //! known. Everything that was looked at becomes a finding, good or bad. It changes nothing; if anything that
 //! is needed is not there, it fails and names it.
 
-use super::{contract::*, manifest, replica::judge, shared::*, vault};
+use super::{contract::*, manifest, replica::{judge_once, retry_note}, shared::*, vault};
 use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoPolicy, time::Span};
 use crate::plan::proof::{PROOF_VALID, ProofState, Trial, proof_state};
 use crate::providers::port::*;
@@ -122,7 +122,7 @@ async fn look(cx: &ReadCx, input: &Input) -> Vec<Finding> {
     for (name, database) in cx.estate.databases.iter().filter(|(n, _)| wanted(cx, input, n.as_str())) {
         if database.instances.contains_key(&input.region) {
             all.extend(instance(cx, input, name).await);
-            all.push(replica(cx, input, name).await);
+            all.extend(replica(cx, input, name).await);
         }
     }
     for (name, regions) in cx.estate.buckets.iter().filter(|(n, _)| wanted(cx, input, n.as_str())) {
@@ -223,37 +223,44 @@ fn age(cx: &ReadCx, input: &Input, what: String, latest: Option<jiff::Timestamp>
     }
 }
 
-async fn replica(cx: &ReadCx, input: &Input, name: &DatabaseName) -> Finding {
+async fn replica(cx: &ReadCx, input: &Input, name: &DatabaseName) -> Vec<Finding> {
     let what = format!("database/{name} replica");
-    let state = match cx.world.sql(name.as_str(), input.region.as_str()) {
-        Ok(sql) => sql.state().await,
-        Err(e) => Err(e),
+    let asked = async {
+        let sql = cx.world.sql(name.as_str(), input.region.as_str())?;
+        let state = sql.state().await?;
+        // Without what it tells of replication, its state is still worth knowing.
+        let told = if state.in_recovery { sql.replication().await.unwrap_or_default() } else { Replication::default() };
+        Ok::<_, PortError>((state, told))
     };
-    let state = match state {
-        Ok(state) => state,
-        Err(e) => return finding(what, "unknown", false, e.to_string()),
+    let (state, told) = match asked.await {
+        Ok(asked) => asked,
+        Err(e) => return vec![finding(what, "unknown", false, e.to_string())],
     };
     if !state.in_recovery {
-        return finding(what, "primary", true, "this region has the primary already");
+        return vec![finding(what, "primary", true, "this region has the primary already")];
     }
     let primary = primary(cx, input, name).await;
-    let judged = judge(&state, &state, primary);
+    let judged = judge_once(&state, primary.as_ref(), &told);
     let lag = judged.lag_ms();
     let slow = input.max_replica_lag.is_some_and(|max| lag.is_none_or(|lag| lag > max.ms));
     // Of a lost primary nothing can be streamed; then what counts is how far the replica had come.
     let ok = !slow && (judged.word() == "streaming" || primary.is_none());
     let lag = lag.map_or_else(|| "not known".to_owned(), |ms| format!("{ms} ms"));
     let since = if primary.is_some() { "now" } else { "as of the last contact with the primary, which does not answer" };
-    finding(what, judged.word(), ok, format!("lag {lag} {since}"))
+    let why = judged.trouble().filter(|_| !ok).map(|(_, why, cure)| format!("; {why}; {cure}")).unwrap_or_default();
+    let mut all = vec![finding(what, judged.word(), ok, format!("lag {lag} {since}{why}"))];
+    // It slows a promotion down and does not prevent it.
+    all.extend(retry_note(&told).map(|note| finding(format!("database/{name} promotion"), "may_wait", true, format!("{}; {}", note.detail, note.cure))));
+    all
 }
 
-async fn primary(cx: &ReadCx, input: &Input, name: &DatabaseName) -> Option<Lsn> {
+async fn primary(cx: &ReadCx, input: &Input, name: &DatabaseName) -> Option<ServerState> {
     for region in cx.estate.databases.get(name)?.instances.keys().filter(|r| **r != input.region) {
         let Ok(sql) = cx.world.sql(name.as_str(), region.as_str()) else { continue };
         if let Ok(state) = within(cx, Duration::from_millis(500), sql.state()).await
             && !state.in_recovery
         {
-            return Some(state.position);
+            return Some(state);
         }
     }
     None

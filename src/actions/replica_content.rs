@@ -1,258 +1,357 @@
-//! Does a standby hold what its primary holds, told while both go on? Without stopping either.
+//! The content of a physical replica compared with its primary's, while both go on. Without stopping either.
 //!
-//! Three looks, each in a single snapshot: at the primary (*before*), at the standby once it has replayed
-//! all that the first look shows (*there*), at the primary again (*after*). A version of a row is named by its
-//! place and the transaction that wrote it; it never changes, and once gone never returns; and a standby of
-//! physical replication has it at the same place. So each version can be judged by itself ([`judge`]):
-//! what was in both looks at the primary was there all the while, so it must be on the standby, and be the
-//! same; what is only on the standby must be younger than the first look. A transaction that has reached the
-//! standby but is not yet shown by the primary (it is about to acknowledge) is the one trap: what it may have
-//! removed is looked at again. So a difference is never one in flight, and what is reported as equal was
-//! compared. Tables are first summed in stretches of blocks, and only stretches whose sums do not agree are
-//! looked at row by row, so that what travels is what is being written to.
+//! `replica_judge` says what follows from three looks; here they are taken. A table is summed in stretches of blocks, a
+//! piece of so many stretches at a time, and only stretches whose sums do not agree are looked at row by row, so that
+//! what travels is what is being written to. A piece is as long as a question may take; one that a server refuses
+//! because it stood in the way of replay is cut in two. Where the load may be full, several pairs of connections
+//! work at once, so that one asks the primary while another asks the standby.
 //!
 //! **Limits.** What is proved is the state of each table as of its first look; younger rows are in flight. A
 //! row that is rewritten faster than three looks take (some 10 ms near by, three round trips elsewhere) can
-//! never be caught; it is tried until the deadline, and then the answer is *unknown*, never *equal*. So it
-//! is for tables that are rewritten (DDL, `TRUNCATE`, `VACUUM FULL`) on and on. It needs physical replication.
-//! On the standby it only reads, and takes no lock but the one that every query takes.
+//! never be caught; it is tried until its time is up, and then the answer is *unknown*, never *equal*. So it
+//! is for tables that are rewritten (DDL, `TRUNCATE`, `VACUUM FULL`) on and on. On the standby it only reads, and takes
+//! no lock but the one that every query takes; while one of its questions runs there, replay may wait for it, for as
+//! long as one piece takes.
 
 use super::{
-    contract::{ApplyError, ReadCx},
-    shared::fail,
+    replica_judge::{doubtful, judge},
+    replica_load::{Bounds, Eye, Load, Queue, Watcher, patiently},
+    replica_report::*,
 };
 use crate::providers::port::*;
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 /// Rows that are held at once, of each look.
 const ROWS_AT_ONCE: u64 = 20_000;
-/// Stretches that a table is cut into at most.
-const STRETCHES: u32 = 4096;
-const SMALLEST: u32 = 16;
+/// How long one question should take.
+const TARGET: Duration = Duration::from_millis(300);
+const FIRST_BLOCKS: u32 = 1_024;
+const MOST_BLOCKS: u32 = 65_536;
+/// Connections that are lost one after the other, before that is the answer.
+const LOST: u32 = 20;
 
-pub(crate) struct Equal {
-    pub tables: u64,
-    /// Of the standby, at the last look.
-    pub at: Lsn,
+/// Why a piece came to nothing.
+pub(super) enum Stop {
+    /// The standby does not replay what it must.
+    Stalled(Lsn),
+    Port(PortError),
 }
 
-/// What was found of versions of rows of one table.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Judged {
-    /// Proved to be different, with the reason.
-    wrong: Vec<String>,
-    /// Blocks that hold what could not be decided in these looks.
-    open: BTreeSet<u32>,
-    /// Versions that only the standby has, and that are not surely younger than the first look.
-    stray: BTreeSet<Name>,
-}
-
-/// Block, line, birth.
-type Name = (u32, u32, u32);
-
-fn name(v: &Version) -> Name {
-    (v.block, v.line, v.born)
-}
-
-/// Was it written before every transaction that the look does not show? Numbers wrap around.
-fn surely_before(born: u32, horizon: u64) -> bool {
-    // 1 and 2 are no transactions, and older than any.
-    born < 3 || (horizon as u32).wrapping_sub(born).cast_signed() > 0
-}
-
-/// Judges every version in three looks, and in the light of what was stray in the looks before these.
-fn judge(before: &Look<Version>, there: &Look<Version>, after: &Look<Version>, strayed: &BTreeSet<Name>) -> Judged {
-    let index = |look: &'_ Look<Version>| -> HashMap<Name, Version> { look.seen.iter().map(|v| (name(v), v.clone())).collect() };
-    let (old, copy, new) = (index(before), index(there), index(after));
-    let mut judged = Judged::default();
-    for (id, version) in &copy {
-        let place = format!("({},{})", id.0, id.1);
-        match old.get(id).or_else(|| new.get(id)) {
-            Some(original) if original.digest != version.digest => judged.wrong.push(format!("the row at {place} has other content")),
-            Some(_) => {}
-            // Gone before the first look, and the standby has replayed that.
-            None if surely_before(id.2, before.horizon) || (strayed.contains(id) && !before.busy) => {
-                judged.wrong.push(format!("the row at {place} is not on the primary"));
-            }
-            None => {
-                judged.stray.insert(*id);
-                judged.open.insert(id.0);
-            }
-        }
+impl From<PortError> for Stop {
+    fn from(error: PortError) -> Self {
+        Self::Port(error)
     }
-    for id in old.keys().filter(|id| !copy.contains_key(*id)) {
-        match new.get(id) {
-            // Untouched, or by nobody who may be committing: it was there all the while.
-            Some(still) if !(still.touched && after.busy) => judged.wrong.push(format!("the row at ({},{}) is missing", id.0, id.1)),
-            _ => _ = judged.open.insert(id.0),
-        }
-    }
-    judged.wrong.sort();
-    judged
 }
 
-/// Numbers of stretches whose sums agree in no two successive looks, with the rows in them.
-fn doubtful(before: &Look<Stretch>, there: &Look<Stretch>, after: &Look<Stretch>) -> Vec<(u32, u64)> {
-    let index = |look: &'_ Look<Stretch>| -> BTreeMap<u32, Stretch> { look.seen.iter().map(|s| (s.number, s.clone())).collect() };
-    let (old, copy, new) = (index(before), index(there), index(after));
-    let numbers: BTreeSet<u32> = old.keys().chain(copy.keys()).chain(new.keys()).copied().collect();
-    let rows = |number: &u32| [&old, &copy, &new].iter().filter_map(|of| of.get(number)).map(|s| s.rows).max().unwrap_or(0);
-    let agree = |number: &u32| old.get(number) == copy.get(number) || copy.get(number) == new.get(number);
-    numbers.iter().filter(|n| !agree(n)).map(|n| (*n, rows(n))).collect()
-}
-
-/// Two servers, a table, and how long it may take.
-struct Pair<'a> {
-    cx: &'a ReadCx,
-    primary: Box<dyn RowRead>,
-    standby: Box<dyn RowRead>,
-    who: &'a str,
-    until: Duration,
-}
-
-/// Compares the tables of these names (all, if none): how many are equal.
-pub(crate) async fn compare(
-    cx: &ReadCx,
+/// Compares these tables.
+pub(super) async fn compare(
     primary: &dyn SqlRead,
     standby: &dyn SqlRead,
-    names: &[String],
-    who: &str,
-) -> Result<Equal, ApplyError> {
-    let until = cx.world.clock().monotonic() + cx.deadline.saturating_sub(Duration::from_secs(2));
-    let mut pair = Pair { cx, primary: primary.rows().await.map_err(unread)?, standby: standby.rows().await.map_err(unread)?, who, until };
-    let tables = pair.primary.tables(names).await.map_err(unread)?;
-    let mut at = pair.standby.replayed().await.map_err(unread)?;
-    for table in &tables {
-        at = pair.table(table).await?;
-    }
-    Ok(Equal { tables: tables.len() as u64, at })
-}
-
-fn unread(error: PortError) -> ApplyError {
-    fail("replica_unknown", format!("tables could not be compared: {error}"))
-}
-
-impl Pair<'_> {
-    async fn table(&mut self, table: &TableFile) -> Result<Lsn, ApplyError> {
-        let per = (table.blocks / STRETCHES).max(SMALLEST);
-        loop {
-            let (looks, at) = self.stretches(&table.name, per).await?;
-            if let Some(doubtful) = looks {
-                return self.rows(&table.name, per, doubtful, at).await;
+    tables: Vec<TableFile>,
+    bounds: &Bounds,
+    watcher: &dyn Watcher,
+) -> Result<Vec<TableReport>, Stop> {
+    let loads = [Load::default(), Load::default()];
+    let queue = Mutex::new(Queue::new(tables));
+    let worker = || async {
+        let (mut pair, mut blocks) = (Pair::open(primary, standby, &loads, bounds).await?, FIRST_BLOCKS);
+        while !watcher.stopped() {
+            let taken = queue.lock().unwrap_or_else(PoisonError::into_inner).take(blocks);
+            let Some((index, table, piece)) = taken else { break };
+            pair.slowest = Duration::ZERO;
+            let found = match pair.piece(&table, piece).await {
+                // Of one table: no right to read it, or it is gone.
+                Err(Stop::Port(e @ (PortError::Refused(_) | PortError::NotFound(_) | PortError::Throttled { .. }))) => {
+                    Found { why: Some(e.to_string()), ..Found::default() }
+                }
+                other => other?,
+            };
+            blocks = next_size(blocks, pair.slowest);
+            let (stand, done) = {
+                let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+                let done = queue.put(index, piece, found, bounds.limit);
+                (queue.stand(), done)
+            };
+            watcher.progress(&stand);
+            if let Some(report) = done {
+                watcher.finished(&report);
             }
-            self.again(&table.name).await?;
         }
+        Ok::<_, Stop>(())
+    };
+    futures::future::try_join_all((0..bounds.workers.max(1)).map(|_| worker())).await?;
+    Ok(queue.into_inner().unwrap_or_else(PoisonError::into_inner).reports())
+}
+
+fn next_size(blocks: u32, slowest: Duration) -> u32 {
+    if slowest * 2 < TARGET {
+        (blocks * 2).min(MOST_BLOCKS)
+    } else if slowest > TARGET * 3 / 2 {
+        (blocks / 2).max(1)
+    } else {
+        blocks
+    }
+}
+
+/// Two servers.
+struct Pair<'a> {
+    primary: Eye<'a>,
+    standby: Eye<'a>,
+    bounds: &'a Bounds,
+    lost: u32,
+    slowest: Duration,
+}
+
+/// Stretches that do not agree, with the rows in them; or that the looks cannot be compared.
+type Doubtful = Option<Vec<(u32, u64)>>;
+
+/// A range of blocks, first and last, and how many rows it may have.
+type Range = ((u32, u32), u64);
+
+/// What rows were found to differ, each once.
+type Wrong = BTreeMap<(u32, u32, Kind), u32>;
+
+impl<'a> Pair<'a> {
+    async fn open(primary: &'a dyn SqlRead, standby: &'a dyn SqlRead, loads: &'a [Load; 2], bounds: &'a Bounds) -> Result<Self, Stop> {
+        let [here, there] = loads;
+        let (primary, standby) = (Eye::open(primary, here, bounds).await?, Eye::open(standby, there, bounds).await?);
+        Ok(Self { primary, standby, bounds, lost: 0, slowest: Duration::ZERO })
     }
 
-    /// The doubtful stretches; none when the looks cannot be compared.
-    async fn stretches(&mut self, table: &str, per: u32) -> Result<(Option<Vec<(u32, u64)>>, Lsn), ApplyError> {
-        let before = match self.primary.stretches(table, per, true).await {
-            Ok(look) => look,
-            Err(e) => return passing(e).map(|()| (None, Lsn::default())),
-        };
-        self.replayed(before.at).await?;
-        let looks = async {
-            let there = self.standby.stretches(table, per, false).await?;
-            let after = if there.seen == before.seen { there.clone() } else { self.primary.stretches(table, per, false).await? };
-            Ok::<_, PortError>((there, after))
-        };
-        match looks.await {
-            Ok((there, after)) if same_shape(&before, &there, &after) => Ok((Some(doubtful(&before, &there, &after)), there.at)),
-            Ok((there, _)) => Ok((None, there.at)),
-            Err(e) => passing(e).map(|()| (None, Lsn::default())),
+    async fn piece(&mut self, table: &TableFile, piece: Piece) -> Result<Found, Stop> {
+        let mut found = Found::default();
+        let mut pieces = vec![piece];
+        let mut deadline = self.bounds.deadline();
+        while let Some(piece) = pieces.pop() {
+            match self.sums(table, piece, &mut found).await {
+                Ok(Some(doubtful)) => {
+                    let ranges = doubtful.into_iter().map(|(number, rows)| (blocks(piece, number), rows)).collect();
+                    self.rows(table, ranges, &mut found).await?;
+                    deadline = self.bounds.deadline();
+                }
+                Ok(None) if self.bounds.late(deadline) => {
+                    found.why = Some("it is rewritten on and on".into());
+                    return Ok(found);
+                }
+                Ok(None) => pieces.push(piece),
+                Err(Stop::Port(PortError::Corrupt(_))) if piece.first == piece.last => {
+                    let (first, last) = blocks(piece, piece.first);
+                    let last = last.min(table.blocks.max(first + piece.per) - 1);
+                    let mut each: Vec<Range> = (first..=last).map(|block| ((block, block), ROWS_AT_ONCE)).collect();
+                    if piece.open && last < u32::MAX {
+                        each.push(((last + 1, u32::MAX), ROWS_AT_ONCE));
+                    }
+                    self.rows(table, each, &mut found).await?;
+                }
+                Err(Stop::Port(PortError::Corrupt(_))) => pieces.extend(halves(piece)),
+                Err(Stop::Port(e)) => {
+                    self.passing(e, deadline).await?;
+                    pieces.extend(halves(piece));
+                }
+                Err(stalled) => return Err(stalled),
+            }
         }
+        Ok(found)
+    }
+
+    /// The doubtful stretches of a piece; none when the looks cannot be compared. What agrees is counted.
+    async fn sums(&mut self, table: &TableFile, piece: Piece, found: &mut Found) -> Result<Doubtful, Stop> {
+        let seed = self.bounds.seed;
+        let began = self.primary.turn().await;
+        let before = self.primary.rows.stretches(table, piece, seed, true).await;
+        self.primary.asked(began);
+        let before = before?;
+        self.slowest = self.slowest.max(self.primary.took);
+        self.replayed(before.at).await?;
+        let began = self.standby.turn().await;
+        let there = self.standby.rows.stretches(table, piece, seed, false).await;
+        self.standby.asked(began);
+        let there = there?;
+        self.slowest = self.slowest.max(self.standby.took);
+        let after = if there.seen == before.seen {
+            there.clone()
+        } else {
+            let began = self.primary.turn().await;
+            let after = self.primary.rows.stretches(table, piece, seed, false).await;
+            self.primary.asked(began);
+            after?
+        };
+        self.lost = 0;
+        if !same_shape(&before, &there, &after) {
+            self.bounds.clock.sleep(Duration::from_millis(5)).await;
+            return Ok(None);
+        }
+        found.rows += before.seen.iter().map(|s| s.rows).sum::<u64>();
+        found.at = found.at.max(Some(there.at));
+        Ok(Some(doubtful(&before, &there, &after)))
     }
 
     /// Row by row, in parts that fit; what is open stays on the list.
-    async fn rows(&mut self, table: &str, per: u32, doubtful: Vec<(u32, u64)>, mut at: Lsn) -> Result<Lsn, ApplyError> {
-        let all = |(number, rows): (u32, u64)| ((number * per, (number * per).saturating_add(per - 1)), rows);
-        let mut list: Vec<((u32, u32), u64)> = doubtful.into_iter().map(all).collect();
-        let mut strayed = BTreeSet::new();
+    async fn rows(&mut self, table: &TableFile, mut list: Vec<Range>, found: &mut Found) -> Result<(), Stop> {
+        let (mut strayed, mut wrong) = (BTreeSet::new(), Wrong::new());
+        let mut deadline = self.bounds.deadline();
+        let mut left = list.len();
         while !list.is_empty() {
             let part = take(&mut list);
             let ranges: Vec<(u32, u32)> = part.iter().map(|(range, _)| *range).collect();
-            let Some([before, there, after]) = self.versions(table, &ranges).await? else {
-                list.extend(part);
-                self.again(table).await?;
-                continue;
+            let looks = match self.versions(&table.name, &ranges).await {
+                Err(Stop::Port(PortError::Corrupt(message))) => {
+                    self.damaged(table, part, message, &mut list, found).await;
+                    continue;
+                }
+                Err(Stop::Port(e)) => {
+                    self.passing(e, deadline).await?;
+                    None
+                }
+                other => other?,
             };
-            let judged = judge(&before, &there, &after, &strayed);
-            if let Some(first) = judged.wrong.first() {
-                let more =
-                    if judged.wrong.len() > 1 { format!(", and {} more differences", judged.wrong.len() - 1) } else { String::new() };
-                let message = format!("{} differs in table {table} at {}: {first}{more}", self.who, there.at);
-                return Err(fail("replica_differs", message));
+            match looks {
+                None => list.extend(part),
+                Some([before, there, after]) => {
+                    let judged = judge(&before, &there, &after, &strayed);
+                    wrong.extend(judged.wrong.into_iter().map(|((block, line, born), kind)| ((block, line, kind), born)));
+                    found.at = found.at.max(Some(there.at));
+                    strayed = judged.stray;
+                    let rows = part.iter().map(|(_, rows)| rows).sum::<u64>() / part.len().max(1) as u64;
+                    list.splice(0..0, judged.open.iter().map(|block| ((*block, *block), rows)));
+                }
             }
-            at = there.at;
-            strayed = judged.stray;
-            if !judged.open.is_empty() {
-                let rows = part.iter().map(|(_, rows)| rows).sum::<u64>() / part.len().max(1) as u64;
-                list.splice(0..0, judged.open.iter().map(|block| ((*block, *block), rows)));
-                self.again(table).await?;
+            if list.len() < left {
+                deadline = self.bounds.deadline();
+            }
+            left = list.len().min(left);
+            if !list.is_empty() && self.bounds.late(deadline) {
+                found.why = Some("some of its rows never stood still long enough to be compared".into());
+                break;
+            }
+            if !list.is_empty() {
+                self.bounds.clock.sleep(Duration::from_millis(5)).await;
             }
         }
-        Ok(at)
+        self.told(table, wrong, found).await
     }
 
-    async fn versions(&mut self, table: &str, ranges: &[(u32, u32)]) -> Result<Option<[Look<Version>; 3]>, ApplyError> {
-        let before = match self.primary.versions(table, ranges, true).await {
-            Ok(look) => look,
-            Err(e) => return passing(e).map(|()| None),
-        };
+    /// A part in which something cannot be read: smaller parts, down to the block.
+    async fn damaged(&mut self, table: &TableFile, part: Vec<Range>, message: String, list: &mut Vec<Range>, found: &mut Found) {
+        if let [((first, last), rows)] = part.as_slice() {
+            let end = (*last).min(table.blocks.max(*first + 1) - 1);
+            if first < &end {
+                list.extend((*first..=end).map(|block| ((block, block), *rows)));
+                return;
+            }
+            let side =
+                if self.primary.rows.versions(&table.name, &[(*first, *last)], false).await.is_err() { "primary" } else { "standby" };
+            found.damage.push(Damage { side: side.into(), block: Some(*first), message });
+            return;
+        }
+        // One at a time from here on: each fills a part by itself.
+        list.extend(part.into_iter().map(|(range, _)| (range, ROWS_AT_ONCE)));
+    }
+
+    async fn versions(&mut self, table: &str, ranges: &[(u32, u32)]) -> Result<Option<[Look<Version>; 3]>, Stop> {
+        let began = self.primary.turn().await;
+        let before = self.primary.rows.versions(table, ranges, true).await;
+        self.primary.asked(began);
+        let before = before?;
         self.replayed(before.at).await?;
-        let looks = async {
-            let there = self.standby.versions(table, ranges, false).await?;
-            Ok::<_, PortError>((there, self.primary.versions(table, ranges, false).await?))
-        };
-        match looks.await {
-            Ok((there, after)) if same_shape(&before, &there, &after) => Ok(Some([before, there, after])),
-            Ok(_) => Ok(None),
-            Err(e) => passing(e).map(|()| None),
-        }
+        let began = self.standby.turn().await;
+        let there = self.standby.rows.versions(table, ranges, false).await;
+        self.standby.asked(began);
+        let (there, began) = (there?, self.primary.turn().await);
+        let after = self.primary.rows.versions(table, ranges, false).await;
+        self.primary.asked(began);
+        let after = after?;
+        self.lost = 0;
+        Ok(same_shape(&before, &there, &after).then_some([before, there, after]))
     }
 
-    async fn replayed(&mut self, wanted: Lsn) -> Result<(), ApplyError> {
-        let clock = self.cx.world.clock();
+    /// The keys of the rows that differ, and their columns, as far as they are listed.
+    async fn told(&mut self, table: &TableFile, wrong: Wrong, found: &mut Found) -> Result<(), Stop> {
+        let listed: Vec<(u32, u32)> = wrong.keys().take(self.bounds.limit).map(|(block, line, _)| (*block, *line)).collect();
+        if listed.is_empty() {
+            return Ok(());
+        }
+        // Best effort: that they differ is proved already.
+        let clock = &self.bounds.clock;
+        let here = patiently!(clock, self.primary.rows.rows_at(table, &listed)).unwrap_or_default();
+        let there = patiently!(clock, self.standby.rows.rows_at(table, &listed)).unwrap_or_default();
+        let find = |rows: &[RowText], block, line| rows.iter().find(|r| (r.block, r.line) == (block, line)).cloned();
+        for (block, line, kind) in wrong.keys().take(self.bounds.limit) {
+            let (ours, theirs) = (find(&here, *block, *line), find(&there, *block, *line));
+            let place = Some(format!("({block},{line})"));
+            found.differences.push(difference(*kind, place, ours, theirs));
+        }
+        found.more += wrong.len().saturating_sub(listed.len()) as u64;
+        Ok(())
+    }
+
+    async fn replayed(&mut self, wanted: Lsn) -> Result<(), Stop> {
+        let deadline = self.bounds.deadline();
         let mut pause = Duration::from_millis(1);
-        while self.standby.replayed().await.map_err(unread)? < wanted {
-            if clock.monotonic() >= self.until {
-                return Err(fail("replica_stalled", format!("{} did not replay {wanted} in time", self.who)));
+        while self.standby.rows.replayed().await? < wanted {
+            if self.bounds.late(deadline) {
+                return Err(Stop::Stalled(wanted));
             }
-            clock.sleep(pause).await;
+            self.bounds.clock.sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(20));
         }
         Ok(())
     }
 
-    /// Before looking again: is there time?
-    async fn again(&mut self, table: &str) -> Result<(), ApplyError> {
-        let clock = self.cx.world.clock();
-        if clock.monotonic() >= self.until {
-            let why = format!("{}: rows of table {table} that never stood still could not be compared", self.who);
-            return Err(fail("replica_unknown", why));
+    /// A conflict with replay or with a change of the table passes, and so does a session that was ended.
+    async fn passing(&mut self, error: PortError, deadline: Duration) -> Result<(), Stop> {
+        match error {
+            PortError::Throttled { .. } if !self.bounds.late(deadline) => {
+                self.bounds.clock.sleep(Duration::from_millis(50)).await;
+            }
+            PortError::Unreachable(_) if self.lost < LOST && !self.bounds.late(deadline) => {
+                self.lost += 1;
+                self.bounds.clock.sleep(Duration::from_millis(200)).await;
+                self.primary.again().await?;
+                self.standby.again().await?;
+            }
+            other => return Err(other.into()),
         }
-        clock.sleep(Duration::from_millis(5)).await;
         Ok(())
     }
+}
+
+pub(super) fn difference(kind: Kind, place: Option<String>, ours: Option<RowText>, theirs: Option<RowText>) -> RowDifference {
+    let columns = match (kind, &ours, &theirs) {
+        (Kind::Changed, Some(ours), Some(theirs)) => {
+            ours.columns.iter().filter(|(name, digest)| theirs.columns.get(*name) != Some(digest)).map(|(name, _)| name.clone()).collect()
+        }
+        _ => Vec::new(),
+    };
+    let key = ours.or(theirs).map(|row| row.key).unwrap_or_default();
+    RowDifference { kind, place, key, columns }
+}
+
+/// The blocks of one stretch of a piece.
+fn blocks(piece: Piece, number: u32) -> (u32, u32) {
+    let first = number.saturating_mul(piece.per);
+    let end = piece.open && number == piece.last;
+    (first, if end { u32::MAX } else { first.saturating_add(piece.per - 1) })
+}
+
+fn halves(piece: Piece) -> Vec<Piece> {
+    if piece.first == piece.last {
+        return vec![piece];
+    }
+    let middle = piece.first + (piece.last - piece.first) / 2;
+    vec![Piece { first: middle + 1, ..piece }, Piece { last: middle, open: false, ..piece }]
 }
 
 fn same_shape<T>(before: &Look<T>, there: &Look<T>, after: &Look<T>) -> bool {
     before.shape == there.shape && there.shape == after.shape
 }
 
-/// A conflict with replay or with a change of the table passes; nothing else does.
-fn passing(error: PortError) -> Result<(), ApplyError> {
-    match error {
-        PortError::Throttled { .. } => Ok(()),
-        other => Err(unread(other)),
-    }
-}
-
 /// The first stretches of the list that fit into one look, at least one.
-fn take(list: &mut Vec<((u32, u32), u64)>) -> Vec<((u32, u32), u64)> {
+fn take(list: &mut Vec<Range>) -> Vec<Range> {
     let mut rows = 0;
     let fit = list.iter().take_while(|(_, n)| {
         rows += n;
@@ -263,5 +362,27 @@ fn take(list: &mut Vec<((u32, u32), u64)>) -> Vec<((u32, u32), u64)> {
 }
 
 #[cfg(test)]
-#[path = "replica_content_tests.rs"]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_piece_is_cut_into_what_it_is_made_of() {
+        let piece = Piece { per: 16, first: 3, last: 9, open: true };
+        assert_eq!(blocks(piece, 3), (48, 63));
+        assert_eq!(blocks(piece, 9), (144, u32::MAX));
+        let [second, first] = halves(piece).try_into().unwrap();
+        assert_eq!((first.first, first.last, first.open), (3, 6, false));
+        assert_eq!((second.first, second.last, second.open), (7, 9, true));
+        let single = Piece { first: 9, ..piece };
+        assert_eq!(halves(single), [single]);
+    }
+
+    #[test]
+    fn a_question_that_takes_long_is_followed_by_a_smaller_one() {
+        assert_eq!(next_size(1_024, Duration::from_millis(20)), 2_048);
+        assert_eq!(next_size(1_024, Duration::from_millis(300)), 1_024);
+        assert_eq!(next_size(1_024, Duration::from_secs(1)), 512);
+        assert_eq!(next_size(MOST_BLOCKS, Duration::ZERO), MOST_BLOCKS);
+        assert_eq!(next_size(1, Duration::from_secs(9)), 1);
+    }
+}

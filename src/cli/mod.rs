@@ -13,6 +13,7 @@ mod operate;
 mod output;
 mod plan;
 mod progress;
+mod replica;
 mod run;
 mod runs;
 mod schema;
@@ -111,6 +112,8 @@ enum Command {
     Backup(backup::Args),
     /// PostgreSQL's write-ahead log in a repository: archive, fetch
     Wal(wal::Args),
+    /// Is the replica really there? State, schema, settings, and every row
+    Replica(replica::Args),
     /// Fire drills on schedule
     Serve,
     /// Verify the journal, export it, import another's
@@ -188,6 +191,7 @@ async fn dispatch(cli: Cli, mut muster: Muster, output: &Output) -> Done {
         }
         Command::Backup(args) => return backup::main(args, muster, output).await,
         Command::Wal(args) => return wal::main(args, muster, output).await,
+        Command::Replica(args) => return replica::main(args, muster, output).await,
         Command::Bench(args) => return bench::main(args, &muster, output).await,
         Command::Plan(args) => return plan::main(&args, &muster, output).await,
         Command::Status => return status::main(&muster, output).await,

@@ -315,6 +315,7 @@ mod tests {
             PortError::Conflict { .. } => "conflict",
             PortError::Refused(_) => "refused",
             PortError::Config(_) => "config",
+            PortError::Corrupt(_) => "corrupt",
         };
         // A 503 that says SlowDown was certainly not carried out; any other 5xx may have been.
         for (status, code, reading, writing) in [

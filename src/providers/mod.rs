@@ -13,8 +13,13 @@ pub mod http;
 pub mod lease;
 pub mod pg_dump;
 pub mod port;
+mod port_replication;
+mod port_rows;
 pub mod postgres;
+mod postgres_facts;
+mod postgres_keys;
 mod postgres_rows;
+mod postgres_rowsum;
 mod postgres_sql;
 pub mod process;
 #[cfg(feature = "aws")]

@@ -3,6 +3,7 @@
 //! Every call has a deadline of its own inside the provider; none waits for ever. A write answers
 //! `PortError::Unknown` when it may have happened: the caller must look before it repeats.
 
+pub use super::{port_replication::*, port_rows::*};
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,9 @@ pub enum PortError {
     Conflict { found: String },
     #[error("not found: {0}")]
     NotFound(String),
+    /// What is kept there is damaged.
+    #[error("damaged: {0}")]
+    Corrupt(String),
     /// May have been carried out.
     #[error("unknown outcome: {0}")]
     Unknown(String),
@@ -252,69 +256,18 @@ pub struct Standby {
     pub replayed: Option<Lsn>,
 }
 
-/// A table whose rows can be compared, and how many blocks its file has.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TableFile {
-    pub name: String,
-    pub blocks: u32,
-}
-
-/// What the rows in a stretch of a table's file amount to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stretch {
-    /// It begins at block `number * per`.
-    pub number: u32,
-    pub rows: u64,
-    /// Of every row's place, birth and content; their order does not matter.
-    pub sum: String,
-}
-
-/// One version of one row. Place and birth name it for ever: what they name is never changed, only
-/// removed, and a physical replica has it at the same place.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Version {
-    pub block: u32,
-    pub line: u32,
-    /// The transaction that wrote it.
-    pub born: u32,
-    /// Some transaction has removed it, or tried to, or locked it.
-    pub touched: bool,
-    pub digest: String,
-}
-
-/// What was seen of one table in one snapshot.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Look<T> {
-    /// On a primary, if asked for: a standby that has replayed this shows all that this look shows. On a
-    /// standby: what it had replayed at least.
-    pub at: Lsn,
-    /// Every transaction below it had ended.
-    pub horizon: u64,
-    /// A transaction may have been committing: in the log, and not in this look.
-    pub busy: bool,
-    /// The table's file and columns; looks at different shapes cannot be compared.
-    pub shape: String,
-    pub seen: Vec<T>,
-}
-
-/// One connection through which rows are compared.
-#[async_trait]
-pub trait RowRead: Send {
-    /// The tables of these names (partitions of a partitioned one); all of the user's when there are none.
-    async fn tables(&mut self, names: &[String]) -> PortResult<Vec<TableFile>>;
-    /// Each stretch of `per` blocks that has rows, in one snapshot. `position`: of a primary, where a standby
-    /// must have come to.
-    async fn stretches(&mut self, table: &str, per: u32, position: bool) -> PortResult<Look<Stretch>>;
-    /// Every row in these ranges of blocks, first and last, in one snapshot.
-    async fn versions(&mut self, table: &str, ranges: &[(u32, u32)], position: bool) -> PortResult<Look<Version>>;
-    /// How far a standby has replayed.
-    async fn replayed(&mut self) -> PortResult<Lsn>;
-}
-
 #[async_trait]
 pub trait SqlRead: Send + Sync {
     async fn state(&self) -> PortResult<ServerState>;
     async fn standbys(&self) -> PortResult<Vec<Standby>>;
+    /// What it tells of replication beside its state.
+    async fn replication(&self) -> PortResult<Replication> {
+        Ok(Replication::default())
+    }
+    /// What it has beside rows.
+    async fn inventory(&self) -> PortResult<Inventory> {
+        Err(PortError::Config("this server keeps no inventory".into()))
+    }
     async fn rows(&self) -> PortResult<Box<dyn RowRead>>;
     /// Those of `ids` (text) that are present in `table.column`.
     async fn present(&self, table: &str, column: &str, ids: &[String]) -> PortResult<Vec<String>>;

@@ -13,7 +13,8 @@
 
 use super::{
     clock::Clock,
-    port::{InstanceRead, Lsn, PortError, PortResult, RowRead, ServerState, SqlRead, SqlWrite, Standby},
+    port::{InstanceRead, Inventory, Lsn, PortError, PortResult, Replication, RowRead, ServerState, SqlRead, SqlWrite, Standby},
+    postgres_facts as facts,
     postgres_rows::Rows,
     postgres_sql as sql,
 };
@@ -269,6 +270,8 @@ fn connect_error(error: &sqlx::Error, at: &str, user: &str) -> PortError {
     let code = code(error).unwrap_or_default();
     match code.as_str() {
         "53300" => PortError::Throttled { after: Duration::from_secs(1), message: format!("{at} has no connection left: {error}") },
+        // A standby gives way to replay even while a session begins.
+        "40001" => PortError::Throttled { after: Duration::from_millis(100), message: format!("{at}: {error}") },
         "3D000" => PortError::NotFound(format!("{at}: {error}")),
         // Starting up, shutting down.
         c if c.starts_with("57P") => PortError::Unreachable(format!("{at}: {error}")),
@@ -292,6 +295,8 @@ pub(super) fn query_error(error: &sqlx::Error, doing: Doing, label: &str, user: 
         "42501" => PortError::Refused(format!(
             "{text}; user `{user}` needs to own the database and to be a member of `pg_monitor` and `pg_signal_backend`, as the master user of RDS is"
         )),
+        // A page or a file that cannot be read as what was written.
+        "XX001" | "XX002" | "58030" | "58P01" => PortError::Corrupt(text),
         "40001" | "40P01" | "55P03" => PortError::Throttled { after: Duration::from_millis(200), message: text },
         "57014" if doing == Doing::Reading => lost(text),
         c if c.starts_with("57P") || c.starts_with("08") => lost(text),
@@ -323,6 +328,26 @@ impl SqlRead for Postgres {
                     self.settings.label, self.settings.user
                 ))
             })
+        })
+        .await
+    }
+
+    async fn replication(&self) -> PortResult<Replication> {
+        let trouble = self.reading();
+        self.with(Doing::Reading, READ * 2, |mut c| async move {
+            let told = facts::replication(&mut c).await.map_err(trouble)?;
+            close(c).await;
+            Ok(told)
+        })
+        .await
+    }
+
+    async fn inventory(&self) -> PortResult<Inventory> {
+        let trouble = self.reading();
+        self.with(Doing::Reading, SUMS, |mut c| async move {
+            let all = facts::inventory(&mut c).await.map_err(trouble)?;
+            close(c).await;
+            Ok(all)
         })
         .await
     }

@@ -8,8 +8,10 @@
 
 use super::{
     clock::Clock,
-    port::{Look, Lsn, PortError, PortResult, RowRead, Stretch, TableFile, Version},
+    port::*,
     postgres::{Doing, SUMS, decode, lsn, query_error},
+    postgres_keys as keys,
+    postgres_rowsum::{self as rowsum, ROW, quoted},
     postgres_sql as sql,
 };
 use async_trait::async_trait;
@@ -38,25 +40,35 @@ struct Position {
 impl Rows {
     pub(super) async fn begin(mut connection: PgConnection, label: String, user: String, clock: Arc<dyn Clock>) -> PortResult<Self> {
         let about = About { label, user, clock };
-        let set = async { sqlx::raw_sql(sql::SAME_TEXT).execute(&mut connection).await.map_err(|e| about.trouble(&e)) };
+        let set = async {
+            sqlx::raw_sql(sql::SAME_TEXT).execute(&mut connection).await.map_err(|e| about.trouble(&e))?;
+            // What cannot be set is no reason not to look.
+            let _ = sqlx::raw_sql(sql::GONE).execute(&mut connection).await;
+            let row = sqlx::query("SELECT current_setting('server_version_num')::int AS version").fetch_one(&mut connection).await;
+            let version: i32 = row.and_then(|row| row.try_get("version")).map_err(|e| about.trouble(&e))?;
+            if version < OLDEST {
+                return Err(PortError::Config(format!("{} is older than PostgreSQL 14: its rows cannot be compared", about.label)));
+            }
+            Ok(())
+        };
         about.within(set).await?;
         Ok(Self { connection, about })
     }
 
-    /// One look: `read` makes the query for each of `parts`, in one snapshot.
+    /// One look: each of `queries` in one snapshot.
     async fn look<T: Send>(
         &mut self,
         table: &str,
         position: bool,
-        queries: Vec<String>,
-        per: Option<i64>,
+        queries: Vec<Asked>,
         read: fn(&PgRow) -> Result<T, sqlx::Error>,
     ) -> PortResult<Look<T>> {
         let Self { connection, about } = self;
         let trouble = |e: sqlx::Error| about.trouble(&e);
         let work = async {
             let mut tx = connection.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.map_err(trouble)?;
-            let lock = format!("LOCK TABLE ONLY {table} IN ACCESS SHARE MODE");
+            // A partitioned table has its rows elsewhere: all of it is locked.
+            let lock = format!("LOCK TABLE {table} IN ACCESS SHARE MODE");
             sqlx::query(AssertSqlSafe(lock)).execute(&mut *tx).await.map_err(trouble)?;
             let here = self::position(&mut tx).await.map_err(trouble)?;
             let at = if position && !here.in_recovery { about.reachable(&mut tx, here.lsn).await? } else { here.lsn };
@@ -64,10 +76,8 @@ impl Rows {
             let shape: Option<String> = shape.map(|row| row.try_get("shape")).transpose().map_err(trouble)?;
             let shape = shape.ok_or_else(|| about.no_table(table))?;
             let mut seen = Vec::new();
-            for text in queries {
-                let query = sqlx::query(AssertSqlSafe(text));
-                let query = if let Some(per) = per { query.bind(per) } else { query };
-                let rows = query.fetch_all(&mut *tx).await.map_err(trouble)?;
+            for asked in queries {
+                let rows = asked.bound().fetch_all(&mut *tx).await.map_err(trouble)?;
                 let part: Result<Vec<T>, _> = rows.iter().map(read).collect();
                 seen.extend(part.map_err(trouble)?);
             }
@@ -76,10 +86,47 @@ impl Rows {
         };
         about.within(work).await
     }
+
+    /// One query outside of looks.
+    async fn rows(&mut self, asked: Asked) -> PortResult<Vec<PgRow>> {
+        let Self { connection, about } = self;
+        let work = async { asked.bound().fetch_all(&mut *connection).await.map_err(|e| about.trouble(&e)) };
+        about.within(work).await
+    }
+}
+
+/// A TID range scan is what a piece of a table is read with.
+const OLDEST: i32 = 140_000;
+
+/// A query, and the texts for its parameters.
+pub(super) struct Asked {
+    pub(super) text: String,
+    pub(super) values: Vec<Vec<String>>,
+}
+
+impl Asked {
+    fn plain(text: String) -> Self {
+        Self { text, values: Vec::new() }
+    }
+    fn bound(self) -> sqlx::query::Query<'static, sqlx::Postgres, sqlx::postgres::PgArguments> {
+        self.values.into_iter().fold(sqlx::query(AssertSqlSafe(self.text)), sqlx::query::Query::bind)
+    }
 }
 
 impl About {
     fn trouble(&self, error: &sqlx::Error) -> PortError {
+        let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+        // A statement that took too long, or stood in the way of replay: a smaller one may pass.
+        if code.as_deref() == Some("57014") {
+            return PortError::Throttled { after: Duration::from_millis(200), message: format!("{}: {error}", self.label) };
+        }
+        if code.as_deref() == Some("42501") {
+            let text = format!(
+                "{}: {error}; user `{}` needs pg_read_all_data, and BYPASSRLS where tables have row security",
+                self.label, self.user
+            );
+            return PortError::Refused(text);
+        }
         query_error(error, Doing::Reading, &self.label, &self.user)
     }
     fn no_table(&self, name: &str) -> PortError {
@@ -139,14 +186,44 @@ fn small(row: &PgRow, name: &str) -> Result<u32, sqlx::Error> {
 }
 
 fn stretch(row: &PgRow) -> Result<Stretch, sqlx::Error> {
-    let half = |name: &str| -> Result<u64, sqlx::Error> {
-        let text: String = row.try_get(name)?;
-        let sum: i128 = text.parse().map_err(|e| decode(name, e))?;
-        // The low 64 bits of the exact sum.
-        Ok(sum as u64)
-    };
-    let rows: i64 = row.try_get("rows")?;
-    Ok(Stretch { number: small(row, "number")?, rows: rows.unsigned_abs(), sum: format!("{:016x}{:016x}", half("high")?, half("low")?) })
+    let text: String = row.try_get("sum")?;
+    let (rows, sum) = text.split_once(' ').ok_or_else(|| decode("sum", "no count"))?;
+    Ok(Stretch { number: small(row, "number")?, rows: rows.parse().map_err(|e| decode("sum", e))?, sum: sum.to_owned() })
+}
+
+fn told<T: serde::de::DeserializeOwned + Default>(row: &PgRow, name: &str) -> Result<T, sqlx::Error> {
+    let text: Option<String> = row.try_get(name)?;
+    text.map_or_else(|| Ok(T::default()), |text| serde_json::from_str(&text).map_err(|e| decode(name, e)))
+}
+
+fn row_text(row: &PgRow) -> Result<RowText, sqlx::Error> {
+    Ok(RowText { block: small(row, "block")?, line: small(row, "line")?, key: told(row, "key")?, columns: told(row, "columns")? })
+}
+
+fn row_text_by_key(row: &PgRow) -> Result<RowText, sqlx::Error> {
+    Ok(RowText { key: told(row, "key")?, columns: told(row, "columns")?, ..RowText::default() })
+}
+
+fn keyed(row: &PgRow) -> Result<Keyed, sqlx::Error> {
+    Ok(Keyed { key: told(row, "key")?, born: small(row, "born")?, touched: row.try_get("touched")?, digest: row.try_get("digest")? })
+}
+
+fn table_file(row: &PgRow, name: String) -> Result<TableFile, sqlx::Error> {
+    Ok(TableFile {
+        name,
+        blocks: small(row, "blocks")?,
+        unlogged: row.try_get::<Option<bool>, _>("unlogged")?.unwrap_or(false),
+        columns: told(row, "columns")?,
+        key: told(row, "key")?,
+        sorted: row.try_get("sorted")?,
+    })
+}
+
+/// Arguments for `jsonb_build_object`: each column's name with a digest of its text, or with the text itself.
+pub(super) fn pairs<'a>(names: impl Iterator<Item = &'a str>, digests: bool) -> String {
+    let value = |name: &str| if digests { format!("md5({ROW}.{name}::text)") } else { format!("left({ROW}.{name}::text, 200)") };
+    let pair = |name: &str| format!("'{}', {}", name.replace('\'', "''"), value(&quoted(name)));
+    names.map(pair).collect::<Vec<_>>().join(", ")
 }
 
 fn version(row: &PgRow) -> Result<Version, sqlx::Error> {
@@ -163,7 +240,11 @@ impl RowRead for Rows {
             let mut tx = connection.begin_with("BEGIN READ ONLY").await.map_err(trouble)?;
             // The estate's names are the user's, and are found as the user's would be.
             sqlx::query("SET LOCAL search_path TO DEFAULT").execute(&mut *tx).await.map_err(trouble)?;
-            let query = if names.is_empty() { sqlx::query(sql::USER_TABLES) } else { sqlx::query(sql::NAMED_TABLES).bind(names.to_vec()) };
+            let query = if names.is_empty() {
+                sqlx::query(AssertSqlSafe(sql::user_tables()))
+            } else {
+                sqlx::query(AssertSqlSafe(sql::named_tables())).bind(names.to_vec())
+            };
             let rows = query.fetch_all(&mut *tx).await.map_err(trouble)?;
             tx.rollback().await.map_err(trouble)?;
             let mut tables = Vec::with_capacity(rows.len());
@@ -171,20 +252,62 @@ impl RowRead for Rows {
                 let name: Option<String> = row.try_get("name").map_err(trouble)?;
                 let asked: String = row.try_get("asked").map_err(trouble)?;
                 let name = name.ok_or_else(|| about.no_table(&asked))?;
-                tables.push(TableFile { name, blocks: small(&row, "blocks").map_err(trouble)? });
+                tables.push(table_file(&row, name).map_err(trouble)?);
             }
             Ok(tables)
         };
         about.within(work).await
     }
 
-    async fn stretches(&mut self, table: &str, per: u32, position: bool) -> PortResult<Look<Stretch>> {
-        self.look(table, position, vec![sql::stretches(table)], Some(i64::from(per.max(1))), stretch).await
+    async fn stretches(&mut self, table: &TableFile, piece: Piece, seed: i64, position: bool) -> PortResult<Look<Stretch>> {
+        let Piece { per, first, last, open } = piece;
+        let query = rowsum::stretches(&table.name, &table.columns, seed, per.max(1), first, last, open);
+        self.look(&table.name, position, vec![Asked::plain(query)], stretch).await
     }
 
     async fn versions(&mut self, table: &str, ranges: &[(u32, u32)], position: bool) -> PortResult<Look<Version>> {
-        let queries = ranges.iter().map(|(first, last)| sql::versions(table, *first, *last)).collect();
-        self.look(table, position, queries, None, version).await
+        let queries = ranges.iter().map(|(first, last)| Asked::plain(sql::versions(table, *first, *last))).collect();
+        self.look(table, position, queries, version).await
+    }
+
+    async fn rows_at(&mut self, table: &TableFile, places: &[(u32, u32)]) -> PortResult<Vec<RowText>> {
+        let key = pairs(table.key.iter().map(String::as_str), false);
+        // More arguments than a function may have: such a table is told without its columns.
+        let columns = if table.columns.len() > 45 { String::new() } else { pairs(table.columns.iter().map(|c| c.name.as_str()), true) };
+        let places = places.iter().map(|(block, line)| format!("({block},{line})")).collect();
+        let asked = Asked { text: sql::rows_at(&table.name, &columns, &key), values: vec![places] };
+        let rows = self.rows(asked).await?;
+        rows.iter().map(row_text).collect::<Result<_, _>>().map_err(|e| self.about.trouble(&e))
+    }
+
+    async fn bound(&mut self, how: &ByKey, after: Option<&Key>, rows: u64) -> PortResult<Option<Key>> {
+        let found = self.rows(keys::bound(how, after, rows)).await?;
+        found.first().map(|row| told(row, "key")).transpose().map_err(|e| self.about.trouble(&e))
+    }
+
+    async fn ranges(&mut self, how: &ByKey, ranges: &[KeyRange], seed: i64, position: bool) -> PortResult<Look<Stretch>> {
+        let queries = ranges.iter().enumerate().map(|(number, range)| keys::sum(how, range, number, seed)).collect();
+        self.look(&how.table, position, queries, stretch).await
+    }
+
+    async fn keyed(&mut self, how: &ByKey, range: &KeyRange, position: bool) -> PortResult<Look<Keyed>> {
+        self.look(&how.table, position, vec![keys::rows(how, range)], keyed).await
+    }
+
+    async fn rows_of(&mut self, how: &ByKey, wanted: &[Key]) -> PortResult<Vec<RowText>> {
+        let mut all = Vec::new();
+        for key in wanted {
+            let found = self.rows(keys::row(how, key)).await?;
+            let read: Result<Vec<RowText>, _> = found.iter().map(row_text_by_key).collect();
+            all.extend(read.map_err(|e| self.about.trouble(&e))?);
+        }
+        Ok(all)
+    }
+
+    async fn confirmed(&mut self, slot: &str) -> PortResult<Option<Lsn>> {
+        let found = self.rows(Asked { text: keys::CONFIRMED.to_owned(), values: vec![vec![slot.to_owned()]] }).await?;
+        let Some(row) = found.first() else { return Ok(None) };
+        lsn(row, "position").map_err(|e| self.about.trouble(&e))
     }
 
     async fn replayed(&mut self) -> PortResult<Lsn> {

@@ -51,53 +51,68 @@ SELECT pg_current_wal_flush_lsn()::text AS position, 3 * setting::bigint AS sett
 /// The same row is the same text on every server; and a sum may take its time.
 pub const SAME_TEXT: &str = "
 SET datestyle = 'ISO, YMD'; SET intervalstyle = 'postgres'; SET extra_float_digits = 3; SET timezone = 'UTC'; SET bytea_output = 'hex';
-SET lc_monetary = 'C'; SET xmlbinary = 'base64'; SET search_path = pg_catalog; SET statement_timeout = '300s';
+SET lc_monetary = 'C'; SET xmlbinary = 'base64'; SET search_path = pg_catalog; SET statement_timeout = '60s';
+-- Compiling each piece anew costs more than it saves.
+SET jit = off;
 -- A policy would hide rows from the sum: an error is better.
 SET row_security = off";
 
-/// The user's own permanent tables: unlogged ones are empty on a standby, partitions count by themselves.
-pub const USER_TABLES: &str = "
-SELECT format('%I.%I', n.nspname, c.relname) AS name, format('%I.%I', n.nspname, c.relname) AS asked,
-       (pg_relation_size(c.oid) / current_setting('block_size')::bigint)::bigint AS blocks
-  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
- WHERE c.relkind = 'r' AND c.relpersistence = 'p'
-   AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'muster') AND n.nspname !~ '^pg_(toast|temp)'
- ORDER BY 1";
+/// What a comparison must know of a table `c` in a schema `n`. The key is the primary key, or what identifies rows to
+/// logical replicas.
+const TABLE: &str = "
+       (pg_relation_size(c.oid) / current_setting('block_size')::bigint)::bigint AS blocks, c.relpersistence = 'u' AS unlogged,
+       (SELECT json_agg(json_build_object('name', a.attname, 'nullable', NOT a.attnotnull, 'kind',
+                 format_type(coalesce(nullif(t.typbasetype, 0), a.atttypid), NULL)) ORDER BY a.attnum)
+          FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND to_jsonb(a)->>'attgenerated' <> 'v')::text AS columns,
+       (SELECT json_agg(a.attname ORDER BY k.at) FROM unnest(key.columns) WITH ORDINALITY AS k(number, at)
+          JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.number)::text AS key,
+       (SELECT string_agg(co.collname || ' ' || co.collprovider::text || ' ' || coalesce(
+                 CASE WHEN co.oid = 100 THEN (SELECT datcollate || ' ' || coalesce(pg_database_collation_actual_version(oid), '') FROM pg_database WHERE datname = current_database())
+                      ELSE pg_collation_actual_version(co.oid) END, ''), ',' ORDER BY k.at)
+          FROM unnest(key.columns) WITH ORDINALITY AS k(number, at)
+          JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.number JOIN pg_collation co ON co.oid = a.attcollation) AS sorted";
+
+/// The key of a table `c`: one index.
+const KEY: &str = "
+  LEFT JOIN LATERAL (SELECT (i.indkey::int2[])[0:i.indnkeyatts - 1] AS columns FROM pg_index i
+                      WHERE i.indrelid = c.oid AND i.indisvalid AND (i.indisprimary OR i.indisreplident)
+                      ORDER BY i.indisprimary DESC LIMIT 1) AS key ON true";
+
+/// The user's own tables; partitions count by themselves. An unlogged one is empty on a standby, and named as such.
+#[must_use]
+pub fn user_tables() -> String {
+    format!(
+        "SELECT format('%I.%I', n.nspname, c.relname) AS name, format('%I.%I', n.nspname, c.relname) AS asked, {TABLE}
+           FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace {KEY}
+          WHERE c.relkind = 'r' AND c.relpersistence IN ('p', 'u')
+            AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'muster') AND n.nspname !~ '^pg_(toast|temp)'
+          ORDER BY 1"
+    )
+}
 
 /// Tables by the names that the estate gives them; a partitioned one is its partitions. `name` is null
 /// for one that is not there.
-pub const NAMED_TABLES: &str = "
-SELECT w.asked, CASE WHEN c.oid IS NOT NULL THEN format('%I.%I', n.nspname, c.relname) END AS name,
-       (coalesce(pg_relation_size(c.oid), 0) / current_setting('block_size')::bigint)::bigint AS blocks
-  FROM unnest($1::text[]) WITH ORDINALITY AS w(asked, at)
-  LEFT JOIN LATERAL (SELECT to_regclass(w.asked)::oid AS leaf WHERE NOT EXISTS (SELECT FROM pg_partitioned_table WHERE partrelid = to_regclass(w.asked)::oid)
-                      UNION ALL SELECT relid::oid FROM pg_partition_tree(to_regclass(w.asked)) WHERE isleaf) l ON true
-  LEFT JOIN pg_class c ON c.oid = l.leaf AND c.relkind = 'r' AND c.relpersistence = 'p'
-  LEFT JOIN pg_namespace n ON n.oid = c.relnamespace
- ORDER BY w.at, 2";
+#[must_use]
+pub fn named_tables() -> String {
+    format!(
+        "SELECT w.asked, CASE WHEN c.oid IS NOT NULL THEN format('%I.%I', n.nspname, c.relname) END AS name, {TABLE}
+           FROM unnest($1::text[]) WITH ORDINALITY AS w(asked, at)
+           LEFT JOIN LATERAL (SELECT to_regclass(w.asked)::oid AS leaf WHERE NOT EXISTS (SELECT FROM pg_partitioned_table WHERE partrelid = to_regclass(w.asked)::oid)
+                               UNION ALL SELECT relid::oid FROM pg_partition_tree(to_regclass(w.asked)) WHERE isleaf) l ON true
+           LEFT JOIN pg_class c ON c.oid = l.leaf AND c.relkind = 'r' AND c.relpersistence IN ('p', 'u')
+           LEFT JOIN pg_namespace n ON n.oid = c.relnamespace {KEY}
+          ORDER BY w.at, 2"
+    )
+}
 
 /// What must be the same for two looks at a table to be comparable: its file (a rewrite moves rows), and its
 /// columns (one that is added with a default changes every row's text and no row's version).
 pub const SHAPE: &str = "
-SELECT pg_relation_filenode(c.oid)::text || ' '
+SELECT coalesce(pg_relation_filenode(c.oid), 0)::text || ' '
        || (SELECT md5(string_agg(format('%s %s %s %s', a.attnum, a.attname, a.atttypid, a.attisdropped), ',' ORDER BY a.attnum))
              FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0) AS shape
   FROM pg_class c WHERE c.oid = to_regclass($1)::oid";
-
-/// Count, and the sums of both halves of each row's MD5: the order of rows does not matter. The name of
-/// the row is one that no column has: a column would be taken for it.
-#[must_use]
-pub fn stretches(quoted: &str) -> String {
-    format!(
-        "SELECT block / $1 AS number, count(*)::bigint AS rows,
-                sum(('x' || substr(h, 1, 16))::bit(64)::bigint::numeric)::text AS high,
-                sum(('x' || substr(h, 17, 16))::bit(64)::bigint::numeric)::text AS low
-           FROM (SELECT (muster_row.ctid::text::point)[0]::bigint AS block,
-                        md5(muster_row.ctid::text || ' ' || muster_row.xmin::text || ' ' || muster_row::text) AS h
-                   FROM ONLY {quoted} AS muster_row) AS s
-          GROUP BY 1"
-    )
-}
 
 /// The rows of a range of blocks, which is read as such (a TID range scan).
 #[must_use]
@@ -112,6 +127,19 @@ pub fn versions(quoted: &str, first: u32, last: u32) -> String {
            FROM ONLY {quoted} AS muster_row WHERE muster_row.ctid >= '({first},0)'::tid {end}"
     )
 }
+
+/// Rows at these places, as they are told: what their keys are, and a digest of each column.
+#[must_use]
+pub fn rows_at(quoted: &str, columns: &str, key: &str) -> String {
+    format!(
+        "SELECT (muster_row.ctid::text::point)[0]::bigint AS block, (muster_row.ctid::text::point)[1]::bigint AS line,
+                jsonb_build_object({key})::text AS key, jsonb_build_object({columns})::text AS columns
+           FROM ONLY {quoted} AS muster_row WHERE muster_row.ctid = ANY($1::tid[])"
+    )
+}
+
+/// So that a query ends when the one who asked is gone. Not every system can tell.
+pub const GONE: &str = "SET client_connection_check_interval = '1s'";
 
 /// A column as SQL names it, its type, and whether text compares with it as it is.
 pub const COLUMN: &str = "

@@ -5,7 +5,8 @@
 //! who signs what, [`drills`] does the same for drills, [`bench`] loads the engine, [`serve`] fires them on
 //! schedule, [`takeover`] goes on with what other nodes left, [`heartbeat`] says that it does, [`view`] is the
 //! JSON that machines read, [`notices`] tells people, [`next`] is what they can do, [`evidence`] verifies,
-//! [`portable`] carries the record from one journal to another, [`backup`] is the repository's.
+//! [`portable`] carries the record from one journal to another, [`backup`] is the repository's, [`replica`] compares a
+//! replica with its primary.
 
 pub mod approvals;
 pub mod backup;
@@ -18,6 +19,7 @@ pub mod next;
 pub mod notices;
 pub mod portable;
 mod preempt;
+pub mod replica;
 pub mod report;
 pub mod runs;
 pub mod serve;

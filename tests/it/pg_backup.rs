@@ -50,7 +50,7 @@ pub fn checked(home: &Home) -> Cluster {
 /// Lays a snapshot out as it is, with the tool that shares nothing with us: `muster backup restore` adds what a recovery takes.
 pub fn restore(place: &Place, home: &Home, snapshot: &str, name: &str) -> PathBuf {
     let to = home.0.path().join(name);
-    backup(place, &["restore", snapshot, "--files-only", "--to", to.to_str().unwrap()]).expect(0);
+    by_the_tool(place, snapshot, &to);
     to
 }
 

@@ -3,7 +3,7 @@
 use crate::pg::{Cluster, Home, free_port};
 use muster::providers::{
     clock::{Clock, SystemClock},
-    port::{Look, Lsn, PortError, SqlRead, SqlWrite, Stretch, Version},
+    port::{Look, Lsn, Piece, PortError, SqlRead, SqlWrite, Stretch, Version},
     postgres::{Postgres, Settings},
 };
 use sqlx::{Connection, Executor, PgConnection};
@@ -38,8 +38,9 @@ async fn eventually<F: AsyncFn() -> bool>(what: &str, test: F) {
 async fn sums(sql: &Postgres, names: &[String]) -> Vec<(String, Vec<Stretch>)> {
     let mut rows = sql.rows().await.unwrap();
     let mut all = Vec::new();
-    for table in rows.tables(names).await.unwrap() {
-        let look = rows.stretches(&table.name, 16, true).await.unwrap();
+    for table in rows.tables(names).await.unwrap().into_iter().filter(|table| !table.unlogged) {
+        let piece = Piece { per: 16, first: 0, last: table.blocks / 16, open: true };
+        let look = rows.stretches(&table, piece, 7, true).await.unwrap();
         all.push((table.name, look.seen));
     }
     all

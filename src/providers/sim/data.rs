@@ -319,13 +319,17 @@ impl SqlRead for Data {
 #[async_trait]
 impl RowRead for Data {
     async fn tables(&mut self, _names: &[String]) -> PortResult<Vec<TableFile>> {
-        Ok(vec![TableFile { name: "public.predictions".into(), blocks: 1 }])
+        let name = "public.predictions".into();
+        Ok(vec![TableFile { name, blocks: 1, unlogged: false, columns: Vec::new(), key: Vec::new(), sorted: None }])
     }
-    async fn stretches(&mut self, table: &str, _per: u32, position: bool) -> PortResult<Look<Stretch>> {
-        let look = self.versions(table, &[], position).await?;
+    async fn stretches(&mut self, table: &TableFile, _piece: Piece, _seed: i64, position: bool) -> PortResult<Look<Stretch>> {
+        let look = self.versions(&table.name, &[], position).await?;
         let sum = look.seen.iter().map(|v| v.digest.as_str()).collect();
         let seen = vec![Stretch { number: 0, rows: look.seen.len() as u64, sum }];
         Ok(Look { at: look.at, horizon: look.horizon, busy: look.busy, shape: look.shape, seen })
+    }
+    async fn rows_at(&mut self, _table: &TableFile, _places: &[(u32, u32)]) -> PortResult<Vec<RowText>> {
+        Ok(Vec::new())
     }
     async fn versions(&mut self, _table: &str, _ranges: &[(u32, u32)], _position: bool) -> PortResult<Look<Version>> {
         self.with(|server| Look { at: server.state.position, horizon: 1_000, busy: false, shape: String::new(), seen: server.rows.clone() })

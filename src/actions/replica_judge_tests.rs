@@ -66,7 +66,7 @@ proptest! {
             &hidden(&history, after, late),
             &BTreeSet::new(),
         );
-        prop_assert_eq!(judged.wrong, Vec::<String>::new());
+        prop_assert_eq!(judged.wrong, Vec::new());
     }
 
     #[test]
@@ -105,7 +105,7 @@ fn a_stray_row_is_wrong_once_it_was_seen_twice() {
     let first = judge(&primary, &standby, &primary, &BTreeSet::new());
     assert!(first.wrong.is_empty() && first.open.contains(&0), "{first:?}");
     let second = judge(&primary, &standby, &primary, &first.stray);
-    assert_eq!(second.wrong, ["the row at (0,2) is not on the primary"]);
+    assert_eq!(second.wrong, [((0, 2, 500), Kind::Extra)]);
     let busy = Look { busy: true, ..primary.clone() };
     assert!(judge(&busy, &standby, &primary, &first.stray).wrong.is_empty(), "its writer may be committing");
 }
