@@ -62,15 +62,19 @@ impl World {
 
     fn make_postgres(&self, name: &str, region: &str) -> PortResult<Postgres> {
         let database = self.database(name)?;
-        let Engine::RdsPostgres = database.engine;
         let instance = database
             .instances
             .get(region)
             .ok_or_else(|| absent(&format!("instance of database `{name}` in region"), region, database.instances.keys()))?;
         // An address in the estate needs no control plane: it may be the very thing that is down.
-        let instances = match &instance.host {
-            Some(_) => None,
-            None => Some(self.instances(region)?),
+        let instances = match (&instance.host, database.engine) {
+            (Some(_), _) => None,
+            (None, Engine::RdsPostgres) => Some(self.instances(region)?),
+            (None, Engine::Postgres) => {
+                return Err(PortError::Config(format!(
+                    "the estate does not say where `{name}` answers in `{region}`: write databases.{name}.instances.{region}.host"
+                )));
+            }
         };
         let settings = postgres::Settings {
             label: format!("{name} in {region}"),
