@@ -5,11 +5,18 @@
 
 mod compared;
 pub mod contract;
+mod fence_hba;
+mod fence_ways;
 mod manifest;
+mod own_server;
 pub mod proof;
 pub mod replica;
+mod rejoin_own;
 mod replica_content;
 mod shared;
+mod stranded;
+mod stranded_log;
+mod switchover_steps;
 mod vault;
 mod wheel;
 
@@ -62,6 +69,7 @@ actions! {
     database_promote::Promote,
     database_rejoin::Rejoin,
     database_snapshot::Snapshot,
+    database_switchover::Switchover,
     database_verify_replica::VerifyReplica,
     dns_shift::Shift,
     exec_command::Command,

@@ -4,7 +4,7 @@
 use super::contract::{ApplyError, ReadCx, Refusal, failure};
 use crate::model::{
     effect::*,
-    estate::{Database, Endpoint},
+    estate::{Database, Endpoint, Engine, Estate},
     ids::*,
     node::{Node, NodeValue},
 };
@@ -30,6 +30,11 @@ pub(crate) fn locks(with: &Node, kind: &str, field: &str) -> Vec<Resource> {
 /// One plane of the region that a field names.
 pub(crate) fn reach(with: &Node, field: &str, plane: Plane) -> Option<Reach> {
     text(with, field).map(|region| Reach { place: Place::Region(region.into()), plane })
+}
+
+/// Is the database that `with` names one of servers of one's own? They have no control plane.
+pub(crate) fn own(with: &Node, estate: &Estate) -> bool {
+    text(with, "database").and_then(|name| estate.databases.get(name)).is_some_and(|d| d.engine == Engine::Postgres)
 }
 
 /// The machine that Muster runs on and what it was pointed to.

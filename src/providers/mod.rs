@@ -11,13 +11,18 @@ pub mod directory;
 mod directory_files;
 pub mod http;
 pub mod lease;
+pub mod machine;
+pub mod pooler;
 pub mod port;
+pub mod port_server;
 pub mod postgres;
+mod postgres_cluster;
 mod postgres_rows;
 mod postgres_sql;
 pub mod process;
 #[cfg(feature = "aws")]
 pub mod rds;
+pub mod remote;
 pub mod resolver;
 #[cfg(feature = "aws")]
 pub mod route53;
@@ -26,6 +31,7 @@ pub mod s3;
 #[cfg(feature = "aws")]
 mod s3_parts;
 pub mod secrets;
+mod server_scripts;
 pub mod sim;
 pub mod store;
 pub mod who;
