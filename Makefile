@@ -1,12 +1,12 @@
 # Two commands matter: `make demo` and `make test`. Both install what a fresh Debian or Ubuntu machine
 # with a Rust toolchain lacks, and say what they install.
 
-.PHONY: help deps build demo test sweep sim sim-bugs lint fmt bench bench-engine bench-repository fuzz clean
+.PHONY: help deps build demo test sweep soak sim sim-bugs lint fmt bench bench-engine bench-repository fuzz clean
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 
-deps: ## Install what is missing (PostgreSQL's server; Python packages into .venv)
+deps: ## Install what is missing (PostgreSQL's server, PgBouncer; Python packages into .venv)
 	@bash scripts/deps.sh
 
 build: ## Build the program
@@ -22,6 +22,9 @@ test: deps ## Every test
 
 sweep: ## Kill the program at every write to its journal and at random, and count every effect
 	cargo test --no-default-features --test it -- sweep::the_whole_sweep --ignored --nocapture --test-threads=1
+
+soak: deps ## Hundreds of switchovers under load and of killed primaries, on real clusters (SOAK=200)
+	SOAK=$(or $(SOAK),200) cargo test --no-default-features --test it -- --ignored soak:: --nocapture --test-threads=1
 
 SIM := cargo test --profile sim --no-default-features --lib
 

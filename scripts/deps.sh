@@ -42,6 +42,8 @@ command -v cc >/dev/null 2>&1 || missing+=(gcc libc6-dev)
 have_postgres || missing+=(postgresql)
 # Approvals are checked against OpenSSH itself.
 command -v ssh-keygen >/dev/null 2>&1 || missing+=(openssh-client)
+# The pooler that switchovers are tested with: only the program is wanted, nothing is started.
+[ "${1:-}" = demo ] || command -v pgbouncer >/dev/null 2>&1 || [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
 # S3 servers to test against, and what reads a repository without Muster.
 [ "${1:-}" = demo ] || have_python || missing+=(python3 python3-venv)
 
@@ -53,6 +55,12 @@ if [ ${#missing[@]} -gt 0 ]; then
     # Only the programs are wanted: no cluster is made, nothing is started.
     install postgresql-common
     root sed -i 's/^#\?create_main_cluster.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf
+  fi
+  if [[ " ${missing[*]} " == *" pgbouncer "* ]] && [ ! -e /usr/sbin/policy-rc.d ]; then
+    # What keeps a package from starting its server, for as long as this takes.
+    printf '#!/bin/sh\nexit 101\n' | root tee /usr/sbin/policy-rc.d >/dev/null
+    root chmod +x /usr/sbin/policy-rc.d
+    trap 'root rm -f /usr/sbin/policy-rc.d' EXIT
   fi
   install "${missing[@]}"
 fi

@@ -8,7 +8,6 @@ use secrecy::{ExposeSecret, SecretString};
 use std::time::Duration;
 
 pub(crate) const STANDBY: &str = "standby.signal";
-pub(crate) const AUTO: &str = "postgresql.auto.conf";
 /// How long a standby that has just lost its receiver may sit before it takes notice of a promotion.
 pub(crate) const RETRY_INTERVAL: &str = "wal_retrieve_retry_interval";
 pub(crate) const QUICK_RETRY: &str = "50ms";
@@ -65,29 +64,12 @@ fn conninfo(up: &Upstream, name: &str) -> SecretString {
     text.into()
 }
 
-/// The text of `postgresql.auto.conf` with these settings in the place of what it had for them.
-fn with_settings(text: &str, settings: &[(&str, SecretString)]) -> SecretString {
-    let named = |line: &str| settings.iter().any(|(name, _)| line.trim_start().split(['=', ' ', '\t']).next() == Some(name));
-    let mut out: String = text.lines().filter(|line| !named(line)).map(|line| format!("{line}\n")).collect();
-    for (name, value) in settings {
-        out.push_str(&format!("{name} = '{}'\n", value.expose_secret().replace('\\', r"\\").replace('\'', "''")));
-    }
-    out.into()
-}
-
 /// From the next start on, whoever starts it, the server is a standby: of that primary, or of nobody.
 pub(crate) async fn make_standby(machine: &dyn MachineWrite, of: Option<(&Upstream, &RegionName)>) -> PortResult<()> {
-    let text = machine.read(AUTO).await?.unwrap_or_default();
-    let (from, slot) = match of {
-        Some((up, region)) => (conninfo(up, &slot_name(region)), slot_name(region)),
-        None => (String::new().into(), String::new()),
-    };
-    let settings = [("primary_conninfo", from), ("primary_slot_name", slot.into())];
-    let new = with_settings(&text, &settings);
-    if new.expose_secret() != text {
-        machine.write(AUTO, &new).await?;
+    match of {
+        Some((up, region)) => machine.make_standby(&conninfo(up, &slot_name(region)), &slot_name(region)).await,
+        None => machine.make_standby(&String::new().into(), "").await,
     }
-    machine.write(STANDBY, &String::new().into()).await
 }
 
 /// Waits until nothing of the server lives; what it says then.
@@ -106,14 +88,18 @@ pub(crate) async fn await_dead(cx: &ReadCx, machine: &dyn MachineRead, limit: Du
     }
 }
 
-/// Stops a server by whatever it takes: asked, then not asked, then killed, with all that it left behind.
+/// Stops a server by whatever it takes: asked, then not asked, then killed, with all that it left behind. Backends whose
+/// postmaster is gone are killed at once: nobody is left to ask, and one of them may be about to commit.
 pub(crate) async fn stop(cx: &ReadCx, machine: &dyn MachineWrite, patience: Duration) -> PortResult<MachineState> {
-    for how in [Some(Stop::Fast), Some(Stop::Immediate), None] {
-        match how {
+    for (how, limit) in [(Some(Stop::Fast), patience), (Some(Stop::Immediate), Duration::from_secs(5)), (None, Duration::from_secs(5))] {
+        let state = machine.look().await?;
+        if state.dead() {
+            return Ok(state);
+        }
+        match how.filter(|_| state.postmaster) {
             Some(how) => machine.stop(how).await?,
             None => machine.kill().await?,
         }
-        let limit = if how == Some(Stop::Fast) { patience } else { Duration::from_secs(5) };
         if let Some(state) = await_dead(cx, machine, limit).await? {
             return Ok(state);
         }
@@ -161,16 +147,6 @@ pub(crate) async fn seen<O>(look: impl Future<Output = PortResult<Seen<O>>> + Se
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn settings_are_replaced_and_nothing_else_is() {
-        let text = "# made by ALTER SYSTEM\nwork_mem = '4MB'\nprimary_conninfo = 'host=a'\nprimary_conninfo_x = '1'\n";
-        let new = with_settings(text, &[("primary_conninfo", SecretString::from("host='b' password='it\\'s'"))]);
-        let want = "# made by ALTER SYSTEM\nwork_mem = '4MB'\nprimary_conninfo_x = '1'\nprimary_conninfo = 'host=''b'' password=''it\\\\''s'''\n";
-        assert_eq!(new.expose_secret(), want);
-        let empty = with_settings(new.expose_secret(), &[("primary_conninfo", SecretString::from(""))]);
-        assert!(empty.expose_secret().ends_with("primary_conninfo = ''\n"));
-    }
 
     #[test]
     fn a_length_of_time_in_a_setting() {

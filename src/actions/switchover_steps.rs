@@ -62,11 +62,11 @@ pub(super) async fn preflight(cx: &ReadCx, intent: &mut Intent, old: &ServerStat
     if standby.timeline != old.timeline {
         return Err(Refusal::no("timeline", format!("{who} is on timeline {}, its primary on {}", standby.timeline, old.timeline)));
     }
-    if !standby.streaming {
-        return Err(Refusal::later("not_streaming", format!("{who} does not stream from its primary")));
-    }
     if standby.replay_paused {
         return Err(Refusal::no("replay_paused", format!("the replay of {who} is paused")).remedy("SELECT pg_wal_replay_resume()"));
+    }
+    if !standby.streaming {
+        return Err(Refusal::later("not_streaming", format!("{who} does not stream from its primary")));
     }
     let behind = old.position.0.saturating_sub(standby.position.0);
     if behind > MOST_BEHIND {

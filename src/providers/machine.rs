@@ -82,6 +82,11 @@ fn password_line(source: &Upstream) -> Vec<u8> {
     line.into_bytes()
 }
 
+/// A line of a server's configuration.
+fn setting(name: &str, value: &str) -> String {
+    format!("{name} = '{}'\n", value.replace('\\', r"\\").replace('\'', "''"))
+}
+
 /// A value in a connection string.
 #[must_use]
 pub fn conninfo_value(text: &str) -> String {
@@ -100,6 +105,7 @@ fn parse(text: &str) -> Result<MachineState, String> {
                 state.processes.push(Standing { pid, name: name.to_owned() });
             }
             "attached" => state.attached = rest.trim().parse().map_err(|_| format!("`{line}` is no count"))?,
+            "postmaster" => state.postmaster = true,
             "standby" => state.standby_signal = true,
             "beside" => state.beside = true,
             "control" => {
@@ -160,7 +166,13 @@ impl MachineWrite for Machine {
         self.change(&format!("removing {file}"), CHANGE, script::REMOVE, &[file], None).await.map(drop)
     }
 
+    async fn make_standby(&self, conninfo: &SecretString, slot: &str) -> PortResult<()> {
+        let lines = setting("primary_conninfo", conninfo.expose_secret()) + &setting("primary_slot_name", slot);
+        self.change("making it a standby", CHANGE, script::MAKE_STANDBY, &[], Some(lines.into_bytes())).await.map(drop)
+    }
+
     async fn start(&self) -> PortResult<()> {
+        self.change("clearing a pid file", CHANGE, script::CLEAR, &[], None).await?;
         if self.server.start.is_empty() {
             self.change("pg_ctl start", START, script::START, &[], None).await.map(drop)
         } else {
@@ -244,6 +256,31 @@ mod tests {
         assert_eq!((state.attached, state.timeline, state.checkpoint), (2, 2, Lsn(0x0300_0028)));
         assert_eq!(state.state, "shut down");
         assert!(parse("process 12 postgres\n").is_err(), "without its control file nothing is known of it");
+    }
+
+    #[tokio::test]
+    async fn a_standbys_settings_take_the_place_of_what_stood_and_of_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        // What the script wants of a server's programs.
+        let bin = dir.path().join("bin");
+        std::fs::create_dir(&bin).unwrap();
+        std::fs::write(bin.join("pg_ctl"), "").unwrap();
+        std::fs::set_permissions(bin.join("pg_ctl"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let auto = dir.path().join("postgresql.auto.conf");
+        std::fs::write(&auto, "# ours\nwork_mem = '4MB'\nprimary_conninfo = 'host=a'\nprimary_conninfo_x = '1'\n").unwrap();
+        let server = Server { data: dir.path().to_owned(), bin: Some(bin), ..Server::default() };
+        let machine = Machine::new("orders in east".into(), server, "127.0.0.1".into(), 1);
+        for _ in 0..2 {
+            machine.make_standby(&SecretString::from(r"host='b' password='it\'s'"), "muster_east").await.unwrap();
+            let want = r"# ours
+work_mem = '4MB'
+primary_conninfo_x = '1'
+primary_conninfo = 'host=''b'' password=''it\\''s'''
+primary_slot_name = 'muster_east'
+";
+            assert_eq!(std::fs::read_to_string(&auto).unwrap(), want);
+            assert!(dir.path().join("standby.signal").exists());
+        }
     }
 
     #[test]

@@ -88,6 +88,8 @@ pub struct MachineState {
     /// Every process that works in the directory: the postmaster, its children, also those that it left behind, and
     /// the tools that work on it.
     pub processes: Vec<Standing>,
+    /// One of them is the postmaster that the pid file names: it can be asked to stop.
+    pub postmaster: bool,
     /// Processes that are attached to the shared memory that the directory's pid file names.
     pub attached: u32,
     /// Whoever starts the server gets a standby.
@@ -144,6 +146,8 @@ pub trait MachineWrite: MachineRead {
     /// Puts a whole file in the place of what is there, in one step.
     async fn write(&self, file: &str, content: &SecretString) -> PortResult<()>;
     async fn remove(&self, file: &str) -> PortResult<()>;
+    /// From the next start on, whoever starts it, the server is a standby: of the primary that these settings name.
+    async fn make_standby(&self, conninfo: &SecretString, slot: &str) -> PortResult<()>;
     async fn start(&self) -> PortResult<()>;
     /// Asks it to stop. That it has stopped is for `look` to say.
     async fn stop(&self, how: Stop) -> PortResult<()>;

@@ -28,6 +28,8 @@ for process in /proc/[0-9]*; do
     echo "process ${process#/proc/} $name"
   fi
 done
+master=; read -r master 2>/dev/null < "$data/postmaster.pid" || master=
+if [ -n "$master" ] && [ "/proc/$master/cwd" -ef "$data" ]; then echo "postmaster"; fi
 memory=$(sed -n 7p "$data/postmaster.pid" 2>/dev/null)
 memory=${memory##* }
 if [ -n "$memory" ]; then awk -v id="$memory" '$2 == id { print "attached", $7 }' /proc/sysvipc/shm 2>/dev/null; fi
@@ -49,8 +51,29 @@ sync "$1.muster-new" 2>/dev/null || sync
 mv -f "$1.muster-new" "$1" && { sync . 2>/dev/null || sync; }
 "#;
 
+/// The lines come by standard input. In one go, since an outage may be waiting for it.
+pub const MAKE_STANDBY: &str = r#"
+umask 077
+auto=postgresql.auto.conf
+{ sed '/^[[:space:]]*primary_\(conninfo\|slot_name\)[[:space:]=]/d' "$auto" 2>/dev/null; cat; } > "$auto.muster-new" || exit 1
+if [ -e "$auto" ]; then chmod --reference="$auto" "$auto.muster-new"; fi
+if ! cmp -s "$auto" "$auto.muster-new"; then mv -f "$auto.muster-new" "$auto" || exit 1; else rm -f "$auto.muster-new"; fi
+: > standby.signal || exit 1
+sync "$auto" standby.signal . 2>/dev/null || sync
+"#;
+
 pub const REMOVE: &str = r#"
 rm -f "$1" && { sync . 2>/dev/null || sync; }
+"#;
+
+/// A server that was killed leaves its pid file, and the next will not start while any process bears that number, were it
+/// one that has ended and that nobody has taken notice of. It is taken away only where nothing works in the directory.
+pub const CLEAR: &str = r#"
+cd /
+for process in /proc/[0-9]*; do
+  if [ "$process/cwd" -ef "$data" ] && [ "${process#/proc/}" != "$$" ]; then exit 0; fi
+done
+rm -f "$data/postmaster.pid"
 "#;
 
 pub const START: &str = r#"

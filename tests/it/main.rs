@@ -35,6 +35,11 @@ mod lab;
 mod nodes;
 mod people;
 mod pg;
+mod pg_fence;
+mod pg_load;
+mod pg_rejoin;
+mod pg_switch;
+mod pg_yard;
 mod place;
 mod preempt;
 #[cfg(feature = "lab")]

@@ -9,8 +9,8 @@ use std::{
 };
 
 pub struct Cluster {
-    bin: PathBuf,
-    data: PathBuf,
+    pub bin: PathBuf,
+    pub data: PathBuf,
     pub port: u16,
 }
 
@@ -33,7 +33,7 @@ impl Home {
 }
 
 /// PostgreSQL refuses to run as root: then it is run as `postgres`, or as nobody.
-fn other_user() -> Option<(u32, u32)> {
+pub fn other_user() -> Option<(u32, u32)> {
     if std::fs::metadata("/proc/self").unwrap().uid() != 0 {
         return None;
     }
@@ -77,7 +77,8 @@ impl Cluster {
         Self::with(home, "max_connections=100\n")
     }
 
-    fn with(home: &Home, settings: &str) -> Self {
+    /// With settings of the test's own.
+    pub fn with(home: &Home, settings: &str) -> Self {
         let dir = home.0.path();
         let bin = bin().expect("no initdb under /usr/lib/postgresql: make deps");
         let (data, port) = (dir.join("east"), free_port());
@@ -176,7 +177,7 @@ impl Cluster {
     pub fn stop(&self) {
         // One that was killed has left its file.
         let master = std::fs::read_to_string(self.data.join("postmaster.pid")).unwrap_or_default();
-        if master.lines().next().is_some_and(|pid| Path::new("/proc").join(pid.trim()).exists()) {
+        if master.lines().next().is_some_and(|pid| Path::new("/proc").join(pid.trim()).join("cwd").exists()) {
             run(
                 self.data.parent().unwrap(),
                 self.bin.join("pg_ctl"),

@@ -186,6 +186,7 @@ impl MachineRead for Own {
         let processes = machine.running.then(|| Standing { pid: 1, name: "postgres".into() });
         Ok(MachineState {
             processes: processes.into_iter().collect(),
+            postmaster: machine.running,
             attached: u32::from(machine.running),
             standby_signal: machine.standby_signal,
             beside: true,
@@ -210,11 +211,13 @@ impl MachineRead for Own {
 impl MachineWrite for Own {
     async fn write(&self, file: &str, content: &SecretString) -> PortResult<()> {
         self.do_there(|state| {
-            let Some(machine) = state.machines.get_mut(&self.at) else { return };
-            if file == "standby.signal" {
+            state.machines.get_mut(&self.at).map(|m| m.files.insert(file.to_owned(), content.expose_secret().to_owned()));
+        })
+    }
+    async fn make_standby(&self, _conninfo: &SecretString, _slot: &str) -> PortResult<()> {
+        self.do_there(|state| {
+            if let Some(machine) = state.machines.get_mut(&self.at) {
                 machine.standby_signal = true;
-            } else {
-                machine.files.insert(file.to_owned(), content.expose_secret().to_owned());
             }
         })
     }
