@@ -24,7 +24,7 @@
 use super::{
     contract::*,
     fence_ways::{self as ways, Closed, Fenced, PAUSE_COUNTS},
-    own_server::is_own,
+    own_server::{is_own, not_patronis},
     proof::{FenceProof, ProofKind},
     shared::*,
 };
@@ -116,6 +116,9 @@ impl Action for Fence {
         }
         let fenced = Fenced { database: &name, region: &region, planned };
         let by = chosen(cx, fenced, by)?;
+        if by.iter().any(|kind| matches!(kind, ProofKind::ServerStopped | ProofKind::HbaClosed)) {
+            not_patronis(cx, &name, &region).await?;
+        }
         let mut all = Vec::new();
         let mut notes = Vec::new();
         let mut expect_epoch = None;

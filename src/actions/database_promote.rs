@@ -18,7 +18,7 @@
 
 use super::{
     contract::*,
-    own_server::{QUICK_RETRY, RETRY_INTERVAL, SLOW_RETRY_MS, is_own, setting_ms, state_of},
+    own_server::{QUICK_RETRY, RETRY_INTERVAL, SLOW_RETRY_MS, is_own, not_patronis, setting_ms, state_of},
     proof::{FenceProof, still_holds},
     shared::*,
 };
@@ -167,6 +167,7 @@ impl Action for Promote {
 }
 
 async fn prepare_own(cx: &ReadCx, name: DatabaseName, region: RegionName, instance: String, proof: FenceProof) -> Result<Prepared<Intent>, Refusal> {
+    not_patronis(cx, &name, &region).await?;
     let state = caught_up(cx, &name, &region, proof.lsn).await?;
     if state.replay_paused {
         return Err(Refusal::no("replay_paused", format!("the replay of `{name}` in `{region}` is paused: promoted now, it would lack what it has received"))

@@ -109,6 +109,8 @@ impl Action for Switchover {
         let standby = state_of(cx, name, to).await?;
         let from = the_other(cx, name, to, &standby).await?;
         needs_machine(cx, name, &from, "it cannot be stopped in order")?;
+        not_patronis(cx, name, &from).await?;
+        not_patronis(cx, name, to).await?;
         let old = state_of(cx, name, &from).await?;
         let mut intent = Intent {
             database: name.clone(), from, to: to.clone(), max_pause: input.max_pause, system_identifier: old.system_identifier.clone(),

@@ -25,7 +25,9 @@ fn rules(database: &Database, trusting: bool) -> Result<String, String> {
     let method = |user: &str, password: bool| match (password, trusting) {
         (true, _) => Ok("md5"),
         (false, true) => Ok("trust"),
-        (false, false) => Err(format!("the estate has no password for `{user}`, and nobody is let in without one: it would lock Muster out")),
+        (false, false) => {
+            Err(format!("the estate has no password for `{user}`, and nobody is let in without one: it would lock Muster out"))
+        }
     };
     let own = method(&database.user, database.password.is_some())?;
     let mut lines = vec![HEAD.to_owned()];
@@ -76,7 +78,9 @@ async fn until_refused(cx: &ReadCx, cluster: &dyn ClusterRead, fenced: Fenced<'_
         // 28000: turned away at the door. 28P01 would be a wrong password: let to the door at least.
         match cluster.refusal(&role).await? {
             Some(why) if why.contains("28000") => return Ok(()),
-            _ if clock.monotonic() >= until => return Err(PortError::Unknown(format!("pg_hba.conf is closed, and `{role}` is still let to the door"))),
+            _ if clock.monotonic() >= until => {
+                return Err(PortError::Unknown(format!("pg_hba.conf is closed, and `{role}` is still let to the door")));
+            }
             _ => clock.sleep(Duration::from_millis(20)).await,
         }
     }
@@ -93,7 +97,9 @@ pub(super) async fn verify(cx: &ReadCx, fenced: Fenced<'_>) -> PortResult<Seen<C
         return Ok(Seen::Absent);
     }
     if !hba.errors.is_empty() {
-        return Ok(Seen::Differs { found: format!("the closed pg_hba.conf has lines that the server cannot read: {}", hba.errors.join("; ")) });
+        return Ok(Seen::Differs {
+            found: format!("the closed pg_hba.conf has lines that the server cannot read: {}", hba.errors.join("; ")),
+        });
     }
     if let Some(role) = stranger(cx, &*cluster, fenced).await?
         && !cluster.refusal(&role).await?.is_some_and(|why| why.contains("28000"))
@@ -105,7 +111,8 @@ pub(super) async fn verify(cx: &ReadCx, fenced: Fenced<'_>) -> PortResult<Seen<C
         return Ok(Seen::Pending { poll_after_ms: 50, note: format!("still there: {}", writers.join(", ")) });
     }
     let state = cx.world.sql(database_name, region)?.state().await?;
-    let detail = format!("pg_hba.conf lets in Muster and replication alone, a connection was refused, no session is left at {}", state.position);
+    let detail =
+        format!("pg_hba.conf lets in Muster and replication alone, a connection was refused, no session is left at {}", state.position);
     Ok(Seen::Done(Closed { lsn: Some(state.position), detail }))
 }
 

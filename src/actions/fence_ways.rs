@@ -52,7 +52,8 @@ pub(crate) fn possible(cx: &ReadCx, fenced: Fenced<'_>, kind: ProofKind) -> Resu
                 .remedy(format!("write databases.{name}.instances.{region}.network")))
         }
         ProofKind::LeaseExpired | ProofKind::ReadOnly if database(cx, name)?.lease.is_none() => {
-            let message = format!("`{}` is no fence for `{name}`: it has no write lease, and a session may make itself writable", kind.word());
+            let message =
+                format!("`{}` is no fence for `{name}`: it has no write lease, and a session may make itself writable", kind.word());
             Err(Refusal::no("no_lease", message).remedy("use `server_stopped`, `access_revoked` or `hba_closed`"))
         }
         _ => Ok(()),
@@ -125,7 +126,10 @@ pub(crate) async fn close(cx: &WriteCx, fenced: Fenced<'_>, kind: ProofKind, rol
             if end.code == Some(0) {
                 return Ok(());
             }
-            Err(ApplyError::Unknown(Failure::new("cut_failed", format!("the command that cuts the network ended with {:?}: {}", end.code, end.output.trim()))))
+            Err(ApplyError::Unknown(Failure::new(
+                "cut_failed",
+                format!("the command that cuts the network ended with {:?}: {}", end.code, end.output.trim()),
+            )))
         }
     }
 }
@@ -154,7 +158,9 @@ async fn stopped(cx: &ReadCx, fenced: Fenced<'_>) -> PortResult<Seen<Closed>> {
     // The standby must have replayed beyond the beginning of the last record there is.
     let lsn = (fenced.planned && state.state.starts_with("shut down")).then_some(Lsn(state.checkpoint.0 + 1));
     if fenced.planned && lsn.is_none() {
-        return Ok(Seen::Differs { found: format!("the server did not stop in order (`{}`): where its log ends is not known", state.state) });
+        return Ok(Seen::Differs {
+            found: format!("the server did not stop in order (`{}`): where its log ends is not known", state.state),
+        });
     }
     closed(lsn, format!("server {}: no process, no memory held, nothing listens; it starts as a standby only", state.state))
 }

@@ -32,6 +32,21 @@ pub(crate) fn needs_machine(cx: &ReadCx, name: &DatabaseName, region: &RegionNam
         .remedy(format!("write databases.{name}.instances.{region}.server")))
 }
 
+/// Patroni starts what was stopped, and writes its own configuration: whoever works around it, it undoes. A machine that
+/// cannot be asked is no reason to refuse here.
+pub(crate) async fn not_patronis(cx: &ReadCx, name: &DatabaseName, region: &RegionName) -> Result<(), Refusal> {
+    if instance(cx, name, region)?.server.is_none() {
+        return Ok(());
+    }
+    match cx.world.machine(name.as_str(), region.as_str())?.look().await {
+        Ok(state) if state.patroni => {
+            Err(Refusal::no("patroni", format!("Patroni manages the server of `{name}` in `{region}`; Muster does not work around it"))
+                .remedy("ask Patroni (`patronictl switchover`, `failover`, `pause`), or take the server out of its hands first and remove patroni.dynamic.json"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The slot in which a primary keeps the log for the standby in a region.
 pub(crate) fn slot_name(region: &RegionName) -> String {
     let word: String = region.as_str().chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' }).collect();
@@ -150,6 +165,9 @@ mod tests {
 
     #[test]
     fn a_length_of_time_in_a_setting() {
-        assert_eq!([setting_ms("5s"), setting_ms("50ms"), setting_ms("1min"), setting_ms("0"), setting_ms("x")], [Some(5_000), Some(50), Some(60_000), Some(0), None]);
+        assert_eq!(
+            [setting_ms("5s"), setting_ms("50ms"), setting_ms("1min"), setting_ms("0"), setting_ms("x")],
+            [Some(5_000), Some(50), Some(60_000), Some(0), None]
+        );
     }
 }

@@ -66,8 +66,14 @@ pub(super) struct Rejoined {
     pub stranded: Option<Stranded>,
 }
 
-pub(super) async fn prepare(cx: &ReadCx, name: DatabaseName, region: RegionName, primary: RegionName) -> Result<Prepared<OwnIntent>, Refusal> {
+pub(super) async fn prepare(
+    cx: &ReadCx,
+    name: DatabaseName,
+    region: RegionName,
+    primary: RegionName,
+) -> Result<Prepared<OwnIntent>, Refusal> {
     needs_machine(cx, &name, &region, "its directory cannot be taken back")?;
+    not_patronis(cx, &name, &region).await?;
     let new = state_of(cx, &name, &primary).await?;
     if new.in_recovery {
         return Err(Refusal::no("not_primary", format!("the server of `{name}` in `{primary}` is a standby, not the primary")));
@@ -81,7 +87,10 @@ pub(super) async fn prepare(cx: &ReadCx, name: DatabaseName, region: RegionName,
     let machine = cx.world.machine(name.as_str(), region.as_str())?;
     let old = machine.look().await?;
     if old.system_identifier != new.system_identifier {
-        return Err(Refusal::no("another_cluster", format!("the directory of `{name}` in `{region}` belongs to another cluster ({})", old.system_identifier)));
+        return Err(Refusal::no(
+            "another_cluster",
+            format!("the directory of `{name}` in `{region}` belongs to another cluster ({})", old.system_identifier),
+        ));
     }
     let mut nothing = false;
     if !old.dead() {
@@ -96,7 +105,16 @@ pub(super) async fn prepare(cx: &ReadCx, name: DatabaseName, region: RegionName,
         return Err(Refusal::no("no_replication", format!("`{setting}` is 0 on the primary in `{primary}`: nobody can follow it")));
     }
     let kept = format!("before-{}", short_key(cx));
-    let intent = OwnIntent { slot: slot_name(&region), system_identifier: new.system_identifier, timeline: new.timeline, database: name, region, primary, kept, nothing };
+    let intent = OwnIntent {
+        slot: slot_name(&region),
+        system_identifier: new.system_identifier,
+        timeline: new.timeline,
+        database: name,
+        region,
+        primary,
+        kept,
+        nothing,
+    };
     let mut changes = Vec::new();
     if !nothing {
         let from = format!("{} on timeline {}", old.state, old.timeline);
@@ -108,7 +126,8 @@ pub(super) async fn prepare(cx: &ReadCx, name: DatabaseName, region: RegionName,
 }
 
 fn not_fenced(name: &DatabaseName, region: &RegionName, why: &str) -> Refusal {
-    Refusal::no("not_fenced", format!("`{name}` in `{region}` may still be written to: {why}")).remedy("fence it first with `database.fence`")
+    Refusal::no("not_fenced", format!("`{name}` in `{region}` may still be written to: {why}"))
+        .remedy("fence it first with `database.fence`")
 }
 
 pub(super) async fn apply(cx: &WriteCx, intent: &OwnIntent) -> Result<Rejoined, ApplyError> {
@@ -128,12 +147,19 @@ pub(super) async fn apply(cx: &WriteCx, intent: &OwnIntent) -> Result<Rejoined, 
     if plan != Plan::Start {
         machine.keep_configuration().await?;
         notes.how = Some(How::Rewound);
-        let rewound = if plan == Plan::Rewind { machine.rewind(&up, REWIND.min(cx.deadline)).await } else { Err(PortError::Refused("not tried".into())) };
+        let rewound = if plan == Plan::Rewind {
+            machine.rewind(&up, REWIND.min(cx.deadline)).await
+        } else {
+            Err(PortError::Refused("not tried".into()))
+        };
         match rewound {
             Ok(()) => {}
             Err(PortError::Refused(_)) => {
                 let from = upstream(cx, &intent.database, &intent.primary, true).map_err(definite)?;
-                notes = Notes { how: Some(How::Copied), old_directory: Some(machine.copy(&from, &intent.kept, COPY.min(cx.deadline)).await.map_err(half)?) };
+                notes = Notes {
+                    how: Some(How::Copied),
+                    old_directory: Some(machine.copy(&from, &intent.kept, COPY.min(cx.deadline)).await.map_err(half)?),
+                };
             }
             Err(e) => return Err(half(e)),
         }
@@ -164,7 +190,10 @@ async fn quiet(cx: &WriteCx, intent: &OwnIntent, machine: &dyn MachineWrite) -> 
     }
     let tool = state.processes.iter().find(|p| p.name.starts_with("pg_rewind") || p.name.starts_with("pg_basebackup"));
     if let Some(tool) = tool {
-        return Err(ApplyError::Unknown(Failure::new("under_way", format!("{} of an earlier attempt still runs (process {})", tool.name, tool.pid))));
+        return Err(ApplyError::Unknown(Failure::new(
+            "under_way",
+            format!("{} of an earlier attempt still runs (process {})", tool.name, tool.pid),
+        )));
     }
     match state_of(cx, &intent.database, &intent.region).await {
         Ok(state) if !state.in_recovery => Err(definite(not_fenced(&intent.database, &intent.region, "its server is a primary, and runs"))),
@@ -181,7 +210,13 @@ enum Plan {
 }
 
 /// Lists what is stranded and decides how the directory comes back.
-async fn keep_stranded(cx: &WriteCx, intent: &OwnIntent, machine: &dyn MachineWrite, cluster: &dyn ClusterWrite, old: &MachineState) -> Result<Plan, ApplyError> {
+async fn keep_stranded(
+    cx: &WriteCx,
+    intent: &OwnIntent,
+    machine: &dyn MachineWrite,
+    cluster: &dyn ClusterWrite,
+    old: &MachineState,
+) -> Result<Plan, ApplyError> {
     if old.timeline == intent.timeline {
         // It is of the new history already: it was a standby, or came back before.
         return Ok(Plan::Start);
@@ -224,7 +259,8 @@ fn remember(cx: &ReadCx, notes: &Notes) {
 }
 
 fn rejoined(cx: &ReadCx, intent: &OwnIntent, position: Option<Lsn>) -> Rejoined {
-    let notes: Notes = std::fs::read(stranded::place(cx, "how")).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+    let notes: Notes =
+        std::fs::read(stranded::place(cx, "how")).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
     let instance = format!("{} in {}", intent.database, intent.region);
     Rejoined { instance, position, how: notes.how, old_directory: notes.old_directory, stranded: stranded::kept(cx) }
 }
@@ -242,7 +278,9 @@ async fn follows(cx: &ReadCx, intent: &OwnIntent) -> PortResult<Option<ServerSta
 
 pub(super) async fn observe(cx: &ReadCx, intent: &OwnIntent) -> Seen<Rejoined> {
     match follows(cx, intent).await {
-        Ok(Some(state)) if state.system_identifier != intent.system_identifier => Seen::Differs { found: "another cluster answers there".into() },
+        Ok(Some(state)) if state.system_identifier != intent.system_identifier => {
+            Seen::Differs { found: "another cluster answers there".into() }
+        }
         Ok(Some(state)) if state.streaming && state.timeline >= intent.timeline => Seen::Done(rejoined(cx, intent, Some(state.position))),
         Ok(Some(_)) => pending(100, "the standby does not stream yet"),
         Ok(None) | Err(PortError::Unreachable(_)) => Seen::Absent,

@@ -92,7 +92,13 @@ fn digest(path: &Path) -> std::io::Result<String> {
 }
 
 /// Keeps them. The old server runs apart already.
-pub(crate) async fn keep(cx: &ReadCx, machine: &dyn MachineWrite, beyond: &Beyond, name: &DatabaseName, region: &RegionName) -> Result<Stranded, Refusal> {
+pub(crate) async fn keep(
+    cx: &ReadCx,
+    machine: &dyn MachineWrite,
+    beyond: &Beyond,
+    name: &DatabaseName,
+    region: &RegionName,
+) -> Result<Stranded, Refusal> {
     let user = upstream(cx, name, region, false)?.user;
     let names = files(cx, machine, &user, &beyond.log).await?;
     let target = place(cx, "jsonl");
@@ -110,7 +116,8 @@ pub(crate) async fn keep(cx: &ReadCx, machine: &dyn MachineWrite, beyond: &Beyon
         machine.ask(&database, &user, &sql, &answers, ROWS).await?;
         let answered = std::fs::File::open(&answers).map_err(|e| trouble("the rows", &e))?;
         for line in BufReader::new(answered).lines() {
-            let mut row: serde_json::Value = serde_json::from_str(&line.map_err(|e| trouble("the rows", &e))?).map_err(|e| trouble("a row", &e))?;
+            let mut row: serde_json::Value =
+                serde_json::from_str(&line.map_err(|e| trouble("the rows", &e))?).map_err(|e| trouble("a row", &e))?;
             row["database"] = json!(database);
             write(&row)?;
             rows += 1;
@@ -219,6 +226,12 @@ mod tests {
     #[test]
     fn a_tables_name_stays_a_name() {
         let sql = rows_sql("public.\"it's\"", &([0, 7].into(), [726].into()));
-        assert!(sql.contains("'public.\"it''s\"'") && sql.contains("FROM ONLY public.\"it's\" AS") && sql.contains("'{0,7}'") && sql.contains("'{726}'"), "{sql}");
+        assert!(
+            sql.contains("'public.\"it''s\"'")
+                && sql.contains("FROM ONLY public.\"it's\" AS")
+                && sql.contains("'{0,7}'")
+                && sql.contains("'{726}'"),
+            "{sql}"
+        );
     }
 }

@@ -98,7 +98,9 @@ impl Log {
         match kind {
             "DELETE" => done.deleted.push((first, after(what, " off ").and_then(number).unwrap_or_default())),
             "INSERT" => done.inserted += 1,
-            "MULTI_INSERT" => done.inserted += u64::from(after(what, "INSERT").map(|t| t.trim_start_matches("+INIT")).and_then(number).unwrap_or(1)),
+            "MULTI_INSERT" => {
+                done.inserted += u64::from(after(what, "INSERT").map(|t| t.trim_start_matches("+INIT")).and_then(number).unwrap_or(1))
+            }
             _ => done.updated += 1,
         }
         if kind != "DELETE" {
@@ -180,7 +182,13 @@ rmgr: XLOG        len (rec/tot):     24/    24, tx:        732, lsn: 0/01772AD8,
     #[test]
     fn nonsense_is_passed_over() {
         let mut log = Log::default();
-        for line in ["", "pg_waldump: error", "rmgr: Heap", "rmgr: Heap tx: , lsn: , desc: ", "rmgr: Transaction len, tx: 1, lsn: 0/1, desc: COMMIT"] {
+        for line in [
+            "",
+            "pg_waldump: error",
+            "rmgr: Heap",
+            "rmgr: Heap tx: , lsn: , desc: ",
+            "rmgr: Transaction len, tx: 1, lsn: 0/1, desc: COMMIT",
+        ] {
             log.read(line);
         }
         assert_eq!(log.committed.len(), 1);

@@ -18,6 +18,8 @@ const MOST_BEHIND: u64 = 16 * 1024 * 1024;
 const PROMOTE: Duration = Duration::from_secs(60);
 /// Beyond the pause that was asked for: how long a server that was told to stop may take before something else is wrong.
 const STOP: Duration = Duration::from_secs(30);
+/// How long a standby may take to find its primary again.
+const RECONNECT: Duration = Duration::from_secs(10);
 
 /// What was measured, for the report: kept on this machine, since a look at the world does not show it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -118,6 +120,9 @@ async fn ahead(cx: &WriteCx, intent: &Intent) -> Result<bool, ApplyError> {
     // What is dirty now need not be written while clients wait. Twice: the first may have taken long.
     let primary = cx.world()?.cluster_mut(name, from)?;
     let mut fresh = !machine.look().await?.dead();
+    if fresh {
+        streams(cx, intent).await?;
+    }
     for _ in 0..if fresh { 2 } else { 0 } {
         primary.checkpoint().await?;
     }
@@ -125,6 +130,21 @@ async fn ahead(cx: &WriteCx, intent: &Intent) -> Result<bool, ApplyError> {
         fresh &= !pooler.state().await?.paused;
     }
     Ok(fresh)
+}
+
+/// After an attempt that went back, the standby may not have found its primary again.
+async fn streams(cx: &ReadCx, intent: &Intent) -> Result<(), ApplyError> {
+    let clock = cx.world.clock();
+    let until = clock.monotonic() + RECONNECT;
+    while !state_of(cx, &intent.database, &intent.to).await?.streaming {
+        if clock.monotonic() >= until {
+            let failure =
+                Failure::new("not_streaming", format!("`{}` in `{}` does not stream from its primary", intent.database, intent.to));
+            return Err(ApplyError::Retry { after: Duration::from_secs(1), failure });
+        }
+        clock.sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
 }
 
 /// The pause.
@@ -173,7 +193,8 @@ async fn stop_and_catch_up(cx: &WriteCx, intent: &Intent, begun: Duration) -> Re
     let standby = cx.world.cluster(name, to)?;
     let replayed = standby.replay(stopped.checkpoint, left()).await.map_err(|e| late(&e))?;
     if replayed <= stopped.checkpoint {
-        let message = format!("`{to}` has replayed {replayed} and not the end of the log at {} within {}", stopped.checkpoint, intent.max_pause);
+        let message =
+            format!("`{to}` has replayed {replayed} and not the end of the log at {} within {}", stopped.checkpoint, intent.max_pause);
         return Err(fail("not_caught_up", message));
     }
     // Between the look and here nobody may have started it as anything but a standby.

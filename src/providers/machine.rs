@@ -106,6 +106,7 @@ fn parse(text: &str) -> Result<MachineState, String> {
             }
             "attached" => state.attached = rest.trim().parse().map_err(|_| format!("`{line}` is no count"))?,
             "postmaster" => state.postmaster = true,
+            "patroni" => state.patroni = true,
             "standby" => state.standby_signal = true,
             "beside" => state.beside = true,
             "control" => {

@@ -94,6 +94,8 @@ pub struct MachineState {
     pub attached: u32,
     /// Whoever starts the server gets a standby.
     pub standby_signal: bool,
+    /// Patroni has left its mark: it starts, stops and configures this server.
+    pub patroni: bool,
     /// A directory can be made beside it.
     pub beside: bool,
     /// The control file: `shut down`, `in production`, `in archive recovery`…

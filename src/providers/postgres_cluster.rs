@@ -81,7 +81,8 @@ impl ClusterRead for Postgres {
 
     async fn slots(&self) -> PortResult<Vec<Slot>> {
         let rows = self.texts("SELECT slot_name::text, active::text, wal_status FROM pg_replication_slots ORDER BY 1", None).await?;
-        let slot = |row: &Vec<Option<String>>| Slot { name: text(row, 0), active: text(row, 1) == "true", wal: row.get(2).cloned().flatten() };
+        let slot =
+            |row: &Vec<Option<String>>| Slot { name: text(row, 0), active: text(row, 1) == "true", wal: row.get(2).cloned().flatten() };
         Ok(rows.iter().map(slot).collect())
     }
 
@@ -222,7 +223,8 @@ impl ClusterWrite for Postgres {
     }
 
     async fn make_slot(&self, name: &str) -> PortResult<()> {
-        let make = "SELECT pg_create_physical_replication_slot($1, true) WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)";
+        let make =
+            "SELECT pg_create_physical_replication_slot($1, true) WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)";
         self.change(WRITE, make, Some(name)).await
     }
 
@@ -243,7 +245,11 @@ impl ClusterWrite for Postgres {
             for role in roles {
                 let make = "SELECT format('ALTER ROLE %I %s', rolname, $2) FROM pg_roles WHERE rolname = $1";
                 self.made(&mut c, make, &[role, word]).await?;
-                let record = if may { "DELETE FROM muster.revoked WHERE role = $1" } else { "INSERT INTO muster.revoked VALUES ($1) ON CONFLICT DO NOTHING" };
+                let record = if may {
+                    "DELETE FROM muster.revoked WHERE role = $1"
+                } else {
+                    "INSERT INTO muster.revoked VALUES ($1) ON CONFLICT DO NOTHING"
+                };
                 sqlx::query(record).bind(role.clone()).execute(&mut c).await.map_err(trouble)?;
             }
             sqlx::query("COMMIT").execute(&mut c).await.map_err(trouble)?;

@@ -170,7 +170,8 @@ pub const CANARY: [&str; 2] = [
 ];
 
 /// Roles that a fence keeps from logging in.
-pub const REVOKED: &str = "CREATE TABLE IF NOT EXISTS muster.revoked (role text PRIMARY KEY, at timestamptz NOT NULL DEFAULT clock_timestamp())";
+pub const REVOKED: &str =
+    "CREATE TABLE IF NOT EXISTS muster.revoked (role text PRIMARY KEY, at timestamptz NOT NULL DEFAULT clock_timestamp())";
 
 /// Who can log in, beside who asks and those named.
 pub const LOGINS: &str = "

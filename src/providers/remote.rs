@@ -79,9 +79,9 @@ impl Remote {
     pub async fn run(&self, call: Call<'_>) -> PortResult<Said> {
         let mut command = self.command(&call.argv)?;
         let program = call.argv.first().cloned().unwrap_or_default();
-        let child = command
-            .spawn()
-            .map_err(|e| PortError::NotFound(format!("{}: `{}` cannot be started: {e}", self.label, self.reach.first().unwrap_or(&program))))?;
+        let child = command.spawn().map_err(|e| {
+            PortError::NotFound(format!("{}: `{}` cannot be started: {e}", self.label, self.reach.first().unwrap_or(&program)))
+        })?;
         let lost = |why: String| {
             let text = format!("{}: {why}", self.label);
             if call.doing == Doing::Writing { PortError::Unknown(text) } else { PortError::Unreachable(text) }

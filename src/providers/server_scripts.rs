@@ -34,6 +34,7 @@ memory=$(sed -n 7p "$data/postmaster.pid" 2>/dev/null)
 memory=${memory##* }
 if [ -n "$memory" ]; then awk -v id="$memory" '$2 == id { print "attached", $7 }' /proc/sysvipc/shm 2>/dev/null; fi
 if [ -e "$data/standby.signal" ]; then echo "standby"; fi
+if [ -e "$data/patroni.dynamic.json" ]; then echo "patroni"; fi
 if [ -w "$(dirname "$data")" ]; then echo "beside"; fi
 LC_ALL=C "$bin/pg_controldata" -D "$data" | sed 's/^/control /'
 "#;

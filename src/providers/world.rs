@@ -92,7 +92,8 @@ impl World {
     fn make_machine(&self, name: &str, region: &str) -> PortResult<Machine> {
         let database = self.database(name)?;
         let instance = database.instances.get(region);
-        let instance = instance.ok_or_else(|| absent(&format!("instance of database `{name}` in region"), region, database.instances.keys()))?;
+        let instance =
+            instance.ok_or_else(|| absent(&format!("instance of database `{name}` in region"), region, database.instances.keys()))?;
         let place = format!("databases.{name}.instances.{region}");
         let server = instance.server.clone().ok_or_else(|| {
             PortError::Config(format!("the estate does not say how the machine of `{name}` in `{region}` is reached: write {place}.server"))

@@ -48,7 +48,10 @@ fn instance_of(engine: Engine, region: &str, instance: &Instance, mut say: impl 
         return;
     }
     if instance.id.is_some() {
-        say("`id` is an identifier of Amazon RDS; this database is `engine: postgres`".into(), "leave it out, or write `engine: rds-postgres`");
+        say(
+            "`id` is an identifier of Amazon RDS; this database is `engine: postgres`".into(),
+            "leave it out, or write `engine: rds-postgres`",
+        );
     }
     if instance.host.is_none() {
         say(format!("nothing says where the server in `{region}` answers"), "write `host:`, and `port:` if it is not 5432");
@@ -91,8 +94,14 @@ mod tests {
             ("    { engine: postgres, instances: { east: { host: a, id: b } } }\n", "identifier of Amazon RDS"),
             ("    { engine: postgres, instances: { east: { host: a, server: { data: pg } } } }\n", "not an absolute path: pg"),
             ("    { engine: postgres, instances: { east: { host: a, network: { cut: [a], verify: [] } } } }\n", "proves nothing"),
-            ("    { engine: postgres, poolers: [{ host: a, file: b }], instances: { east: { host: a } } }\n", "`file` is not an absolute path"),
-            ("    { engine: postgres, poolers: [{ host: a, file: /b, region: north }], instances: { east: { host: a } } }\n", "no region `north`"),
+            (
+                "    { engine: postgres, poolers: [{ host: a, file: b }], instances: { east: { host: a } } }\n",
+                "`file` is not an absolute path",
+            ),
+            (
+                "    { engine: postgres, poolers: [{ host: a, file: /b, region: north }], instances: { east: { host: a } } }\n",
+                "no region `north`",
+            ),
             ("    { engine: rds-postgres, instances: { east: { id: a, server: { data: /a } } } }\n", "`server` is for `engine: postgres`"),
             ("    { engine: rds-postgres, replication: { user: a }, instances: { east: { id: a } } }\n", "`replication` is for"),
         ] {

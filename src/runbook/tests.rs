@@ -191,7 +191,13 @@ fn diagnostics_have_a_form_for_programs() {
 fn the_shipped_files_are_right() {
     let estate = lab().estate;
     assert!(estate.lab);
-    for path in ["runbooks/regional-failover.yaml", "runbooks/failback.yaml", "runbooks/protect.yaml", "runbooks/artifact-restore.yaml", "runbooks/switchover.yaml"] {
+    for path in [
+        "runbooks/regional-failover.yaml",
+        "runbooks/failback.yaml",
+        "runbooks/protect.yaml",
+        "runbooks/artifact-restore.yaml",
+        "runbooks/switchover.yaml",
+    ] {
         let found = check_runbook(&shipped(path), Some(&estate), &Forms);
         assert!(found.is_empty(), "{}", text(&found));
     }

@@ -3,7 +3,7 @@
 
 use crate::{
     pg::Cluster,
-    pg_yard::{REWINDABLE, Yard, apply, finish, observed, prepare, session, undo},
+    pg_yard::{REWINDABLE, Yard, apply, finish, observed, prepare, session, undo, until},
 };
 use muster::providers::port::WorldWrite;
 use serde_json::{Value, json};
@@ -35,14 +35,14 @@ async fn busy_write(port: u16, id: i64) -> sqlx::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backend_that_outlives_its_postmaster_commits_unless_the_server_is_fenced_as_a_whole() {
-    let yard = Yard::up(REWINDABLE, json!({})).await;
+    let yard = Yard::up(REWINDABLE, json!({}));
     // The loophole: the postmaster is gone, nothing listens, and a write is acknowledged all the same.
     let port = yard.east.port;
     let writing = tokio::spawn(busy_write(port, 1));
     tokio::time::sleep(Duration::from_millis(400)).await;
     kill("-KILL", &postmaster(&yard.east));
     assert!(writing.await.unwrap().is_ok(), "it was acknowledged after its postmaster had been killed");
-    yard.until("the last backend ends", || !living(&yard.east));
+    until("the last backend ends", || !living(&yard.east));
     yard.start_by_hand("east");
     assert_eq!(yard.east.sql("SELECT count(*) FROM writes WHERE id = 1"), "1");
 
@@ -80,7 +80,7 @@ fn living(cluster: &Cluster) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_backend_is_not_taken_for_a_dead_one() {
-    let yard = Yard::up(REWINDABLE, json!({})).await;
+    let yard = Yard::up(REWINDABLE, json!({}));
     let mut held = session(yard.east.port, "app", "postgres").await.unwrap();
     held.execute("BEGIN; INSERT INTO writes VALUES (7)").await.unwrap();
     let backend = yard.east.sql("SELECT pid FROM pg_stat_activity WHERE usename = 'app'");
@@ -93,7 +93,7 @@ async fn a_frozen_backend_is_not_taken_for_a_dead_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_planned_stop_is_undone_as_it_was() {
-    let yard = Yard::up(REWINDABLE, json!({})).await;
+    let yard = Yard::up(REWINDABLE, json!({}));
     yard.east.sql("INSERT INTO writes VALUES (1)");
     let cx = yard.next("fence");
     let with = json!({ "database": "orders", "region": "east", "planned": true });
@@ -108,12 +108,12 @@ async fn a_planned_stop_is_undone_as_it_was() {
         undo(&cx, "database.fence", &intent).await.unwrap();
         assert_eq!(yard.writable().await, ["east"]);
     }
-    yard.until("the standby follows again", || yard.west.sql("SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'") == "1");
+    until("the standby follows again", || yard.west.sql("SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'") == "1");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn roles_are_kept_out_and_let_in_again_exactly_as_they_were() {
-    let yard = Yard::up(REWINDABLE, json!({})).await;
+    let yard = Yard::up(REWINDABLE, json!({}));
     let mut held = session(yard.east.port, "app", "postgres").await.unwrap();
     // Read-only alone stops who obeys; the loophole:
     held.execute("SET default_transaction_read_only = off; INSERT INTO writes VALUES (1)").await.unwrap();
@@ -149,9 +149,10 @@ async fn pg_hba_is_closed_and_put_back_byte_for_byte() {
         json!({ "file": secret.path().join(name) })
     };
     let extra = json!({ "password": file("m", "m"), "replication": { "password": file("r", "r") } });
-    let yard = Yard::up(REWINDABLE, extra).await;
+    let yard = Yard::up(REWINDABLE, extra);
     let hba = yard.east.data.join("pg_hba.conf");
-    let strict = "# ours\nhost all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\nhost replication all 127.0.0.1/32 trust\n";
+    let strict =
+        "# ours\nhost all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\nhost replication all 127.0.0.1/32 trust\n";
     std::fs::write(&hba, strict).unwrap();
     yard.east.sql("SELECT pg_reload_conf()");
     let mut held = session(yard.east.port, "app", "postgres").await.unwrap();
@@ -178,7 +179,7 @@ async fn pg_hba_is_closed_and_put_back_byte_for_byte() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_does_not_keep_every_writer_out_is_refused() {
-    let yard = Yard::up(REWINDABLE, json!({})).await;
+    let yard = Yard::up(REWINDABLE, json!({}));
     let with = |by: &[&str]| json!({ "database": "orders", "region": "east", "by": by });
     assert_eq!(yard.fails("database.fence", with(&["pooler_paused"])).await.code, "unsound");
     assert_eq!(yard.fails("database.fence", with(&["read_only"])).await.code, "no_lease");
@@ -196,7 +197,7 @@ async fn a_cut_network_counts_while_it_is_seen_to_be_cut() {
     let marks = tempfile::tempdir().unwrap();
     let mark = marks.path().join("cut");
     let network = json!({ "cut": ["touch", mark], "verify": ["test", "-e", mark], "open": ["rm", "-f", mark] });
-    let yard = Yard::up(REWINDABLE, json!({ "instances": { "east": { "network": network } } })).await;
+    let yard = Yard::up(REWINDABLE, json!({ "instances": { "east": { "network": network } } }));
     let cx = yard.next("fence");
     let with = json!({ "database": "orders", "region": "east", "by": ["network_cut"] });
     let intent = prepare(&cx, "database.fence", &with).await.unwrap();

@@ -82,8 +82,7 @@ impl Load {
         for client in self.clients {
             client.await.unwrap();
         }
-        let account = self.account.lock().unwrap().clone();
-        account
+        self.account.lock().unwrap().clone()
     }
 }
 
@@ -92,16 +91,19 @@ async fn write(route: &Route, link: &mut Option<sqlx::PgConnection>, id: i64, st
     let text = format!("INSERT INTO writes (id) VALUES ({id}) ON CONFLICT DO NOTHING");
     loop {
         let failed = match link {
-            Some(session) => match tokio::time::timeout(Duration::from_secs(20), session.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(text.clone())))).await {
-                Ok(Ok(_)) => {
-                    let mut account = account.lock().unwrap();
-                    account.acknowledged.push(id);
-                    account.at.push(begun.elapsed());
-                    return;
+            Some(session) => {
+                match tokio::time::timeout(Duration::from_secs(20), session.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(text.clone())))).await
+                {
+                    Ok(Ok(_)) => {
+                        let mut account = account.lock().unwrap();
+                        account.acknowledged.push(id);
+                        account.at.push(begun.elapsed());
+                        return;
+                    }
+                    Ok(Err(e)) => e.to_string(),
+                    Err(_) => "no answer within 20 s".to_owned(),
                 }
-                Ok(Err(e)) => e.to_string(),
-                Err(_) => "no answer within 20 s".to_owned(),
-            },
+            }
             None => String::new(),
         };
         if !failed.is_empty() {

@@ -3,7 +3,7 @@
 
 use crate::{
     pg_load::{Load, Route, missing},
-    pg_yard::{REWINDABLE, Yard, apply, finish, observed, prepare},
+    pg_yard::{REWINDABLE, Yard, apply, finish, observed, prepare, until},
 };
 use serde_json::json;
 use std::{
@@ -31,7 +31,7 @@ fn quantile(sorted: &[u64], q: f64) -> u64 {
 
 /// There and back, so often, while clients write through the pooler and past it.
 async fn switchovers(count: usize) {
-    let yard = Yard::up(REWINDABLE, json!({})).await;
+    let yard = Yard::up(REWINDABLE, json!({}));
     let load = Load::start(&pooled(&yard), CLIENTS, EVERY);
     let aside = Load::start(&direct(&yard), 1, EVERY);
     load.flows().await;
@@ -51,8 +51,14 @@ async fn switchovers(count: usize) {
     pauses.sort_unstable();
     eprintln!(
         "{count} switchovers: write pause p50 {} ms, p99 {} ms, longest {} ms; through the pooler {} acknowledged, {} failed, longest gap {} ms; past it {} acknowledged, {} failed and tried again; {lost} lost",
-        quantile(&pauses, 0.5), quantile(&pauses, 0.99), pauses.last().unwrap(), through.acknowledged.len(), through.failed.len(),
-        through.longest_gap().as_millis(), past.acknowledged.len(), past.failed.len(),
+        quantile(&pauses, 0.5),
+        quantile(&pauses, 0.99),
+        pauses.last().unwrap(),
+        through.acknowledged.len(),
+        through.failed.len(),
+        through.longest_gap().as_millis(),
+        past.acknowledged.len(),
+        past.failed.len(),
     );
     assert_eq!(through.failed, Vec::<String>::new());
     assert_eq!(lost, 0);
@@ -66,7 +72,7 @@ async fn they_change_places_under_load_and_nothing_is_lost() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_standby_that_cannot_follow_in_time_is_not_promoted_and_all_goes_on_as_before() {
-    let yard = Yard::up(REWINDABLE, json!({})).await;
+    let yard = Yard::up(REWINDABLE, json!({}));
     let load = Load::start(&pooled(&yard), CLIENTS, EVERY);
     load.flows().await;
     let cx = yard.next("switch");
@@ -83,15 +89,39 @@ async fn a_standby_that_cannot_follow_in_time_is_not_promoted_and_all_goes_on_as
     assert_eq!(missing(&yard.east, &account.acknowledged), Vec::<i64>::new());
     assert_eq!(yard.fails("database.switchover", with.clone()).await.code, "replay_paused");
     yard.west.sql("SELECT pg_wal_replay_resume()");
-    yard.until("it follows again", || yard.west.sql("SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'") == "1");
+    until("it follows again", || yard.west.sql("SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'") == "1");
     yard.done("database.switchover", with).await;
     assert_eq!(yard.writable().await, ["west"]);
+}
+
+/// As an operator does it, with the shipped runbook; and what Patroni manages is left to it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shipped_runbook_switches_over_and_leaves_patronis_servers_alone() {
+    let yard = Yard::up(REWINDABLE, json!({}));
+    // Its standby waits as long as PostgreSQL does unless told otherwise: the switchover makes that short.
+    yard.west.sql("ALTER SYSTEM SET wal_retrieve_retry_interval = '5s'");
+    yard.west.sql("SELECT pg_reload_conf()");
+    let home = tempfile::tempdir().unwrap();
+    let mut estate = serde_json::to_value(&*yard.estate).unwrap();
+    estate["lab"] = json!(false);
+    std::fs::write(home.path().join("muster.yaml"), estate.to_string()).unwrap();
+    let book = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("runbooks/switchover.yaml");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_muster"));
+    command.current_dir(home.path()).args(["run", book.to_str().unwrap(), "-i", "database=orders", "-i", "to=west", "--live", "--json"]);
+    let ran = command.env_remove("MUSTER_ESTATE").env_remove("MUSTER_STATE").output().unwrap();
+    let said = String::from_utf8_lossy(&ran.stdout);
+    assert_eq!(ran.status.code(), Some(0), "{said}\n{}", String::from_utf8_lossy(&ran.stderr));
+    assert!(said.contains("\"succeeded\""), "{said}");
+    assert_eq!(yard.writable().await, ["west"]);
+    std::fs::write(yard.west.data.join("patroni.dynamic.json"), "{}").unwrap();
+    assert_eq!(yard.fails("database.switchover", json!({ "database": "orders", "to": "east" })).await.code, "patroni");
+    assert_eq!(yard.fails("database.fence", json!({ "database": "orders", "region": "west" })).await.code, "patroni");
 }
 
 /// The run is lost after each number of permits: what is half-done is seen, and gone on with.
 #[tokio::test(flavor = "multi_thread")]
 async fn cut_off_anywhere_it_goes_on_and_there_are_never_two_primaries() {
-    let yard = Yard::up(REWINDABLE, json!({})).await;
+    let yard = Yard::up(REWINDABLE, json!({}));
     let load = Load::start(&pooled(&yard), 2, EVERY);
     load.flows().await;
     let mut places = ["west", "east"].into_iter().cycle();
@@ -106,8 +136,8 @@ async fn cut_off_anywhere_it_goes_on_and_there_are_never_two_primaries() {
         assert!(yard.writable().await.len() <= 1, "after {permits} permits");
         let whole = yard.cx(&key, u64::MAX);
         let seen = observed(&whole, "database.switchover", &intent).await;
-        if seen.is_err() {
-            assert_eq!(seen.unwrap_err().code, "absent", "after {permits} permits");
+        if let Err(missing) = seen {
+            assert_eq!(missing.code, "absent", "after {permits} permits");
             finish(&whole, "database.switchover", &intent).await.unwrap_or_else(|f| panic!("after {permits} permits: {}: {f}", f.code));
         }
         assert_eq!(yard.writable().await, [to], "after {permits} permits");
@@ -126,7 +156,7 @@ async fn cut_off_anywhere_it_goes_on_and_there_are_never_two_primaries() {
 
 /// A primary is killed; what was acknowledged and is not there afterwards is counted, and is exactly what is stranded.
 async fn kills(count: usize) {
-    let yard = Yard::up(REWINDABLE, json!({})).await;
+    let yard = Yard::up(REWINDABLE, json!({}));
     let (mut outages, mut lost_in_all) = (Vec::new(), 0);
     let (mut from, mut to) = ("east", "west");
     for _ in 0..count {
@@ -147,11 +177,24 @@ async fn kills(count: usize) {
         assert!(lost.iter().all(|id| stranded.contains(id)), "lost {lost:?}, stranded {stranded:?}");
         lost_in_all += lost.len();
         outages.push(u64::try_from(account.longest_gap().as_millis()).unwrap());
-        eprintln!("fenced after {} ms, promoted after {} ms, nothing acknowledged for {} ms, {} lost of {}, {} stranded, {}", fenced.as_millis(), promoted.as_millis(), outages.last().unwrap(), lost.len(), account.acknowledged.len(), stranded.len(), out["how"]);
+        eprintln!(
+            "fenced after {} ms, promoted after {} ms, nothing acknowledged for {} ms, {} lost of {}, {} stranded, {}",
+            fenced.as_millis(),
+            promoted.as_millis(),
+            outages.last().unwrap(),
+            lost.len(),
+            account.acknowledged.len(),
+            stranded.len(),
+            out["how"]
+        );
         (from, to) = (to, from);
     }
     outages.sort_unstable();
-    eprintln!("{count} kills: outage p50 {} ms, longest {} ms; {lost_in_all} acknowledged writes lost, each of them in the file of stranded writes", quantile(&outages, 0.5), outages.last().unwrap());
+    eprintln!(
+        "{count} kills: outage p50 {} ms, longest {} ms; {lost_in_all} acknowledged writes lost, each of them in the file of stranded writes",
+        quantile(&outages, 0.5),
+        outages.last().unwrap()
+    );
 }
 
 fn stranded_ids(out: &serde_json::Value) -> Vec<i64> {

@@ -49,6 +49,15 @@ impl State {
         if let Some(up) = upstream.filter(|_| machine.standby_signal) {
             (server.state.timeline, server.state.position) = (up.state.timeline, up.state.position);
         }
+        let primary = (!machine.standby_signal).then_some(server.state.position);
+        // Its standbys find it again.
+        for key in self.others(at) {
+            if let (Some(end), Some(standby)) =
+                (primary, self.servers.get_mut(&key).filter(|s| s.state.in_recovery && !s.state.replay_paused))
+            {
+                (standby.state.streaming, standby.state.position) = (true, end);
+            }
+        }
     }
 
     fn stop_own(&mut self, at: &Key2) {
@@ -187,6 +196,7 @@ impl MachineRead for Own {
         Ok(MachineState {
             processes: processes.into_iter().collect(),
             postmaster: machine.running,
+            patroni: false,
             attached: u32::from(machine.running),
             standby_signal: machine.standby_signal,
             beside: true,

@@ -139,7 +139,12 @@ impl State {
         for (region, standby) in [("east", false), ("west", true)] {
             let key = (database.to_owned(), region.to_owned());
             self.servers.insert(key.clone(), fresh_server(standby, at));
-            let settings = [("max_wal_senders", "10"), ("max_replication_slots", "10"), ("wal_retrieve_retry_interval", "5s"), ("recovery_min_apply_delay", "0")];
+            let settings = [
+                ("max_wal_senders", "10"),
+                ("max_replication_slots", "10"),
+                ("wal_retrieve_retry_interval", "5s"),
+                ("recovery_min_apply_delay", "0"),
+            ];
             let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
             self.machines.insert(key, SimMachine { running: true, standby_signal: standby, settings, ..SimMachine::default() });
         }
