@@ -101,10 +101,13 @@ impl Action for Promote {
             Refusal::no("not_fenced", format!("nothing proves that the old primary of `{name}` is fenced; promoting `{region}` could make two primaries"))
                 .remedy("run `database.fence` first and give `proof: \"{{ steps.fence.proof }}\"`")
         })?;
-        still_holds(cx, &proof, &name, &region).await?;
         if own {
+            // An outage may be waiting: the two machines are asked at once.
+            let (held, patroni) = futures::join!(still_holds(cx, &proof, &name, &region), not_patronis(cx, &name, &region));
+            held.and(patroni)?;
             return prepare_own(cx, name, region, instance, proof).await;
         }
+        still_holds(cx, &proof, &name, &region).await?;
         let info = cx.world.instances(region.as_str())?.instance(&instance).await?;
         let info = info.ok_or_else(|| Refusal::no("no_instance", format!("there is no instance `{instance}` in region `{region}`")))?;
         if info.replicates_from.is_none() {
@@ -167,7 +170,6 @@ impl Action for Promote {
 }
 
 async fn prepare_own(cx: &ReadCx, name: DatabaseName, region: RegionName, instance: String, proof: FenceProof) -> Result<Prepared<Intent>, Refusal> {
-    not_patronis(cx, &name, &region).await?;
     let state = caught_up(cx, &name, &region, proof.lsn).await?;
     if state.replay_paused {
         return Err(Refusal::no("replay_paused", format!("the replay of `{name}` in `{region}` is paused: promoted now, it would lack what it has received"))

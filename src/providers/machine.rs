@@ -109,10 +109,10 @@ fn parse(text: &str) -> Result<MachineState, String> {
             "patroni" => state.patroni = true,
             "standby" => state.standby_signal = true,
             "beside" => state.beside = true,
-            "control" => {
-                let (name, value) = rest.split_once(':').unwrap_or((rest, ""));
+            _ => {
+                let (name, value) = line.split_once(':').unwrap_or((line, ""));
                 let value = value.trim();
-                match name.trim() {
+                match name {
                     "Database cluster state" => {
                         seen = true;
                         value.clone_into(&mut state.state);
@@ -125,7 +125,6 @@ fn parse(text: &str) -> Result<MachineState, String> {
                     _ => {}
                 }
             }
-            _ => {}
         }
     }
     state.rewindable = checksums || hints;
@@ -247,10 +246,10 @@ mod tests {
 
     #[test]
     fn what_the_machine_says_is_understood() {
-        let text = "process 12 postgres\nattached 2\nstandby\nbeside\ncontrol Database cluster state:               shut down\n\
-                    control Database system identifier:           7412\ncontrol Latest checkpoint location:           0/3000028\n\
-                    control Latest checkpoint's TimeLineID:       2\ncontrol wal_log_hints setting:                on\n\
-                    control Data page checksum version:           0\n";
+        let text = "process 12 postgres\nattached 2\nstandby\nbeside\nDatabase cluster state:               shut down\n\
+                    Database system identifier:           7412\nLatest checkpoint location:           0/3000028\n\
+                    Latest checkpoint's TimeLineID:       2\nwal_log_hints setting:                on\n\
+                    Data page checksum version:           0\n";
         let state = parse(text).unwrap();
         assert_eq!(state.processes, [Standing { pid: 12, name: "postgres".into() }]);
         assert!(state.standby_signal && state.beside && state.rewindable && !state.dead());

@@ -9,7 +9,7 @@ data=$1; bin=$2; shift 2
 cd "$data" 2>/dev/null || { echo "there is no data directory $data that $(id -un) can enter" >&2; exit 96; }
 data=$(pwd -P)
 if [ -z "$bin" ]; then
-  version=$(cat PG_VERSION 2>/dev/null)
+  version=; read -r version 2>/dev/null < PG_VERSION
   for place in "/usr/lib/postgresql/$version/bin" "/usr/pgsql-$version/bin"; do
     if [ -x "$place/pg_ctl" ]; then bin=$place; break; fi
   done
@@ -19,7 +19,8 @@ if [ ! -x "$bin/pg_ctl" ]; then echo "pg_ctl is not to be found; say where, as b
 "#;
 
 /// A process whose working directory is the data directory belongs to its server: a backend whose postmaster was
-/// killed, too. `-ef` compares the directories themselves, without starting a program for each.
+/// killed, too. `-ef` compares the directories themselves. An outage may be waiting for it, so next to nothing is started
+/// for it but `pg_controldata`, whose lines stand as they are.
 pub const LOOK: &str = r#"
 cd /
 for process in /proc/[0-9]*; do
@@ -28,15 +29,19 @@ for process in /proc/[0-9]*; do
     echo "process ${process#/proc/} $name"
   fi
 done
-master=; read -r master 2>/dev/null < "$data/postmaster.pid" || master=
+master=; memory=
+{ read -r master; read -r _; read -r _; read -r _; read -r _; read -r _; read -r memory; } 2>/dev/null < "$data/postmaster.pid"
 if [ -n "$master" ] && [ "/proc/$master/cwd" -ef "$data" ]; then echo "postmaster"; fi
-memory=$(sed -n 7p "$data/postmaster.pid" 2>/dev/null)
 memory=${memory##* }
-if [ -n "$memory" ]; then awk -v id="$memory" '$2 == id { print "attached", $7 }' /proc/sysvipc/shm 2>/dev/null; fi
+if [ -n "$memory" ]; then
+  while read -r _ id _ _ _ _ attached _; do
+    if [ "$id" = "$memory" ]; then echo "attached $attached"; fi
+  done 2>/dev/null < /proc/sysvipc/shm
+fi
 if [ -e "$data/standby.signal" ]; then echo "standby"; fi
 if [ -e "$data/patroni.dynamic.json" ]; then echo "patroni"; fi
-if [ -w "$(dirname "$data")" ]; then echo "beside"; fi
-LC_ALL=C "$bin/pg_controldata" -D "$data" | sed 's/^/control /'
+if [ -w "${data%/*}/" ]; then echo "beside"; fi
+LC_ALL=C exec "$bin/pg_controldata" -D "$data"
 "#;
 
 pub const READ: &str = r#"
