@@ -3,9 +3,10 @@
 
 use crate::{
     pg_load::{Load, Route, missing},
-    pg_yard::{REWINDABLE, Yard, apply, finish, observed, prepare, until},
+    pg_yard::{REWINDABLE, Yard, apply, finish, observed, prepare, session, until},
 };
 use serde_json::json;
+use sqlx::Executor;
 use std::{
     process::Command,
     time::{Duration, Instant},
@@ -84,6 +85,17 @@ async fn a_standby_that_cannot_follow_in_time_is_not_promoted_and_all_goes_on_as
     assert_eq!(failed.code, "rolled_back", "{failed}");
     load.flows().await;
     assert_eq!(yard.writable().await, ["east"]);
+    yard.west.sql("SELECT pg_wal_replay_resume()");
+    until("it follows again", || yard.west.sql("SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'") == "1");
+    // A client that does not come to an end of its transaction: it keeps it, and everybody goes on.
+    let mut slow = session(yard.pooler_port, "app", "orders").await.unwrap();
+    slow.execute("BEGIN; INSERT INTO writes (id) VALUES (-1)").await.unwrap();
+    assert_eq!(yard.fails("database.switchover", with.clone()).await.code, "rolled_back");
+    slow.execute("COMMIT").await.unwrap();
+    load.flows().await;
+    assert_eq!(yard.writable().await, ["east"]);
+    assert_eq!(yard.east.sql("SELECT count(*) FROM writes WHERE id = -1"), "1");
+    yard.west.sql("SELECT pg_wal_replay_pause()");
     let account = load.end().await;
     assert_eq!(account.failed, Vec::<String>::new());
     assert_eq!(missing(&yard.east, &account.acknowledged), Vec::<i64>::new());
