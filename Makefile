@@ -6,7 +6,7 @@
 help: ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 
-deps: ## Install what is missing (PostgreSQL's server; Python packages into .venv)
+deps: ## Install what is missing (PostgreSQL's server, PgBouncer; Python packages into .venv)
 	@bash scripts/deps.sh
 
 build: ## Build the program
@@ -20,11 +20,11 @@ demo: ## Lose a region on this machine, recover, measure it, lead back
 test: deps ## Every test
 	@bash scripts/test.sh
 
-soak: deps ## The long counts: hours rather than minutes
-	cargo test --no-default-features --test it -- soak:: --ignored --nocapture --test-threads=1
-
 sweep: ## Kill the program at every write to its journal and at random, and count every effect
 	cargo test --no-default-features --test it -- sweep::the_whole_sweep --ignored --nocapture --test-threads=1
+
+soak: deps ## Hundreds of switchovers, killed primaries and replica checks under load, on real clusters (SOAK=200)
+	SOAK=$(or $(SOAK),200) cargo test --no-default-features --test it -- --ignored soak:: --nocapture --test-threads=1
 
 SIM := cargo test --profile sim --no-default-features --lib
 

@@ -45,7 +45,7 @@ install_quiet() {
   install "$@" || failed=1
   [ -z "$made" ] || root rm -f "$policy"
   if [ -d /run/systemd/system ]; then
-    for unit in named knot unbound prometheus prometheus-node-exporter; do root systemctl disable --now "$unit" >/dev/null 2>&1 || true; done
+    for unit in named knot unbound prometheus prometheus-node-exporter pgbouncer; do root systemctl disable --now "$unit" >/dev/null 2>&1 || true; done
   fi
   return "$failed"
 }
@@ -61,6 +61,8 @@ command -v cc >/dev/null 2>&1 || missing+=(gcc libc6-dev)
 have_postgres || missing+=(postgresql)
 # Approvals are checked against OpenSSH itself.
 command -v ssh-keygen >/dev/null 2>&1 || missing+=(openssh-client)
+# The pooler that switchovers are tested with: only the program is wanted, nothing is started.
+[ "${1:-}" = demo ] || command -v pgbouncer >/dev/null 2>&1 || [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
 # S3 servers to test against, and what reads a repository without Muster.
 [ "${1:-}" = demo ] || have_python || missing+=(python3 python3-venv)
 # Servers to test against.

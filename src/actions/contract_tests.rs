@@ -105,9 +105,10 @@ pub fn with_vault(with: Value) -> Fixture {
 pub fn proof() -> FenceProof {
     FenceProof {
         kind: ProofKind::LeaseExpired,
+        also: Vec::new(),
         database: "predictions".into(),
         region: "east".into(),
-        epoch: 4,
+        epoch: Some(4),
         at: SimClock::default().now(),
         expires: None,
         lsn: None,
@@ -124,6 +125,13 @@ pub fn estate() -> Estate {
             "engine": "rds-postgres",
             "instances": { "east": { "id": "predictions-east" }, "west": { "id": "predictions-west" } },
             "lease": { "url": "http://127.0.0.1:1/" },
+        }, "orders": {
+            "engine": "postgres",
+            "instances": {
+                "east": { "host": "east.test", "server": { "data": "/srv/east" } },
+                "west": { "host": "west.test", "server": { "data": "/srv/west" } },
+            },
+            "poolers": [{ "host": "127.0.0.1", "file": "/etc/orders.ini" }],
         } },
         "repositories": {
             "vault": { "url": "memory", "region": "west", "password": { "env": "SIM_VAULT" } },
@@ -147,6 +155,7 @@ fn healthy() -> SimWorld {
     let mut state = world.lock();
     state.instance("predictions-east", "east", "predictions", None, now);
     state.instance("predictions-west", "west", "predictions", Some("predictions-east"), now);
+    state.own_servers("orders", now);
     state.object("models", "east", "model.onnx", b"weights", now);
     state.object("models", "east", "golden.json", br#"{"cases":[{"features":[1.0],"scores":[0.25,0.75],"label":1}]}"#, now);
     state.object("models", "east", "empty", b"", now);

@@ -3,7 +3,9 @@
 //! **What it does.** It allows the region to hold the write lease, by compare-and-swap on the epoch, makes
 //! the server writable if it was made read-only, and proves with a row of Muster's own that it takes a
 //! write. It stands apart from `database.promote` because it must happen only when the promotion is
-//! complete, and because each of the two can be recognised by itself after a crash.
+//! complete, and because each of the two can be recognised by itself after a crash. A PostgreSQL server of one's own may
+//! have no lease: then letting in is making it writable, and letting the roles log in that its predecessor's fence kept
+//! out, which the promoted server has on record.
 //!
 //! **Half-done** it is between the switch and the lease: the server is made writable first, so that whoever
 //! is granted the lease can use it. The epoch tells the rest: as expected, nothing happened; one further
@@ -11,7 +13,7 @@
 //!
 //! **Undone** it is by allowing nobody again, by the same compare-and-swap.
 
-use super::{contract::*, proof::FenceProof, shared::*};
+use super::{contract::*, own_server::{is_own, other_primary}, proof::FenceProof, shared::*};
 use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoPolicy, time::Span};
 use crate::providers::port::*;
 use schemars::JsonSchema;
@@ -32,16 +34,20 @@ pub struct Input {
 pub struct Intent {
     database: DatabaseName,
     region: RegionName,
-    expect_epoch: u64,
+    /// `None`: there is no lease.
+    expect_epoch: Option<u64>,
     /// The lease is allowed to this region already.
     held: bool,
+    /// Roles that a fence keeps out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    roles: Vec<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Output {
     pub region: RegionName,
-    /// The lease's epoch from now on.
-    pub epoch: u64,
+    /// The lease's epoch from now on; `null` where there is no lease.
+    pub epoch: Option<u64>,
 }
 
 pub struct Admit;
@@ -72,61 +78,80 @@ impl Action for Admit {
 
     async fn prepare(cx: &ReadCx, input: Input) -> Result<Prepared<Intent>, Refusal> {
         let Input { database: name, region, proof } = input;
-        database(cx, &name)?;
+        let leased = database(cx, &name)?.lease.is_some();
+        let own = is_own(cx, &name)?;
         let state = cx.world.sql(name.as_str(), region.as_str())?.state().await?;
         if state.in_recovery {
             return Err(Refusal::no("not_promoted", format!("the server of `{name}` in `{region}` is still a standby"))
                 .remedy("run `database.promote` first"));
         }
-        let lease = cx.world.lease(name.as_str())?.lease().await?;
-        let held = lease.allowed.as_deref() == Some(region.as_str());
-        if let Some(other) = lease.allowed.as_deref().filter(|_| !held) {
-            return Err(Refusal::no("allowed_elsewhere", format!("`{other}` may write to `{name}`; two regions must never")).remedy("fence it first with `database.fence`"));
-        }
-        if let Some(proof) = proof.filter(|p| !held && (p.epoch != lease.epoch || p.database != name)) {
-            let message = format!("the lease of `{name}` moved on since the proof: epoch {} (proof: {})", lease.epoch, proof.epoch);
-            return Err(Refusal::no("proof_void", message));
+        if own && let Some(other) = other_primary(cx, &name, &region).await? {
+            return Err(Refusal::no("allowed_elsewhere", format!("the server of `{name}` in `{other}` can be written to; two must never"))
+                .remedy("fence it first with `database.fence`"));
         }
         let mut changes = Vec::new();
-        if !held {
-            changes.push(change(format!("write lease of {name}"), Some("nobody".into()), Some(region.0.clone())));
+        let (mut expect_epoch, mut held) = (None, false);
+        if leased || !own {
+            let lease = cx.world.lease(name.as_str())?.lease().await?;
+            held = may_be_let_in(&lease, &name, &region, proof.as_ref())?;
+            expect_epoch = Some(lease.epoch);
+            if !held {
+                changes.push(change(format!("write lease of {name}"), Some("nobody".into()), Some(region.0.clone())));
+            }
         }
         if state.read_only {
             changes.push(change(format!("{name} in {region}"), Some("read-only".into()), Some("read-write".into())));
         }
-        Ok(Prepared { intent: Intent { database: name, region, expect_epoch: lease.epoch, held }, change: changes, notes: Vec::new() })
+        let roles = if own { cx.world.cluster(name.as_str(), region.as_str())?.revoked().await? } else { Vec::new() };
+        if !roles.is_empty() {
+            changes.push(change(format!("{} in {name}", roles.join(", ")), Some("may not log in".into()), Some("may log in".into())));
+        }
+        Ok(Prepared { intent: Intent { database: name, region, expect_epoch, held, roles }, change: changes, notes: Vec::new() })
     }
 
     async fn apply(cx: &WriteCx, intent: &Intent) -> Result<Output, ApplyError> {
-        let now = cx.read.world.lease(intent.database.as_str())?.lease().await?;
-        if now.epoch != intent.expect_epoch && !admitted(&now, intent) {
+        let now = match intent.expect_epoch {
+            None => None,
+            Some(_) => Some(cx.read.world.lease(intent.database.as_str())?.lease().await?),
+        };
+        if let Some(now) = now.as_ref().filter(|now| Some(now.epoch) != intent.expect_epoch && !admitted(now, intent)) {
             return Err(fail("lease_moved", format!("the lease of `{}` was changed since (epoch {})", intent.database, now.epoch)));
         }
-        let sql = cx.world()?.sql_mut(intent.database.as_str(), intent.region.as_str())?;
+        let (name, region) = (intent.database.as_str(), intent.region.as_str());
+        let sql = cx.world()?.sql_mut(name, region)?;
         if sql.state().await?.read_only {
             sql.make_writable().await?;
         }
-        sql.prove_writable(&cx.key).await?;
-        if admitted(&now, intent) {
-            return Ok(Output { region: intent.region.clone(), epoch: now.epoch });
+        if !intent.roles.is_empty() {
+            cx.world()?.cluster_mut(name, region)?.let_log_in(&intent.roles, true).await?;
         }
-        let state = cx.world()?.lease_mut(intent.database.as_str())?.allow(Some(intent.region.as_str()), now.epoch).await?;
-        Ok(Output { region: intent.region.clone(), epoch: state.epoch })
+        sql.prove_writable(&cx.key).await?;
+        let epoch = match now {
+            None => None,
+            Some(now) if admitted(&now, intent) => Some(now.epoch),
+            Some(now) => Some(cx.world()?.lease_mut(name)?.allow(Some(region), now.epoch).await?.epoch),
+        };
+        Ok(Output { region: intent.region.clone(), epoch })
     }
 
     async fn observe(cx: &ReadCx, intent: &Intent) -> Seen<Output> {
         let look = async {
-            let lease = cx.world.lease(intent.database.as_str())?.lease().await?;
-            let state = cx.world.sql(intent.database.as_str(), intent.region.as_str())?.state().await?;
-            Ok::<_, PortError>((lease, state))
+            let (name, region) = (intent.database.as_str(), intent.region.as_str());
+            let lease = match intent.expect_epoch {
+                None => None,
+                Some(_) => Some(cx.world.lease(name)?.lease().await?),
+            };
+            let kept_out = !intent.roles.is_empty() && !cx.world.cluster(name, region)?.revoked().await?.is_empty();
+            Ok::<_, PortError>((lease, kept_out || cx.world.sql(name, region)?.state().await?.read_only))
         };
         match look.await {
             Err(e) => cannot_tell(&e),
-            Ok((lease, state)) if admitted(&lease, intent) && !state.read_only => {
-                Seen::Done(Output { region: intent.region.clone(), epoch: lease.epoch })
+            Ok((None, closed)) => if closed { Seen::Absent } else { Seen::Done(Output { region: intent.region.clone(), epoch: None }) },
+            Ok((Some(lease), false)) if admitted(&lease, intent) => {
+                Seen::Done(Output { region: intent.region.clone(), epoch: Some(lease.epoch) })
             }
-            Ok((lease, _)) if admitted(&lease, intent) || lease.epoch == intent.expect_epoch => Seen::Absent,
-            Ok((lease, _)) => {
+            Ok((Some(lease), _)) if admitted(&lease, intent) || Some(lease.epoch) == intent.expect_epoch => Seen::Absent,
+            Ok((Some(lease), _)) => {
                 let allowed = lease.allowed.as_deref().unwrap_or("nobody");
                 Seen::Differs { found: format!("the lease is at epoch {}, allowed to {allowed}", lease.epoch) }
             }
@@ -134,9 +159,13 @@ impl Action for Admit {
     }
 
     async fn undo(cx: &WriteCx, intent: &Intent, _output: Option<Output>) -> Result<(), ApplyError> {
+        let Some(expect) = intent.expect_epoch else {
+            // Without a lease nobody but the server itself could be told: it stays as it is, and a fence closes it.
+            return Ok(());
+        };
         let lease = cx.world()?.lease_mut(intent.database.as_str())?;
         let now = lease.lease().await?;
-        if intent.held || now.epoch == intent.expect_epoch || (now.epoch == intent.expect_epoch + 2 && now.allowed.is_none()) {
+        if intent.held || now.epoch == expect || (now.epoch == expect + 2 && now.allowed.is_none()) {
             return Ok(());
         }
         if !admitted(&now, intent) {
@@ -147,9 +176,22 @@ impl Action for Admit {
     }
 }
 
+/// Is the lease allowed to the region already? Two regions never are.
+fn may_be_let_in(lease: &LeaseState, name: &DatabaseName, region: &RegionName, proof: Option<&FenceProof>) -> Result<bool, Refusal> {
+    let held = lease.allowed.as_deref() == Some(region.as_str());
+    if let Some(other) = lease.allowed.as_deref().filter(|_| !held) {
+        return Err(Refusal::no("allowed_elsewhere", format!("`{other}` may write to `{name}`; two regions must never")).remedy("fence it first with `database.fence`"));
+    }
+    if let Some(proof) = proof.filter(|p| !held && (p.epoch != Some(lease.epoch) || p.database != *name)) {
+        let was = proof.epoch.map_or_else(|| "none".to_owned(), |epoch| epoch.to_string());
+        return Err(Refusal::no("proof_void", format!("the lease of `{name}` moved on since the proof: epoch {} (proof: {was})", lease.epoch)));
+    }
+    Ok(held)
+}
+
 fn admitted(lease: &LeaseState, intent: &Intent) -> bool {
-    let epoch = intent.expect_epoch + u64::from(!intent.held);
-    lease.epoch == epoch && lease.allowed.as_deref() == Some(intent.region.as_str())
+    let epoch = intent.expect_epoch.map(|expect| expect + u64::from(!intent.held));
+    Some(lease.epoch) == epoch && lease.allowed.as_deref() == Some(intent.region.as_str())
 }
 
 #[cfg(test)]
@@ -172,7 +214,7 @@ mod tests {
     #[tokio::test]
     async fn the_region_that_writes_already_is_left_as_it_is() {
         let bench = Bench::new(&Fixture::new(json!({ "database": "predictions", "region": "east" })));
-        assert_eq!(bench.run::<Admit>().await.expect("admitted").epoch, 3);
+        assert_eq!(bench.run::<Admit>().await.expect("admitted").epoch, Some(3));
     }
 
     #[tokio::test]

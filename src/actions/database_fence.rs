@@ -9,15 +9,22 @@
 //! last position of its log becomes part of the proof `read_only`: what is promoted must have replayed it.
 //! There the lease need not run out first: what holds it can commit nothing.
 //!
+//! A PostgreSQL server of one's own (`engine: postgres`) can be fenced in other ways too (`by`, see `fence_ways.rs` and
+//! `proof.rs`): stopped, so that it comes back as a standby only; its roles kept from logging in; its `pg_hba.conf`
+//! closed; its network cut; with its poolers paused. Each is looked at from outside before the proof names it. Without a
+//! lease one of them is needed: `read_only` alone stops whoever obeys.
+//!
 //! **Half-done** it is between the lease and the read-only switch, or while a grant runs out. The intent
 //! holds the epoch that it expects: an authority that is at this epoch was never changed (`Absent`), one
 //! that is exactly one further and allows nobody was changed by us. Either part may be done again.
 //!
-//! **Undone** it is by allowing the region again: only while no other region's server has left recovery,
+//! **Undone** it is by opening what was closed, exactly as it stood, and allowing the region again: only while no other region's server has left recovery,
 //! asked of each; one that cannot be asked may have been promoted, and then a person decides.
 
 use super::{
     contract::*,
+    fence_ways::{self as ways, Closed, Fenced, PAUSE_COUNTS},
+    own_server::{is_own, not_patronis},
     proof::{FenceProof, ProofKind},
     shared::*,
 };
@@ -36,6 +43,10 @@ pub struct Input {
     /// that nothing is lost.
     #[serde(default)]
     pub planned: bool,
+    /// How it is fenced, for `engine: postgres`; all of them together. Left out: by the lease where there is one, else
+    /// `server_stopped`, `network_cut` or, planned, `access_revoked`, by what the estate has.
+    #[serde(default)]
+    pub by: Vec<ProofKind>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -43,7 +54,18 @@ pub struct Intent {
     database: DatabaseName,
     region: RegionName,
     planned: bool,
-    expect_epoch: u64,
+    /// `None`: there is no lease.
+    expect_epoch: Option<u64>,
+    by: Vec<ProofKind>,
+    /// Who could log in before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    roles: Vec<String>,
+}
+
+impl Intent {
+    fn fenced(&self) -> Fenced<'_> {
+        Fenced { database: &self.database, region: &self.region, planned: self.planned }
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -71,10 +93,16 @@ impl Action for Fence {
             example: "id: fence\nuses: database.fence\nwith: { database: predictions, region: east }\n",
         }
     }
-    fn reach(with: &Node, _estate: &Estate) -> Vec<Reach> {
+    fn reach(with: &Node, estate: &Estate) -> Vec<Reach> {
+        use crate::model::node::NodeValue;
         let planned = text(with, "planned").is_some_and(|t| t == "true")
-            || matches!(with.get("planned").map(|n| &n.value), Some(crate::model::node::NodeValue::Typed(v)) if *v == true);
-        let primary = planned.then(|| reach(with, "region", Plane::Data)).flatten();
+            || matches!(with.get("planned").map(|n| &n.value), Some(NodeValue::Typed(v)) if *v == true);
+        // Every way but the lease and a cut network asks the server, or its machine.
+        let ways = with.get("by").map(|by| format!("{by:?}")).unwrap_or_default();
+        let leased = text(with, "database").and_then(|name| estate.databases.get(name)).is_some_and(|d| d.lease.is_some());
+        let asks = ["read_only", "server_stopped", "access_revoked", "hba_closed"].iter().any(|way| ways.contains(way));
+        let asks = planned || asks || (ways.is_empty() && own(with, estate) && !leased);
+        let primary = asks.then(|| reach(with, "region", Plane::Data)).flatten();
         std::iter::once(reach_here()).chain(primary).collect()
     }
     fn locks(with: &Node) -> Vec<Resource> {
@@ -82,18 +110,28 @@ impl Action for Fence {
     }
 
     async fn prepare(cx: &ReadCx, input: Input) -> Result<Prepared<Intent>, Refusal> {
-        let Input { database: name, region, planned } = input;
+        let Input { database: name, region, planned, by } = input;
         if !database(cx, &name)?.instances.contains_key(&region) {
             return Err(Refusal::no("no_instance", format!("database `{name}` has no instance in region `{region}`")));
         }
-        if database(cx, &name)?.lease.is_none() {
-            return Err(Refusal::no("no_lease", format!("database `{name}` has no write lease, so nothing proves that `{region}` is fenced"))
-                .remedy(format!("give databases.{name}.lease a lease authority outside its regions (docs/lease.md)")));
+        let fenced = Fenced { database: &name, region: &region, planned };
+        let by = chosen(cx, fenced, by)?;
+        if by.iter().any(|kind| matches!(kind, ProofKind::ServerStopped | ProofKind::HbaClosed)) {
+            not_patronis(cx, &name, &region).await?;
         }
-        let lease = cx.world.lease(name.as_str())?.lease().await?;
-        if let Some(other) = lease.allowed.as_deref().filter(|a| *a != region.as_str()) {
-            return Err(Refusal::no("not_the_writer", format!("`{other}`, not `{region}`, may write to `{name}`; fencing would stop `{other}`"))
-                .remedy("fence the region that holds the lease, or leave this step out"));
+        let mut all = Vec::new();
+        let mut notes = Vec::new();
+        let mut expect_epoch = None;
+        if database(cx, &name)?.lease.is_some() {
+            let lease = cx.world.lease(name.as_str())?.lease().await?;
+            if let Some(other) = lease.allowed.as_deref().filter(|a| *a != region.as_str()) {
+                return Err(Refusal::no("not_the_writer", format!("`{other}`, not `{region}`, may write to `{name}`; fencing would stop `{other}`"))
+                    .remedy("fence the region that holds the lease, or leave this step out"));
+            }
+            let allowed = lease.allowed.clone().unwrap_or_else(|| "nobody".into());
+            all.push(change(format!("write lease of {name}"), Some(allowed), Some("nobody".into())));
+            notes.push(format!("epoch {}; grants are good for {} ms, {} ms are left", lease.epoch, lease.ttl_ms, lease.remaining_ms));
+            expect_epoch = Some(lease.epoch);
         }
         if planned {
             let state = cx.world.sql(name.as_str(), region.as_str())?.state().await?;
@@ -101,68 +139,63 @@ impl Action for Fence {
                 return Err(Refusal::no("not_primary", format!("the server of `{name}` in `{region}` is a standby, not the primary")));
             }
         }
-        let allowed = lease.allowed.clone().unwrap_or_else(|| "nobody".into());
-        let mut all = vec![change(format!("write lease of {name}"), Some(allowed), Some("nobody".into()))];
-        if planned {
-            all.push(change(format!("{name} in {region}"), Some("read-write".into()), Some("read-only, sessions ended".into())));
-        }
-        let notes = vec![format!("epoch {}; grants are good for {} ms, {} ms are left", lease.epoch, lease.ttl_ms, lease.remaining_ms)];
-        Ok(Prepared { intent: Intent { database: name, region, planned, expect_epoch: lease.epoch }, change: all, notes })
+        let roles = if by.contains(&ProofKind::AccessRevoked) { ways::roles(cx, fenced).await? } else { Vec::new() };
+        all.extend(by.iter().filter(|kind| **kind != ProofKind::LeaseExpired).map(|kind| {
+            change(format!("{name} in {region}"), Some("read-write".into()), Some(kind.to(roles.len())))
+        }));
+        Ok(Prepared { intent: Intent { database: name, region, planned, expect_epoch, by, roles }, change: all, notes })
     }
 
     async fn apply(cx: &WriteCx, intent: &Intent) -> Result<Output, ApplyError> {
-        let lease = cx.world()?.lease_mut(intent.database.as_str())?;
-        match lease.allow(None, intent.expect_epoch).await {
-            Ok(_) => {}
-            Err(PortError::Conflict { found }) => {
-                let now = lease.lease().await.map_err(ApplyError::from)?;
-                if !ours(&now, intent) {
-                    return Err(fail("lease_moved", format!("the lease of `{}` was changed by someone else: {found}", intent.database)));
+        if let Some(expect) = intent.expect_epoch {
+            let lease = cx.world()?.lease_mut(intent.database.as_str())?;
+            match lease.allow(None, expect).await {
+                Ok(_) => {}
+                Err(PortError::Conflict { found }) => {
+                    let now = lease.lease().await.map_err(ApplyError::from)?;
+                    if !ours(&now, expect) {
+                        return Err(fail("lease_moved", format!("the lease of `{}` was changed by someone else: {found}", intent.database)));
+                    }
                 }
+                Err(e) => return Err(e.into()),
             }
-            Err(e) => return Err(e.into()),
         }
-        if intent.planned {
-            // The lease is taken already: from here on a failure leaves something done.
-            let sql = cx.world()?.sql_mut(intent.database.as_str(), intent.region.as_str())?;
-            sql.make_read_only().await.map_err(|e| ApplyError::Unknown(failure(&e)))?;
+        for kind in &intent.by {
+            ways::close(cx, intent.fenced(), *kind, &intent.roles).await?;
         }
         Ok(Output { proof: None })
     }
 
     async fn observe(cx: &ReadCx, intent: &Intent) -> Seen<Output> {
-        let lease = match cx.world.lease(intent.database.as_str()) {
-            Ok(lease) => lease.lease().await,
-            Err(e) => Err(e),
+        let lease = match intent.expect_epoch {
+            None => None,
+            Some(expect) => match lease(cx, intent, expect).await {
+                Seen::Done(lease) => Some(lease),
+                Seen::Pending { poll_after_ms, note } => return Seen::Pending { poll_after_ms, note },
+                Seen::Absent => return Seen::Absent,
+                Seen::Differs { found } => return Seen::Differs { found },
+                Seen::CannotTell { why } => return Seen::CannotTell { why },
+            },
         };
-        let lease = match lease {
-            Ok(lease) => lease,
-            Err(e) => return cannot_tell(&e),
-        };
-        if lease.epoch == intent.expect_epoch {
-            return Seen::Absent;
-        }
-        if !ours(&lease, intent) {
-            let allowed = lease.allowed.as_deref().unwrap_or("nobody");
-            return Seen::Differs { found: format!("the lease is at epoch {}, allowed to {allowed}", lease.epoch) };
-        }
-        if intent.planned { read_only(cx, intent, &lease).await } else { expired(intent, &lease) }
+        look(cx, intent, lease).await
     }
 
     async fn undo(cx: &WriteCx, intent: &Intent, _output: Option<Output>) -> Result<(), ApplyError> {
+        let Some(expect) = intent.expect_epoch else {
+            none_promoted(cx, intent).await?;
+            return open(cx, intent).await;
+        };
         let lease = cx.world()?.lease_mut(intent.database.as_str())?;
         let now = lease.lease().await?;
-        let again = now.epoch == intent.expect_epoch + 2 && now.allowed.as_deref() == Some(intent.region.as_str());
-        if now.epoch == intent.expect_epoch {
+        let again = now.epoch == expect + 2 && now.allowed.as_deref() == Some(intent.region.as_str());
+        if now.epoch == expect {
             return Ok(());
         }
-        if !again && !ours(&now, intent) {
+        if !again && !ours(&now, expect) {
             return Err(fail("lease_moved", format!("the lease of `{}` was changed since (epoch {})", intent.database, now.epoch)));
         }
         none_promoted(cx, intent).await?;
-        if intent.planned {
-            cx.world()?.sql_mut(intent.database.as_str(), intent.region.as_str())?.make_writable().await?;
-        }
+        open(cx, intent).await?;
         if !again {
             lease.allow(Some(intent.region.as_str()), now.epoch).await?;
         }
@@ -170,20 +203,125 @@ impl Action for Fence {
     }
 }
 
-fn ours(lease: &LeaseState, intent: &Intent) -> bool {
-    lease.epoch == intent.expect_epoch + 1 && lease.allowed.is_none()
+/// The ways that were asked for, if together they keep every writer out; else those that the estate has.
+fn chosen(cx: &ReadCx, fenced: Fenced<'_>, by: Vec<ProofKind>) -> Result<Vec<ProofKind>, Refusal> {
+    use ProofKind::{AccessRevoked, LeaseExpired, NetworkCut, ReadOnly, ServerStopped};
+    let (name, region) = (fenced.database, fenced.region);
+    let (leased, own) = (database(cx, name)?.lease.is_some(), is_own(cx, name)?);
+    let by = match by.as_slice() {
+        [] if leased => vec![if fenced.planned { ReadOnly } else { LeaseExpired }],
+        [] if own => [ServerStopped, NetworkCut].into_iter().find(|kind| ways::possible(cx, fenced, *kind).is_ok())
+            .or(fenced.planned.then_some(AccessRevoked)).into_iter().collect(),
+        [] => Vec::new(),
+        _ => by,
+    };
+    if by.is_empty() {
+        return Err(Refusal::no("no_lease", format!("database `{name}` has no write lease, so nothing proves that `{region}` is fenced"))
+            .remedy(format!("give databases.{name}.lease a lease authority outside its regions (docs/lease.md), or, for a server of one's own, write databases.{name}.instances.{region}.server (docs/postgres.md)")));
+    }
+    if let Some(kind) = by.iter().find(|kind| !own && !matches!(kind, LeaseExpired | ReadOnly)) {
+        return Err(Refusal::no("not_possible", format!("`{}` is for servers of one's own, and `{name}` is Amazon's", kind.word())));
+    }
+    by.iter().try_for_each(|kind| ways::possible(cx, fenced, *kind))?;
+    if !leased && !by.iter().any(|kind| kind.sound()) {
+        return Err(Refusal::no("unsound", format!("`pooler_paused` alone does not fence `{name}`: clients that come another way still write"))
+            .remedy("add `server_stopped`, `access_revoked`, `hba_closed` or `network_cut` to `by`"));
+    }
+    Ok(by)
 }
 
-fn expired(intent: &Intent, lease: &LeaseState) -> Seen<Output> {
+impl ProofKind {
+    fn to(self, roles: usize) -> String {
+        match self {
+            Self::LeaseExpired | Self::ReadOnly => "read-only, sessions ended".into(),
+            Self::ServerStopped => "stopped; it starts as a standby only".into(),
+            Self::AccessRevoked => format!("{roles} roles may not log in, read-only, sessions ended"),
+            Self::HbaClosed => "pg_hba.conf closed, sessions ended".into(),
+            Self::PoolerPaused => "its poolers paused".into(),
+            Self::NetworkCut => "cut off from its network".into(),
+        }
+    }
+}
+
+async fn open(cx: &WriteCx, intent: &Intent) -> Result<(), ApplyError> {
+    for kind in intent.by.iter().rev() {
+        ways::open(cx, intent.fenced(), *kind, &intent.roles).await?;
+    }
+    Ok(())
+}
+
+async fn lease(cx: &ReadCx, intent: &Intent, expect: u64) -> Seen<LeaseState> {
+    let lease = match cx.world.lease(intent.database.as_str()) {
+        Ok(lease) => lease.lease().await,
+        Err(e) => Err(e),
+    };
+    match lease {
+        Err(e) => cannot_tell(&e),
+        Ok(lease) if lease.epoch == expect => Seen::Absent,
+        Ok(lease) if !ours(&lease, expect) => {
+            let allowed = lease.allowed.as_deref().unwrap_or("nobody");
+            Seen::Differs { found: format!("the lease is at epoch {}, allowed to {allowed}", lease.epoch) }
+        }
+        Ok(lease) => Seen::Done(lease),
+    }
+}
+
+/// Every way that it was closed in, looked at from outside.
+async fn look(cx: &ReadCx, intent: &Intent, lease: Option<LeaseState>) -> Seen<Output> {
+    let mut lsn: Option<Lsn> = None;
+    let mut details = Vec::new();
+    for kind in &intent.by {
+        let seen = match (kind, &lease) {
+            (ProofKind::LeaseExpired, Some(lease)) => expired(lease),
+            (ProofKind::ReadOnly, Some(lease)) => read_only(cx, intent, lease).await,
+            _ => ways::verify(cx, intent.fenced(), *kind).await,
+        };
+        match seen {
+            Seen::Done(closed) => {
+                lsn = lsn.max(closed.lsn);
+                details.push(closed.detail);
+            }
+            Seen::Pending { poll_after_ms, note } => return Seen::Pending { poll_after_ms, note },
+            Seen::Absent => return Seen::Absent,
+            Seen::Differs { found } => return Seen::Differs { found },
+            Seen::CannotTell { why } => return Seen::CannotTell { why },
+        }
+    }
+    if let Some(lease) = &lease {
+        details.push(format!("lease allowed to nobody since epoch {}", lease.epoch));
+    }
+    let now = cx.world.clock().now();
+    let kinds = || intent.by.iter().copied();
+    let Some(kind) = kinds().find(|kind| kind.sound()).or_else(|| kinds().next()) else { return Seen::Absent };
+    Seen::Done(Output {
+        proof: Some(FenceProof {
+            kind,
+            also: kinds().filter(|other| *other != kind).collect(),
+            database: intent.database.clone(),
+            region: intent.region.clone(),
+            epoch: lease.as_ref().map(|l| l.epoch),
+            at: lease.as_ref().map_or(now, |l| l.now),
+            expires: kinds().any(|kind| kind == ProofKind::PoolerPaused).then(|| now + PAUSE_COUNTS),
+            // Unplanned, what the old primary had beyond its standby is not waited for: it is counted, and kept at the rejoin.
+            lsn: lsn.filter(|_| intent.planned),
+            detail: details.join("; "),
+        }),
+    })
+}
+
+fn ours(lease: &LeaseState, expect: u64) -> bool {
+    lease.epoch == expect + 1 && lease.allowed.is_none()
+}
+
+fn expired(lease: &LeaseState) -> Seen<Closed> {
     if lease.remaining_ms > 0 {
         // Asked a little after the end, and at least now and then on the way.
         return pending(lease.remaining_ms.clamp(5, 500), format!("a grant is good for {} ms more", lease.remaining_ms));
     }
-    let detail = format!("lease allowed to nobody since epoch {}; no grant is left", lease.epoch);
-    done(intent, lease, ProofKind::LeaseExpired, None, detail)
+    Seen::Done(Closed { lsn: None, detail: "no grant of the lease is left".into() })
 }
 
-async fn read_only(cx: &ReadCx, intent: &Intent, lease: &LeaseState) -> Seen<Output> {
+async fn read_only(cx: &ReadCx, intent: &Intent, lease: &LeaseState) -> Seen<Closed> {
     let look = async {
         let sql = cx.world.sql(intent.database.as_str(), intent.region.as_str())?;
         // Sessions first: the position must be one that nobody can add an acknowledged write to.
@@ -194,16 +332,8 @@ async fn read_only(cx: &ReadCx, intent: &Intent, lease: &LeaseState) -> Seen<Out
         Err(e) => cannot_tell(&e),
         Ok((_, state)) if !state.read_only => Seen::Absent,
         Ok((sessions, _)) if sessions > 0 && lease.remaining_ms > 0 => pending(50, format!("{sessions} sessions are still open")),
-        Ok((_, state)) => {
-            let detail = format!("read-only at {}, its sessions ended, lease allowed to nobody since epoch {}", state.position, lease.epoch);
-            done(intent, lease, ProofKind::ReadOnly, Some(state.position), detail)
-        }
+        Ok((_, state)) => Seen::Done(Closed { lsn: Some(state.position), detail: format!("read-only at {}, its sessions ended", state.position) }),
     }
-}
-
-fn done(intent: &Intent, lease: &LeaseState, kind: ProofKind, lsn: Option<Lsn>, detail: String) -> Seen<Output> {
-    let (database, region) = (intent.database.clone(), intent.region.clone());
-    Seen::Done(Output { proof: Some(FenceProof { kind, database, region, epoch: lease.epoch, at: lease.now, expires: None, lsn, detail }) })
 }
 
 /// Every other region's server must say that it is still a standby.
@@ -239,7 +369,7 @@ mod tests {
         let bench = Bench::new(&fixture()).down("east");
         let out = bench.run::<Fence>().await.expect("fenced");
         let proof = out.proof.expect("a proof");
-        assert_eq!((proof.kind, proof.epoch), (ProofKind::LeaseExpired, 4));
+        assert_eq!((proof.kind, proof.epoch), (ProofKind::LeaseExpired, Some(4)));
         assert!(bench.elapsed_ms() >= 1_000, "the grant was good for a second");
     }
 

@@ -1,7 +1,7 @@
 //! `database.promote`: make a replica the primary. The most dangerous thing that Muster does: with the
 //! old primary still writing there would be two histories.
 //!
-//! **What it does.** One call to the control plane of the surviving region. It wants a fence proof, and
+//! **What it does.** One call to the control plane of the surviving region, or, to a server of one's own, `pg_promote`. It wants a fence proof, and
 //! asks the lease authority again, when it prepares and just before it promotes, whether the proof still
 //! holds: same epoch, allowed to nobody, no grant left. A planned proof names the old primary's last log
 //! position; the promotion waits until the replica has replayed it and refuses otherwise, so that
@@ -11,10 +11,14 @@
 //! a replica and available: it did not happen. On its own, with the same resource id (never reused, unlike
 //! the name), and its server out of recovery: it happened. The timelines before and after are on record.
 //!
+//! A standby that has just lost its receiver sits out `wal_retrieve_retry_interval` (5 s unless set) before it takes
+//! notice of a promotion: on a server of one's own that is made short first, and stays so.
+//!
 //! **Undoing** is not possible: a promoted server becomes a replica again by `database.rejoin`.
 
 use super::{
     contract::*,
+    own_server::{QUICK_RETRY, RETRY_INTERVAL, SLOW_RETRY_MS, is_own, not_patronis, setting_ms, state_of},
     proof::{FenceProof, still_holds},
     shared::*,
 };
@@ -43,6 +47,12 @@ pub struct Intent {
     resource_id: String,
     timeline_before: u32,
     proof: FenceProof,
+    /// A server of one's own: promoted by SQL. `resource_id` is then its cluster's identifier.
+    #[serde(default)]
+    own: bool,
+    /// Its `wal_retrieve_retry_interval` is made short.
+    #[serde(default)]
+    hurry: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -75,8 +85,9 @@ impl Action for Promote {
             example: "id: promote\nuses: database.promote\nwith: { database: predictions, region: west, proof: \"{{ steps.fence.proof }}\" }\n",
         }
     }
-    fn reach(with: &Node, _estate: &Estate) -> Vec<Reach> {
-        [reach(with, "region", Plane::Control), reach(with, "region", Plane::Data), Some(reach_here())].into_iter().flatten().collect()
+    fn reach(with: &Node, estate: &Estate) -> Vec<Reach> {
+        let control = reach(with, "region", Plane::Control).filter(|_| !own(with, estate));
+        [control, reach(with, "region", Plane::Data), Some(reach_here())].into_iter().flatten().collect()
     }
     fn locks(with: &Node) -> Vec<Resource> {
         locks(with, "database", "database")
@@ -84,11 +95,18 @@ impl Action for Promote {
 
     async fn prepare(cx: &ReadCx, input: Input) -> Result<Prepared<Intent>, Refusal> {
         let Input { database: name, region, proof } = input;
-        let instance = instance_id(cx, &name, &region)?;
+        let own = is_own(cx, &name)?;
+        let instance = if own { format!("{name} in {region}") } else { instance_id(cx, &name, &region)? };
         let proof = proof.ok_or_else(|| {
             Refusal::no("not_fenced", format!("nothing proves that the old primary of `{name}` is fenced; promoting `{region}` could make two primaries"))
                 .remedy("run `database.fence` first and give `proof: \"{{ steps.fence.proof }}\"`")
         })?;
+        if own {
+            // An outage may be waiting: the two machines are asked at once.
+            let (held, patroni) = futures::join!(still_holds(cx, &proof, &name, &region), not_patronis(cx, &name, &region));
+            held.and(patroni)?;
+            return prepare_own(cx, name, region, instance, proof).await;
+        }
         still_holds(cx, &proof, &name, &region).await?;
         let info = cx.world.instances(region.as_str())?.instance(&instance).await?;
         let info = info.ok_or_else(|| Refusal::no("no_instance", format!("there is no instance `{instance}` in region `{region}`")))?;
@@ -102,18 +120,29 @@ impl Action for Promote {
         let what = change(format!("{name} in {region}"), Some("replica".into()), Some("primary".into()));
         let notes = vec![format!("replayed up to {}; {}", state.position, proof.detail)];
         let intent =
-            Intent { database: name, region, instance, resource_id: info.resource_id, timeline_before: state.timeline, proof };
+            Intent { database: name, region, instance, resource_id: info.resource_id, timeline_before: state.timeline, proof, own, hurry: false };
         Ok(Prepared { intent, change: vec![what], notes })
     }
 
     async fn apply(cx: &WriteCx, intent: &Intent) -> Result<Output, ApplyError> {
         // Between prepare and now an approval may have waited for an hour.
         still_holds(cx, &intent.proof, &intent.database, &intent.region).await.map_err(definite)?;
+        if intent.own {
+            return promote_own(cx, intent).await;
+        }
         cx.world()?.instances_mut(intent.region.as_str())?.promote(&intent.instance).await?;
         Ok(Output { instance: intent.instance.clone(), timeline_before: intent.timeline_before, timeline_after: None, position: None })
     }
 
     async fn observe(cx: &ReadCx, intent: &Intent) -> Seen<Output> {
+        if intent.own {
+            return match state_of(cx, &intent.database, &intent.region).await {
+                Err(e) => cannot_tell(&e),
+                Ok(state) if state.system_identifier != intent.resource_id => Seen::Differs { found: "another cluster answers there".into() },
+                Ok(state) if state.in_recovery => Seen::Absent,
+                Ok(state) => Seen::Done(promoted(intent, &state)),
+            };
+        }
         let info = match cx.world.instances(intent.region.as_str()) {
             Ok(instances) => instances.instance(&intent.instance).await,
             Err(e) => Err(e),
@@ -140,6 +169,42 @@ impl Action for Promote {
     }
 }
 
+async fn prepare_own(cx: &ReadCx, name: DatabaseName, region: RegionName, instance: String, proof: FenceProof) -> Result<Prepared<Intent>, Refusal> {
+    let state = caught_up(cx, &name, &region, proof.lsn).await?;
+    if state.replay_paused {
+        return Err(Refusal::no("replay_paused", format!("the replay of `{name}` in `{region}` is paused: promoted now, it would lack what it has received"))
+            .remedy("SELECT pg_wal_replay_resume()"));
+    }
+    let retry = cx.world.cluster(name.as_str(), region.as_str())?.settings(&[RETRY_INTERVAL]).await?.remove(RETRY_INTERVAL).unwrap_or_default();
+    let hurry = setting_ms(&retry).is_none_or(|ms| ms > SLOW_RETRY_MS);
+    let mut all = vec![change(format!("{name} in {region}"), Some("standby".into()), Some("primary".into()))];
+    if hurry {
+        all.push(change(format!("{RETRY_INTERVAL} of {name} in {region}"), Some(retry), Some(QUICK_RETRY.into())));
+    }
+    let notes = vec![format!("replayed up to {}; {}", state.position, proof.detail)];
+    let timeline_before = state.timeline;
+    Ok(Prepared { intent: Intent { database: name, region, instance, resource_id: state.system_identifier, timeline_before, proof, own: true, hurry }, change: all, notes })
+}
+
+async fn promote_own(cx: &WriteCx, intent: &Intent) -> Result<Output, ApplyError> {
+    let cluster = cx.world()?.cluster_mut(intent.database.as_str(), intent.region.as_str())?;
+    if intent.hurry && state_of(cx, &intent.database, &intent.region).await?.in_recovery {
+        cluster.set(RETRY_INTERVAL, Some(QUICK_RETRY)).await?;
+    }
+    cx.world()?;
+    let state = cluster.promote(Duration::from_mins(1).min(cx.deadline)).await?;
+    Ok(promoted(intent, &state))
+}
+
+fn promoted(intent: &Intent, state: &ServerState) -> Output {
+    Output {
+        instance: intent.instance.clone(),
+        timeline_before: intent.timeline_before,
+        timeline_after: Some(state.timeline),
+        position: Some(state.position),
+    }
+}
+
 /// The server's own word decides; the control plane may lag behind it.
 async fn out_of_recovery(cx: &ReadCx, intent: &Intent, replicates: bool) -> Seen<Output> {
     let state = match cx.world.sql(intent.database.as_str(), intent.region.as_str()) {
@@ -147,12 +212,7 @@ async fn out_of_recovery(cx: &ReadCx, intent: &Intent, replicates: bool) -> Seen
         Err(e) => Err(e),
     };
     match state {
-        Ok(state) if !state.in_recovery => Seen::Done(Output {
-            instance: intent.instance.clone(),
-            timeline_before: intent.timeline_before,
-            timeline_after: Some(state.timeline),
-            position: Some(state.position),
-        }),
+        Ok(state) if !state.in_recovery => Seen::Done(promoted(intent, &state)),
         _ if replicates => Seen::Absent,
         Ok(_) => pending(100, "the instance stands on its own, its server is still in recovery"),
         Err(PortError::Unreachable(why)) => pending(200, format!("the promoted server does not answer yet: {why}")),

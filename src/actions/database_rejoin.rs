@@ -10,9 +10,17 @@
 //! that nothing happened; leaving, or another id that is not yet streaming, means wait; no instance at all
 //! means that the second half is missing, and `apply`, which looks before each half, goes on with just that.
 //!
+//! A PostgreSQL server of one's own keeps its machine and its directory: `rejoin_own.rs` says how it comes back.
+//!
 //! **Undone** it cannot be; the final snapshot keeps what was there.
 
-use super::{contract::*, shared::*};
+use super::{
+    contract::*,
+    own_server::is_own,
+    rejoin_own::{self as own, How, OwnIntent},
+    shared::{self, *},
+    stranded::Stranded,
+};
 use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoPolicy, time::Span};
 use crate::providers::port::*;
 use schemars::JsonSchema;
@@ -30,7 +38,15 @@ pub struct Input {
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Intent {
+#[serde(untagged)]
+pub enum Intent {
+    Own(OwnIntent),
+    Rds(RdsIntent),
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RdsIntent {
     database: DatabaseName,
     region: RegionName,
     instance: String,
@@ -54,6 +70,15 @@ pub struct Output {
     /// How far the new replica has replayed; `null` until it streams.
     #[schemars(with = "Option<String>")]
     pub position: Option<Lsn>,
+    /// How a server of one's own came back; `null` where this machine does not know, or nothing was to be done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub how: Option<How>,
+    /// What only the old primary had; absent when there was nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stranded: Option<Stranded>,
+    /// Where the old directory stays, if a new base backup took its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub old_directory: Option<String>,
 }
 
 pub struct Rejoin;
@@ -75,9 +100,11 @@ impl Action for Rejoin {
             example: "id: rejoin\nuses: database.rejoin\nwith: { database: predictions, region: east, primary: west }\n",
         }
     }
-    fn reach(with: &Node, _estate: &Estate) -> Vec<Reach> {
-        let region = [Plane::Control, Plane::Data].map(|plane| reach(with, "region", plane));
-        let primary = [Plane::Control, Plane::Data].map(|plane| reach(with, "primary", plane));
+    fn reach(with: &Node, estate: &Estate) -> Vec<Reach> {
+        let there = |plane: &Plane| *plane == Plane::Data || !shared::own(with, estate);
+        let planes = || [Plane::Control, Plane::Data].into_iter().filter(there);
+        let region: Vec<_> = planes().map(|plane| reach(with, "region", plane)).collect();
+        let primary = planes().map(|plane| reach(with, "primary", plane));
         region.into_iter().chain(primary).flatten().chain([reach_here()]).collect()
     }
     fn locks(with: &Node) -> Vec<Resource> {
@@ -89,12 +116,16 @@ impl Action for Rejoin {
         if region == primary {
             return Err(Refusal::no("same_region", format!("`{region}` cannot be a replica of itself")));
         }
+        if is_own(cx, &name)? {
+            let prepared = own::prepare(cx, name, region, primary).await?;
+            return Ok(Prepared { intent: Intent::Own(prepared.intent), change: prepared.change, notes: prepared.notes });
+        }
         let (instance, primary_id) = (instance_id(cx, &name, &region)?, instance_id(cx, &name, &primary)?);
         may_be_replaced(cx, &name, &region, &primary).await?;
         let source = cx.world.instances(primary.as_str())?.instance(&primary_id).await?;
         let source = source.ok_or_else(|| Refusal::no("no_instance", format!("there is no instance `{primary_id}` in region `{primary}`")))?;
         let old = cx.world.instances(region.as_str())?.instance(&instance).await?;
-        let mut intent = Intent {
+        let mut intent = RdsIntent {
             final_snapshot: rds_name(&["muster", name.as_str(), "final", &short_key(cx)]),
             tags: [("muster-key".to_owned(), cx.key.clone()), ("muster-run".to_owned(), cx.run.0.clone())].into(),
             source_region: cx.estate.regions.get(&primary).and_then(|r| r.aws.as_ref()).map(|a| a.region.clone()),
@@ -116,10 +147,14 @@ impl Action for Rejoin {
             changes.push(change(format!("{} in {}", intent.instance, intent.region), from, Some(format!("replica of {}", intent.primary_id))));
         }
         let notes = if intent.nothing { vec!["it is a healthy replica of that primary already".to_owned()] } else { Vec::new() };
-        Ok(Prepared { intent, change: changes, notes })
+        Ok(Prepared { intent: Intent::Rds(intent), change: changes, notes })
     }
 
     async fn apply(cx: &WriteCx, intent: &Intent) -> Result<Output, ApplyError> {
+        let intent = match intent {
+            Intent::Own(intent) => return own::apply(cx, intent).await.map(own_output),
+            Intent::Rds(intent) => intent,
+        };
         if !intent.nothing {
             let instances = cx.world()?.instances_mut(intent.region.as_str())?;
             remove_old(cx, intent, &*instances).await?;
@@ -134,6 +169,18 @@ impl Action for Rejoin {
     }
 
     async fn observe(cx: &ReadCx, intent: &Intent) -> Seen<Output> {
+        let intent = match intent {
+            Intent::Own(intent) => {
+                return match own::observe(cx, intent).await {
+                    Seen::Done(rejoined) => Seen::Done(own_output(rejoined)),
+                    Seen::Absent => Seen::Absent,
+                    Seen::Pending { poll_after_ms, note } => Seen::Pending { poll_after_ms, note },
+                    Seen::Differs { found } => Seen::Differs { found },
+                    Seen::CannotTell { why } => Seen::CannotTell { why },
+                };
+            }
+            Intent::Rds(intent) => intent,
+        };
         let info = match cx.world.instances(intent.region.as_str()) {
             Ok(instances) => instances.instance(&intent.instance).await,
             Err(e) => Err(e),
@@ -158,6 +205,11 @@ impl Action for Rejoin {
 
     async fn undo(cx: &WriteCx, intent: &Intent, _output: Option<Output>) -> Result<(), ApplyError> {
         let seen = Self::observe(cx, intent).await;
+        let intent = match intent {
+            // Until it is rewound the old directory is as it was; afterwards it follows, and harms nobody.
+            Intent::Own(_) => return Ok(()),
+            Intent::Rds(intent) => intent,
+        };
         let untouched = intent.nothing || (seen == Seen::Absent && intent.old_resource == current(cx, intent).await?);
         if untouched {
             return Ok(());
@@ -171,26 +223,33 @@ impl Action for Rejoin {
 
 impl PartialEq for Output {
     fn eq(&self, other: &Self) -> bool {
-        self.instance == other.instance && self.final_snapshot == other.final_snapshot && self.position == other.position
+        let of = |o: &Self| (o.instance.clone(), o.final_snapshot.clone(), o.position, o.how, o.stranded.clone(), o.old_directory.clone());
+        of(self) == of(other)
     }
 }
 
-fn output(intent: &Intent, position: Option<Lsn>) -> Output {
+fn output(intent: &RdsIntent, position: Option<Lsn>) -> Output {
     let kept = !intent.nothing && intent.old_resource.is_some();
-    Output { instance: intent.instance.clone(), final_snapshot: kept.then(|| intent.final_snapshot.clone()), position }
+    let final_snapshot = kept.then(|| intent.final_snapshot.clone());
+    Output { instance: intent.instance.clone(), final_snapshot, position, how: None, stranded: None, old_directory: None }
 }
 
-fn replica_of(info: &InstanceInfo, intent: &Intent) -> bool {
+fn own_output(rejoined: own::Rejoined) -> Output {
+    let own::Rejoined { instance, position, how, old_directory, stranded } = rejoined;
+    Output { instance, final_snapshot: None, position, how, stranded, old_directory }
+}
+
+fn replica_of(info: &InstanceInfo, intent: &RdsIntent) -> bool {
     info.replicates_from.as_ref().is_some_and(|source| *source == intent.primary_id || *source == intent.primary_arn)
 }
 
-async fn current(cx: &WriteCx, intent: &Intent) -> Result<Option<String>, ApplyError> {
+async fn current(cx: &WriteCx, intent: &RdsIntent) -> Result<Option<String>, ApplyError> {
     let instances = cx.read.world.instances(intent.region.as_str())?;
     Ok(instances.instance(&intent.instance).await?.map(|i| i.resource_id))
 }
 
 /// How far the replica has replayed, if it streams.
-async fn streams(cx: &ReadCx, intent: &Intent) -> PortResult<Option<Lsn>> {
+async fn streams(cx: &ReadCx, intent: &RdsIntent) -> PortResult<Option<Lsn>> {
     let state = cx.world.sql(intent.database.as_str(), intent.region.as_str())?.state().await?;
     Ok((state.in_recovery && state.streaming).then_some(state.position))
 }
@@ -211,7 +270,7 @@ async fn may_be_replaced(cx: &ReadCx, name: &DatabaseName, region: &RegionName, 
 }
 
 /// Deletes the instance that the intent is about, if it is still there, and waits until it is gone.
-async fn remove_old(cx: &WriteCx, intent: &Intent, instances: &dyn InstanceWrite) -> Result<(), ApplyError> {
+async fn remove_old(cx: &WriteCx, intent: &RdsIntent, instances: &dyn InstanceWrite) -> Result<(), ApplyError> {
     let clock = cx.read.world.clock();
     let until = clock.monotonic() + cx.deadline.saturating_sub(Duration::from_secs(1));
     let mut asked = false;

@@ -6,10 +6,14 @@
 mod compared;
 pub mod contract;
 mod database_checks;
+mod fence_hba;
+mod fence_ways;
 mod manifest;
+mod own_server;
 pub mod proof;
 mod propagation;
 mod recovered;
+mod rejoin_own;
 pub mod replica;
 pub mod replica_causes;
 mod replica_content;
@@ -20,6 +24,9 @@ pub mod replica_report;
 mod replica_structure;
 pub(crate) mod replica_verify;
 mod shared;
+mod stranded;
+mod stranded_log;
+mod switchover_steps;
 mod vault;
 mod wheel;
 
@@ -77,6 +84,7 @@ actions! {
     database_rejoin::Rejoin,
     database_restore::Restore,
     database_snapshot::Snapshot,
+    database_switchover::Switchover,
     database_verify_replica::VerifyReplica,
     dns_shift::Shift,
     exec_command::Command,

@@ -5,8 +5,15 @@
 //! known. Everything that was looked at becomes a finding, good or bad. It changes nothing; if anything that
 //! is needed is not there, it fails and names it.
 
-use super::{contract::*, manifest, replica::{judge_once, retry_note}, shared::*, vault};
-use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoPolicy, time::Span};
+use super::{
+    contract::*,
+    manifest,
+    own_server::{RETRY_INTERVAL, SLOW_RETRY_MS, setting_ms},
+    replica::{judge_once, retry_note},
+    shared::*,
+    vault,
+};
+use crate::model::{effect::*, estate::{Database, Engine, Estate}, ids::*, node::Node, runbook::UndoPolicy, time::Span};
 use crate::plan::proof::{PROOF_VALID, ProofState, Trial, proof_state};
 use crate::providers::port::*;
 use crate::repository::{names::Id, open::Repository, proof, snapshot::Snapshot};
@@ -121,7 +128,10 @@ async fn look(cx: &ReadCx, input: &Input) -> Vec<Finding> {
     let mut all = Vec::new();
     for (name, database) in cx.estate.databases.iter().filter(|(n, _)| wanted(cx, input, n.as_str())) {
         if database.instances.contains_key(&input.region) {
-            all.extend(instance(cx, input, name).await);
+            match database.engine {
+                Engine::RdsPostgres => all.extend(instance(cx, input, name).await),
+                Engine::Postgres => all.extend(own(cx, input, name, database).await),
+            }
             all.extend(replica(cx, input, name).await);
         }
     }
@@ -211,6 +221,31 @@ async fn instance(cx: &ReadCx, input: &Input, name: &DatabaseName) -> Vec<Findin
             vec![finding(what, info.status, good, id), age(cx, input, format!("database/{name} snapshot"), latest)]
         }
     }
+}
+
+/// What a promotion of a server of one's own would need: its machine, and that it takes notice of it at once.
+async fn own(cx: &ReadCx, input: &Input, name: &DatabaseName, database: &Database) -> Vec<Finding> {
+    let mut all = Vec::new();
+    if database.instances.get(&input.region).is_some_and(|i| i.server.is_some()) {
+        let what = format!("database/{name} machine");
+        let looked = async { cx.world.machine(name.as_str(), input.region.as_str())?.look().await };
+        all.push(match looked.await {
+            Err(e) => finding(what, "unknown", false, e.to_string()),
+            Ok(state) => finding(what, state.state.clone(), !state.dead(), format!("timeline {}, {} processes", state.timeline, state.processes.len())),
+        });
+    }
+    let what = format!("database/{name} promotion");
+    let asked = async { cx.world.cluster(name.as_str(), input.region.as_str())?.settings(&[RETRY_INTERVAL]).await };
+    all.push(match asked.await {
+        Err(e) => finding(what, "unknown", false, e.to_string()),
+        Ok(settings) => {
+            let value = settings.get(RETRY_INTERVAL).cloned().unwrap_or_default();
+            let quick = setting_ms(&value).is_some_and(|ms| ms <= SLOW_RETRY_MS);
+            let advice = if quick { "" } else { ": just after its primary is lost, a standby may take so long to notice a promotion that is not Muster's; set it to 50ms" };
+            finding(what, if quick { "quick" } else { "slow" }, true, format!("{RETRY_INTERVAL} is {value}{advice}"))
+        }
+    });
+    all
 }
 
 /// A missing or old backup is bad only where an age was asked for.

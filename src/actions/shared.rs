@@ -4,7 +4,7 @@
 use super::contract::{ApplyError, ReadCx, Refusal, failure};
 use crate::model::{
     effect::*,
-    estate::{Database, DnsProvider, DnsUpdate, Endpoint, Estate},
+    estate::{Database, DnsProvider, DnsUpdate, Endpoint, Engine, Estate},
     ids::*,
     node::{Node, NodeValue},
 };
@@ -45,6 +45,11 @@ pub(crate) fn reach_dns(with: &Node, field: &str, estate: &Estate) -> Vec<Reach>
         Some(_) => vec![reach_here()],
         None => vec![Reach { place: Place::Global, plane: Plane::Control }, Reach { place: Place::Global, plane: Plane::Data }],
     }
+}
+
+/// Is the database that `with` names one of servers of one's own? They have no control plane.
+pub(crate) fn own(with: &Node, estate: &Estate) -> bool {
+    text(with, "database").and_then(|name| estate.databases.get(name)).is_some_and(|d| d.engine == Engine::Postgres)
 }
 
 /// The machine that Muster runs on and what it was pointed to.

@@ -115,6 +115,12 @@ pub struct Database {
     /// Tables whose content `database.verify_replica` compares; all of them when empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tables: Vec<String>,
+    /// With what standbys connect to their primary (`engine: postgres`); as Muster itself does when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replication: Option<Login>,
+    /// The connection poolers that clients reach it through (`engine: postgres`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub poolers: Vec<Pooler>,
 }
 
 fn postgres_word() -> String {
@@ -126,6 +132,8 @@ fn postgres_word() -> String {
 pub enum Engine {
     /// Amazon RDS for PostgreSQL: changed through its API, looked at through SQL as well.
     RdsPostgres,
+    /// PostgreSQL on machines of one's own: SQL, and for the rest the `server` of each instance.
+    Postgres,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -139,6 +147,90 @@ pub struct Instance {
     pub host: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// The machine that the server runs on, for what SQL cannot do (`engine: postgres`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<Server>,
+    /// How the server is cut off from its network, as a way to fence it (`engine: postgres`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
+}
+
+/// How a server is stopped, started and looked at on its machine (Linux). Commands are lists of arguments; no shell
+/// reads them, and each has a time limit.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Server {
+    /// The data directory: an absolute path on that machine.
+    pub data: PathBuf,
+    /// The directory of `pg_ctl` and the other programs; found when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bin: Option<PathBuf>,
+    /// What reaches the machine as the owner of the data directory: `[ssh, -o, BatchMode=yes, postgres@db-east]`. Left
+    /// out, it is this machine.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reach: Vec<String>,
+    /// Starts the server; `pg_ctl start` when left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub start: Vec<String>,
+    /// Stops it, and keeps whatever watches it from starting it again; `pg_ctl stop` when left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stop: Vec<String>,
+}
+
+/// Commands of one's own, run on the machine that Muster runs on.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Network {
+    /// Cuts the server off from all that writes to it.
+    pub cut: Vec<String>,
+    /// Ends with 0 if, seen from outside, it is cut off at this moment.
+    pub verify: Vec<String>,
+    /// Takes the cut back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub open: Vec<String>,
+}
+
+/// A role and its password.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Login {
+    pub user: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<SecretRef>,
+}
+
+/// A PgBouncer: paused through its console, and pointed to another server by a file that its configuration includes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Pooler {
+    pub host: String,
+    #[serde(default = "pgbouncer_port")]
+    pub port: u16,
+    /// One of its `admin_users`.
+    #[serde(default = "pgbouncer_word")]
+    pub user: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<SecretRef>,
+    /// What clients call the database there; the database's own name when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database: Option<String>,
+    /// The file with the line of that database, `NAME = host=… port=… …`, which `pgbouncer.ini` includes
+    /// (`%include`) below `[databases]`: an absolute path on the pooler's machine.
+    pub file: PathBuf,
+    /// What reaches the pooler's machine; left out, it is this one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reach: Vec<String>,
+    /// Where it runs, if it is lost with a region.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<RegionName>,
+}
+
+fn pgbouncer_port() -> u16 {
+    6432
+}
+
+fn pgbouncer_word() -> String {
+    "pgbouncer".to_owned()
 }
 
 /// Where the writers' lease is granted. It must not stand in a region that it fences.

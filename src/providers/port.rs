@@ -9,6 +9,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::IpAddr, net::SocketAddr, sync::Arc, time::Duration};
 
+pub use super::port_server::*;
+
 /// Why a call gave no answer, by what it means for the caller.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum PortError {
@@ -453,6 +455,18 @@ pub trait WorldRead: Send + Sync {
     }
     /// PostgreSQL servers of Muster's own on this machine.
     fn servers(&self) -> Arc<dyn super::servers::Servers>;
+    /// What a server of one's own says beyond [`SqlRead`].
+    fn cluster(&self, database: &str, region: &str) -> PortResult<Arc<dyn ClusterRead>> {
+        no_server(database, region)
+    }
+    /// The machine that it runs on.
+    fn machine(&self, database: &str, region: &str) -> PortResult<Arc<dyn MachineRead>> {
+        no_server(database, region)
+    }
+    /// The poolers of a database, in the estate's order.
+    fn poolers(&self, _database: &str) -> PortResult<Vec<Arc<dyn PoolerRead>>> {
+        Ok(Vec::new())
+    }
     /// The value behind a reference. Never printed, never journaled.
     fn secret(&self, reference: &crate::model::estate::SecretRef) -> PortResult<secrecy::SecretString>;
     /// Who acts, and on which machine.
@@ -469,6 +483,19 @@ pub trait WorldWrite: WorldRead {
     fn sql_mut(&self, database: &str, region: &str) -> PortResult<Arc<dyn SqlWrite>>;
     fn dns_mut(&self, endpoint: &str) -> PortResult<Arc<dyn DnsWrite>>;
     fn lease_mut(&self, database: &str) -> PortResult<Arc<dyn LeaseWrite>>;
+    fn cluster_mut(&self, database: &str, region: &str) -> PortResult<Arc<dyn ClusterWrite>> {
+        no_server(database, region)
+    }
+    fn machine_mut(&self, database: &str, region: &str) -> PortResult<Arc<dyn MachineWrite>> {
+        no_server(database, region)
+    }
+    fn poolers_mut(&self, _database: &str) -> PortResult<Vec<Arc<dyn PoolerWrite>>> {
+        Ok(Vec::new())
+    }
+}
+
+fn no_server<T>(database: &str, region: &str) -> PortResult<T> {
+    Err(PortError::Config(format!("`{database}` in `{region}` is no server of one's own")))
 }
 
 /// Faults, where there is a lab that can have them.

@@ -58,15 +58,15 @@ pub struct Settings {
 }
 
 pub struct Postgres {
-    settings: Settings,
+    pub(super) settings: Settings,
     instances: Option<Arc<dyn InstanceRead>>,
-    clock: Arc<dyn Clock>,
+    pub(super) clock: Arc<dyn Clock>,
     asked: Mutex<Option<Address>>,
 }
 
 /// Whether what failed may have changed something.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Doing {
+pub enum Doing {
     Reading,
     Writing,
 }
@@ -106,7 +106,11 @@ impl Postgres {
         Ok(address)
     }
 
-    async fn connect(&self) -> PortResult<PgConnection> {
+    pub(super) async fn connect(&self) -> PortResult<PgConnection> {
+        self.connect_as(&self.settings.user, self.settings.password.as_ref()).await
+    }
+
+    pub(super) async fn connect_as(&self, user: &str, password: Option<&SecretString>) -> PortResult<PgConnection> {
         let s = &self.settings;
         let address = self.address().await?;
         // `new_without_pgpass`: only what the estate says counts, not the environment of whoever runs us.
@@ -114,18 +118,18 @@ impl Postgres {
             .host(&address.host)
             .port(address.port)
             .database(&s.database)
-            .username(&s.user)
+            .username(user)
             .application_name("muster")
             .statement_cache_capacity(0)
             .options([("statement_timeout", "10s"), ("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "330s")]);
-        if let Some(password) = &s.password {
+        if let Some(password) = password {
             options = options.password(password.expose_secret());
         }
         let answer = tokio::time::timeout(CONNECT, PgConnection::connect_with(&options)).await;
         let at = format!("{} ({}:{})", s.label, address.host, address.port);
         let failed = match answer {
             Ok(Ok(connection)) => return Ok(connection),
-            Ok(Err(e)) => connect_error(&e, &at, &s.user),
+            Ok(Err(e)) => connect_error(&e, &at, user),
             Err(_) => PortError::Unreachable(format!("{at} did not answer within {} s", CONNECT.as_secs())),
         };
         self.remember(None);
@@ -133,7 +137,7 @@ impl Postgres {
     }
 
     /// Runs one exchange with a connection of its own, within a time limit.
-    async fn with<T, F>(&self, doing: Doing, limit: Duration, work: impl FnOnce(PgConnection) -> F + Send) -> PortResult<T>
+    pub(super) async fn with<T, F>(&self, doing: Doing, limit: Duration, work: impl FnOnce(PgConnection) -> F + Send) -> PortResult<T>
     where
         F: Future<Output = PortResult<T>> + Send,
         T: Send,
@@ -147,10 +151,10 @@ impl Postgres {
         }
     }
 
-    fn reading(&self) -> impl Fn(sqlx::Error) -> PortError + Copy + Send + '_ {
+    pub(super) fn reading(&self) -> impl Fn(sqlx::Error) -> PortError + Copy + Send + '_ {
         |e| query_error(&e, Doing::Reading, &self.settings.label, &self.settings.user)
     }
-    fn writing(&self) -> impl Fn(sqlx::Error) -> PortError + Copy + Send + '_ {
+    pub(super) fn writing(&self) -> impl Fn(sqlx::Error) -> PortError + Copy + Send + '_ {
         |e| query_error(&e, Doing::Writing, &self.settings.label, &self.settings.user)
     }
 
@@ -226,7 +230,7 @@ fn instant(row: &PgRow, column: &str) -> Result<Option<jiff::Timestamp>, sqlx::E
     micros.map(jiff::Timestamp::from_microsecond).transpose().map_err(|e| decode(column, e))
 }
 
-fn server_state(row: &PgRow) -> Result<ServerState, sqlx::Error> {
+pub(super) fn server_state(row: &PgRow) -> Result<ServerState, sqlx::Error> {
     let timeline: i64 = row.try_get("timeline")?;
     Ok(ServerState {
         in_recovery: row.try_get("in_recovery")?,
@@ -253,7 +257,7 @@ fn standby(row: &PgRow) -> Result<Option<Standby>, sqlx::Error> {
 }
 
 /// Says goodbye, so that the server does not have to find out.
-async fn close(connection: PgConnection) {
+pub(super) async fn close(connection: PgConnection) {
     let _ = tokio::time::timeout(Duration::from_millis(500), connection.close()).await;
 }
 
@@ -276,7 +280,7 @@ fn connect_error(error: &sqlx::Error, at: &str, user: &str) -> PortError {
         // Starting up, shutting down.
         c if c.starts_with("57P") => PortError::Unreachable(format!("{at}: {error}")),
         c if c.starts_with("28") => PortError::Refused(format!(
-            "{at} does not let user `{user}` in: {error}; check the database's `user` and `password` in the estate"
+            "{at} does not let user `{user}` in: {error} ({c}); check the database's `user` and `password` in the estate"
         )),
         _ => PortError::Unreachable(format!("{at}: {error}")),
     }

@@ -196,3 +196,40 @@ pub const CANARY: [&str; 2] = [
     "CREATE SCHEMA IF NOT EXISTS muster",
     "CREATE TABLE IF NOT EXISTS muster.canary (mark text PRIMARY KEY, at timestamptz NOT NULL DEFAULT clock_timestamp())",
 ];
+
+/// Roles that a fence keeps from logging in.
+pub const REVOKED: &str =
+    "CREATE TABLE IF NOT EXISTS muster.revoked (role text PRIMARY KEY, at timestamptz NOT NULL DEFAULT clock_timestamp())";
+
+/// Who can log in, beside who asks and those named.
+pub const LOGINS: &str = "
+SELECT rolname::text, rolsuper::text FROM pg_roles
+ WHERE rolcanlogin AND rolname <> current_user AND rolname <> ALL ($1::text[]) ORDER BY 1";
+
+/// Sessions of clients, sessions that are only just coming up (they hold a lock on their database), and workers that
+/// are no part of the server itself: a subscription's, an extension's. Muster's own sessions carry its name and are of
+/// the role that asks.
+pub const WRITERS: &str = "
+SELECT a.pid::text, coalesce(a.backend_type, '?') || ' ' || a.pid || coalesce(' of ' || a.usename, '') || coalesce(' in ' || a.datname, '')
+  FROM pg_stat_activity a
+ WHERE a.pid <> pg_backend_pid()
+   AND coalesce(a.backend_type, '?') NOT IN ('autovacuum launcher', 'autovacuum worker', 'logical replication launcher', 'background writer',
+       'checkpointer', 'startup', 'walreceiver', 'walsender', 'walwriter', 'archiver', 'walsummarizer', 'slotsync worker', 'io worker', 'logger')
+   AND NOT (a.application_name = 'muster' AND a.usename = current_user)
+UNION ALL
+SELECT l.pid::text, 'session ' || l.pid || ' that is coming up' FROM pg_locks l
+ WHERE l.locktype = 'object' AND l.classid = 'pg_database'::regclass AND l.pid <> pg_backend_pid()
+   AND NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = l.pid)";
+
+pub const END_WRITERS: &str = "
+SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a
+ WHERE a.pid <> pg_backend_pid() AND a.backend_type IN ('client backend', 'parallel worker')
+   AND NOT (a.application_name = 'muster' AND a.usename = current_user)";
+
+/// The view reads the file as it is at this moment; what is in force is what stood there at the last reload.
+pub const HBA: &str = "
+SELECT 'file', current_setting('hba_file')
+UNION ALL
+SELECT CASE WHEN error IS NULL THEN 'rule' ELSE 'error' END,
+       coalesce(error, concat_ws(' ', type, array_to_string(database, ','), array_to_string(user_name, ','), address, netmask, auth_method))
+  FROM pg_hba_file_rules";

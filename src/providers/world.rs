@@ -7,6 +7,8 @@ use super::{
     clock::Clock,
     http::HttpClient,
     lease::HttpLease,
+    machine::Machine,
+    pooler::PgBouncer,
     port::*,
     postgres,
     postgres::Postgres,
@@ -72,15 +74,19 @@ impl World {
 
     fn make_postgres(&self, name: &str, region: &str) -> PortResult<Postgres> {
         let database = self.database(name)?;
-        let Engine::RdsPostgres = database.engine;
         let instance = database
             .instances
             .get(region)
             .ok_or_else(|| absent(&format!("instance of database `{name}` in region"), region, database.instances.keys()))?;
         // An address in the estate needs no control plane: it may be the very thing that is down.
-        let instances = match &instance.host {
-            Some(_) => None,
-            None => Some(self.instances(region)?),
+        let instances = match (&instance.host, database.engine) {
+            (Some(_), _) => None,
+            (None, Engine::RdsPostgres) => Some(self.instances(region)?),
+            (None, Engine::Postgres) => {
+                return Err(PortError::Config(format!(
+                    "the estate does not say where `{name}` answers in `{region}`: write databases.{name}.instances.{region}.host"
+                )));
+            }
         };
         let settings = postgres::Settings {
             label: format!("{name} in {region}"),
@@ -92,6 +98,43 @@ impl World {
             instance: instance.id.clone(),
         };
         Ok(Postgres::new(settings, instances, Arc::clone(&self.clock)))
+    }
+
+    /// A server of one's own; RDS has no machine that anybody could reach.
+    fn make_machine(&self, name: &str, region: &str) -> PortResult<Machine> {
+        let database = self.database(name)?;
+        let instance = database.instances.get(region);
+        let instance =
+            instance.ok_or_else(|| absent(&format!("instance of database `{name}` in region"), region, database.instances.keys()))?;
+        let place = format!("databases.{name}.instances.{region}");
+        let server = instance.server.clone().ok_or_else(|| {
+            PortError::Config(format!("the estate does not say how the machine of `{name}` in `{region}` is reached: write {place}.server"))
+        })?;
+        let host = instance.host.clone().ok_or_else(|| PortError::Config(format!("write {place}.host")))?;
+        Ok(Machine::new(format!("{name} in {region}"), server, host, instance.port.unwrap_or(5432)))
+    }
+
+    fn make_poolers(&self, name: &str) -> PortResult<Vec<PgBouncer>> {
+        let database = self.database(name)?;
+        let make = |pooler: &crate::model::estate::Pooler| {
+            Ok(PgBouncer {
+                host: pooler.host.clone(),
+                port: pooler.port,
+                user: pooler.user.clone(),
+                password: pooler.password.as_ref().map(secrets::read).transpose()?,
+                database: pooler.database.clone().unwrap_or_else(|| database.name.clone()),
+                file: pooler.file.clone(),
+                reach: pooler.reach.clone(),
+            })
+        };
+        database.poolers.iter().map(make).collect()
+    }
+
+    fn own_postgres(&self, database: &str, region: &str) -> PortResult<Arc<Postgres>> {
+        if self.database(database)?.engine != Engine::Postgres {
+            return Err(PortError::Config(format!("`{database}` is Amazon's: it is changed through its API")));
+        }
+        self.postgres(database, region)
     }
 
     fn make_store(&self, name: &str) -> PortResult<Arc<dyn ObjectWrite>> {
@@ -181,6 +224,15 @@ impl WorldRead for World {
         let password = database.password.as_ref().map(secrets::read).transpose()?;
         Ok(Arc::new(Target::new(host, instance.port.unwrap_or(5432), database.user.clone(), Some(database.name.clone()), password)))
     }
+    fn cluster(&self, database: &str, region: &str) -> PortResult<Arc<dyn ClusterRead>> {
+        Ok(self.own_postgres(database, region)?)
+    }
+    fn machine(&self, database: &str, region: &str) -> PortResult<Arc<dyn MachineRead>> {
+        Ok(Arc::new(self.make_machine(database, region)?))
+    }
+    fn poolers(&self, database: &str) -> PortResult<Vec<Arc<dyn PoolerRead>>> {
+        Ok(self.make_poolers(database)?.into_iter().map(|p| Arc::new(p) as Arc<dyn PoolerRead>).collect())
+    }
     fn secret(&self, reference: &SecretRef) -> PortResult<secrecy::SecretString> {
         secrets::read(reference)
     }
@@ -228,6 +280,15 @@ impl WorldWrite for World {
     }
     fn lease_mut(&self, database: &str) -> PortResult<Arc<dyn LeaseWrite>> {
         Ok(self.http_lease(database)?)
+    }
+    fn cluster_mut(&self, database: &str, region: &str) -> PortResult<Arc<dyn ClusterWrite>> {
+        Ok(self.own_postgres(database, region)?)
+    }
+    fn machine_mut(&self, database: &str, region: &str) -> PortResult<Arc<dyn MachineWrite>> {
+        Ok(Arc::new(self.make_machine(database, region)?))
+    }
+    fn poolers_mut(&self, database: &str) -> PortResult<Vec<Arc<dyn PoolerWrite>>> {
+        Ok(self.make_poolers(database)?.into_iter().map(|p| Arc::new(p) as Arc<dyn PoolerWrite>).collect())
     }
 }
 

@@ -33,7 +33,7 @@ struct Lint<'a> {
 }
 
 /// The place of a value along a path of keys, or of the innermost map on the way that exists.
-fn at(root: &Node, path: &[&str]) -> Pos {
+pub(super) fn at(root: &Node, path: &[&str]) -> Pos {
     let mut node = root;
     for name in path {
         match node.get(name) {
@@ -100,6 +100,13 @@ impl<'a> Lint<'a> {
         let estate = self.estate;
         for (name, database) in &estate.databases {
             self.region_keys(&["databases", name.as_str(), "instances"], database.instances.keys());
+            super::lint_postgres::check(self.source, self.root, name.as_str(), database, self.found);
+            for (index, pooler) in database.poolers.iter().enumerate() {
+                let list = self.root.get("databases").and_then(|all| all.get(name.as_str())).and_then(|one| one.get("poolers"));
+                if let Some(region) = &pooler.region {
+                    self.region(item_place(list, index).unwrap_or(self.root.pos), region);
+                }
+            }
         }
     }
 
@@ -210,6 +217,15 @@ impl<'a> Lint<'a> {
                 if let Some(host) = instance.host.as_ref().filter(|host| !is_local_host(host)) {
                     out.push((at(root, &["databases", name.as_str(), "instances", region.as_str(), "host"]), host.clone()));
                 }
+                if let Some(server) = instance.server.as_ref().filter(|server| !server.reach.is_empty()) {
+                    let pos = at(root, &["databases", name.as_str(), "instances", region.as_str(), "server", "reach"]);
+                    out.push((pos, server.reach.join(" ")));
+                }
+            }
+            for pooler in &database.poolers {
+                let away = (!is_local_host(&pooler.host)).then(|| pooler.host.clone());
+                let away = away.or_else(|| (!pooler.reach.is_empty()).then(|| pooler.reach.join(" ")));
+                out.extend(away.map(|place| (at(root, &["databases", name.as_str(), "poolers"]), place)));
             }
             if let Some(lease) = database.lease.as_ref().filter(|lease| !is_local(&lease.url)) {
                 out.push((at(root, &["databases", name.as_str(), "lease", "url"]), lease.url.to_string()));

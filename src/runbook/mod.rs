@@ -12,6 +12,7 @@ pub mod expr;
 pub mod lint;
 mod lint_estate;
 mod lint_people;
+mod lint_postgres;
 mod lint_schema;
 pub mod load;
 pub mod parse;

@@ -40,12 +40,14 @@ inputs! {
     Replica { database: DatabaseName, region: RegionName, max_lag: Option<Span>, content: Option<bool> }
     Fence { database: DatabaseName, region: RegionName, planned: Option<bool> }
     Promote { database: DatabaseName, region: RegionName, proof: Proof }
+    Switch { database: DatabaseName, to: RegionName, max_pause: Option<Span> }
     Rejoin { database: DatabaseName, region: RegionName, primary: RegionName }
     Shift { endpoint: EndpointName, to: RegionName }
     Golden { endpoint: EndpointName, tolerance: Option<f64> }
     Exec { argv: Vec<String>, env: Option<BTreeMap<String, String>> }
     Steer { bucket: BucketName, region: RegionName, take_over: Option<String>, no_wheel: Option<String> }
     Fenced { proof: Proof }
+    Switched { from: RegionName }
     Proof { epoch: u64, region: RegionName }
     Nothing {}
 }
@@ -81,6 +83,7 @@ fn forms() -> Vec<ActionInfo> {
         form::<Promote, Nothing>("database.promote", Effect::Observable),
         form::<Promote, Nothing>("database.admit", Effect::Repeatable),
         form::<Rejoin, Nothing>("database.rejoin", Effect::Observable),
+        form::<Switch, Switched>("database.switchover", Effect::Observable),
         form::<Shift, Nothing>("dns.shift", Effect::Repeatable),
         form::<Golden, Nothing>("model.golden", Effect::Read),
         form::<Steer, Nothing>("wheel.take", Effect::Repeatable),
@@ -195,6 +198,11 @@ fn the_shipped_files_are_right() {
         let found = check_runbook(&shipped(path), Some(&estate), &Forms);
         assert!(found.is_empty(), "{}", text(&found));
     }
+    // Where there is a bucket there can be a wheel; servers of one's own often come without.
+    let mut bare = estate.clone();
+    bare.buckets.clear();
+    let found = check_runbook(&shipped("runbooks/switchover.yaml"), Some(&bare), &Forms);
+    assert!(found.is_empty(), "{}", text(&found));
     let region_loss = drill(&read("drills/region-loss.yaml"));
     let (book, then) = (shipped("runbooks/regional-failover.yaml"), shipped("runbooks/failback.yaml"));
     let found = check_drill(&region_loss, &estate, Some(&book), Some(&then));

@@ -55,6 +55,7 @@ fn home() -> tempfile::TempDir {
         "runbooks/failback.yaml",
         "runbooks/protect.yaml",
         "runbooks/artifact-restore.yaml",
+        "runbooks/switchover.yaml",
         "drills/region-loss.yaml",
     ] {
         let mut text = fs::read_to_string(root().join(name)).unwrap();

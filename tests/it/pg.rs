@@ -306,7 +306,7 @@ impl Cluster {
     pub fn stop(&self) {
         // One that was killed has left its file.
         let master = std::fs::read_to_string(self.data.join("postmaster.pid")).unwrap_or_default();
-        if master.lines().next().is_some_and(|pid| Path::new("/proc").join(pid.trim()).exists()) {
+        if master.lines().next().is_some_and(|pid| Path::new("/proc").join(pid.trim()).join("cwd").exists()) {
             run(
                 self.data.parent().unwrap(),
                 self.bin.join("pg_ctl"),

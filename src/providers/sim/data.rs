@@ -343,10 +343,12 @@ impl Data {
     fn with<T>(&self, look: impl FnOnce(&super::Server) -> T) -> PortResult<T> {
         self.world.up(&self.region)?;
         let state = self.world.lock();
+        state.listening(&self.server())?;
         state.servers.get(&self.server()).map(look).ok_or_else(|| PortError::Unreachable("no server listens".into()))
     }
     fn change<T>(&self, change: impl FnOnce(&mut super::Server) -> PortResult<T>) -> PortResult<T> {
         self.write(|state, _| {
+            state.listening(&self.server())?;
             let server = state.servers.get_mut(&self.server()).ok_or_else(|| PortError::Unreachable("no server listens".into()))?;
             change(server)
         })

@@ -10,13 +10,14 @@ mod clock;
 mod cluster;
 mod data;
 mod net;
+mod own;
 mod servers;
 mod state;
 
 pub use clock::SimClock;
 pub use net::Handler;
 pub use servers::SimServers;
-pub use state::{Server, SimInstance, SimLease, SimObject, State};
+pub use state::{Server, SimInstance, SimLease, SimMachine, SimObject, SimPooler, State};
 
 use crate::model::estate::{Estate, SecretRef};
 use crate::providers::{clock::Clock, port::*};
@@ -124,6 +125,9 @@ impl SimWorld {
         }
         Ok(())
     }
+    fn own(&self, database: &str, region: &str) -> Arc<own::Own> {
+        Arc::new(own::Own { world: self.clone(), at: (database.to_owned(), region.to_owned()) })
+    }
     fn data(&self, name: &str, region: &str) -> Arc<data::Data> {
         Arc::new(data::Data { world: self.clone(), name: name.to_owned(), region: region.to_owned() })
     }
@@ -166,6 +170,16 @@ impl WorldRead for SimWorld {
     fn replication(&self, database: &str, region: &str) -> PortResult<Arc<dyn crate::providers::replication::Dial>> {
         Ok(Arc::new(cluster::SimCluster { world: self.clone(), database: database.to_owned(), region: region.to_owned() }))
     }
+    fn cluster(&self, database: &str, region: &str) -> PortResult<Arc<dyn ClusterRead>> {
+        Ok(self.own(database, region))
+    }
+    fn machine(&self, database: &str, region: &str) -> PortResult<Arc<dyn MachineRead>> {
+        Ok(self.own(database, region))
+    }
+    fn poolers(&self, _database: &str) -> PortResult<Vec<Arc<dyn PoolerRead>>> {
+        let count = self.lock().poolers.len();
+        Ok((0..count).map(|index| Arc::new(own::Pooler { world: self.clone(), index }) as Arc<dyn PoolerRead>).collect())
+    }
     fn secret(&self, reference: &SecretRef) -> PortResult<secrecy::SecretString> {
         // The one that its repositories are opened with.
         if *reference == SecretRef::Env("SIM_VAULT".to_owned()) {
@@ -190,6 +204,16 @@ impl WorldWrite for SimWorld {
     }
     fn sql_mut(&self, database: &str, region: &str) -> PortResult<Arc<dyn SqlWrite>> {
         Ok(self.data(database, region))
+    }
+    fn cluster_mut(&self, database: &str, region: &str) -> PortResult<Arc<dyn ClusterWrite>> {
+        Ok(self.own(database, region))
+    }
+    fn machine_mut(&self, database: &str, region: &str) -> PortResult<Arc<dyn MachineWrite>> {
+        Ok(self.own(database, region))
+    }
+    fn poolers_mut(&self, _database: &str) -> PortResult<Vec<Arc<dyn PoolerWrite>>> {
+        let count = self.lock().poolers.len();
+        Ok((0..count).map(|index| Arc::new(own::Pooler { world: self.clone(), index }) as Arc<dyn PoolerWrite>).collect())
     }
     fn dns_mut(&self, _endpoint: &str) -> PortResult<Arc<dyn DnsWrite>> {
         Ok(Arc::new(net::Net { world: self.clone() }))

@@ -35,6 +35,23 @@ pub struct Server {
     pub canaries: BTreeSet<String>,
 }
 
+/// A machine of one's own, with the server of the same database and region.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SimMachine {
+    pub running: bool,
+    pub standby_signal: bool,
+    pub files: BTreeMap<String, String>,
+    pub settings: BTreeMap<String, String>,
+    pub slots: BTreeSet<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SimPooler {
+    pub paused: bool,
+    pub host: String,
+    pub port: u16,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SimLease {
     pub epoch: u64,
@@ -56,6 +73,9 @@ pub struct State {
     pub instances: BTreeMap<Key2, SimInstance>,
     pub snapshots: BTreeMap<Key2, (SnapshotInfo, Timestamp)>,
     pub servers: BTreeMap<Key2, Server>,
+    /// Only those of one's own.
+    pub machines: BTreeMap<Key2, SimMachine>,
+    pub poolers: Vec<SimPooler>,
     pub leases: BTreeMap<String, SimLease>,
     pub records: BTreeMap<(String, String, String), RecordSet>,
     pub weights: BTreeMap<(String, String, String), Vec<WeightedSet>>,
@@ -115,6 +135,23 @@ impl State {
         self.servers.insert((database.to_owned(), region.to_owned()), fresh_server(replicates_from.is_some(), at));
     }
 
+    /// A primary in east, a standby in west, and a pooler before them.
+    pub fn own_servers(&mut self, database: &str, at: Timestamp) {
+        for (region, standby) in [("east", false), ("west", true)] {
+            let key = (database.to_owned(), region.to_owned());
+            self.servers.insert(key.clone(), fresh_server(standby, at));
+            let settings = [
+                ("max_wal_senders", "10"),
+                ("max_replication_slots", "10"),
+                ("wal_retrieve_retry_interval", "5s"),
+                ("recovery_min_apply_delay", "0"),
+            ];
+            let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+            self.machines.insert(key, SimMachine { running: true, standby_signal: standby, settings, ..SimMachine::default() });
+        }
+        self.poolers = vec![SimPooler { paused: false, host: "east.test".into(), port: 5432 }];
+    }
+
     /// Lets everything happen whose time has come.
     pub(super) fn settle(&mut self, now: Timestamp) {
         let due: Vec<Key2> = self.instances.iter().filter(|(_, i)| i.due.is_some_and(|due| due <= now)).map(|(k, _)| k.clone()).collect();
@@ -172,6 +209,8 @@ impl State {
         out.extend(self.instances.iter().map(|(k, i)| format!("{k:?} {} {:?}", i.info.status, i.info.replicates_from)));
         out.extend(self.snapshots.iter().map(|(k, (s, _))| format!("{k:?} {} {}", s.instance, s.status)));
         out.extend(self.servers.iter().map(|(k, s)| format!("{k:?} {} {} {}", s.state.in_recovery, s.state.timeline, s.state.read_only)));
+        out.extend(self.machines.iter().map(|(k, m)| format!("{k:?} {} {} {:?}", m.running, m.standby_signal, m.slots)));
+        out.extend(self.poolers.iter().map(|p| format!("{p:?}")));
         out.extend(self.leases.iter().map(|(k, l)| format!("{k} {:?}", l.allowed)));
         out.extend(self.records.iter().map(|(k, r)| format!("{k:?} {:?}", r.values)));
         out.extend(self.received.iter().map(|r| format!("{r:?}")));

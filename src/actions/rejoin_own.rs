@@ -1,0 +1,289 @@
+//! `database.rejoin` for a PostgreSQL server of one's own: the old primary's directory is taken back to where the two
+//! histories part, and follows the new primary.
+//!
+//! **In this order**, each step looked at before it is taken, so that it may be cut off anywhere: nothing of the old
+//! server lives; what it committed beyond that point is listed and kept (`stranded.rs`); its own configuration is kept
+//! beside it; `pg_rewind`; its configuration back, and a standby's on top; a slot on the new primary; started. A server
+//! that stopped in order before the other was promoted has nothing beyond that point, and is only started. Where it
+//! cannot be rewound (no checksums and no `wal_log_hints`, a log with holes, an unrelated history) a new base backup
+//! takes its place, and the old directory stays beside it: nothing is ever deleted.
+
+use super::{
+    contract::*,
+    own_server::*,
+    shared::*,
+    stranded::{self, Stranded},
+};
+use crate::model::{effect::*, ids::*};
+use crate::providers::port::*;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const REWIND: Duration = Duration::from_mins(30);
+const COPY: Duration = Duration::from_hours(6);
+const APART: Duration = Duration::from_mins(5);
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OwnIntent {
+    database: DatabaseName,
+    region: RegionName,
+    primary: RegionName,
+    system_identifier: String,
+    /// Of the new primary.
+    timeline: u32,
+    /// On the new primary, for this standby.
+    slot: String,
+    /// The name beside the data directory under which the old one stays, if it must be replaced.
+    kept: String,
+    nothing: bool,
+}
+
+/// How the old primary came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum How {
+    /// It had nothing that the new primary lacks.
+    Started,
+    Rewound,
+    /// By a new base backup.
+    Copied,
+}
+
+/// What this machine remembers of the step for its report.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Notes {
+    how: Option<How>,
+    old_directory: Option<String>,
+}
+
+pub(super) struct Rejoined {
+    pub instance: String,
+    pub position: Option<Lsn>,
+    pub how: Option<How>,
+    pub old_directory: Option<String>,
+    pub stranded: Option<Stranded>,
+}
+
+pub(super) async fn prepare(
+    cx: &ReadCx,
+    name: DatabaseName,
+    region: RegionName,
+    primary: RegionName,
+) -> Result<Prepared<OwnIntent>, Refusal> {
+    needs_machine(cx, &name, &region, "its directory cannot be taken back")?;
+    not_patronis(cx, &name, &region).await?;
+    let new = state_of(cx, &name, &primary).await?;
+    if new.in_recovery {
+        return Err(Refusal::no("not_primary", format!("the server of `{name}` in `{primary}` is a standby, not the primary")));
+    }
+    if database(cx, &name)?.lease.is_some() {
+        let lease = cx.world.lease(name.as_str())?.lease().await?;
+        if lease.allowed.as_deref().is_some_and(|allowed| allowed != primary.as_str()) {
+            return Err(not_fenced(&name, &region, "the write lease is allowed to it"));
+        }
+    }
+    let machine = cx.world.machine(name.as_str(), region.as_str())?;
+    let old = machine.look().await?;
+    if old.system_identifier != new.system_identifier {
+        return Err(Refusal::no(
+            "another_cluster",
+            format!("the directory of `{name}` in `{region}` belongs to another cluster ({})", old.system_identifier),
+        ));
+    }
+    let mut nothing = false;
+    if !old.dead() {
+        match state_of(cx, &name, &region).await {
+            Ok(state) if !state.in_recovery => return Err(not_fenced(&name, &region, "its server is a primary, and runs")),
+            Ok(state) => nothing = state.streaming && state.timeline == new.timeline,
+            Err(_) => {}
+        }
+    }
+    let settings = cx.world.cluster(name.as_str(), primary.as_str())?.settings(&["max_wal_senders", "max_replication_slots"]).await?;
+    if let Some((setting, _)) = settings.iter().find(|(_, value)| *value == "0") {
+        return Err(Refusal::no("no_replication", format!("`{setting}` is 0 on the primary in `{primary}`: nobody can follow it")));
+    }
+    let kept = format!("before-{}", short_key(cx));
+    let intent = OwnIntent {
+        slot: slot_name(&region),
+        system_identifier: new.system_identifier,
+        timeline: new.timeline,
+        database: name,
+        region,
+        primary,
+        kept,
+        nothing,
+    };
+    let mut changes = Vec::new();
+    if !nothing {
+        let from = format!("{} on timeline {}", old.state, old.timeline);
+        let to = format!("standby of {} on timeline {}", intent.primary, intent.timeline);
+        changes.push(change(format!("{} in {}", intent.database, intent.region), Some(from), Some(to)));
+    }
+    let notes = if nothing { vec!["it follows that primary already".to_owned()] } else { Vec::new() };
+    Ok(Prepared { intent, change: changes, notes })
+}
+
+fn not_fenced(name: &DatabaseName, region: &RegionName, why: &str) -> Refusal {
+    Refusal::no("not_fenced", format!("`{name}` in `{region}` may still be written to: {why}"))
+        .remedy("fence it first with `database.fence`")
+}
+
+pub(super) async fn apply(cx: &WriteCx, intent: &OwnIntent) -> Result<Rejoined, ApplyError> {
+    if intent.nothing || follows(cx, intent).await.is_ok_and(|state| state.is_some_and(|s| s.streaming)) {
+        return Ok(rejoined(cx, intent, None));
+    }
+    let machine = cx.world()?.machine_mut(intent.database.as_str(), intent.region.as_str())?;
+    let old = quiet(cx, intent, &*machine).await?;
+    let cluster = cx.world()?.cluster_mut(intent.database.as_str(), intent.primary.as_str())?;
+    // Until its first checkpoint a new primary's control file names the old timeline, and pg_rewind goes by that.
+    cluster.checkpoint().await?;
+    let up = upstream(cx, &intent.database, &intent.primary, false).map_err(definite)?;
+    let begun = machine.read(&format!("{}.muster-own/complete", data(cx, intent)?)).await?.is_some();
+    let plan = if begun { Plan::Rewind } else { keep_stranded(cx, intent, &*machine, &*cluster, &old).await? };
+    let half = |e: PortError| ApplyError::Unknown(failure(&e));
+    let mut notes = Notes { how: Some(How::Started), old_directory: None };
+    if plan != Plan::Start {
+        machine.keep_configuration().await?;
+        notes.how = Some(How::Rewound);
+        let rewound = if plan == Plan::Rewind {
+            machine.rewind(&up, REWIND.min(cx.deadline)).await
+        } else {
+            Err(PortError::Refused("not tried".into()))
+        };
+        match rewound {
+            Ok(()) => {}
+            Err(PortError::Refused(_)) => {
+                let from = upstream(cx, &intent.database, &intent.primary, true).map_err(definite)?;
+                notes = Notes {
+                    how: Some(How::Copied),
+                    old_directory: Some(machine.copy(&from, &intent.kept, COPY.min(cx.deadline)).await.map_err(half)?),
+                };
+            }
+            Err(e) => return Err(half(e)),
+        }
+        machine.restore_configuration().await.map_err(half)?;
+    }
+    remember(cx, &notes);
+    let from = upstream(cx, &intent.database, &intent.primary, true).map_err(definite)?;
+    make_standby(&*machine, Some((&from, &intent.region))).await.map_err(half)?;
+    cluster.make_slot(&intent.slot).await.map_err(half)?;
+    cx.world()?;
+    machine.start().await.map_err(half)?;
+    Ok(rejoined(cx, intent, None))
+}
+
+fn data(cx: &ReadCx, intent: &OwnIntent) -> Result<String, ApplyError> {
+    let server = instance(cx, &intent.database, &intent.region).map_err(definite)?.server.as_ref();
+    Ok(server.map(|s| s.data.display().to_string()).unwrap_or_default())
+}
+
+/// Makes sure that nothing of the old server lives. A primary that runs is never stopped here: it must be fenced.
+async fn quiet(cx: &WriteCx, intent: &OwnIntent, machine: &dyn MachineWrite) -> Result<MachineState, ApplyError> {
+    if machine.read(&format!("{}.muster-isolated/socket", data(cx, intent)?)).await?.is_some() {
+        machine.isolated_no_more().await?;
+    }
+    let state = machine.look().await?;
+    if state.dead() {
+        return Ok(state);
+    }
+    let tool = state.processes.iter().find(|p| p.name.starts_with("pg_rewind") || p.name.starts_with("pg_basebackup"));
+    if let Some(tool) = tool {
+        return Err(ApplyError::Unknown(Failure::new(
+            "under_way",
+            format!("{} of an earlier attempt still runs (process {})", tool.name, tool.pid),
+        )));
+    }
+    match state_of(cx, &intent.database, &intent.region).await {
+        Ok(state) if !state.in_recovery => Err(definite(not_fenced(&intent.database, &intent.region, "its server is a primary, and runs"))),
+        // A standby of nobody or of another; or backends without a postmaster.
+        _ => Ok(stop(cx, machine, PATIENCE).await?),
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Plan {
+    Start,
+    Rewind,
+    Copy,
+}
+
+/// Lists what is stranded and decides how the directory comes back.
+async fn keep_stranded(
+    cx: &WriteCx,
+    intent: &OwnIntent,
+    machine: &dyn MachineWrite,
+    cluster: &dyn ClusterWrite,
+    old: &MachineState,
+) -> Result<Plan, ApplyError> {
+    if old.timeline == intent.timeline {
+        // It is of the new history already: it was a standby, or came back before.
+        return Ok(Plan::Start);
+    }
+    let history = cluster.history(intent.timeline).await?;
+    let Some((_, parted)) = history.iter().find(|(timeline, _)| *timeline == old.timeline).copied() else {
+        return Ok(Plan::Copy);
+    };
+    if old.state == "shut down" && old.checkpoint < parted {
+        return Ok(Plan::Start);
+    }
+    let beyond = match stranded::beyond(cx, machine, old.timeline, parted).await {
+        Ok(beyond) => beyond,
+        // With a hole in its log nobody can list them: the directory is kept whole.
+        Err(PortError::Refused(_)) => return Ok(Plan::Copy),
+        Err(e) => return Err(e.into()),
+    };
+    let Some(last) = beyond.log.last else { return Ok(Plan::Start) };
+    let clean = old.state.starts_with("shut down");
+    if !beyond.log.committed.is_empty() && stranded::kept(cx).is_none() || !clean {
+        // Started apart it also comes to an orderly end, which pg_rewind asks for.
+        let up = upstream(cx, &intent.database, &intent.region, false).map_err(definite)?;
+        make_standby(machine, None).await?;
+        let asked = match machine.isolate(last, &up.user, APART.min(cx.deadline)).await {
+            Ok(()) if beyond.log.committed.is_empty() => Ok(()),
+            Ok(()) => stranded::keep(cx, machine, &beyond, &intent.database, &intent.region).await.map(drop).map_err(definite),
+            Err(e) => Err(e.into()),
+        };
+        machine.isolated_no_more().await?;
+        asked?;
+    }
+    Ok(if old.rewindable { Plan::Rewind } else { Plan::Copy })
+}
+
+fn remember(cx: &ReadCx, notes: &Notes) {
+    if let Ok(text) = serde_json::to_vec(notes) {
+        // Only the report would miss it.
+        let _ = std::fs::write(stranded::place(cx, "how"), text);
+    }
+}
+
+fn rejoined(cx: &ReadCx, intent: &OwnIntent, position: Option<Lsn>) -> Rejoined {
+    let notes: Notes =
+        std::fs::read(stranded::place(cx, "how")).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+    let instance = format!("{} in {}", intent.database, intent.region);
+    Rejoined { instance, position, how: notes.how, old_directory: notes.old_directory, stranded: stranded::kept(cx) }
+}
+
+/// The server's state, if it is a standby that looks for its log in this step's slot.
+async fn follows(cx: &ReadCx, intent: &OwnIntent) -> PortResult<Option<ServerState>> {
+    let state = state_of(cx, &intent.database, &intent.region).await?;
+    if !state.in_recovery {
+        return Ok(None);
+    }
+    let settings = cx.world.cluster(intent.database.as_str(), intent.region.as_str())?.settings(&["primary_slot_name"]).await?;
+    let ours = intent.nothing || settings.get("primary_slot_name") == Some(&intent.slot);
+    Ok(ours.then_some(state))
+}
+
+pub(super) async fn observe(cx: &ReadCx, intent: &OwnIntent) -> Seen<Rejoined> {
+    match follows(cx, intent).await {
+        Ok(Some(state)) if state.system_identifier != intent.system_identifier => {
+            Seen::Differs { found: "another cluster answers there".into() }
+        }
+        Ok(Some(state)) if state.streaming && state.timeline >= intent.timeline => Seen::Done(rejoined(cx, intent, Some(state.position))),
+        Ok(Some(_)) => pending(100, "the standby does not stream yet"),
+        Ok(None) | Err(PortError::Unreachable(_)) => Seen::Absent,
+        Err(e) => cannot_tell(&e),
+    }
+}

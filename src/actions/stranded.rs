@@ -1,0 +1,237 @@
+//! Stranded writes: the transactions that an old primary has and the new one lacks, kept as one file that a person can
+//! review, before anything is done to the old directory.
+//!
+//! Which they are, the log says: what was committed after the point where the new primary's history left this
+//! timeline. Their rows are read from the old server itself, started apart as a standby of nobody: nobody else reaches
+//! it, and it cannot write. A row is one of theirs by the transaction that it bears. Of what they deleted only the
+//! places are known; the rows as they were are the new primary's.
+
+use super::{
+    contract::*,
+    own_server::upstream,
+    stranded_log::{Done, File, Log, Transaction},
+};
+use crate::model::ids::*;
+use crate::providers::port::*;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{BufRead, BufReader, Read, Write},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// The writes that only the old primary had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Stranded {
+    /// JSON Lines on the machine that Muster ran on: a line a transaction, then a line a row.
+    pub file: PathBuf,
+    pub sha256: String,
+    pub transactions: u64,
+    /// Rows as they left them: inserted, or updated last by one of them.
+    pub rows: u64,
+    /// Rows that they deleted; only their places are in the file.
+    pub deleted: u64,
+    /// Where the two histories part.
+    #[schemars(with = "String")]
+    pub from: Lsn,
+    pub timeline: u32,
+}
+
+/// What is known of an old primary's log beyond the point of divergence.
+pub(crate) struct Beyond {
+    pub log: Log,
+    pub from: Lsn,
+    pub timeline: u32,
+}
+
+const DUMP: Duration = Duration::from_mins(10);
+const ROWS: Duration = Duration::from_mins(10);
+
+fn trouble(what: &str, error: &dyn std::fmt::Display) -> PortError {
+    PortError::Refused(format!("{what}: {error}"))
+}
+
+/// Reads the log beyond the divergence.
+pub(crate) async fn beyond(cx: &ReadCx, machine: &dyn MachineWrite, timeline: u32, from: Lsn) -> PortResult<Beyond> {
+    let dump = place(cx, "log");
+    machine.dump_log(timeline, from, &dump, DUMP).await?;
+    let file = std::fs::File::open(&dump).map_err(|e| trouble("the log's text", &e))?;
+    let mut log = Log::default();
+    for line in BufReader::new(file).lines() {
+        log.read(&line.map_err(|e| trouble("the log's text", &e))?);
+    }
+    let _ = std::fs::remove_file(&dump);
+    Ok(Beyond { log, from, timeline })
+}
+
+/// A file of this step's own on this machine.
+pub(crate) fn place(cx: &ReadCx, what: &str) -> PathBuf {
+    let _ = std::fs::create_dir_all(&cx.scratch);
+    cx.scratch.join(format!("stranded-{}.{what}", cx.step))
+}
+
+/// What an earlier attempt of this step kept, if its file is still what it was.
+pub(crate) fn kept(cx: &ReadCx) -> Option<Stranded> {
+    let known: Stranded = serde_json::from_slice(&std::fs::read(place(cx, "json")).ok()?).ok()?;
+    (digest(&known.file).ok()? == known.sha256).then_some(known)
+}
+
+fn digest(path: &Path) -> std::io::Result<String> {
+    let (mut file, mut hash, mut chunk) = (std::fs::File::open(path)?, Sha256::new(), vec![0; 65_536]);
+    loop {
+        let read = file.read(&mut chunk)?;
+        if read == 0 {
+            return Ok(format!("sha256:{}", hex::encode(hash.finalize())));
+        }
+        hash.update(chunk.get(..read).unwrap_or_default());
+    }
+}
+
+/// Keeps them. The old server runs apart already.
+pub(crate) async fn keep(
+    cx: &ReadCx,
+    machine: &dyn MachineWrite,
+    beyond: &Beyond,
+    name: &DatabaseName,
+    region: &RegionName,
+) -> Result<Stranded, Refusal> {
+    let user = upstream(cx, name, region, false)?.user;
+    let names = files(cx, machine, &user, &beyond.log).await?;
+    let target = place(cx, "jsonl");
+    let mut out = std::fs::File::create(&target).map_err(|e| trouble("the file of stranded writes", &e))?;
+    let mut write = |line: &serde_json::Value| writeln!(out, "{line}").map_err(|e| trouble("the file of stranded writes", &e));
+    let mut deleted = 0;
+    for one in &beyond.log.committed {
+        write(&transaction(one, &names))?;
+        deleted += one.files.iter().filter(|(file, _)| names.contains_key(file)).map(|(_, done)| done.deleted.len() as u64).sum::<u64>();
+    }
+    let mut rows = 0;
+    for (database, tables) in by_database(&beyond.log, &names) {
+        let answers = place(cx, "rows");
+        let sql: String = tables.iter().map(|(table, touched)| rows_sql(table, touched)).collect();
+        machine.ask(&database, &user, &sql, &answers, ROWS).await?;
+        let answered = std::fs::File::open(&answers).map_err(|e| trouble("the rows", &e))?;
+        for line in BufReader::new(answered).lines() {
+            let mut row: serde_json::Value =
+                serde_json::from_str(&line.map_err(|e| trouble("the rows", &e))?).map_err(|e| trouble("a row", &e))?;
+            row["database"] = json!(database);
+            write(&row)?;
+            rows += 1;
+        }
+        let _ = std::fs::remove_file(&answers);
+    }
+    out.sync_all().map_err(|e| trouble("the file of stranded writes", &e))?;
+    let sha256 = digest(&target).map_err(|e| trouble("the file of stranded writes", &e))?;
+    let transactions = beyond.log.committed.len() as u64;
+    let found = Stranded { file: target, sha256, transactions, rows, deleted, from: beyond.from, timeline: beyond.timeline };
+    let summary = serde_json::to_vec(&found).map_err(|e| trouble("the summary of stranded writes", &e))?;
+    std::fs::write(place(cx, "json"), summary).map_err(|e| trouble("the summary of stranded writes", &e))?;
+    Ok(found)
+}
+
+/// A user's table: its database, and its name as SQL takes it.
+type Table = (String, String);
+
+/// The user's tables among the files that were written to. Catalogs, indexes and out-of-line values are not rows of
+/// anybody's.
+async fn files(cx: &ReadCx, machine: &dyn MachineWrite, user: &str, log: &Log) -> Result<BTreeMap<File, Table>, Refusal> {
+    let touched: BTreeSet<File> = log.committed.iter().flat_map(|t| t.files.keys().copied()).collect();
+    let answers = place(cx, "names");
+    let mut found = BTreeMap::new();
+    machine.ask("postgres", user, "SELECT oid, quote_ident(datname) FROM pg_database WHERE datallowconn;", &answers, ROWS).await?;
+    for line in lines(&answers)? {
+        let Some((oid, name)) = line.split_once('|') else { continue };
+        let database: u32 = oid.parse().map_err(|e| trouble("a database's number", &e))?;
+        let numbers: Vec<String> = touched.iter().filter(|f| f.database == database).map(|f| f.number.to_string()).collect();
+        if numbers.is_empty() {
+            continue;
+        }
+        let plain = name.trim_matches('"').replace("\"\"", "\"");
+        let tables = format!(
+            "SELECT pg_relation_filenode(c.oid), format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+             WHERE c.relkind IN ('r', 'm') AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_(toast|temp)' \
+             AND pg_relation_filenode(c.oid) IN ({});",
+            numbers.join(", ")
+        );
+        let named = place(cx, "tables");
+        machine.ask(&plain, user, &tables, &named, ROWS).await?;
+        for line in lines(&named)? {
+            let Some((number, table)) = line.split_once('|') else { continue };
+            let number = number.parse().map_err(|e| trouble("a table's file", &e))?;
+            found.insert(File { database, number }, (plain.clone(), table.to_owned()));
+        }
+        let _ = std::fs::remove_file(&named);
+    }
+    let _ = std::fs::remove_file(&answers);
+    Ok(found)
+}
+
+fn lines(path: &Path) -> PortResult<Vec<String>> {
+    let text = std::fs::read_to_string(path).map_err(|e| trouble("an answer", &e))?;
+    Ok(text.lines().map(str::to_owned).collect())
+}
+
+/// Blocks and transactions, by table.
+type Touched = (BTreeSet<u32>, BTreeSet<u32>);
+
+fn by_database(log: &Log, names: &BTreeMap<File, Table>) -> BTreeMap<String, BTreeMap<String, Touched>> {
+    let mut all: BTreeMap<String, BTreeMap<String, Touched>> = BTreeMap::new();
+    for one in &log.committed {
+        for (file, done) in &one.files {
+            let Some((database, table)) = names.get(file) else { continue };
+            let touched = all.entry(database.clone()).or_default().entry(table.clone()).or_default();
+            touched.0.extend(&done.blocks);
+            touched.1.insert(one.xid);
+            touched.1.extend(&one.parts);
+        }
+    }
+    all
+}
+
+/// The rows in those blocks that bear one of those transactions: fetched by their places, whatever the table's size.
+fn rows_sql(table: &str, (blocks, xids): &Touched) -> String {
+    let list = |numbers: &BTreeSet<u32>| numbers.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+    let literal = table.replace('\'', "''");
+    format!(
+        "SELECT jsonb_build_object('table', '{literal}', 'transaction', muster_row.xmin::text::bigint, 'place', muster_row.ctid::text, 'row', to_jsonb(muster_row)) \
+         FROM ONLY {table} AS muster_row WHERE muster_row.ctid = ANY (ARRAY(SELECT format('(%s,%s)', b, o)::tid FROM unnest('{{{}}}'::bigint[]) b, \
+         generate_series(1, (current_setting('block_size')::int - 24) / 28) o)) AND muster_row.xmin::text = ANY ('{{{}}}'::text[]);\n",
+        list(blocks),
+        list(xids)
+    )
+}
+
+fn transaction(one: &Transaction, names: &BTreeMap<File, Table>) -> serde_json::Value {
+    let did = |(file, done): (&File, &Done)| {
+        let (database, table) = names.get(file)?;
+        let deleted: Vec<String> = done.deleted.iter().map(|(block, line)| format!("({block},{line})")).collect();
+        Some(json!({ "database": database, "table": table, "inserted": done.inserted, "updated": done.updated, "deleted": deleted }))
+    };
+    let tables: Vec<_> = one.files.iter().filter_map(did).collect();
+    let others = one.files.keys().filter(|file| !names.contains_key(file)).count();
+    json!({
+        "transaction": one.xid, "subtransactions": one.parts, "committed_at": one.at, "lsn": one.lsn,
+        "tables": tables, "catalogs_and_others": others,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tables_name_stays_a_name() {
+        let sql = rows_sql("public.\"it's\"", &([0, 7].into(), [726].into()));
+        assert!(
+            sql.contains("'public.\"it''s\"'")
+                && sql.contains("FROM ONLY public.\"it's\" AS")
+                && sql.contains("'{0,7}'")
+                && sql.contains("'{726}'"),
+            "{sql}"
+        );
+    }
+}
