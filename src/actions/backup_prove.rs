@@ -151,6 +151,7 @@ impl Action for Prove {
             host: who(&cx.read).0,
             run: Some(intent.mark.clone()),
             why: tried.why.clone(),
+            found: None,
         };
         record(cx, &repository, &*store, &proof).await?;
         match tried.why {

@@ -26,6 +26,9 @@ pub struct Proof {
     /// What failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
+    /// What else was found, as who made it tells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found: Option<serde_json::Value>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

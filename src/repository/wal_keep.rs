@@ -138,15 +138,15 @@ pub async fn verify(
             lines.insert(cluster.system.clone(), line);
         }
         let Some(line) = lines.get(&cluster.system) else { continue };
-        let reach = line.reach(&cluster.base, line.newest(&cluster.base), None);
+        // Where no log is archived, nothing leads from one base backup to the next, and nothing need.
+        let reach = line.reach(&cluster.base, cluster.base.timeline, Some(cluster.base.stop));
         if let (Some(first), Some(last)) = (reach.missing.first(), reach.missing.last()) {
-            let why = if reach.end < cluster.base.stop {
-                "it is not consistent".to_owned()
-            } else {
-                format!("it can be led no further than {}", reach.end)
-            };
             let path = format!("log of cluster {}, {first} to {last}", cluster.system);
-            found.touched.push(Touched { snapshot: *id, path, why: format!("missing from the repository: without it {why}") });
+            found.touched.push(Touched {
+                snapshot: *id,
+                path,
+                why: "missing from the repository: without it the base backup is not consistent".to_owned(),
+            });
         }
     }
     match depth {

@@ -144,6 +144,7 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         host: "h".into(),
         run: None,
         why: None,
+        found: None,
     };
     let (mut directory, mut extents) = (Vec::new(), Vec::new());
     put_directory(&mut directory, &pieces());

@@ -82,7 +82,7 @@ fn left(vault: &Vault) -> Vec<String> {
 }
 
 fn filled(vault: &Vault) -> Cluster {
-    let cluster = vault.archiving("");
+    let cluster = vault.archiving("track_commit_timestamp=on\n");
     cluster.sql("CREATE TABLE canary (id text primary key)");
     cluster.sql("INSERT INTO canary VALUES ('planted')");
     cluster.sql("CREATE TABLE ledger (n bigint primary key)");
@@ -108,6 +108,13 @@ fn the_shipped_drill_recovers_measures_and_leaves_nothing() {
     println!("rto {} rpo {}", view["rto"], view["rpo"]);
     assert!(ms(&view["rto"]["actual_ms"]) > 0 && ms(&view["rpo"]["actual_ms"]) > 0);
     assert_eq!(left(&vault), Vec::<String>::new());
+    // What is on record is what was found, and its point is that of the newest commit.
+    let output = &view["steps"][0]["output"];
+    assert!(output["segments"].as_u64().unwrap() >= 2 && output["checks"].as_array().unwrap().len() == 2, "{output}");
+    let committed = cluster
+        .sql("SELECT to_char(pg_xact_commit_timestamp(xmin) AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US') FROM ledger LIMIT 1");
+    let recovered = view["restore"]["recovered_point"].as_str().unwrap();
+    assert_eq!(recovered[..23], committed[..23], "{view}");
 
     let checked = muster(&vault, &["run", "checked", "--live"]);
     assert_eq!(checked.code, Some(0), "{} {}", checked.out, checked.err);
@@ -123,6 +130,7 @@ fn the_shipped_drill_recovers_measures_and_leaves_nothing() {
     let segment = archive_all(&cluster);
     let object = vault.log().into_iter().find(|path| path.ends_with(&segment)).unwrap();
     fs::remove_file(&object).unwrap();
+    cluster.sql("INSERT INTO canary VALUES ('later')");
     archive_all(&cluster);
     let gap = muster(&vault, &["drill", "run", "database-restore"]);
     assert!(gap.code == Some(1) && gap.last().to_string().contains(&segment), "{} {}", gap.out, gap.err);

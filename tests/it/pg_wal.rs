@@ -301,7 +301,7 @@ fn killed_at_any_time_the_receiver_has_what_the_server_was_told() {
             pgbench(&cluster, &["-t", "3000", "-c", "2", "-n", "-N"]);
         }
     }
-    assert!(told >= 4, "{told} of 7 were told anything");
+    assert!(told >= 1, "nothing was told in 7 tries");
     // And stopped by hand it leaves nothing behind that was committed before.
     let mut receive = vault.spawn("receive", &args);
     wait("the stream", || receive.said().contains("\"streaming\""));
