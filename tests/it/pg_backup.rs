@@ -89,7 +89,7 @@ pub fn put_log(place: &Place, made: &Value, data: &Path) {
         let mut segments = BTreeSet::new();
         for listed in wal.list().await.unwrap() {
             match listed.name {
-                WalName::File(name @ SegmentName::Whole(_)) | WalName::File(name @ SegmentName::History(_)) => {
+                WalName::File(name @ (SegmentName::Whole(_) | SegmentName::History(_))) => {
                     fs::write(data.join("pg_wal").join(name.to_string()), wal.get(&name).await.unwrap().unwrap()).unwrap();
                 }
                 WalName::Piece(piece) => drop(segments.insert(piece.segment)),

@@ -120,7 +120,7 @@ async fn a_server_that_is_not_there_or_says_nothing_is_told_apart() {
         std::future::pending::<()>().await
     };
     let asking = Target::parse(&format!("postgres://u@127.0.0.1:{port}/?connect_timeout=1")).unwrap();
-    tokio::select! { _ = talks_http => {}, e = Session::open(&asking, Purpose::Sql) => {
+    tokio::select! { () = talks_http => {}, e = Session::open(&asking, Purpose::Sql) => {
         assert!(matches!(e.err(), Some(PgError::Silent { .. })));
     } }
     drop(opened);

@@ -16,7 +16,7 @@ pub enum PgError {
     #[error("the connection to {at} was lost ({during}): {why}")]
     Lost { at: String, during: String, why: String },
     #[error("{at}: {server}{}", remedy(server).map(|r| format!("; {r}")).unwrap_or_default())]
-    Server { at: String, server: ServerError },
+    Server { at: String, server: Box<ServerError> },
     /// What came is not what the protocol says.
     #[error("{at} answered what was not expected ({during}): {what}")]
     Protocol { at: String, during: String, what: String },
@@ -48,7 +48,7 @@ impl PgError {
     #[must_use]
     pub fn server(&self) -> Option<&ServerError> {
         match self {
-            Self::Server { server, .. } => Some(server),
+            Self::Server { server, .. } => Some(server.as_ref()),
             _ => None,
         }
     }
@@ -110,7 +110,7 @@ mod tests {
     fn refused(code: &str, message: &str) -> PgError {
         let server =
             ServerError { code: code.to_owned(), message: message.to_owned(), hint: Some("look".to_owned()), ..Default::default() };
-        PgError::Server { at: "db:5432".to_owned(), server }
+        PgError::Server { at: "db:5432".to_owned(), server: Box::new(server) }
     }
 
     #[test]

@@ -168,7 +168,7 @@ impl Session {
                     if error.code == "28P01" {
                         error.detail = Some(format!("the password came from {}", target.password_from));
                     }
-                    return Err(PgError::Server { at: self.at.clone(), server: error });
+                    return Err(PgError::Server { at: self.at.clone(), server: Box::new(error) });
                 }
                 // A notice, or negotiation of the protocol's minor version: nothing hangs on either here.
                 b'N' | b'v' => {}

@@ -247,7 +247,7 @@ impl Session {
     }
 
     fn refused(&self, body: Bytes) -> PgError {
-        PgError::Server { at: self.at.clone(), server: wire::server_error(body) }
+        PgError::Server { at: self.at.clone(), server: Box::new(wire::server_error(body)) }
     }
 
     fn lost(&self, during: &str, why: &dyn std::fmt::Display) -> PgError {

@@ -39,14 +39,14 @@ pub fn connector(target: &Target) -> PgResult<TlsConnector> {
         _ => Check::Nothing,
     };
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let (mut verifier, mut given) = (None, Vec::new());
+    let (mut chain, mut given) = (None, Vec::new());
     if check != Check::Nothing {
         let roots;
         (roots, given) = authorities(target)?;
         let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build();
-        verifier = Some(built.map_err(|e| PgError::Config(format!("the authority's certificate cannot be used: {e}")))?);
+        chain = Some(built.map_err(|e| PgError::Config(format!("the authority's certificate cannot be used: {e}")))?);
     }
-    let verifier = Arc::new(Verifier { check, verifier, given, provider: Arc::clone(&provider) });
+    let verifier = Arc::new(Verifier { check, chain, given, provider: Arc::clone(&provider) });
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| PgError::Config(format!("TLS cannot be set up: {e}")))?
@@ -97,7 +97,7 @@ fn authorities(target: &Target) -> PgResult<(RootCertStore, Vec<CertificateDer<'
 #[derive(Debug)]
 struct Verifier {
     check: Check,
-    verifier: Option<Arc<WebPkiServerVerifier>>,
+    chain: Option<Arc<WebPkiServerVerifier>>,
     /// A server may have one of these itself: a certificate that vouches for itself is no authority to the verifier.
     given: Vec<CertificateDer<'static>>,
     provider: Arc<CryptoProvider>,
@@ -112,14 +112,14 @@ impl ServerCertVerifier for Verifier {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let Some(verifier) = &self.verifier else { return Ok(ServerCertVerified::assertion()) };
+        let Some(chain) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
         if self.given.contains(end_entity) {
             if self.check == Check::AuthorityAndName {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, name)?;
             }
             return Ok(ServerCertVerified::assertion());
         }
-        match verifier.verify_server_cert(end_entity, intermediates, name, ocsp, now) {
+        match chain.verify_server_cert(end_entity, intermediates, name, ocsp, now) {
             // The chain was judged before the name.
             Err(Error::InvalidCertificate(CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }))
                 if self.check == Check::Authority =>

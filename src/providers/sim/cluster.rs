@@ -98,7 +98,7 @@ fn answer(asked: &str) -> Vec<u8> {
     }
     if asked.starts_with("START_REPLICATION") {
         let both = message(b'W', &[0, 0, 0]);
-        let begins = [&b"w"[..], &SEGMENT.to_be_bytes(), &(SEGMENT + LENGTH as u64).to_be_bytes(), &[0; 8], &[7; LENGTH]].concat();
+        let begins = [&b"w"[..], &SEGMENT.to_be_bytes(), &(SEGMENT + LENGTH as u64).to_be_bytes(), &[0; 8], &vec![7; LENGTH]].concat();
         return [both, copied(&begins)].concat();
     }
     if asked.starts_with("BASE_BACKUP") {

@@ -26,6 +26,8 @@ use tokio::{
 /// How long a checkpoint may take that a backup waits for.
 const CHECKPOINT: Duration = Duration::from_mins(15);
 
+const BEGIN: &str = "SELECT pg_backup_start('muster', true)";
+
 /// Backs the cluster up whose data directory this is.
 pub async fn backup_beside(
     repository: Arc<Repository>,
@@ -45,7 +47,6 @@ pub async fn backup_beside(
     let parent = parent(&repository, &cluster.system_identifier).await?;
     let base = Base::load(&repository, parent, &*clock).await?;
     sql.set_patience(CHECKPOINT);
-    const BEGIN: &str = "SELECT pg_backup_start('muster', true)";
     let start: Lsn = sql.one(BEGIN).await?.get(0).map_err(|e| sql.protocol(BEGIN, e))?;
     let ((begun, started), (stop, stops)) = (oneshot::channel(), watch::channel(None));
     let log: Task<()> = log.receive(started, stops, clock.clone());

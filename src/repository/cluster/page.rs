@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn a_page_is_judged_by_its_checksum_unless_it_is_new() {
         let mut page = vec![7u8; 8192];
-        page[..8].copy_from_slice(&[0, 0, 0, 0, 0, 0, 1, 0]);
+        page[..8].copy_from_slice(&[0, 0, 0, 0, 0, 1, 0, 0]);
         let sum = checksum(&page, 9);
         page[AT].copy_from_slice(&sum.to_le_bytes());
         let start = Lsn(0x1000);
