@@ -47,6 +47,7 @@ impl Default for Checks {
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[allow(clippy::struct_field_names)] // `rows` is what people write
 pub struct Rows {
     /// `orders`, or `sales.orders`.
     pub table: String,

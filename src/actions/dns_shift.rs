@@ -232,10 +232,10 @@ async fn watch(cx: &ReadCx, ep: &Endpoint, want: &[IpAddr], wanted: impl Fn(&str
         let clock = clock.clone();
         async move {
             loop {
-                let answer = ask(cx, ep, server, RESOLVER).await;
-                let moved = answer.as_deref().is_ok_and(|found| found == want);
+                let found = ask(cx, ep, server, RESOLVER).await;
+                let moved = found.as_deref().is_ok_and(|addresses| addresses == want);
                 if moved || clock.monotonic() >= until {
-                    return Answer { resolver: who, answer, at: clock.now() };
+                    return Answer { resolver: who, found, at: clock.now() };
                 }
                 clock.sleep(STEP).await;
             }

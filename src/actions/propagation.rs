@@ -45,7 +45,7 @@ pub(crate) struct Spread {
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
     pub resolver: String,
-    pub answer: PortResult<Vec<IpAddr>>,
+    pub found: PortResult<Vec<IpAddr>>,
     pub at: jiff::Timestamp,
 }
 
@@ -60,6 +60,7 @@ pub struct Late {
 /// Milliseconds from the accepted change until so many in a hundred of the resolvers answered with it; `null` where that
 /// many never did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[allow(clippy::struct_field_names)] // the unit stands in every name that others read
 pub struct Panel {
     pub p50_ms: Option<u64>,
     pub p90_ms: Option<u64>,
@@ -87,8 +88,8 @@ impl Spread {
 
     /// Takes in what the resolvers answered.
     pub(crate) fn look(&mut self, want: &[IpAddr], answers: &[Answer]) {
-        for Answer { resolver, answer, at } in answers {
-            if answer.as_deref().is_ok_and(|found| found == want) {
+        for Answer { resolver, found, at } in answers {
+            if found.as_deref().is_ok_and(|addresses| addresses == want) {
                 self.moved.entry(resolver.clone()).or_insert(*at);
             }
         }
@@ -111,7 +112,7 @@ impl Spread {
             .filter(|seen| !self.moved.contains_key(&seen.resolver))
             .map(|seen| Late {
                 resolver: seen.resolver.clone(),
-                why: match &seen.answer {
+                why: match &seen.found {
                     Ok(addresses) => format!("still answers {}", addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
                     Err(why) => why.to_string(),
                 },
@@ -161,19 +162,16 @@ mod tests {
     }
     fn answers(panel: &[String], moved: usize, ms: i64) -> Vec<Answer> {
         let old = "127.0.1.1".parse().unwrap();
-        let one = |(n, who): (usize, &String)| Answer {
-            resolver: who.clone(),
-            answer: Ok(vec![if n < moved { new() } else { old }]),
-            at: at(ms),
-        };
+        let one =
+            |(n, who): (usize, &String)| Answer { resolver: who.clone(), found: Ok(vec![if n < moved { new() } else { old }]), at: at(ms) };
         panel.iter().enumerate().map(one).collect()
     }
 
     #[test]
     fn each_share_of_the_panel_has_the_time_of_the_one_that_completed_it() {
         let (panel, mut spread) = (panel(10), Spread::new("c".into(), T0));
-        for moved in 1..=10 {
-            spread.look(&[new()], &answers(&panel, moved, 100 * moved as i64));
+        for (moved, ms) in (1..=10).zip((100..).step_by(100)) {
+            spread.look(&[new()], &answers(&panel, moved, ms));
         }
         let found = spread.panel(10);
         assert_eq!((found.p50_ms, found.p90_ms, found.p99_ms, found.p100_ms), (Some(500), Some(900), Some(1_000), Some(1_000)));
@@ -193,7 +191,7 @@ mod tests {
         );
         let Verdict::Done { late } = spread.judge(&panel, &seen, ttl, at(8_021)) else { panic!("it was waited for") };
         assert_eq!((late.len(), late[0].resolver.as_str()), (1, "r2"));
-        seen[2].answer = Err(crate::providers::port::PortError::Unreachable("no answer within 300 ms".into()));
+        seen[2].found = Err(crate::providers::port::PortError::Unreachable("no answer within 300 ms".into()));
         let Verdict::Done { late } = spread.judge(&panel, &seen, ttl, at(9_000)) else { panic!("it was waited for") };
         assert_eq!(late[0].why, "unreachable: no answer within 300 ms");
     }

@@ -139,13 +139,14 @@ impl Action for Shift {
     async fn apply(cx: &WriteCx, intent: &Intent) -> Result<Output, ApplyError> {
         let mut output = seen(intent).await;
         let there = standing(cx, intent).await?;
-        let Some(begin) = place(intent, &there) else {
-            return Err(fail("weights_moved", format!("the weights of {} were changed by somebody else", name(intent))));
-        };
         // A stage that is found there was set by an attempt before this one, and may not have baked.
-        let first = begin.unwrap_or(0);
+        let (first, found) = match place(intent, &there) {
+            Stands::Before => (0, None),
+            Stands::At(number) => (number, Some(number)),
+            Stands::Elsewhere => return Err(fail("weights_moved", format!("the weights of {} were changed by somebody else", name(intent)))),
+        };
         for number in first..intent.stages.len() {
-            let change = if begin == Some(number) { None } else { Some(set(cx, intent, number).await?) };
+            let change = if found == Some(number) { None } else { Some(set(cx, intent, number).await?) };
             match bake(cx, intent, number, change).await {
                 Ok(stage) => {
                     output.percent = stage.percent;
@@ -165,22 +166,22 @@ impl Action for Shift {
         };
         match there.map(|there| place(intent, &there)) {
             Err(e) => cannot_tell(&e),
-            Ok(None) => Seen::Differs { found: format!("the weights of {} are none of this step's", name(intent)) },
-            Ok(Some(Some(number))) if number + 1 == intent.stages.len() => {
+            Ok(Stands::Elsewhere) => Seen::Differs { found: format!("the weights of {} are none of this step's", name(intent)) },
+            Ok(Stands::At(number)) if number + 1 == intent.stages.len() => {
                 let percent = intent.input.stages.last().copied().unwrap_or(0);
                 Seen::Done(Output { percent, ..seen(intent).await })
             }
             // What is missing is done by another attempt, which goes on from here.
-            Ok(Some(_)) => Seen::Absent,
+            Ok(_) => Seen::Absent,
         }
     }
 
     async fn undo(cx: &WriteCx, intent: &Intent, _output: Option<Output>) -> Result<(), ApplyError> {
         let there = standing(cx, intent).await?;
         match place(intent, &there) {
-            Some(None) => Ok(()),
-            Some(Some(_)) => restore(cx, intent, &there).await.map_err(ApplyError::from),
-            None => Err(fail("weights_moved", format!("the weights of {} were changed by somebody else", name(intent)))),
+            Stands::Before => Ok(()),
+            Stands::At(_) => restore(cx, intent, &there).await.map_err(ApplyError::from),
+            Stands::Elsewhere => Err(fail("weights_moved", format!("the weights of {} were changed by somebody else", name(intent)))),
         }
     }
 }
@@ -214,7 +215,7 @@ fn weighed(before: &[WeightedSet], mine: usize, percent: u32) -> Vec<WeightedSet
             continue;
         }
         // Where all others had nothing, they share evenly.
-        set.weight = if others == 0 { rest / count } else { rest * set.weight / others };
+        set.weight = (rest * set.weight).checked_div(others).unwrap_or(rest / count);
         left -= set.weight;
         if others == 0 || before[number].weight > 0 {
             last = Some(number);
@@ -231,13 +232,22 @@ fn name(intent: &Intent) -> &str {
     intent.before.first().map_or("?", |set| set.record.name.as_str())
 }
 
-/// Where these weights are: `Some(None)` before the first stage, `Some(Some(n))` at a stage, `None` nowhere.
-fn place(intent: &Intent, there: &[WeightedSet]) -> Option<Option<usize>> {
+/// Where the weights that stand there are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stands {
+    Before,
+    At(usize),
+    /// Somebody else set them.
+    Elsewhere,
+}
+
+fn place(intent: &Intent, there: &[WeightedSet]) -> Stands {
     // Looked for from behind: the weights of before may be those of a stage.
-    if let Some(number) = intent.stages.iter().rposition(|stage| stage == there) {
-        return Some(Some(number));
+    match intent.stages.iter().rposition(|stage| stage == there) {
+        Some(number) => Stands::At(number),
+        None if there == intent.before => Stands::Before,
+        None => Stands::Elsewhere,
     }
-    (there == intent.before).then_some(None)
 }
 
 async fn weights(dns: &(impl DnsRead + ?Sized), intent: &Intent) -> PortResult<Vec<WeightedSet>> {

@@ -44,7 +44,7 @@ pub struct Key {
     /// In wire form, lower case.
     name: Vec<u8>,
     algorithm: Algorithm,
-    key: hmac::Key,
+    secret: hmac::Key,
 }
 
 /// Why a key or a message is no good; never with what is secret in it.
@@ -83,13 +83,13 @@ impl Key {
         parsed.set_fqdn(true);
         let name = parsed.to_lowercase().to_bytes().map_err(|e| TsigError::Name(e.to_string()))?;
         let bytes = STANDARD.decode(secret.expose_secret().trim()).map_err(|_| TsigError::Base64)?;
-        Ok(Self { name, algorithm, key: hmac::Key::new(algorithm.hmac(), &bytes) })
+        Ok(Self { name, algorithm, secret: hmac::Key::new(algorithm.hmac(), &bytes) })
     }
 
     /// Signs a request; the MAC is needed to check the answer.
     pub fn sign(&self, message: &mut Vec<u8>, seconds: u64) -> Result<Vec<u8>, TsigError> {
         let id: [u8; 2] = message.get(..2).and_then(|id| id.try_into().ok()).ok_or(TsigError::Malformed)?;
-        let mut signed = hmac::Context::with_key(&self.key);
+        let mut signed = hmac::Context::with_key(&self.secret);
         signed.update(message);
         signed.update(&self.variables(seconds, FUDGE, 0, &[]));
         let mac = signed.sign().as_ref().to_vec();
@@ -127,7 +127,7 @@ impl Key {
         text.extend_from_slice(request);
         text.extend_from_slice(&message);
         text.extend_from_slice(&self.variables(found.seconds, found.fudge, found.error, found.other));
-        hmac::verify(&self.key, &text, found.mac).map_err(|_| TsigError::Forged)?;
+        hmac::verify(&self.secret, &text, found.mac).map_err(|_| TsigError::Forged)?;
         if found.error != 0 {
             return Err(TsigError::Refused(found.error));
         }
@@ -268,7 +268,7 @@ mod tests {
         text.extend_from_slice(request);
         text.extend_from_slice(&plain);
         text.extend_from_slice(&key.variables(seconds, FUDGE, 0, &[]));
-        let mac = hmac::sign(&key.key, &text);
+        let mac = hmac::sign(&key.secret, &text);
         let wrong = key.sign(&mut plain, seconds).unwrap();
         let at = plain.windows(wrong.len()).position(|w| w == wrong).unwrap();
         plain[at..at + wrong.len()].copy_from_slice(mac.as_ref());

@@ -82,7 +82,7 @@ fn answers(address: SocketAddr) -> bool {
     socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
     socket.send_to(&question, address).unwrap();
     let mut answer = [0; 512];
-    matches!(socket.recv(&mut answer), Ok(length) if length > 12 && answer[3] & 15 == 0 && answer[7] > 0)
+    matches!(socket.recv(&mut answer), Ok(length) if length > 12 && answer[3] % 16 == 0 && answer[7] > 0)
 }
 
 fn zone_file(dir: &Path) {

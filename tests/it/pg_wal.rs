@@ -50,7 +50,7 @@ fn what_does_not_fit_is_not_archived() {
     refused(&segment(1, 6, 1).0, &content, "recycled");
     refused(&segment(2, 5, 1).0, &content, "of timeline 1");
     refused(&name, &content[..1000], "1000 bytes");
-    refused(&name, &[0; 1 << 20], "does not begin as");
+    refused(&name, &vec![0; 1 << 20], "does not begin as");
     refused("letter.txt", b"dear", "no file of PostgreSQL's write-ahead log");
     refused("00000002.history", b"dear", "no line of a timeline's history");
     let file = written(&vault, &name, &content);
@@ -175,7 +175,7 @@ impl Writer {
             runtime.block_on(async {
                 let (mut conn, mut acknowledged) = (sqlx::PgConnection::connect(&url).await.unwrap(), Vec::new());
                 while !stopped.load(SeqCst) {
-                    let n = acknowledged.len() as i64 + 1;
+                    let n = i64::try_from(acknowledged.len()).unwrap() + 1;
                     let insert = sqlx::query("INSERT INTO ledger VALUES ($1, repeat('x', 400))").bind(n);
                     match tokio::time::timeout(Duration::from_secs(10), insert.execute(&mut conn)).await {
                         Ok(Ok(_)) => acknowledged.push(Instant::now()),
