@@ -45,6 +45,7 @@ impl Default for Checks {
     }
 }
 
+#[allow(clippy::struct_field_names)] // the fields are words of the language
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rows {
