@@ -45,6 +45,7 @@ impl Default for Checks {
     }
 }
 
+#[allow(clippy::struct_field_names)] // the fields are words of the language
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[allow(clippy::struct_field_names)] // `rows` is what people write
