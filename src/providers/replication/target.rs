@@ -139,7 +139,8 @@ impl Target {
         };
         let wrong = |why: String| PgError::Config(format!("the password file `{}`: {why}", file.display()));
         let meta = match std::fs::metadata(&file) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !must => return Ok(()),
+            // One in a home that is not this user's (`sudo`, a service) is not meant.
+            Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied) && !must => return Ok(()),
             Err(e) => return Err(wrong(e.to_string())),
             Ok(meta) => meta,
         };
