@@ -48,7 +48,6 @@ impl Default for Checks {
 #[allow(clippy::struct_field_names)] // the fields are words of the language
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[allow(clippy::struct_field_names)] // `rows` is what people write
 pub struct Rows {
     /// `orders`, or `sales.orders`.
     pub table: String,
