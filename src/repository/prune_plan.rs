@@ -7,7 +7,7 @@ use super::{
 };
 use std::collections::HashSet;
 
-/// What of the stored bytes may stay unused, in percent: less would move much to gain little.
+/// How much may stay unused, in percent of what is needed: less would move much to gain little.
 const TOLERATED: u64 = 5;
 /// Packs below this size are put together once there are so many of them.
 const SMALL: u64 = super::pack::ENOUGH as u64 / 4;
@@ -94,7 +94,7 @@ pub fn plan(facts: &Facts) -> Plan {
         }
     }
     plan.mark.extend(facts.strays.iter().map(|(pack, _)| *pack).filter(|pack| !marked.contains(pack)));
-    plan.repack = worth_moving(partly, plan.stored_bytes);
+    plan.repack = worth_moving(partly, live.values().sum());
     if small.len() >= MANY_SMALL {
         plan.repack.extend(small);
     }
@@ -123,12 +123,13 @@ fn live_bytes(facts: &Facts, marked: &HashSet<Id>) -> ById<u64> {
 }
 
 /// The least used first, until what stays unused is tolerable. `packs`: how much of a thousand is used, what is not.
-fn worth_moving(mut packs: Vec<(u64, u64, Id)>, stored: u64) -> Vec<Id> {
+/// Measured by what is needed, which a prune does not change: by what is stored, the next one would find more to do.
+fn worth_moving(mut packs: Vec<(u64, u64, Id)>, needed: u64) -> Vec<Id> {
     packs.sort_unstable();
     let mut unused: u64 = packs.iter().map(|(_, unused, _)| unused).sum();
     let mut repack = Vec::new();
     for (share, gain, pack) in packs {
-        if unused * 100 <= stored * TOLERATED || share > 950 {
+        if unused * 100 <= needed * TOLERATED || share > 950 {
             break;
         }
         unused -= gain;
