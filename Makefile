@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Both install what a fresh Debian or Ubuntu machine
 # with a Rust toolchain lacks, and say what they install.
 
-.PHONY: help deps build demo test soak sweep sim sim-bugs lint fmt bench bench-engine bench-repository bench-replica fuzz clean
+.PHONY: help deps build demo test soak sweep sim sim-bugs lint fmt bench bench-engine bench-repository bench-postgres bench-replica fuzz clean
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -59,6 +59,11 @@ bench-repository: ## The backup repository beside restic, Borg and rclone, and i
 	cargo build --release
 	@bash scripts/deps.sh
 	benches/peers/artifacts $(ARGS)
+
+bench-postgres: ## Backup and restore of a PostgreSQL cluster beside pgBackRest and pg_basebackup
+	cargo build --release
+	@bash scripts/deps.sh
+	benches/peers/postgres $(ARGS)
 
 bench-replica: ## A replica compared with its primary, beside reladiff and a bare COPY (ARGS="--rows 1000000")
 	cargo build --release

@@ -35,18 +35,23 @@ have_server() { [ -x "/usr/sbin/$1" ] || command -v "$1" >/dev/null 2>&1; }
 
 # Installs packages that bring a server along, of which only the program is wanted: nothing is started now or at boot.
 install_quiet() {
-  local policy=/usr/sbin/policy-rc.d made=
+  local policy=/usr/sbin/policy-rc.d failed=0 package
   if [ ! -e "$policy" ]; then
-    made=1
+    trap "root rm -f $policy" EXIT
     printf '#!/bin/sh\nexit 101\n' | root tee "$policy" >/dev/null
     root chmod +x "$policy"
   fi
-  local failed=0
   install "$@" || failed=1
-  [ -z "$made" ] || root rm -f "$policy"
-  if [ -d /run/systemd/system ]; then
-    for unit in named knot unbound prometheus prometheus-node-exporter pgbouncer; do root systemctl disable --now "$unit" >/dev/null 2>&1 || true; done
-  fi
+  if [ "$(trap -p EXIT)" ]; then root rm -f "$policy"; trap - EXIT; fi
+  # Only what was not here before: a server that somebody uses goes on.
+  for package in "$@"; do
+    case $package in
+      bind9) package=named ;;
+      knot | unbound | prometheus | pgbouncer) ;;
+      *) continue ;;
+    esac
+    [ ! -d /run/systemd/system ] || root systemctl disable --now "$package" >/dev/null 2>&1 || true
+  done
   return "$failed"
 }
 

@@ -11,13 +11,13 @@
 
 use super::{compared::compare, contract::*, shared::*, vault::*};
 use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoPolicy, time::Span};
-use crate::providers::{clock::Clock, port::ObjectWrite};
+use crate::providers::clock::Clock;
 use crate::repository::{
     RepositoryError,
     globs::Globs,
     names::Id,
     open::Repository,
-    proof::{self, Level, Proof},
+    proof::{Level, Proof},
     restore::Into as Over,
     snapshot::Snapshot,
 };
@@ -165,29 +165,16 @@ impl Action for Prove {
     }
 
     async fn observe(cx: &ReadCx, intent: &Intent) -> Seen<Output> {
-        let look = async {
-            let repository = open(cx, &intent.input.repository).await?;
-            Ok::<_, Refusal>(proof::load(&repository).await?)
-        };
-        match look.await {
+        match proof_of(cx, &intent.input.repository, &intent.mark).await {
             Err(refusal) => untold(refusal),
-            // The newest counts: a try that failed is made again, and may succeed.
-            Ok(found) => match found.whole.iter().rfind(|(_, proof)| proof.run.as_ref() == Some(&intent.mark)) {
-                Some((_, proof)) if proof.ok => Seen::Done(output(intent, proof)),
-                _ => Seen::Absent,
-            },
+            Ok(Some(proof)) if proof.ok => Seen::Done(output(intent, &proof)),
+            Ok(_) => Seen::Absent,
         }
     }
 
     async fn undo(_cx: &WriteCx, _intent: &Intent, _output: Option<Output>) -> Result<(), ApplyError> {
         Ok(())
     }
-}
-
-async fn record(cx: &WriteCx, repository: &Repository, store: &dyn ObjectWrite, proof: &Proof) -> Result<(), ApplyError> {
-    cx.world()?;
-    proof::write(repository, store, proof).await?;
-    Ok(())
 }
 
 fn output(intent: &Intent, proof: &Proof) -> Output {
@@ -314,6 +301,7 @@ pub fn fixture() -> super::contract_tests::Fixture {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repository::proof;
     use crate::actions::contract_tests::{Bench, with_vault};
     use serde_json::json;
 

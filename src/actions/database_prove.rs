@@ -26,7 +26,7 @@ use crate::providers::{
 use crate::repository::{
     names::Id,
     open::Repository,
-    proof::{self, Level, Proof},
+    proof::{Level, Proof},
     recovery::{self, Until},
 };
 use jiff::Timestamp;
@@ -200,8 +200,7 @@ impl Action for Prove {
         let (why, output) = (tried.why.take(), told(intent, &proof, tried));
         // So that whoever looks afterwards knows as much as who was there.
         proof.found = serde_json::to_value(&output).ok();
-        cx.world()?;
-        proof::write(&repository, &*store, &proof).await?;
+        record(cx, &repository, &*store, &proof).await?;
         match why {
             None => Ok(output),
             Some(why) => {
@@ -213,20 +212,13 @@ impl Action for Prove {
     }
 
     async fn observe(cx: &ReadCx, intent: &Intent) -> Seen<Output> {
-        let look = async {
-            let repository = open(cx, &intent.input.repository).await?;
-            Ok::<_, Refusal>(proof::load(&repository).await?)
-        };
-        match look.await {
+        match proof_of(cx, &intent.input.repository, &intent.mark).await {
             Err(refusal) => untold(refusal),
-            // The newest counts: a try that failed is made again, and may succeed.
-            Ok(found) => match found.whole.iter().rfind(|(_, proof)| proof.run.as_ref() == Some(&intent.mark)) {
-                Some((_, proof)) if proof.ok => match proof.found.clone().map(serde_json::from_value) {
-                    Some(Ok(output)) => Seen::Done(output),
-                    _ => Seen::CannotTell { why: "its proof is there, and does not say how far it came".to_owned() },
-                },
-                _ => Seen::Absent,
+            Ok(Some(proof)) if proof.ok => match proof.found.map(serde_json::from_value) {
+                Some(Ok(output)) => Seen::Done(output),
+                _ => Seen::CannotTell { why: "its proof is there, and does not say how far it came".to_owned() },
             },
+            Ok(_) => Seen::Absent,
         }
     }
 
@@ -325,6 +317,7 @@ pub fn fixture() -> super::contract_tests::Fixture {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repository::proof;
     use crate::actions::{cluster_fixture::with_cluster, contract_tests::Bench};
     use serde_json::json;
 

@@ -113,8 +113,11 @@ impl Action for Check {
 
 pub(super) fn precheck(input: &Input) -> Result<(), Refusal> {
     let no = |message: String| Err(Refusal::no("input", message));
-    if url::Url::parse(&input.url).is_err() {
-        return no(format!("`{}` is no address: write http://HOST:9090", input.url));
+    match url::Url::parse(&input.url) {
+        // Not repeated: it is in the runbook already, and need not be on record.
+        Ok(url) if url.password().is_some() => return no("the address holds a password, which would stand in the record: leave it out".into()),
+        Ok(url) if matches!(url.scheme(), "http" | "https") => {}
+        _ => return no(format!("`{}` is no address: write http://HOST:9090", input.url)),
     }
     if input.gates.is_empty() {
         return no("without `gates` nothing is checked".into());
@@ -329,6 +332,8 @@ mod tests {
         for with in [
             json!({ "url": "http://127.0.0.1:9090", "gates": {} }),
             json!({ "url": "http://127.0.0.1:9090", "gates": { "a": { "query": "q" } } }),
+            json!({ "url": "http://u:hunter2@127.0.0.1:9090", "gates": { "a": { "query": "q", "max": 1 } } }),
+            json!({ "url": "localhost:9090", "gates": { "a": { "query": "q", "max": 1 } } }),
             json!({ "url": "prometheus", "gates": { "a": { "query": "q", "max": 1 } } }),
         ] {
             assert_eq!(Bench::new(&Fixture::new(with)).refused::<Check>().await, "input");

@@ -145,11 +145,14 @@ impl Action for Shift {
             Stands::At(number) => (number, Some(number)),
             Stands::Elsewhere => return Err(fail("weights_moved", format!("the weights of {} were changed by somebody else", name(intent)))),
         };
+        enough_time(cx, intent, intent.stages.len() - first)?;
         for number in first..intent.stages.len() {
             let change = if found == Some(number) { None } else { Some(set(cx, intent, number).await?) };
             match bake(cx, intent, number, change).await {
                 Ok(stage) => {
                     output.percent = stage.percent;
+                    // One that an attempt before this one saw to its end has baked again.
+                    output.stages.retain(|seen| seen.percent != stage.percent);
                     output.stages.push(stage);
                     keep(intent, &output).await;
                 }
@@ -199,6 +202,16 @@ fn precheck(input: &Input) -> Result<(), Refusal> {
         return no("with neither `gates` nor `paths` nothing is watched while it bakes: give one, or `bake: 0s`");
     }
     metrics(input, Span::from_secs(0)).map_or(Ok(()), |check| metrics_check::precheck(&check))
+}
+
+/// An attempt that its deadline ends would leave the weights at some stage.
+fn enough_time(cx: &WriteCx, intent: &Intent, stages: usize) -> Result<(), ApplyError> {
+    let bakes = intent.input.bake.duration().saturating_mul(u32::try_from(stages).unwrap_or(u32::MAX));
+    if bakes < cx.deadline {
+        return Ok(());
+    }
+    let message = format!("{stages} stages of {} s do not fit into the {} s that the step has; nothing was moved", bakes.as_secs() / stages.max(1) as u64, cx.deadline.as_secs());
+    Err(ApplyError::Definite(Failure::new("too_short", message).remedy("give the step a longer `timeout`, or shorten `bake`")))
 }
 
 /// The weights when one set gets so many percent; the others keep their proportions to each other. They add up to 100.

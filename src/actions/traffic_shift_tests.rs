@@ -85,6 +85,24 @@ async fn what_is_found_at_a_stage_goes_on_from_there_or_back() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_done_in_time_is_not_begun() {
+    let with = json!({ "endpoint": "inference", "to": "west", "stages": [5, 100], "bake": "10h", "paths": ["/healthz"] });
+    let bench = Bench::new(&Fixture::new(with).set(weighted_world));
+    let failure = bench.failed::<Shift>().await;
+    assert_eq!(failure.code, "too_short", "{failure}");
+    assert_eq!((standing_weights(&bench), bench.world.writes()), (vec![200, 0], 0));
+}
+
+#[tokio::test]
+async fn a_stage_that_bakes_twice_is_told_once() {
+    let bench = Bench::new(&fixture());
+    let intent = bench.intent::<Shift>().await;
+    Shift::apply(&bench.write, &intent).await.expect("shifted");
+    let out = Shift::apply(&bench.write, &intent).await.expect("looked at again");
+    assert_eq!(out.stages.iter().map(|stage| stage.percent).collect::<Vec<_>>(), [5, 50, 100]);
+}
+
+#[tokio::test]
 async fn what_makes_no_sense_is_refused() {
     for with in [
         json!({ "endpoint": "inference", "to": "west", "stages": [50, 5], "paths": ["/"] }),

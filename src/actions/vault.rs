@@ -1,5 +1,5 @@
 //! What the actions over a backup repository share: finding it in the estate, opening it, and what its errors mean for
-//! a step. It changes nothing and knows no single action.
+//! a step, and the proofs in it. It knows no single action.
 
 use super::{contract::*, shared::*};
 use crate::model::{effect::*, estate::Estate, estate::Repository as Named, estate::SecretRef, ids::*, node::Node};
@@ -11,6 +11,7 @@ use crate::repository::{
     names::Id,
     open::Repository,
     progress::Progress,
+    proof::{self, Proof},
     restore::{Into as Over, RestoreOptions, Restored, restore},
     snapshot::{Snapshot, Source},
 };
@@ -43,6 +44,20 @@ pub(crate) async fn open(cx: &ReadCx, name: &RepositoryName) -> Result<Arc<Repos
 pub(crate) async fn open_mut(cx: &WriteCx, name: &RepositoryName) -> Result<(Arc<Repository>, Arc<dyn ObjectWrite>), ApplyError> {
     let store = cx.world()?.store_mut(name.as_str())?;
     Ok((open(&cx.read, name).await.map_err(definite)?, store))
+}
+
+/// The newest proof that this very step left: a try that failed is made again, and may succeed.
+pub(crate) async fn proof_of(cx: &ReadCx, name: &RepositoryName, mark: &str) -> Result<Option<Proof>, Refusal> {
+    let repository = open(cx, name).await?;
+    let found = proof::load(&repository).await?.whole.into_iter().rev();
+    Ok(found.map(|(_, proof)| proof).find(|proof| proof.run.as_deref() == Some(mark)))
+}
+
+/// Puts a proof on record, if this process still owns the run.
+pub(crate) async fn record(cx: &WriteCx, repository: &Repository, store: &dyn ObjectWrite, proof: &Proof) -> Result<(), ApplyError> {
+    cx.world()?;
+    proof::write(repository, store, proof).await?;
+    Ok(())
 }
 
 /// A repository, for messages and changes.

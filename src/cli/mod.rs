@@ -110,7 +110,7 @@ enum Command {
     Drill(drill::Args),
     /// Backups: create, list, show, diff, restore, verify, forget, prune, copy, key, stats
     Backup(backup::Args),
-    /// PostgreSQL's write-ahead log in a repository: archive, fetch
+    /// PostgreSQL's write-ahead log in a repository: archive, fetch, receive, status
     Wal(wal::Args),
     /// Is the replica really there? State, schema, settings, and every row
     Replica(replica::Args),

@@ -221,8 +221,13 @@ impl WorldRead for World {
                  (a managed one lets nobody replicate; take `database.snapshot` there)"
             ))
         })?;
-        let password = database.password.as_ref().map(secrets::read).transpose()?;
-        Ok(Arc::new(Target::new(host, instance.port.unwrap_or(5432), database.user.clone(), Some(database.name.clone()), password)))
+        // Who may replicate need not be who may do everything.
+        let (user, secret) = match &database.replication {
+            Some(login) => (&login.user, login.password.as_ref()),
+            None => (&database.user, database.password.as_ref()),
+        };
+        let password = secret.map(secrets::read).transpose()?;
+        Ok(Arc::new(Target::new(host, instance.port.unwrap_or(5432), user.clone(), Some(database.name.clone()), password)))
     }
     fn cluster(&self, database: &str, region: &str) -> PortResult<Arc<dyn ClusterRead>> {
         Ok(self.own_postgres(database, region)?)
@@ -340,13 +345,15 @@ mod cloud {
     use super::*;
     use crate::model::estate::Bucket;
 
+    /// Made and asked as the real one is.
     #[derive(Default)]
-    pub struct Cloud;
+    pub struct Cloud {}
 
     fn without<T>(what: &str) -> PortResult<T> {
         Err(PortError::Config(format!("this Muster was built without AWS, so it cannot reach {what}: build it with `--features aws`")))
     }
 
+    #[allow(clippy::unused_self)]
     impl Cloud {
         pub fn bucket(&self, _: &Aws, _: &Bucket) -> PortResult<Arc<dyn ObjectWrite>> {
             without("S3")

@@ -202,7 +202,9 @@ impl<'a> Lint<'a> {
                 out.push((at(root, &["endpoints", name.as_str(), "resolvers"]), resolver.to_string()));
             }
             for server in endpoint.update.iter().flat_map(|update| std::iter::once(&update.server).chain(&update.secondaries)) {
-                let host = server.rsplit_once(':').map_or(server.as_str(), |(host, _)| host);
+                // An IPv6 address alone has colons and no port.
+                let alone = server.parse::<std::net::Ipv6Addr>().is_ok();
+                let host = server.rsplit_once(':').filter(|_| !alone && !server.ends_with(']')).map_or(server.as_str(), |(host, _)| host);
                 if !is_local_host(host.trim_matches(['[', ']'])) {
                     out.push((at(root, &["endpoints", name.as_str(), "update"]), server.clone()));
                 }
