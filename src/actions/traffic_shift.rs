@@ -364,7 +364,7 @@ async fn keep(intent: &Intent, output: &Output) {
 
 #[cfg(test)]
 pub fn fixture() -> super::contract_tests::Fixture {
-    let with = serde_json::json!({ "endpoint": "inference", "to": "west", "stages": [5, 50, 100], "bake": "10s", "paths": ["/healthz"] });
+    let with = serde_json::json!({ "endpoint": "inference", "to": "west", "stages": [5, 50, 100], "bake": "5s", "paths": ["/healthz"] });
     super::contract_tests::Fixture::new(with).set(tests::weighted_world)
 }
 

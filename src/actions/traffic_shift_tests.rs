@@ -35,7 +35,7 @@ async fn every_stage_bakes_before_the_next() {
     let out = bench.run::<Shift>().await.expect("shifted");
     assert_eq!(standing_weights(&bench), [0, 100]);
     assert_eq!(out.stages.iter().map(|stage| stage.percent).collect::<Vec<_>>(), [5, 50, 100]);
-    assert!(out.stages.iter().all(|stage| stage.baked_ms >= 10_000) && bench.elapsed_ms() >= 30_000);
+    assert!(out.stages.iter().all(|stage| stage.baked_ms >= 5_000) && bench.elapsed_ms() >= 15_000);
 }
 
 #[tokio::test]
@@ -50,7 +50,7 @@ async fn a_gate_that_closes_takes_every_weight_back() {
 #[tokio::test]
 async fn a_figure_that_is_missing_closes_the_gate() {
     let gates = json!({ "error_rate": { "query": "q", "max": 0.01 } });
-    let with = json!({ "endpoint": "inference", "to": "west", "bake": "10s", "metrics": "http://127.0.0.1:9090", "gates": gates });
+    let with = json!({ "endpoint": "inference", "to": "west", "bake": "5s", "metrics": "http://127.0.0.1:9090", "gates": gates });
     let bench = Bench::new(&Fixture::new(with).set(weighted_world).set(|world| {
         let body = br#"{"status":"success","data":{"resultType":"vector","result":[]}}"#;
         world.answer(|_| Ok(HttpResponse { status: 200, headers: BTreeMap::new(), body: body.to_vec() }));
