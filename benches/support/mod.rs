@@ -7,6 +7,10 @@
 
 use std::{hint::black_box, time::Duration, time::Instant};
 
+/// As in the program.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// What one bench came to.
 #[derive(Clone, Copy, Debug)]
 pub struct Figure {
