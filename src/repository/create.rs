@@ -500,7 +500,7 @@ impl Feed<'_, '_> {
     /// The same for what is cut into chunks of one length.
     fn fixed(&mut self, data: &[u8], last: bool) -> (Vec<(Range<usize>, Hint)>, usize) {
         let end = if last { data.len() } else { data.len() / pages::CHUNK * pages::CHUNK };
-        let cuts = (0..end).step_by(pages::CHUNK).map(|at| (at..(at + pages::CHUNK).min(end), Hint::None));
+        let cuts = (0..end).step_by(pages::CHUNK).map(|at| (at..(at + pages::CHUNK).min(end), Hint::Pages));
         self.offset += end as u64;
         (cuts.collect(), end)
     }

@@ -186,7 +186,7 @@ pub fn store(writer: &Writer, filler: &mut Filler, content: &[u8], before: &Exte
         used.len()
     };
     let (Some(runs), Some(older)) = (runs.filter(|runs| kept(runs) < MOST_CHUNKS), older) else {
-        let (id, new) = filler.add_named(id, content, super::codec::Hint::None)?;
+        let (id, new) = filler.add_named(id, content, super::codec::Hint::Pages)?;
         set(Extent::Chunk { id, length });
         return Ok(if new { content.len() as u64 } else { 0 });
     };
@@ -213,7 +213,7 @@ impl Gather {
         if self.waiting.is_empty() {
             return Ok(0);
         }
-        let stored = filler.add(&self.bytes, super::codec::Hint::None);
+        let stored = filler.add(&self.bytes, super::codec::Hint::Pages);
         // Whoever waits for an extent gets one, also after a failure.
         let name = stored.as_ref().map_or(Id([0; 32]), |(id, _)| *id);
         for waiting in self.waiting {

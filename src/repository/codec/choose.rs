@@ -34,6 +34,7 @@ pub enum Method {
     Raw,
     Huffman,
     Match,
+    Quick,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +89,7 @@ impl Chooser {
         match raw {
             [] | [_] | [_, _] => return Plan::Raw,
             [first, rest @ ..] if raw.starts_with(rest) => return Plan::Same(*first),
+            _ if hint == Hint::Pages => return Plan::Whole(Method::Quick),
             _ if raw.len() < if hint == Hint::None { SAMPLE } else { TINY } => return Plan::Whole(Method::Match),
             _ => {}
         }

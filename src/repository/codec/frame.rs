@@ -7,6 +7,9 @@ use zstd_safe::{CCtx, CParameter, DCtx, ParamSwitch};
 /// For bytes with repetitions. On source code level 1 stores 4 % more in nine tenths of the time, level 4 stores 2 % less in
 /// half as much time again; it is also what other backup tools take.
 const LEVEL: i32 = 3;
+/// For pages of a database, of which there are terabytes where sources are megabytes, and where nothing else is to be found
+/// out about them: 2.5 % larger than level 3 in less than half of its time.
+const LEVEL_QUICK: i32 = 1;
 /// For bytes without: zstd leaps so far between attempts to find a match that it makes none, and what remains of it is
 /// its Huffman coder. On the exponents of Gaussian weights that takes a quarter of the time of level 1 and stores 9 % less. A coder of
 /// our own that wrote the same frames was no faster, so there is none.
@@ -14,6 +17,7 @@ const LEVEL_HUFFMAN: i32 = -131_072;
 
 pub struct Frames {
     matching: CCtx<'static>,
+    quick: CCtx<'static>,
     huffman: CCtx<'static>,
 }
 
@@ -21,12 +25,16 @@ impl Frames {
     pub fn new() -> Self {
         // Below level 1 zstd leaves literals alone unless told otherwise. The table of matches stays empty: a small one.
         let literals = [CParameter::LiteralCompressionMode(ParamSwitch::Enable), CParameter::HashLog(6)];
-        Self { matching: context(LEVEL, &[]), huffman: context(LEVEL_HUFFMAN, &literals) }
+        Self { matching: context(LEVEL, &[]), quick: context(LEVEL_QUICK, &[]), huffman: context(LEVEL_HUFFMAN, &literals) }
     }
 
     /// Appends a frame of `bytes`; false if there was nothing to save, and then `out` may have rubbish at its end.
     pub fn append(&mut self, method: Method, bytes: &[u8], out: &mut Vec<u8>) -> bool {
-        let context = if method == Method::Huffman { &mut self.huffman } else { &mut self.matching };
+        let context = match method {
+            Method::Huffman => &mut self.huffman,
+            Method::Quick => &mut self.quick,
+            Method::Match | Method::Raw => &mut self.matching,
+        };
         let begin = out.len();
         out.reserve(zstd_safe::compress_bound(bytes.len()));
         let mut place = Cursor::new(out);

@@ -67,6 +67,8 @@ pub enum Hint {
     None,
     /// The chunk is a sequence of elements of so many bytes, the first of which stands at its beginning: 1, 2, 4 or 8.
     Width(u8),
+    /// The chunk is pages of a database.
+    Pages,
 }
 
 /// Why stored bytes cannot be decoded. Whatever it is, they are not what was written.

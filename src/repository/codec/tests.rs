@@ -215,7 +215,7 @@ fn the_choice_is_the_same_each_time() {
 }
 
 fn any_hint() -> impl Strategy<Value = Hint> {
-    prop_oneof![Just(Hint::None), any::<u8>().prop_map(Hint::Width)]
+    prop_oneof![Just(Hint::None), Just(Hint::Pages), any::<u8>().prop_map(Hint::Width)]
 }
 
 /// Arbitrary bytes, and data with structure cut off at arbitrary places.
