@@ -7,7 +7,7 @@
 
 use super::{
     contract::*,
-    manifest,
+    manifest, patroni,
     own_server::{RETRY_INTERVAL, SLOW_RETRY_MS, setting_ms},
     replica::{judge_once, retry_note},
     shared::*,
@@ -233,6 +233,11 @@ async fn own(cx: &ReadCx, input: &Input, name: &DatabaseName, database: &Databas
             Err(e) => finding(what, "unknown", false, e.to_string()),
             Ok(state) => finding(what, state.state.clone(), !state.dead(), format!("timeline {}, {} processes", state.timeline, state.processes.len())),
         });
+    }
+    if patroni::managed(cx, name, &input.region).is_some() {
+        let (state, ok, detail) = patroni::health(cx, name, &input.region).await;
+        all.push(finding(format!("database/{name} patroni"), state, ok, detail));
+        return all;
     }
     let what = format!("database/{name} promotion");
     let asked = async { cx.world.cluster(name.as_str(), input.region.as_str())?.settings(&[RETRY_INTERVAL]).await };

@@ -44,6 +44,8 @@ mod pg_drill;
 mod pg_fence;
 mod pg_keep;
 mod pg_load;
+mod pg_patroni;
+mod pg_patroni_yard;
 mod pg_rejoin;
 mod pg_replica;
 mod pg_replica_content;
