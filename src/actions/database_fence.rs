@@ -120,8 +120,9 @@ impl Action for Fence {
         if by.iter().any(|kind| matches!(kind, ProofKind::ServerStopped | ProofKind::HbaClosed)) {
             not_patronis(cx, &name, &region).await?;
         }
-        if by.contains(&ProofKind::PatroniDemoted) {
-            patroni::ready(cx, &name, &region).await?;
+        let asked = by.contains(&ProofKind::PatroniDemoted);
+        if asked && patroni::ready(cx, &name, &region).await?.standby_of.is_some() && planned {
+            return Err(Refusal::no("not_primary", format!("Patroni of `{name}` in `{region}` is a standby cluster, not the primary's")));
         }
         let mut all = Vec::new();
         let mut notes = Vec::new();
@@ -137,7 +138,7 @@ impl Action for Fence {
             notes.push(format!("epoch {}; grants are good for {} ms, {} ms are left", lease.epoch, lease.ttl_ms, lease.remaining_ms));
             expect_epoch = Some(lease.epoch);
         }
-        if planned {
+        if planned && !asked {
             let state = cx.world.sql(name.as_str(), region.as_str())?.state().await?;
             if state.in_recovery {
                 return Err(Refusal::no("not_primary", format!("the server of `{name}` in `{region}` is a standby, not the primary")));

@@ -13,6 +13,7 @@ mod own_server;
 mod patroni;
 pub mod proof;
 mod propagation;
+mod readiness_log;
 mod recovered;
 mod rejoin_own;
 pub mod replica;
@@ -83,6 +84,7 @@ actions! {
     database_fence::Fence,
     database_promote::Promote,
     database_prove::Prove,
+    database_record::Record,
     database_rejoin::Rejoin,
     database_restore::Restore,
     database_snapshot::Snapshot,

@@ -23,6 +23,7 @@ pub mod port_server;
 pub mod postgres;
 mod postgres_cluster;
 mod postgres_facts;
+mod postgres_freeze;
 mod postgres_keys;
 mod postgres_rows;
 mod postgres_rowsum;

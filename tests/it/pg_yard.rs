@@ -33,7 +33,7 @@ pub struct Yard {
     pub estate: Arc<Estate>,
     pub scratch: tempfile::TempDir,
     steps: AtomicU64,
-    _home: Home,
+    pub home: Home,
 }
 
 impl Drop for Yard {
@@ -84,7 +84,7 @@ impl Yard {
             estate,
             scratch: tempfile::tempdir().unwrap(),
             steps: AtomicU64::new(0),
-            _home: home,
+            home,
         };
         until("the standby streams", || yard.west.sql("SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'") == "1");
         yard
