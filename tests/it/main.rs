@@ -55,6 +55,7 @@ mod pg_replica_logical;
 mod pg_replica_soak;
 mod pg_replication;
 mod pg_restore;
+mod pg_ssh;
 mod pg_switch;
 mod pg_vault;
 mod pg_wal;
