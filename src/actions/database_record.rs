@@ -85,7 +85,7 @@ impl Action for Record {
             danger: Danger::None,
             undo: UndoPolicy::None,
             timeout: Span::from_secs(2 * 3600),
-            example: "id: record\nuses: database.record\nwith: { database: orders, region: east, repository: vault, tables: [sales.orders] }\n",
+            example: "id: record\nuses: database.record\nwith: { database: predictions, region: east, repository: vault, tables: [predictions] }\n",
         }
     }
     fn reach(with: &Node, estate: &Estate) -> Vec<Reach> {
