@@ -47,6 +47,8 @@ install_quiet() {
   for package in "$@"; do
     case $package in
       bind9) package=named ;;
+      etcd-server) package=etcd ;;
+      openssh-server) package=ssh ;;
       knot | unbound | prometheus | pgbouncer) ;;
       *) continue ;;
     esac
@@ -72,7 +74,7 @@ command -v ssh-keygen >/dev/null 2>&1 || missing+=(openssh-client)
 [ "${1:-}" = demo ] || have_python || missing+=(python3 python3-venv)
 # Servers to test against.
 if [ "${1:-}" != demo ]; then
-  for pair in named:bind9 knotd:knot unbound:unbound prometheus:prometheus; do
+  for pair in named:bind9 knotd:knot unbound:unbound prometheus:prometheus etcd:etcd-server sshd:openssh-server; do
     have_server "${pair%:*}" || missing+=("${pair#*:}")
   done
 fi

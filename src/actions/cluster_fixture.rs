@@ -83,3 +83,12 @@ async fn made() -> BTreeMap<(String, String, String), SimObject> {
 pub fn with_cluster(with: Value) -> Fixture {
     Fixture::new(with).set(|world| world.lock().objects.extend(OBJECTS.clone())).sure()
 }
+
+/// The same, and it is that of the servers of `orders`.
+pub fn with_own_cluster(with: Value) -> Fixture {
+    with_cluster(with).set(|world| {
+        let mut state = world.lock();
+        let own = state.servers.iter_mut().filter(|((database, _), _)| database == "orders");
+        own.for_each(|(_, server)| server.state.system_identifier = SYSTEM.to_string());
+    })
+}

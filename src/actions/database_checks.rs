@@ -131,11 +131,60 @@ async fn structure(servers: &dyn Servers, spec: &ServerSpec, server: &Running) -
     })
 }
 
+/// How values are written as text, whatever the server, the database or the role has set: the same row has one digest.
+pub(crate) const FORMS: &str = "SET TimeZone = 'UTC'; SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'postgres'; SET extra_float_digits = 1; \
+     SET bytea_output = 'hex'; SET lc_monetary = 'C'; SET xmlbinary = 'base64'; SET search_path = \"$user\", public";
+
+/// The number of a table's rows and the sum of their digests, as text. Each is cut to 60 bits and summed: the order does
+/// not matter, and a row that is there twice does.
+fn question(table: &str) -> String {
+    let sum = "coalesce(sum(('x' || substr(md5(t::text), 1, 15))::bit(60)::bigint), 0)::text";
+    format!("SELECT count(*)::text, {sum} FROM {} t", quoted(table))
+}
+
+/// Tables as they are locked, and what is asked of each.
+pub(crate) fn asked(tables: &[String]) -> (Vec<String>, Vec<String>) {
+    tables.iter().map(|table| (quoted(table), question(table))).unzip()
+}
+
+/// What a table held when it was put on record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Recorded {
+    pub table: String,
+    pub rows: u64,
+    pub content: String,
+}
+
+impl Recorded {
+    /// From the answer to [`question`].
+    pub(crate) fn of(table: &str, row: &[Option<String>]) -> Self {
+        let cell = |at: usize| row.get(at).cloned().flatten().unwrap_or_default();
+        Self { table: table.to_owned(), rows: cell(0).parse().unwrap_or_default(), content: format!("{}:{}", cell(0), cell(1)) }
+    }
+}
+
+/// Has the restored server what was put on record at the position that it was led to?
+pub(crate) async fn as_recorded(checks: &Checks, servers: &dyn Servers, server: &Running, recorded: &[Recorded]) -> Vec<Checked> {
+    let mut all = Vec::new();
+    for table in recorded {
+        let name = format!("recorded: {}", table.table);
+        let asked = servers.query(server, &checks.database, &format!("{FORMS}; {}", question(&table.table)), LONG).await;
+        all.push(match asked {
+            Err(error) => Checked::new(name, Some(false), error.to_string()),
+            Ok(rows) => {
+                let now = Recorded::of(&table.table, rows.first().map_or(&[], Vec::as_slice));
+                let told = format!("{} rows, content {}", now.rows, now.content);
+                let differs = format!("{told}; on record are {} rows, content {}", table.rows, table.content);
+                Checked::new(name, Some(now == *table), if now == *table { told } else { differs })
+            }
+        });
+    }
+    all
+}
+
 async fn contents(checks: &Checks, servers: &dyn Servers, server: &Running, table: &Rows) -> Checked {
     let name = format!("table: {}", table.table);
-    // Each row's digest is cut to 60 bits and summed: the order does not matter, and a row that is there twice does.
-    let ask =
-        format!("SELECT count(*), coalesce(sum(('x' || substr(md5(t::text), 1, 15))::bit(60)::bigint), 0) FROM {} t", quoted(&table.table));
+    let ask = format!("{FORMS}; {}", question(&table.table));
     let rows = match servers.query(server, &checks.database, &ask, LONG).await {
         Err(error) => return Checked::new(name, Some(false), error.to_string()),
         Ok(rows) => rows,

@@ -25,6 +25,7 @@ use super::{
     contract::*,
     fence_ways::{self as ways, Closed, Fenced, PAUSE_COUNTS},
     own_server::{is_own, not_patronis},
+    patroni,
     proof::{FenceProof, ProofKind},
     shared::*,
 };
@@ -43,8 +44,8 @@ pub struct Input {
     /// that nothing is lost.
     #[serde(default)]
     pub planned: bool,
-    /// How it is fenced, for `engine: postgres`; all of them together. Left out: by the lease where there is one, else
-    /// `server_stopped`, `network_cut` or, planned, `access_revoked`, by what the estate has.
+    /// How it is fenced, for `engine: postgres`; all of them together. Left out: by Patroni where it manages the region
+    /// (unplanned only without a lease), by the lease where there is one, else `server_stopped`, `network_cut` or, planned, `access_revoked`, by what the estate has.
     #[serde(default)]
     pub by: Vec<ProofKind>,
 }
@@ -100,7 +101,7 @@ impl Action for Fence {
         // Every way but the lease and a cut network asks the server, or its machine.
         let ways = with.get("by").map(|by| format!("{by:?}")).unwrap_or_default();
         let leased = text(with, "database").and_then(|name| estate.databases.get(name)).is_some_and(|d| d.lease.is_some());
-        let asks = ["read_only", "server_stopped", "access_revoked", "hba_closed"].iter().any(|way| ways.contains(way));
+        let asks = ["read_only", "server_stopped", "access_revoked", "hba_closed", "patroni_demoted"].iter().any(|way| ways.contains(way));
         let asks = planned || asks || (ways.is_empty() && own(with, estate) && !leased);
         let primary = asks.then(|| reach(with, "region", Plane::Data)).flatten();
         std::iter::once(reach_here()).chain(primary).collect()
@@ -119,6 +120,10 @@ impl Action for Fence {
         if by.iter().any(|kind| matches!(kind, ProofKind::ServerStopped | ProofKind::HbaClosed)) {
             not_patronis(cx, &name, &region).await?;
         }
+        let asked = by.contains(&ProofKind::PatroniDemoted);
+        if asked && patroni::ready(cx, &name, &region).await?.standby_of.is_some() && planned {
+            return Err(Refusal::no("not_primary", format!("Patroni of `{name}` in `{region}` is a standby cluster, not the primary's")));
+        }
         let mut all = Vec::new();
         let mut notes = Vec::new();
         let mut expect_epoch = None;
@@ -133,7 +138,7 @@ impl Action for Fence {
             notes.push(format!("epoch {}; grants are good for {} ms, {} ms are left", lease.epoch, lease.ttl_ms, lease.remaining_ms));
             expect_epoch = Some(lease.epoch);
         }
-        if planned {
+        if planned && !asked {
             let state = cx.world.sql(name.as_str(), region.as_str())?.state().await?;
             if state.in_recovery {
                 return Err(Refusal::no("not_primary", format!("the server of `{name}` in `{region}` is a standby, not the primary")));
@@ -205,10 +210,12 @@ impl Action for Fence {
 
 /// The ways that were asked for, if together they keep every writer out; else those that the estate has.
 fn chosen(cx: &ReadCx, fenced: Fenced<'_>, by: Vec<ProofKind>) -> Result<Vec<ProofKind>, Refusal> {
-    use ProofKind::{AccessRevoked, LeaseExpired, NetworkCut, ReadOnly, ServerStopped};
+    use ProofKind::{AccessRevoked, LeaseExpired, NetworkCut, PatroniDemoted, ReadOnly, ServerStopped};
     let (name, region) = (fenced.database, fenced.region);
     let (leased, own) = (database(cx, name)?.lease.is_some(), is_own(cx, name)?);
+    let patronis = patroni::managed(cx, name, region).is_some();
     let by = match by.as_slice() {
+        [] if patronis && (fenced.planned || !leased) => vec![PatroniDemoted],
         [] if leased => vec![if fenced.planned { ReadOnly } else { LeaseExpired }],
         [] if own => [ServerStopped, NetworkCut].into_iter().find(|kind| ways::possible(cx, fenced, *kind).is_ok())
             .or(fenced.planned.then_some(AccessRevoked)).into_iter().collect(),
@@ -239,6 +246,7 @@ impl ProofKind {
             Self::HbaClosed => "pg_hba.conf closed, sessions ended".into(),
             Self::PoolerPaused => "its poolers paused".into(),
             Self::NetworkCut => "cut off from its network".into(),
+            Self::PatroniDemoted => "a standby cluster, by Patroni".into(),
         }
     }
 }

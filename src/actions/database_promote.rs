@@ -18,7 +18,8 @@
 
 use super::{
     contract::*,
-    own_server::{QUICK_RETRY, RETRY_INTERVAL, SLOW_RETRY_MS, is_own, not_patronis, setting_ms, state_of},
+    own_server::{self, QUICK_RETRY, RETRY_INTERVAL, SLOW_RETRY_MS, is_own, not_patronis, setting_ms, state_of},
+    patroni,
     proof::{FenceProof, still_holds},
     shared::*,
 };
@@ -41,11 +42,11 @@ pub struct Input {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Intent {
-    database: DatabaseName,
-    region: RegionName,
-    instance: String,
-    resource_id: String,
-    timeline_before: u32,
+    pub(super) database: DatabaseName,
+    pub(super) region: RegionName,
+    pub(super) instance: String,
+    pub(super) resource_id: String,
+    pub(super) timeline_before: u32,
     proof: FenceProof,
     /// A server of one's own: promoted by SQL. `resource_id` is then its cluster's identifier.
     #[serde(default)]
@@ -53,6 +54,9 @@ pub struct Intent {
     /// Its `wal_retrieve_retry_interval` is made short.
     #[serde(default)]
     hurry: bool,
+    /// Patroni is asked to.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    patroni: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -101,6 +105,10 @@ impl Action for Promote {
             Refusal::no("not_fenced", format!("nothing proves that the old primary of `{name}` is fenced; promoting `{region}` could make two primaries"))
                 .remedy("run `database.fence` first and give `proof: \"{{ steps.fence.proof }}\"`")
         })?;
+        if patroni::managed(cx, &name, &region).is_some() {
+            still_holds(cx, &proof, &name, &region).await?;
+            return prepare_patroni(cx, name, region, instance, proof).await;
+        }
         if own {
             // An outage may be waiting: the two machines are asked at once.
             let (held, patroni) = futures::join!(still_holds(cx, &proof, &name, &region), not_patronis(cx, &name, &region));
@@ -120,13 +128,17 @@ impl Action for Promote {
         let what = change(format!("{name} in {region}"), Some("replica".into()), Some("primary".into()));
         let notes = vec![format!("replayed up to {}; {}", state.position, proof.detail)];
         let intent =
-            Intent { database: name, region, instance, resource_id: info.resource_id, timeline_before: state.timeline, proof, own, hurry: false };
+            Intent { database: name, region, instance, resource_id: info.resource_id, timeline_before: state.timeline, proof, own, hurry: false, patroni: false };
         Ok(Prepared { intent, change: vec![what], notes })
     }
 
     async fn apply(cx: &WriteCx, intent: &Intent) -> Result<Output, ApplyError> {
         // Between prepare and now an approval may have waited for an hour.
         still_holds(cx, &intent.proof, &intent.database, &intent.region).await.map_err(definite)?;
+        if intent.patroni {
+            patroni::promote(cx, &intent.database, &intent.region).await?;
+            return Ok(Output { instance: intent.instance.clone(), timeline_before: intent.timeline_before, timeline_after: None, position: None });
+        }
         if intent.own {
             return promote_own(cx, intent).await;
         }
@@ -135,6 +147,9 @@ impl Action for Promote {
     }
 
     async fn observe(cx: &ReadCx, intent: &Intent) -> Seen<Output> {
+        if intent.patroni {
+            return own_server::seen(patroni::promoted(cx, intent)).await;
+        }
         if intent.own {
             return match state_of(cx, &intent.database, &intent.region).await {
                 Err(e) => cannot_tell(&e),
@@ -183,7 +198,16 @@ async fn prepare_own(cx: &ReadCx, name: DatabaseName, region: RegionName, instan
     }
     let notes = vec![format!("replayed up to {}; {}", state.position, proof.detail)];
     let timeline_before = state.timeline;
-    Ok(Prepared { intent: Intent { database: name, region, instance, resource_id: state.system_identifier, timeline_before, proof, own: true, hurry }, change: all, notes })
+    Ok(Prepared { intent: Intent { database: name, region, instance, resource_id: state.system_identifier, timeline_before, proof, own: true, hurry, patroni: false }, change: all, notes })
+}
+
+/// The leader of a standby cluster becomes a primary when Patroni is told to follow nobody.
+async fn prepare_patroni(cx: &ReadCx, name: DatabaseName, region: RegionName, instance: String, proof: FenceProof) -> Result<Prepared<Intent>, Refusal> {
+    let leader = patroni::promotable(cx, &name, &region, proof.lsn).await?;
+    let all = vec![change(format!("{name} in {region}"), Some("standby cluster".into()), Some("primary".into()))];
+    let notes = vec![format!("Patroni promotes `{}`, which has replayed {}; {}", leader.name, leader.position.unwrap_or_default(), proof.detail)];
+    let (resource_id, timeline_before) = (leader.system_identifier.unwrap_or_default(), leader.timeline.unwrap_or_default());
+    Ok(Prepared { intent: Intent { database: name, region, instance, resource_id, timeline_before, proof, own: true, hurry: false, patroni: true }, change: all, notes })
 }
 
 async fn promote_own(cx: &WriteCx, intent: &Intent) -> Result<Output, ApplyError> {

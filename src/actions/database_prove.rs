@@ -12,7 +12,8 @@
 
 use super::{
     contract::*,
-    database_checks::{self, Checked, Checks},
+    database_checks::{self, Checked, Checks, Recorded},
+    database_record,
     recovered::*,
     shared::*,
     vault::*,
@@ -48,7 +49,8 @@ pub struct Input {
     /// Only base backups of this source, as `muster backup list` shows it.
     #[serde(default)]
     pub source: Option<String>,
-    /// `latest`, `immediate`, a time with its zone, a log position, or a transaction's number.
+    /// `latest`, `immediate`, a time with its zone, a log position, a transaction's number; or `recorded`: where
+    /// `database.record` last put tables on record, which are compared then.
     #[serde(default)]
     pub until: Option<String>,
     /// What is asked of the restored server.
@@ -68,6 +70,8 @@ pub struct Input {
     pub settings: BTreeMap<String, String>,
 }
 
+const RECORDED: &str = "recorded";
+
 fn postgres() -> String {
     "postgres".to_owned()
 }
@@ -81,6 +85,9 @@ pub struct Intent {
     base_time: Timestamp,
     until: Until,
     mark: String,
+    /// What `database.record` found at that position.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    recorded: Vec<Recorded>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -153,9 +160,22 @@ impl Action for Prove {
     }
 
     async fn prepare(cx: &ReadCx, input: Input) -> Result<Prepared<Intent>, Refusal> {
-        let until = until(input.until.as_deref())?;
+        let asked = input.until.as_deref().filter(|text| *text != RECORDED);
+        let mut until = until(asked)?;
         let repository = open(cx, &input.repository).await?;
         let (id, snapshot, cluster) = choose_base(&repository, &input.snapshot, input.source.as_deref()).await?;
+        let recorded = match (input.until.as_deref(), until) {
+            (Some(RECORDED), _) => Some(database_record::of(&repository, &cluster, None).await?.ok_or_else(|| {
+                Refusal::no("no_record", format!("no table is on record behind the base backup {}", shown(&id, &snapshot)))
+                    .remedy("`database.record` puts tables on record; it has to run after the base backup")
+            })?),
+            (_, Until::Position(at)) => database_record::of(&repository, &cluster, Some(at)).await?,
+            _ => None,
+        };
+        if let Some(recorded) = &recorded {
+            until = Until::Position(recorded.position);
+        }
+        let recorded = recorded.map(|r| r.tables).unwrap_or_default();
         let notes = match recovery::plan(&repository, &cluster, until, None).await {
             Ok(planned) => vec![format!("{} segments of log, up to {}", planned.reach.needed.len(), planned.reach.end)],
             // That it does not come back is what a proof is there to tell, and to put on record.
@@ -164,7 +184,7 @@ impl Action for Prove {
         let what = format!("{}, proofs", place(&input.repository));
         let change = change(what, None, Some(format!("that {} comes back and answers, or that it does not", shown(&id, &snapshot))));
         let (source, base_time) = (snapshot.source.shown().to_owned(), snapshot.time);
-        let intent = Intent { input, snapshot: id, source, base_time, until, mark: mark(cx) };
+        let intent = Intent { input, snapshot: id, source, base_time, until, mark: mark(cx), recorded };
         Ok(Prepared { intent, change: vec![change], notes })
     }
 
@@ -284,6 +304,7 @@ async fn attempt(repository: &Arc<Repository>, intent: &Intent, ground: &Ground,
     let (running, came) = answer(&*ground.servers, &spec).await?;
     let answered_at = Some(clock.now());
     let mut checks = database_checks::running(&input.checks, &*ground.servers, &spec, &running).await?;
+    checks.extend(database_checks::as_recorded(&input.checks, &*ground.servers, &running, &intent.recorded).await);
     ground.servers.stop(&ground.data).await?;
     checks.extend(database_checks::stopped(&input.checks, &*ground.servers, &spec).await?);
     let (files, bytes) = (brought.restored.files, brought.restored.bytes);

@@ -17,7 +17,7 @@
 //!
 //! **Undone** it is while nothing is promoted, as above; afterwards by switching over again.
 
-use super::{contract::*, own_server::*, shared::*, switchover_steps as steps};
+use super::{contract::*, own_server::*, shared::*, switchover_patroni as with_patroni, switchover_steps as steps};
 use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoPolicy, time::Span};
 use crate::providers::port::*;
 use schemars::JsonSchema;
@@ -32,6 +32,9 @@ pub struct Input {
     /// How long writes may pause until the standby can be promoted; else all goes back.
     #[serde(default = "two_seconds")]
     pub max_pause: Span,
+    /// Where Patroni manages the region: the member that shall lead. Left out, the one that is least behind.
+    #[serde(default)]
+    pub member: Option<String>,
 }
 
 fn two_seconds() -> Span {
@@ -53,6 +56,9 @@ pub struct Intent {
     /// The write lease's epoch, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) epoch: Option<u64>,
+    /// Patroni is asked to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) patroni: Option<with_patroni::Handover>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -69,6 +75,9 @@ pub struct Output {
     pub write_pause_ms: Option<u64>,
     /// The old primary follows the new one.
     pub rejoined: bool,
+    /// The member that leads now, where Patroni manages the region.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leader: Option<String>,
 }
 
 pub struct Switchover;
@@ -106,6 +115,13 @@ impl Action for Switchover {
                 .remedy("use `database.fence` with `planned: true`, `database.promote`, `database.admit` and `database.rejoin`"));
         }
         instance(cx, name, to)?;
+        if with_patroni::is_for(cx, &input) {
+            return with_patroni::prepare(cx, input).await;
+        }
+        if let Some(member) = &input.member {
+            return Err(Refusal::no("no_patroni", format!("`{name}` in `{to}` has no members to choose from (`{member}`): no Patroni manages it"))
+                .remedy(format!("leave `member` out, or write databases.{name}.instances.{to}.patroni")));
+        }
         let standby = state_of(cx, name, to).await?;
         let from = the_other(cx, name, to, &standby).await?;
         needs_machine(cx, name, &from, "it cannot be stopped in order")?;
@@ -114,7 +130,7 @@ impl Action for Switchover {
         let old = state_of(cx, name, &from).await?;
         let mut intent = Intent {
             database: name.clone(), from, to: to.clone(), max_pause: input.max_pause, system_identifier: old.system_identifier.clone(),
-            timeline: old.timeline, hurry: false, nothing: !standby.in_recovery, epoch: None,
+            timeline: old.timeline, hurry: false, nothing: !standby.in_recovery, epoch: None, patroni: None,
         };
         if intent.nothing {
             return Ok(Prepared { intent, change: Vec::new(), notes: vec![format!("`{to}` has the primary already, and `{}` follows it", input.database)] });
@@ -141,6 +157,10 @@ impl Action for Switchover {
     }
 
     async fn apply(cx: &WriteCx, intent: &Intent) -> Result<Output, ApplyError> {
+        if let Some(handover) = &intent.patroni {
+            with_patroni::apply(cx, intent, handover).await?;
+            return Ok(steps::output(cx, intent, None));
+        }
         if !intent.nothing {
             if state_of(cx, &intent.database, &intent.to).await?.in_recovery {
                 steps::switch(cx, intent).await?;
@@ -152,10 +172,16 @@ impl Action for Switchover {
     }
 
     async fn observe(cx: &ReadCx, intent: &Intent) -> Seen<Output> {
+        if let Some(handover) = &intent.patroni {
+            return with_patroni::observe(cx, intent, handover).await;
+        }
         seen(steps::where_it_stands(cx, intent)).await
     }
 
     async fn undo(cx: &WriteCx, intent: &Intent, _output: Option<Output>) -> Result<(), ApplyError> {
+        if let Some(handover) = &intent.patroni {
+            return with_patroni::undo(cx, intent, handover).await;
+        }
         if intent.nothing {
             return Ok(());
         }

@@ -2,7 +2,7 @@
 //! them count alone is [`super::proof`]'s to say; what is lost is nothing that was acknowledged, and what is put back is
 //! exactly what stood.
 
-use super::{contract::*, fence_hba as hba, own_server::*, proof::ProofKind, shared::*};
+use super::{contract::*, fence_hba as hba, own_server::*, patroni, proof::ProofKind, shared::*};
 use crate::model::{
     effect::{Failure, Seen},
     estate::Network,
@@ -44,6 +44,7 @@ pub(crate) fn possible(cx: &ReadCx, fenced: Fenced<'_>, kind: ProofKind) -> Resu
     match kind {
         ProofKind::ServerStopped => needs_machine(cx, name, region, "it cannot be stopped"),
         ProofKind::HbaClosed => needs_machine(cx, name, region, "its pg_hba.conf cannot be changed"),
+        ProofKind::PatroniDemoted => patroni::follows(cx, fenced).map(drop),
         ProofKind::PoolerPaused if database(cx, name)?.poolers.is_empty() => {
             Err(Refusal::no("no_pooler", format!("database `{name}` has no poolers in the estate")))
         }
@@ -120,6 +121,7 @@ pub(crate) async fn close(cx: &WriteCx, fenced: Fenced<'_>, kind: ProofKind, rol
             }
             Ok(())
         }
+        ProofKind::PatroniDemoted => patroni::close(cx, fenced).await,
         ProofKind::NetworkCut => {
             cx.world()?;
             let end = command(cx, &network(cx, fenced).map_err(definite)?.cut).await?;
@@ -143,6 +145,7 @@ pub(crate) async fn verify(cx: &ReadCx, fenced: Fenced<'_>, kind: ProofKind) -> 
         ProofKind::HbaClosed => seen(hba::verify(cx, fenced)).await,
         ProofKind::PoolerPaused => seen(paused(cx, fenced)).await,
         ProofKind::NetworkCut => seen(cut(cx, fenced)).await,
+        ProofKind::PatroniDemoted => seen(patroni::demoted(cx, fenced)).await,
     }
 }
 
@@ -225,6 +228,7 @@ pub(crate) async fn open(cx: &WriteCx, fenced: Fenced<'_>, kind: ProofKind, role
             }
             Ok(())
         }
+        ProofKind::PatroniDemoted => patroni::open(cx, fenced).await,
         ProofKind::NetworkCut => {
             cx.world()?;
             let open = &network(cx, fenced).map_err(definite)?.open;

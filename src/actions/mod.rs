@@ -10,8 +10,10 @@ mod fence_hba;
 mod fence_ways;
 mod manifest;
 mod own_server;
+mod patroni;
 pub mod proof;
 mod propagation;
+mod readiness_log;
 mod recovered;
 mod rejoin_own;
 pub mod replica;
@@ -26,6 +28,7 @@ pub(crate) mod replica_verify;
 mod shared;
 mod stranded;
 mod stranded_log;
+mod switchover_patroni;
 mod switchover_steps;
 mod vault;
 mod wheel;
@@ -81,6 +84,7 @@ actions! {
     database_fence::Fence,
     database_promote::Promote,
     database_prove::Prove,
+    database_record::Record,
     database_rejoin::Rejoin,
     database_restore::Restore,
     database_snapshot::Snapshot,

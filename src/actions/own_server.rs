@@ -1,7 +1,7 @@
 //! What several actions do with a PostgreSQL server of one's own: make its directory a standby's, wait until nothing of
 //! it lives, name its slots. It decides nothing about who may write.
 
-use super::{contract::*, shared::*};
+use super::{contract::*, patroni::hands_off, shared::*};
 use crate::model::{effect::Seen, estate::*, ids::*};
 use crate::providers::{machine::conninfo_value, port::*};
 use secrecy::{ExposeSecret, SecretString};
@@ -35,14 +35,15 @@ pub(crate) fn needs_machine(cx: &ReadCx, name: &DatabaseName, region: &RegionNam
 /// Patroni starts what was stopped, and writes its own configuration: whoever works around it, it undoes. A machine that
 /// cannot be asked is no reason to refuse here.
 pub(crate) async fn not_patronis(cx: &ReadCx, name: &DatabaseName, region: &RegionName) -> Result<(), Refusal> {
-    if instance(cx, name, region)?.server.is_none() {
+    let instance = instance(cx, name, region)?;
+    if instance.patroni.is_some() {
+        return Err(hands_off(cx, name, region));
+    }
+    if instance.server.is_none() {
         return Ok(());
     }
     match cx.world.machine(name.as_str(), region.as_str())?.look().await {
-        Ok(state) if state.patroni => {
-            Err(Refusal::no("patroni", format!("Patroni manages the server of `{name}` in `{region}`; Muster does not work around it"))
-                .remedy("ask Patroni (`patronictl switchover`, `failover`, `pause`), or take the server out of its hands first and remove patroni.dynamic.json"))
-        }
+        Ok(state) if state.patroni => Err(hands_off(cx, name, region)),
         _ => Ok(()),
     }
 }

@@ -36,6 +36,9 @@ pub enum ProofKind {
     PoolerPaused,
     /// The estate's command says that the server is cut off from its clients. It is worth what that command looks at.
     NetworkCut,
+    /// Patroni has made it a standby cluster, and every member that it or the estate names says, by its server's own word,
+    /// that it is in recovery. It says nothing of a member that neither of them names.
+    PatroniDemoted,
 }
 
 impl ProofKind {
@@ -52,6 +55,7 @@ impl ProofKind {
             Self::HbaClosed => "hba_closed",
             Self::PoolerPaused => "pooler_paused",
             Self::NetworkCut => "network_cut",
+            Self::PatroniDemoted => "patroni_demoted",
         }
     }
 }

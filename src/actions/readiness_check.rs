@@ -7,7 +7,7 @@
 
 use super::{
     contract::*,
-    manifest,
+    manifest, patroni, readiness_log,
     own_server::{RETRY_INTERVAL, SLOW_RETRY_MS, setting_ms},
     replica::{judge_once, retry_note},
     shared::*,
@@ -43,6 +43,10 @@ pub struct Input {
     /// `max_proof_age` alone those that the services use.
     #[serde(default)]
     pub repositories: Vec<RepositoryName>,
+    /// The largest age of the newest log of a cluster whose base backups are in these repositories that is still good: an
+    /// older one is a receiver or an archiver that stands still. Set it above `archive_timeout`.
+    #[serde(default)]
+    pub max_log_age: Option<Span>,
 }
 
 /// One thing that was looked at.
@@ -115,7 +119,7 @@ impl Action for Readiness {
     }
 }
 
-fn finding(what: impl Into<String>, state: impl Into<String>, ok: bool, detail: impl Into<String>) -> Finding {
+pub(super) fn finding(what: impl Into<String>, state: impl Into<String>, ok: bool, detail: impl Into<String>) -> Finding {
     Finding { what: what.into(), state: state.into(), ok, detail: detail.into() }
 }
 
@@ -166,18 +170,20 @@ async fn repository(cx: &ReadCx, input: &Input, name: &RepositoryName) -> Vec<Fi
     let (snapshot, proven) = (format!("repository/{name} snapshot"), format!("repository/{name} proof"));
     let loaded = async {
         let repository = vault::open(cx, name).await?;
-        Ok::<_, Refusal>((repository.snapshots().await?.whole, trials(&repository).await?))
+        Ok::<_, Refusal>((repository.snapshots().await?.whole, trials(&repository).await?, repository))
     };
     match loaded.await {
         Err(refusal) => vec![finding(snapshot, "unknown", false, refusal.failure.message)],
-        Ok((snapshots, trials)) => {
+        Ok((snapshots, trials, repository)) => {
             let newest = snapshots.last().map(|(_, snapshot)| snapshot.time);
             let mut fresh = age(cx, input, snapshot, newest);
             if newest.is_none() {
                 "the repository has none".clone_into(&mut fresh.detail);
             }
             let valid = input.max_proof_age.or(cx.estate.repositories.get(name).and_then(|r| r.proof_valid)).unwrap_or(PROOF_VALID);
-            vec![fresh, judged(proven, input, &snapshots, &trials, cx.world.clock().now(), valid)]
+            let mut all = vec![fresh, judged(proven, input, &snapshots, &trials, cx.world.clock().now(), valid)];
+            all.extend(readiness_log::look(cx, name, &repository, &snapshots, (input.max_backup_age, input.max_log_age)).await);
+            all
         }
     }
 }
@@ -233,6 +239,11 @@ async fn own(cx: &ReadCx, input: &Input, name: &DatabaseName, database: &Databas
             Err(e) => finding(what, "unknown", false, e.to_string()),
             Ok(state) => finding(what, state.state.clone(), !state.dead(), format!("timeline {}, {} processes", state.timeline, state.processes.len())),
         });
+    }
+    if patroni::managed(cx, name, &input.region).is_some() {
+        let (state, ok, detail) = patroni::health(cx, name, &input.region).await;
+        all.push(finding(format!("database/{name} patroni"), state, ok, detail));
+        return all;
     }
     let what = format!("database/{name} promotion");
     let asked = async { cx.world.cluster(name.as_str(), input.region.as_str())?.settings(&[RETRY_INTERVAL]).await };

@@ -246,7 +246,7 @@ async fn rows(
     let compared = match standing.how {
         ReplicaKind::Physical => content::compare(primary, replica, todo, bounds, watcher).await?,
         ReplicaKind::Logical => {
-            let theirs = patiently!(bounds.clock, replica.rows())?.tables(&[]).await?;
+            let theirs = patiently!(bounds.clock, async { replica.rows().await?.tables(&[]).await })?;
             reports.extend(roots(standing, ask, &todo));
             let (subjects, others) = subjects(standing, todo, &theirs);
             reports.extend(others);

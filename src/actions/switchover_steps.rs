@@ -54,6 +54,7 @@ pub(super) fn output(cx: &ReadCx, intent: &Intent, after: Option<u32>) -> Output
         lsn,
         write_pause_ms,
         rejoined: after.is_some(),
+        leader: None,
     }
 }
 

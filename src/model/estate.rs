@@ -153,6 +153,25 @@ pub struct Instance {
     /// How the server is cut off from its network, as a way to fence it (`engine: postgres`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<Network>,
+    /// The Patroni cluster that manages the region's servers (`engine: postgres`): it is asked, never worked around.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patroni: Option<Patroni>,
+}
+
+/// A Patroni cluster, by the REST API of its members. Its `host` and `port` in the estate lead to its leader.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Patroni {
+    /// Every member's: `https://db1.east.example.org:8008`. A proof that the cluster is fenced takes each of them.
+    pub urls: Vec<Url>,
+    /// Those of Patroni's `restapi.authentication`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<SecretRef>,
+    /// A permanent slot of this cluster (`slots` in its configuration), for the standby cluster elsewhere that follows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<String>,
 }
 
 /// How a server is stopped, started and looked at on its machine (Linux). Commands are lists of arguments; no shell

@@ -3,7 +3,7 @@
 //! Every call has a deadline of its own inside the provider; none waits for ever. A write answers
 //! `PortError::Unknown` when it may have happened: the caller must look before it repeats.
 
-pub use super::{port_replication::*, port_rows::*};
+pub use super::{port_patroni::*, port_replication::*, port_rows::*};
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -467,6 +467,10 @@ pub trait WorldRead: Send + Sync {
     fn poolers(&self, _database: &str) -> PortResult<Vec<Arc<dyn PoolerRead>>> {
         Ok(Vec::new())
     }
+    /// The Patroni cluster that manages a region's servers of a database.
+    fn patroni(&self, database: &str, region: &str) -> PortResult<Arc<dyn PatroniRead>> {
+        no_patroni(database, region)
+    }
     /// The value behind a reference. Never printed, never journaled.
     fn secret(&self, reference: &crate::model::estate::SecretRef) -> PortResult<secrecy::SecretString>;
     /// Who acts, and on which machine.
@@ -492,10 +496,19 @@ pub trait WorldWrite: WorldRead {
     fn poolers_mut(&self, _database: &str) -> PortResult<Vec<Arc<dyn PoolerWrite>>> {
         Ok(Vec::new())
     }
+    fn patroni_mut(&self, database: &str, region: &str) -> PortResult<Arc<dyn PatroniWrite>> {
+        no_patroni(database, region)
+    }
 }
 
 fn no_server<T>(database: &str, region: &str) -> PortResult<T> {
     Err(PortError::Config(format!("`{database}` in `{region}` is no server of one's own")))
+}
+
+fn no_patroni<T>(database: &str, region: &str) -> PortResult<T> {
+    Err(PortError::Config(format!(
+        "the estate names no Patroni for `{database}` in `{region}`: write databases.{database}.instances.{region}.patroni"
+    )))
 }
 
 /// Faults, where there is a lab that can have them.

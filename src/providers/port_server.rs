@@ -34,6 +34,16 @@ pub struct Hba {
     pub errors: Vec<String>,
 }
 
+/// What tables held at one position of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frozen {
+    pub position: Lsn,
+    /// For how long their writers waited.
+    pub held_ms: u64,
+    /// The first row of each question's answer.
+    pub rows: Vec<Vec<Option<String>>>,
+}
+
 #[async_trait]
 pub trait ClusterRead: Send + Sync {
     /// Settings as they are in force; those that the server does not know are left out.
@@ -72,6 +82,9 @@ pub trait ClusterWrite: ClusterRead {
     /// Ends what [`ClusterRead::writers`] counts, until none is left.
     async fn end_writers(&self) -> PortResult<()>;
     async fn reload(&self) -> PortResult<()>;
+    /// Holds these tables' writers while a snapshot is taken and a restore point of this name is written; then asks, in
+    /// that snapshot, with `forms` set before.
+    async fn freeze(&self, tables: &[String], forms: &str, questions: &[String], point: &str) -> PortResult<Frozen>;
 }
 
 // ---------------------------------------------------------------- the machine

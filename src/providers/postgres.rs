@@ -265,6 +265,14 @@ fn code(error: &sqlx::Error) -> Option<String> {
     error.as_database_error().and_then(sqlx::error::DatabaseError::code).map(std::borrow::Cow::into_owned)
 }
 
+/// The server ended the session with its answer: whatever it gave as the reason, nothing more comes by this connection. A
+/// standby does so to a session that stands between two statements and in the way of replay (40001).
+pub(super) fn ended(error: &sqlx::Error) -> bool {
+    use sqlx::postgres::{PgDatabaseError, PgSeverity};
+    let known = error.as_database_error().and_then(|e| e.try_downcast_ref::<PgDatabaseError>());
+    known.is_some_and(|e| matches!(e.severity(), PgSeverity::Fatal | PgSeverity::Panic))
+}
+
 /// A connection that fails in the midst of a change: something was already carried out.
 fn half_done(error: PortError) -> PortError {
     PortError::Unknown(format!("after the first part of the change: {error}"))
@@ -295,6 +303,9 @@ pub(super) fn query_error(error: &sqlx::Error, doing: Doing, label: &str, user: 
             _ => lost(text),
         };
     };
+    if ended(error) {
+        return lost(text);
+    }
     match code.as_str() {
         "42501" => PortError::Refused(format!(
             "{text}; user `{user}` needs to own the database and to be a member of `pg_monitor` and `pg_signal_backend`, as the master user of RDS is"

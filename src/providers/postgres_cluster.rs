@@ -275,6 +275,9 @@ impl ClusterWrite for Postgres {
         Ok(())
     }
 
+    async fn freeze(&self, tables: &[String], forms: &str, questions: &[String], point: &str) -> PortResult<Frozen> {
+        self.freeze_tables(tables, forms, questions, point).await
+    }
     async fn reload(&self) -> PortResult<()> {
         self.change(WRITE, "SELECT pg_reload_conf()", None).await
     }

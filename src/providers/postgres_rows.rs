@@ -9,7 +9,7 @@
 use super::{
     clock::Clock,
     port::*,
-    postgres::{Doing, SUMS, decode, lsn, query_error},
+    postgres::{Doing, SUMS, decode, ended, lsn, query_error},
     postgres_keys as keys,
     postgres_rowsum::{self as rowsum, ROW, quoted},
     postgres_sql as sql,
@@ -117,7 +117,7 @@ impl About {
     fn trouble(&self, error: &sqlx::Error) -> PortError {
         let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
         // A statement that took too long, or stood in the way of replay: a smaller one may pass.
-        if code.as_deref() == Some("57014") {
+        if code.as_deref() == Some("57014") && !ended(error) {
             return PortError::Throttled { after: Duration::from_millis(200), message: format!("{}: {error}", self.label) };
         }
         if code.as_deref() == Some("42501") {

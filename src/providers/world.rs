@@ -8,6 +8,7 @@ use super::{
     http::HttpClient,
     lease::HttpLease,
     machine::Machine,
+    patroni::Patroni,
     pooler::PgBouncer,
     port::*,
     postgres,
@@ -112,6 +113,19 @@ impl World {
         })?;
         let host = instance.host.clone().ok_or_else(|| PortError::Config(format!("write {place}.host")))?;
         Ok(Machine::new(format!("{name} in {region}"), server, host, instance.port.unwrap_or(5432)))
+    }
+
+    fn make_patroni(&self, name: &str, region: &str) -> PortResult<Patroni> {
+        let instance = self.database(name)?.instances.get(region);
+        let place = format!("databases.{name}.instances.{region}.patroni");
+        let known = instance.and_then(|i| i.patroni.as_ref());
+        let known =
+            known.ok_or_else(|| PortError::Config(format!("the estate names no Patroni for `{name}` in `{region}`: write {place}")))?;
+        let login = match (&known.user, &known.password) {
+            (Some(user), Some(secret)) => Some((user.clone(), secrets::read(secret)?)),
+            _ => None,
+        };
+        Ok(Patroni { http: self.http(), label: format!("{name} in {region}"), place, urls: known.urls.clone(), login })
     }
 
     fn make_poolers(&self, name: &str) -> PortResult<Vec<PgBouncer>> {
@@ -238,6 +252,9 @@ impl WorldRead for World {
     fn poolers(&self, database: &str) -> PortResult<Vec<Arc<dyn PoolerRead>>> {
         Ok(self.make_poolers(database)?.into_iter().map(|p| Arc::new(p) as Arc<dyn PoolerRead>).collect())
     }
+    fn patroni(&self, database: &str, region: &str) -> PortResult<Arc<dyn PatroniRead>> {
+        Ok(Arc::new(self.make_patroni(database, region)?))
+    }
     fn secret(&self, reference: &SecretRef) -> PortResult<secrecy::SecretString> {
         secrets::read(reference)
     }
@@ -294,6 +311,9 @@ impl WorldWrite for World {
     }
     fn poolers_mut(&self, database: &str) -> PortResult<Vec<Arc<dyn PoolerWrite>>> {
         Ok(self.make_poolers(database)?.into_iter().map(|p| Arc::new(p) as Arc<dyn PoolerWrite>).collect())
+    }
+    fn patroni_mut(&self, database: &str, region: &str) -> PortResult<Arc<dyn PatroniWrite>> {
+        Ok(Arc::new(self.make_patroni(database, region)?))
     }
 }
 

@@ -36,6 +36,8 @@ pub struct Proof {
 pub enum Level {
     /// Every file was restored and compared with its digest.
     Restored,
+    /// No proof: what tables of a cluster held at a position of its log, for a later restore to be compared with.
+    Recorded,
 }
 
 /// Puts a proof on record. The same proof twice makes two objects, which say the same.
@@ -46,11 +48,21 @@ pub async fn write(repository: &Repository, store: &dyn ObjectWrite, proof: &Pro
 
 /// All proofs, oldest first.
 pub async fn load(repository: &Repository) -> Result<Found<Vec<(Id, Proof)>>> {
+    of(repository, Level::Restored).await
+}
+
+/// All records of what tables held, oldest first.
+pub async fn records(repository: &Repository) -> Result<Found<Vec<(Id, Proof)>>> {
+    of(repository, Level::Recorded).await
+}
+
+async fn of(repository: &Repository, level: Level) -> Result<Found<Vec<(Id, Proof)>>> {
     let objects = repository.load(Kind::Proof).await?;
     let mut found = Found { whole: Vec::new(), damaged: objects.damaged };
     for (id, bytes) in objects.whole {
-        match serde_json::from_slice(&bytes) {
-            Ok(proof) => found.whole.push((id, proof)),
+        match serde_json::from_slice::<Proof>(&bytes) {
+            Ok(proof) if proof.level == level => found.whole.push((id, proof)),
+            Ok(_) => {}
             Err(why) => found.damaged.push(RepositoryError::damaged(id.key(PROOFS), why)),
         }
     }

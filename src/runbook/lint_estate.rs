@@ -224,6 +224,13 @@ impl<'a> Lint<'a> {
                     out.push((pos, server.reach.join(" ")));
                 }
             }
+            for (region, url) in
+                database.instances.iter().flat_map(|(r, i)| i.patroni.iter().flat_map(move |p| p.urls.iter().map(move |u| (r, u))))
+            {
+                if !is_local(url) {
+                    out.push((at(root, &["databases", name.as_str(), "instances", region.as_str(), "patroni"]), url.to_string()));
+                }
+            }
             for pooler in &database.poolers {
                 let away = (!is_local_host(&pooler.host)).then(|| pooler.host.clone());
                 let away = away.or_else(|| (!pooler.reach.is_empty()).then(|| pooler.reach.join(" ")));

@@ -40,7 +40,9 @@ const ABSOLUTE: &str = "write the whole path, as it is on that machine";
 
 fn instance_of(engine: Engine, region: &str, instance: &Instance, mut say: impl FnMut(String, &str)) {
     if engine == Engine::RdsPostgres {
-        for (key, there) in [("server", instance.server.is_some()), ("network", instance.network.is_some())] {
+        for (key, there) in
+            [("server", instance.server.is_some()), ("network", instance.network.is_some()), ("patroni", instance.patroni.is_some())]
+        {
             if there {
                 say(format!("`{key}` is for `engine: postgres`; this instance is Amazon's"), "leave it out");
             }
@@ -60,6 +62,17 @@ fn instance_of(engine: Engine, region: &str, instance: &Instance, mut say: impl 
         let paths = [Some(&server.data), server.bin.as_ref()];
         for path in paths.into_iter().flatten().filter(|path| !Path::new(path).is_absolute()) {
             say(format!("not an absolute path: {}", path.display()), ABSOLUTE);
+        }
+    }
+    if let Some(patroni) = &instance.patroni {
+        if patroni.urls.is_empty() || patroni.urls.iter().any(|url| !matches!(url.scheme(), "http" | "https") || !url.has_host()) {
+            say(
+                "`patroni` needs the addresses of its members' REST APIs".into(),
+                "write `urls: [https://db1.example.org:8008, …]`, one for each member",
+            );
+        }
+        if patroni.user.is_some() != patroni.password.is_some() {
+            say("of Patroni's user and password one is missing".into(), "write both `user` and `password`, or neither");
         }
     }
     if let Some(network) = &instance.network
@@ -103,6 +116,12 @@ mod tests {
                 "no region `north`",
             ),
             ("    { engine: rds-postgres, instances: { east: { id: a, server: { data: /a } } } }\n", "`server` is for `engine: postgres`"),
+            ("    { engine: postgres, instances: { east: { host: a, patroni: { urls: [] } } } }\n", "addresses of its members"),
+            (
+                "    { engine: postgres, instances: { east: { host: a, patroni: { urls: ['http://a:8008'], user: b } } } }\n",
+                "one is missing",
+            ),
+            ("    { engine: rds-postgres, instances: { east: { id: a, patroni: { urls: ['http://a'] } } } }\n", "`patroni` is for"),
             ("    { engine: rds-postgres, replication: { user: a }, instances: { east: { id: a } } }\n", "`replication` is for"),
         ] {
             let found = said(database);

@@ -8,7 +8,7 @@ use std::{
 };
 
 /// Runs a script where file systems can be mounted that nobody else sees and that go with the script.
-fn in_a_room_of_its_own(place: &Place, script: &str) -> bool {
+pub fn in_a_room_of_its_own(place: &Place, script: &str) -> bool {
     let room = [&["-rm"][..], &["-m"][..]].into_iter().find(|flags| {
         let mut probe = Command::new("unshare");
         probe.args(*flags).args(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", "/mnt"]);
@@ -27,7 +27,7 @@ fn in_a_room_of_its_own(place: &Place, script: &str) -> bool {
 }
 
 /// What a script's `said N …` has left: code, stdout, stderr.
-fn said(place: &Place, n: usize) -> (i32, String, String) {
+pub fn said(place: &Place, n: usize) -> (i32, String, String) {
     let read = |what: &str| place.read(&format!("{what}{n}"));
     (read("code").trim().parse().unwrap(), read("out"), read("err"))
 }

@@ -178,6 +178,25 @@ fn every_scenario_names_tests_that_exist() {
     assert!(named >= 60, "{named} tests");
 }
 
+#[test]
+fn every_planted_defect_has_its_test() {
+    let text = fs::read_to_string(root().join("docs/postgres.md")).unwrap();
+    let sources: String =
+        ["src", "tests"].iter().flat_map(|dir| rust_files(&root().join(dir))).map(|p| fs::read_to_string(p).unwrap()).collect();
+    let table = text.split("## Planted defects").nth(1).expect("the section");
+    let rows: Vec<Vec<&str>> = table
+        .lines()
+        .filter(|l| l.starts_with("| ") && !l.starts_with("| #") && !l.contains("---"))
+        .map(|l| l.split(" | ").collect())
+        .collect();
+    assert!(rows.len() >= 40, "{} defects", rows.len());
+    for (index, cells) in rows.iter().enumerate() {
+        assert_eq!((cells.len(), cells[0]), (5, format!("| {}", index + 1).as_str()), "{cells:?}");
+        let test = cells[4].split('`').nth(1).expect("a test");
+        assert!(sources.contains(&format!("fn {test}(")), "there is no test `{test}`: {}", cells[1]);
+    }
+}
+
 fn rust_files(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for path in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {

@@ -313,6 +313,26 @@ fn a_standby_is_a_source_as_well() {
     amcheck(&back);
 }
 
+/// Another version, with what it alone has (checksums without being asked for, page versions, incremental manifests).
+#[test]
+fn a_cluster_of_18_comes_back_as_well() {
+    let (home, place) = (Home::new(), place());
+    let cluster = Cluster::of(&home, crate::pg::Programs::Eighteen, "fsync=off\nautovacuum=off\nmax_wal_senders=6\n");
+    assert_eq!(cluster.sql("SHOW data_checksums"), "on");
+    fill(&cluster, 4000);
+    create(&place, &cluster);
+    cluster.sql("UPDATE big SET note = 'changed' WHERE id % 100 = 0");
+    cluster.sql("CHECKPOINT");
+    let made = create(&place, &cluster);
+    assert!(made["bytes_new"].as_u64() < made["bytes_read"].as_u64().map(|all| all / 4), "{made}");
+    let data = restore(&place, &home, made["snapshot"].as_str().unwrap(), "again");
+    verified(&cluster, &data);
+    put_log(&place, &made, &data);
+    let again = cluster.again(&data);
+    assert_eq!(again.sql("SELECT count(*) FROM big WHERE note = 'changed'"), "40");
+    amcheck(&again);
+}
+
 #[test]
 fn a_corrupt_page_is_named_and_the_rest_is_kept() {
     let (place, home) = (place(), Home::new());

@@ -29,7 +29,7 @@ steps:
 ";
 
 /// An estate beside the vault, with the shipped drill and runbook.
-fn estate(vault: &Vault) {
+pub fn estate(vault: &Vault) {
     let dir = vault.dir();
     let write = |name: &str, text: &str| {
         let path = dir.join(name);
@@ -48,7 +48,7 @@ fn estate(vault: &Vault) {
     write("runbooks/started.yaml", STARTED);
 }
 
-fn muster(vault: &Vault, args: &[&str]) -> Said {
+pub fn muster(vault: &Vault, args: &[&str]) -> Said {
     let mut command = Command::new(env!("CARGO_BIN_EXE_muster"));
     command.args(args).arg("--json").current_dir(vault.dir()).env("HOME", vault.dir()).env_remove("MUSTER_REPO_PASSWORD");
     if let Some((uid, gid)) = crate::pg::other_user() {
@@ -59,7 +59,7 @@ fn muster(vault: &Vault, args: &[&str]) -> Said {
 }
 
 /// A server that was recovered from below this folder still lives, or its files do.
-fn left(vault: &Vault) -> Vec<String> {
+pub fn left(vault: &Vault) -> Vec<String> {
     let mut left = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
@@ -81,7 +81,7 @@ fn left(vault: &Vault) -> Vec<String> {
     left
 }
 
-fn filled(vault: &Vault) -> Cluster {
+pub fn filled(vault: &Vault) -> Cluster {
     let cluster = vault.archiving("track_commit_timestamp=on\n");
     cluster.sql("CREATE TABLE canary (id text primary key)");
     cluster.sql("INSERT INTO canary VALUES ('planted')");

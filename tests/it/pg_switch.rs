@@ -106,6 +106,20 @@ async fn a_standby_that_cannot_follow_in_time_is_not_promoted_and_all_goes_on_as
     assert_eq!(yard.writable().await, ["west"]);
 }
 
+/// A third node that follows the old primary goes on behind it: there it gets the new primary's log.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_third_node_follows_whoever_leads() {
+    let yard = Yard::up(REWINDABLE, json!({}));
+    let north = yard.east.standby_named(&yard.home, "north", "", &[]);
+    for (to, id) in [("west", 1), ("east", 2), ("west", 3)] {
+        yard.done("database.switchover", json!({ "database": "orders", "to": to })).await;
+        yard.cluster(to).sql(&format!("INSERT INTO writes (id) VALUES ({id})"));
+        until("the third node has it", || north.sql(&format!("SELECT count(*) FROM writes WHERE id <= {id}")) == id.to_string());
+        let timeline = |c: &crate::pg::Cluster| c.sql("SELECT received_tli FROM pg_stat_wal_receiver");
+        until("it is on the new timeline", || timeline(&north) == (id + 1).to_string());
+    }
+}
+
 /// As an operator does it, with the shipped runbook; and what Patroni manages is left to it.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_shipped_runbook_switches_over_and_leaves_patronis_servers_alone() {

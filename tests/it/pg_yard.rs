@@ -33,7 +33,7 @@ pub struct Yard {
     pub estate: Arc<Estate>,
     pub scratch: tempfile::TempDir,
     steps: AtomicU64,
-    _home: Home,
+    pub home: Home,
 }
 
 impl Drop for Yard {
@@ -84,7 +84,7 @@ impl Yard {
             estate,
             scratch: tempfile::tempdir().unwrap(),
             steps: AtomicU64::new(0),
-            _home: home,
+            home,
         };
         until("the standby streams", || yard.west.sql("SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'") == "1");
         yard
@@ -103,19 +103,7 @@ impl Yard {
 
     /// A context for one step; `permits` is how often it may still ask to write.
     pub fn cx(&self, key: &str, permits: u64) -> WriteCx {
-        let read = ReadCx {
-            world: self.world.clone(),
-            estate: self.estate.clone(),
-            run: "0190".into(),
-            step: key.split(' ').next_back().unwrap().into(),
-            scope: Scope::Drill,
-            key: hex::encode(Sha256::digest(key)),
-            deadline: Duration::from_secs(60),
-            scratch: self.scratch.path().to_owned(),
-        };
-        let left = AtomicU64::new(permits);
-        let permit = move || left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok();
-        WriteCx::new(read, self.world.clone(), Arc::new(permit))
+        context(&self.world, &self.estate, self.scratch.path(), key, permits)
     }
 
     pub fn next(&self, uses: &str) -> WriteCx {
@@ -152,6 +140,23 @@ impl Yard {
         }
         found
     }
+}
+
+/// A context for one step in any world.
+pub fn context(world: &Arc<World>, estate: &Arc<Estate>, scratch: &Path, key: &str, permits: u64) -> WriteCx {
+    let read = ReadCx {
+        world: world.clone(),
+        estate: estate.clone(),
+        run: "0190".into(),
+        step: key.split(' ').next_back().unwrap().into(),
+        scope: Scope::Drill,
+        key: hex::encode(Sha256::digest(key)),
+        deadline: Duration::from_secs(60),
+        scratch: scratch.to_owned(),
+    };
+    let left = AtomicU64::new(permits);
+    let permit = move || left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok();
+    WriteCx::new(read, world.clone(), Arc::new(permit))
 }
 
 pub fn until(what: &str, test: impl Fn() -> bool) {

@@ -184,6 +184,11 @@ impl ClusterWrite for Own {
     async fn reload(&self) -> PortResult<()> {
         self.tell(|_| ())
     }
+    async fn freeze(&self, _tables: &[String], _forms: &str, questions: &[String], _point: &str) -> PortResult<Frozen> {
+        let position = self.ask(|state| state.servers.get(&self.at).map(|s| s.state.position).unwrap_or_default())?;
+        let row = vec![Some("3".to_owned()), Some("1234".to_owned())];
+        Ok(Frozen { position, held_ms: 1, rows: vec![row; questions.len()] })
+    }
 }
 
 #[async_trait]
