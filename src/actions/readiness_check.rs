@@ -9,6 +9,7 @@ use super::{
     contract::*,
     manifest,
     own_server::{RETRY_INTERVAL, SLOW_RETRY_MS, setting_ms},
+    readiness_buckets::protected,
     replica::{judge_once, retry_note},
     shared::*,
     vault,
@@ -115,7 +116,7 @@ impl Action for Readiness {
     }
 }
 
-fn finding(what: impl Into<String>, state: impl Into<String>, ok: bool, detail: impl Into<String>) -> Finding {
+pub(super) fn finding(what: impl Into<String>, state: impl Into<String>, ok: bool, detail: impl Into<String>) -> Finding {
     Finding { what: what.into(), state: state.into(), ok, detail: detail.into() }
 }
 
@@ -140,6 +141,7 @@ async fn look(cx: &ReadCx, input: &Input) -> Vec<Finding> {
             for from in regions.keys().filter(|r| **r != input.region) {
                 all.push(bucket(cx, input, name, from).await);
             }
+            all.extend(protected(cx, input, name, regions).await);
         }
     }
     for (name, ep) in cx.estate.endpoints.iter().filter(|(n, _)| wanted(cx, input, n.as_str())) {

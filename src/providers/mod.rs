@@ -15,6 +15,7 @@ pub mod machine;
 pub mod pg_dump;
 pub mod pooler;
 pub mod port;
+mod port_buckets;
 mod port_replication;
 mod port_rows;
 pub mod port_server;
@@ -38,6 +39,8 @@ pub mod route53;
 pub mod s3;
 #[cfg(feature = "aws")]
 mod s3_parts;
+#[cfg(feature = "aws")]
+mod s3_whole;
 pub mod secrets;
 mod server_scripts;
 pub mod servers;
