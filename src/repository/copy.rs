@@ -74,33 +74,7 @@ pub async fn copy(
             marked.key(PACKS)
         )));
     }
-    let there = target.list(PACKS).await?;
-    let there: HashSet<Id> = there.iter().filter_map(|meta| Id::in_key(&meta.key, PACKS)).collect();
-    let here = repository.list(PACKS).await?;
-    let here: BTreeMap<Id, ObjectMeta> = here.into_iter().filter_map(|meta| Some((Id::in_key(&meta.key, PACKS)?, meta))).collect();
-    let (mut missing, mut lost) = (Vec::new(), BTreeMap::new());
-    for pack in wanted.difference(&there) {
-        match here.get(pack) {
-            Some(meta) => missing.push(meta.clone()),
-            None => drop(lost.insert(*pack, format!("{} is missing at the source", pack.key(PACKS)))),
-        }
-    }
-    progress.total_bytes.store(missing.iter().map(|meta| meta.size).sum(), Relaxed);
-    let mut each = Vec::new();
-    for meta in missing {
-        each.push(one(repository, &*to, meta, done.server_side, &progress));
-    }
-    let mut each = stream::iter(each).buffer_unordered(AT_ONCE / 4);
-    while let Some((meta, copied)) = each.next().await {
-        match copied {
-            Ok(()) => (done.packs, done.bytes) = (done.packs + 1, done.bytes + meta.size),
-            Err(error) if of_the_source(&error) => {
-                lost.extend(Id::in_key(&meta.key, PACKS).map(|pack| (pack, error.to_string())));
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    drop(each);
+    let lost = carry(repository, &target, &*to, &wanted, &progress, &mut done).await?;
     wanted.retain(|pack| !lost.contains_key(pack));
     done.damaged.extend(lost.values().cloned());
     write_index(&target, &*to, &packs, &wanted).await?;
@@ -119,6 +93,44 @@ pub async fn copy(
         done.there.push(*id);
     }
     Ok(done)
+}
+
+/// Carries over the packs that are not there yet. Answers those that the source no longer has whole, and why.
+async fn carry(
+    repository: &Repository,
+    target: &Repository,
+    to: &dyn ObjectWrite,
+    wanted: &BTreeSet<Id>,
+    progress: &Progress,
+    done: &mut Copied,
+) -> Result<BTreeMap<Id, String>> {
+    let there = target.list(PACKS).await?;
+    let there: HashSet<Id> = there.iter().filter_map(|meta| Id::in_key(&meta.key, PACKS)).collect();
+    let here = repository.list(PACKS).await?;
+    let here: BTreeMap<Id, ObjectMeta> = here.into_iter().filter_map(|meta| Some((Id::in_key(&meta.key, PACKS)?, meta))).collect();
+    let (mut missing, mut lost) = (Vec::new(), BTreeMap::new());
+    for pack in wanted.iter().filter(|pack| !there.contains(pack)) {
+        match here.get(pack) {
+            Some(meta) => missing.push(meta.clone()),
+            None => drop(lost.insert(*pack, format!("{} is missing at the source", pack.key(PACKS)))),
+        }
+    }
+    progress.total_bytes.store(missing.iter().map(|meta| meta.size).sum(), Relaxed);
+    let mut each = Vec::new();
+    for meta in missing {
+        each.push(one(repository, to, meta, done.server_side, progress));
+    }
+    let mut each = stream::iter(each).buffer_unordered(AT_ONCE / 4);
+    while let Some((meta, copied)) = each.next().await {
+        match copied {
+            Ok(()) => (done.packs, done.bytes) = (done.packs + 1, done.bytes + meta.size),
+            Err(error) if of_the_source(&error) => {
+                lost.extend(Id::in_key(&meta.key, PACKS).map(|pack| (pack, error.to_string())));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(lost)
 }
 
 async fn needs(repository: &Repository, index: &Index, snapshot: &Snapshot) -> Result<BTreeSet<Id>> {

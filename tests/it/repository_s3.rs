@@ -387,9 +387,8 @@ async fn rolled_back(server: &Server, dir: &Path) {
     let root = folder(dir, 50);
     program.good(&["create", root.to_str().unwrap()]).await;
     let back = server.open("s3://back/rolled");
-    let put = |key: &'static str| back.put(key, b"x".to_vec().into(), &BTreeMap::new(), false);
     for key in ["stray", "deep/er/3.json", "deep/more", ".muster/wheel.json"] {
-        put(key).await.unwrap();
+        back.put(key, b"x".to_vec().into(), &BTreeMap::new(), false).await.unwrap();
     }
     let restore = ["restore", "latest", "--to", "s3://back/rolled", "--in-place", "--delete"];
     let dry = program.good(&[&restore[..], &["--dry-run"]].concat()).await;
