@@ -13,9 +13,11 @@ use crate::providers::{clock::Clock, port::*};
 use futures::{StreamExt, TryStreamExt, future::try_join};
 use std::{cmp::Ordering, path::PathBuf, sync::Arc, time::Duration};
 
-/// So many keys are judged between two checkpoints.
+/// So many keys at most are judged between two checkpoints.
 const BATCH: usize = 1_000;
-/// So many of them are looked at at a time.
+/// Fewer where so many of them have to be looked at, which takes its time.
+const LOOKED_AT: usize = 256;
+/// So many of those at a time.
 const LOOKS: usize = 32;
 /// How often it is said how far it has come.
 const TOLD: Duration = Duration::from_secs(10);
@@ -100,11 +102,14 @@ impl Work {
 
     /// Judges the next keys and remembers that they are; false when there are no more.
     async fn batch(&mut self, pairs: &mut Pairs) -> Result<bool, Broken> {
-        let (mut looks, mut taken) = (Vec::new(), 0);
+        let (mut looks, mut taken, mut more) = (Vec::new(), 0, true);
         let mut tally = self.at.tally.clone();
         let mut after = None;
-        while taken < BATCH {
-            let Some((source, copy)) = pairs.next().await? else { break };
+        while taken < BATCH && looks.len() < LOOKED_AT {
+            let Some((source, copy)) = pairs.next().await? else {
+                more = false;
+                break;
+            };
             taken += 1;
             let key = source.as_ref().or(copy.as_ref()).map(|item| item.key().to_owned()).unwrap_or_default();
             after = Some(key.clone());
@@ -132,7 +137,7 @@ impl Work {
         self.at.tally = tally;
         self.at.after = after.or(self.at.after.take());
         self.keep(&findings).map_err(|e| Broken::Disk(format!("{}: {e}", self.desk.folder.display())))?;
-        Ok(taken == BATCH)
+        Ok(more)
     }
 
     fn keep(&mut self, findings: &[Finding]) -> std::io::Result<()> {

@@ -198,10 +198,10 @@ async fn what_was_planted_is_found_and_nothing_else_where_folders_decide_the_ord
 
 #[tokio::test]
 async fn a_killed_verification_goes_on_and_finds_each_difference_once() {
-    let yard = Yard::new(ministack().await, "").await;
+    let yard = Yard::new(seaweedfs().await, "").await;
     yard.server.bucket(EAST, false).await;
     yard.server.bucket(WEST, false).await;
-    let keys = keys(3_000);
+    let keys = keys(600);
     fill(&yard, &keys).await;
     let want = plant(&yard, &keys).await;
     // Every object is asked for, so that it takes a while.
