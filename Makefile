@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Both install what a fresh Debian or Ubuntu machine
 # with a Rust toolchain lacks, and say what they install.
 
-.PHONY: help deps build demo test soak sweep sim sim-bugs lint fmt bench bench-engine bench-repository bench-postgres bench-replica fuzz clean
+.PHONY: help deps build demo test soak sweep sim sim-bugs lint fmt bench bench-engine bench-repository bench-postgres bench-replica bench-buckets fuzz clean
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -69,6 +69,11 @@ bench-replica: ## A replica compared with its primary, beside reladiff and a bar
 	cargo build --release
 	@bash scripts/deps.sh
 	benches/peers/replica $(ARGS)
+
+bench-buckets: ## Two buckets compared as sets, beside rclone check, with memory (ARGS="--sizes 10000 --rounds 1")
+	cargo build --release
+	@bash scripts/deps.sh
+	benches/peers/buckets $(ARGS)
 
 clean: ## Remove what was built
 	cargo clean

@@ -116,7 +116,12 @@ impl Action for Copy {
         }
         if !wanted.is_empty() {
             cx.world()?;
-            copy(&repository, target, &place(&intent.to), &wanted, watched.0.clone(), clock.now()).await?;
+            let done = copy(&repository, target, &place(&intent.to), &wanted, watched.0.clone(), clock.now()).await?;
+            if !done.damaged.is_empty() {
+                let message = format!("{} is damaged; all the rest is copied: {}", place(&intent.from), done.damaged.join("; "));
+                let failure = Failure::new("source_damaged", message);
+                return Err(ApplyError::Definite(failure.remedy("`muster backup verify --read-data` tells all of it")));
+            }
         }
         Ok(output(intent))
     }

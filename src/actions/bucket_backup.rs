@@ -3,8 +3,8 @@
 //!
 //! **What it does.** Every object is read, its SHA-256 taken while it is read, written under the same key with
 //! the digest in its metadata, and looked at again. Objects of more than 4 MiB pass through a file in the
-//! run's own directory; more than 5 GiB, which one upload cannot take, is refused before anything is copied. What the latest manifest holds with the same
-//! etag and size, and what is still there as that manifest left it, is not copied again. Nothing is deleted.
+//! run's own directory; more than 5 GiB, which one upload cannot take, is copied in parts: by the provider itself where
+//! both buckets lie at one (UploadPartCopy), else as a stream. What the latest manifest holds with the same etag and size, and what is still there as that manifest left it, is not copied again. Nothing is deleted.
 //!
 //! **Half-done** it is when some objects are copied and the manifest is missing. The manifest's name comes
 //! from the step's key and is written only if it is not there: it is there, so it happened; it is not, so it
@@ -36,6 +36,10 @@ pub struct Input {
     /// Only objects whose key begins with this.
     #[serde(default)]
     pub prefix: String,
+    /// Objects of more bytes than this are copied by the provider itself, in parts, where both buckets lie at one; 5 GiB
+    /// when left out.
+    #[serde(default)]
+    pub server_copy_above: Option<u64>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -60,10 +64,11 @@ pub struct Output {
 const SHA: &str = "muster-sha256";
 const SOURCE_ETAG: &str = "muster-source-etag";
 
+const MIB: u64 = 1024 * 1024;
 /// The most that one upload takes in S3; larger objects need one in parts.
-const LARGEST: u64 = 5 * 1024 * 1024 * 1024;
+const LARGEST: u64 = 5 * 1024 * MIB;
 /// Objects up to this size are held in memory, four at a time.
-const IN_MEMORY: u64 = 4 * 1024 * 1024;
+const IN_MEMORY: u64 = 4 * MIB;
 
 pub struct Backup;
 
@@ -98,10 +103,6 @@ impl Action for Backup {
         let source = cx.world.objects(input.bucket.as_str(), input.from.as_str())?;
         let target = cx.world.objects(input.bucket.as_str(), input.to.as_str())?;
         let all = list_all(&*source, &input.prefix).await?;
-        if let Some(large) = all.iter().find(|o| o.size > LARGEST) {
-            let message = format!("object {} has {} bytes; one upload takes {LARGEST} at most", large.key, large.size);
-            return Err(Refusal::no("object_too_large", message).remedy("back up the prefixes without it, one step each"));
-        }
         let base = manifest::latest(&*target, &input.bucket, &input.from, Some(&input.prefix)).await.map_err(|failure| Refusal { failure, retry: false })?;
         let known: BTreeMap<&str, &Entry> = base.iter().flat_map(|(_, m)| &m.objects).map(|e| (e.key.as_str(), e)).collect();
         let new: Vec<&ObjectMeta> = all.iter().filter(|o| !known.get(o.key.as_str()).is_some_and(|e| e.etag == o.etag && e.size == o.size)).collect();
@@ -133,9 +134,13 @@ impl Action for Backup {
         let there = list_all(&*target, &input.prefix).await?;
         let there: BTreeMap<String, ObjectMeta> = there.into_iter().map(|o| (o.key.clone(), o)).collect();
         let all = list_all(&*source, &input.prefix).await?;
+        let (here, elsewhere) = (source.provider().await?, target.provider().await?);
+        let at_one = here.is_some() && here == elsewhere;
+        let above = input.server_copy_above.unwrap_or(LARGEST).min(LARGEST);
+        let ways = Ways { source: &*source, target: &*target, by_provider: at_one.then_some(above) };
         let mut each = Vec::new();
         for o in &all {
-            each.push(one(cx, &*source, &*target, o, base.get(&o.key), there.get(&o.key)));
+            each.push(one(cx, &ways, o, base.get(&o.key), there.get(&o.key)));
         }
         let done: Vec<(Entry, bool)> = futures::stream::iter(each).buffered(4).try_collect().await?;
         let bytes_copied = done.iter().filter(|(_, copied)| *copied).map(|(e, _)| e.size).sum();
@@ -182,15 +187,22 @@ fn output(intent: &Intent, m: &Manifest) -> Output {
     Output { objects: m.objects.len() as u64, copied, skipped, bytes_copied, manifest: intent.manifest.clone() }
 }
 
+/// From where to where, and which objects the provider copies by itself: those larger than this.
+struct Ways<'a> {
+    source: &'a dyn ObjectRead,
+    target: &'a dyn ObjectWrite,
+    by_provider: Option<u64>,
+}
+
 /// One object: its entry, and whether it had to be copied.
 async fn one(
     cx: &WriteCx,
-    source: &dyn ObjectRead,
-    target: &dyn ObjectWrite,
+    ways: &Ways<'_>,
     object: &ObjectMeta,
     base: Option<&Entry>,
     there: Option<&ObjectMeta>,
 ) -> Result<(Entry, bool), ApplyError> {
+    let Ways { source, target, by_provider } = *ways;
     if let (Some(base), Some(there)) = (base, there)
         && object.etag.is_some()
         && base.etag == object.etag
@@ -208,7 +220,11 @@ async fn one(
         return Ok((entry(object, sha256.clone(), meta.etag.clone()), false));
     }
     let spool = cx.scratch.join(format!("spool-{}", hex::encode(Sha256::digest(format!("{}\0{}", cx.key, object.key)))));
-    let copied = copy(cx, source, target, object, &spool).await;
+    let copied = if by_provider.is_some_and(|above| object.size > above) || object.size > LARGEST {
+        copy_large(cx, ways, object).await
+    } else {
+        copy(cx, source, target, object, &spool).await
+    };
     let _ = tokio::fs::remove_file(&spool).await;
     let (read, sha256) = copied?;
     let copy = target.head(&object.key).await?;
@@ -255,6 +271,44 @@ async fn copy(
         None => target.put(&object.key, bytes.into(), &metadata, false).await?,
     };
     Ok((read, sha256))
+}
+
+/// Reads the object for its digest, and then has it copied in parts. What the provider copied by itself nobody has seen:
+/// its checksum must be the source's, or it is read.
+async fn copy_large(cx: &WriteCx, ways: &Ways<'_>, object: &ObjectMeta) -> Result<(ObjectMeta, String), ApplyError> {
+    let Ways { source, target, by_provider } = *ways;
+    let (read, sha256) = digest(source, &object.key).await?;
+    if read.metadata.get(SHA).is_some_and(|s| *s != sha256) {
+        return Err(fail("source_corrupt", format!("object {} does not have the digest that its bucket states", object.key)));
+    }
+    let mut metadata = BTreeMap::from([(SHA.to_owned(), sha256.clone())]);
+    metadata.extend(read.etag.clone().map(|etag| (SOURCE_ETAG.to_owned(), etag)));
+    cx.world()?;
+    match (by_provider, source.place(&object.key)) {
+        (Some(above), Some(place)) => {
+            let listed = ObjectMeta { metadata, ..read.clone() };
+            target.copy_in_parts(&object.key, &place, &listed, above.clamp(5 * MIB, 1024 * MIB)).await?;
+        }
+        _ => {
+            let body = source.get_if(&object.key, read.etag.as_deref().unwrap_or_default()).await?;
+            target.put_stream(&object.key, body.chunks, &metadata).await?;
+        }
+    }
+    let copy = target.head(&object.key).await?.and_then(|copy| copy.checksum);
+    let whole = |sum: &String| !sum.contains('-');
+    if copy.filter(whole).is_none_or(|copy| read.checksum.as_ref() != Some(&copy)) && digest(target, &object.key).await?.1 != sha256 {
+        return Err(fail("copy_differs", format!("the copy of object {} does not hold what the source does", object.key)));
+    }
+    Ok((read, sha256))
+}
+
+async fn digest(store: &dyn ObjectRead, key: &str) -> Result<(ObjectMeta, String), ApplyError> {
+    let ObjectBody { meta, mut chunks } = store.get(key).await?;
+    let mut digest = Sha256::new();
+    while let Some(chunk) = chunks.next().await {
+        digest.update(&chunk?);
+    }
+    Ok((meta, hex::encode(digest.finalize())))
 }
 
 fn entry(source: &ObjectMeta, sha256: String, copy_etag: Option<String>) -> Entry {

@@ -1,12 +1,22 @@
 //! `bucket.verify`: is the copy of a bucket complete and equal?
 //!
-//! It compares the receiving bucket with its latest manifest, and with the source's listing where the source
-//! answers. *missing* is what should be there and is not, *corrupt* what is there with other content than the
-//! manifest's digest says, *stale* what changed at the source since, *extra* what nobody expects. Content is
-//! read and hashed up to 1 GiB in all, unless told otherwise; beyond that, the digests in the metadata are
-//! compared. It changes nothing; a difference is a failure that names the objects.
+//! **Against a manifest** (where `bucket.backup` left one): the copies are compared with it, and with the source's
+//! listing where the source answers. Content is read and hashed up to 1 GiB in all, unless told otherwise; beyond that,
+//! the digests in the metadata are compared.
+//!
+//! **Against the source** (`against: source`, and where there is no manifest, as with the provider's own replication):
+//! both buckets are listed side by side and merged, whatever their size, in bounded memory; a verification that is killed
+//! goes on at the last thousand keys. The listings' etags are compared where they are digests; what they do not decide,
+//! the checksums that both servers keep, or the digest that `bucket.backup` left; at last the content is read, up to
+//! 1 GiB unless told otherwise. What was compared by what is in the output. Each difference is looked at a second time on
+//! both sides, so that what is written meanwhile is none.
+//!
+//! *missing* is what should be there and is not, *corrupt* what has other content and is no older state, *stale* an older
+//! state, *extra* what nobody expects, *not deleted* what was deleted at the source; with `versions`, *lacking versions*.
+//! It changes nothing; a difference is a failure that names the objects.
 
-use super::{contract::*, manifest, shared::*};
+pub use super::set_tally::{Backlog, By, Found, Kind};
+use super::{contract::*, manifest, set_verify, shared::*};
 use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoPolicy, time::Span};
 use crate::providers::port::*;
 use futures::StreamExt;
@@ -23,9 +33,37 @@ pub struct Input {
     pub from: RegionName,
     /// The region that holds the copies.
     pub to: RegionName,
-    /// Read every copy and hash it; done up to 1 GiB in all when left out.
+    /// What the copies are compared with; a manifest if there is one when left out.
+    #[serde(default)]
+    pub against: Option<Against>,
+    /// Read every object and hash it (against the source: on both sides); `false`: none at all. When left out, up to 1 GiB
+    /// in all: every copy (manifest), what cannot be compared otherwise (source).
     #[serde(default)]
     pub read_data: Option<bool>,
+    /// Only objects whose key begins with this (against the source).
+    #[serde(default)]
+    pub prefix: String,
+    /// Compare older versions and the markers of what was deleted too (against the source).
+    #[serde(default)]
+    pub versions: bool,
+    /// Ask for the checksums of every object, not only where the etags do not decide (against the source).
+    #[serde(default)]
+    pub checksums: bool,
+    /// Read this share of all objects on both sides, 0 to 1, other ones in each run (against the source).
+    #[serde(default)]
+    pub sample: f64,
+    /// What waits for its replication for no longer than this is no difference (against the source).
+    #[serde(default)]
+    pub max_backlog_age: Option<Span>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Against {
+    /// The latest that `bucket.backup` left in the receiving bucket.
+    Manifest,
+    /// The other bucket, as it is now.
+    Source,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -34,9 +72,58 @@ pub struct Output {
     pub bytes: u64,
     /// Whether the source could be asked too; if not, the copies equal the manifest.
     pub source_asked: bool,
-    /// Whether the content was read, or only the digests in the metadata were compared.
+    /// Whether all content was read, or digests were compared.
     pub read_data: bool,
-    pub manifest: String,
+    /// The manifest that was compared with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<String>,
+    /// What was compared with the source, and how.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub set: Option<Compared>,
+}
+
+/// Two buckets, compared as sets.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Compared {
+    /// At the source.
+    pub objects: u64,
+    pub copies: u64,
+    pub bytes: u64,
+    /// Older versions and markers at the source; 0 unless `versions` was asked for.
+    pub older_versions: u64,
+    /// How many objects were the same by what.
+    pub same_by: BTreeMap<By, u64>,
+    /// Of the source; as much was read of the copy.
+    pub read_bytes: u64,
+    /// Not copied yet, and for no longer than `max_backlog_age`.
+    pub waiting: u64,
+    /// Deleted at the source and kept at the copy, as its replication rule says.
+    pub kept: u64,
+    pub differences: u64,
+    #[serde(skip)]
+    pub told: String,
+    pub found: BTreeMap<Kind, Found>,
+    pub backlog: Backlog,
+    /// The source's replication rules for this destination.
+    pub rules: Vec<Rule>,
+    /// By what the listings were merged: `bytes`, `folders` (the server lists folder by folder), `sorted here`.
+    pub order: String,
+    /// Where an earlier process had stopped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resumed_at: Option<String>,
+    /// Of this process.
+    pub objects_per_s: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Rule {
+    pub id: String,
+    pub enabled: bool,
+    pub prefix: String,
+    /// Only for objects with certain tags.
+    pub tagged: bool,
+    /// Whether deletions are carried over.
+    pub delete_markers: bool,
 }
 
 const GIB: u64 = 1024 * 1024 * 1024;
@@ -68,10 +155,25 @@ impl Action for Verify {
     }
     async fn prepare(cx: &ReadCx, input: Input) -> Result<Prepared<Input>, Refusal> {
         cx.world.objects(input.bucket.as_str(), input.to.as_str())?;
+        if !(0.0..=1.0).contains(&input.sample) {
+            return Err(Refusal::no("input", format!("sample: {} is no share; write a number from 0 to 1", input.sample)));
+        }
         Ok(Prepared { intent: input, change: Vec::new(), notes: Vec::new() })
     }
     async fn apply(cx: &WriteCx, intent: &Input) -> Result<Output, ApplyError> {
-        check(&cx.read, intent).await
+        let target = cx.world.objects(intent.bucket.as_str(), intent.to.as_str())?;
+        let found = match intent.against {
+            Some(Against::Source) => None,
+            _ => manifest::latest(&*target, &intent.bucket, &intent.from, None).await.map_err(ApplyError::Definite)?,
+        };
+        match found {
+            Some(found) => check(&cx.read, intent, found).await,
+            None if intent.against == Some(Against::Manifest) => {
+                let message = format!("bucket `{}` in `{}` holds no manifest of copies from `{}`", intent.bucket, intent.to, intent.from);
+                Err(ApplyError::Definite(Failure::new("no_manifest", message).remedy("run `bucket.backup` first")))
+            }
+            None => set(&cx.read, intent).await,
+        }
     }
     async fn observe(_cx: &ReadCx, _intent: &Input) -> Seen<Output> {
         Seen::Absent
@@ -91,13 +193,19 @@ async fn changed(source: &dyn ObjectRead, entry: &manifest::Entry, now: &ObjectM
     Ok(now.size != entry.size || etag != entry.etag)
 }
 
-async fn check(cx: &ReadCx, input: &Input) -> Result<Output, ApplyError> {
+/// Against the source.
+async fn set(cx: &ReadCx, input: &Input) -> Result<Output, ApplyError> {
+    let compared = set_verify::verify(cx, input).await?;
+    if compared.differences > 0 {
+        return Err(set_verify::differs(cx, input, &compared));
+    }
+    let (objects, bytes) = (compared.objects, compared.bytes);
+    Ok(Output { objects, bytes, source_asked: true, read_data: input.read_data == Some(true), manifest: None, set: Some(compared) })
+}
+
+async fn check(cx: &ReadCx, input: &Input, found: (String, manifest::Manifest)) -> Result<Output, ApplyError> {
     let target = cx.world.objects(input.bucket.as_str(), input.to.as_str())?;
-    let found = manifest::latest(&*target, &input.bucket, &input.from, None).await.map_err(ApplyError::Definite)?;
-    let Some((manifest_key, manifest)) = found else {
-        let message = format!("bucket `{}` in `{}` holds no manifest of copies from `{}`", input.bucket, input.to, input.from);
-        return Err(ApplyError::Definite(Failure::new("no_manifest", message).remedy("run `bucket.backup` first")));
-    };
+    let (manifest_key, manifest) = found;
     let bytes: u64 = manifest.objects.iter().map(|e| e.size).sum();
     let read_data = input.read_data.unwrap_or(bytes <= GIB);
     let copies = by_key(list_all(&*target, &manifest.prefix).await?);
@@ -130,7 +238,8 @@ async fn check(cx: &ReadCx, input: &Input) -> Result<Output, ApplyError> {
         wrong.entry("extra").or_default().push(key.clone());
     }
     if wrong.is_empty() {
-        return Ok(Output { objects: entries.len() as u64, bytes, source_asked: source.is_some(), read_data, manifest: manifest_key });
+        let objects = entries.len() as u64;
+        return Ok(Output { objects, bytes, source_asked: source.is_some(), read_data, manifest: Some(manifest_key), set: None });
     }
     Err(differs(input, &wrong))
 }
@@ -215,6 +324,31 @@ mod tests {
         for part in ["1 corrupt: model.onnx", "1 extra: stray", "1 stale: golden.json", "1 missing: empty"] {
             assert!(failure.message.contains(part), "{failure}");
         }
+    }
+
+    #[tokio::test]
+    async fn against_the_source_every_kind_is_named_too() {
+        let with = serde_json::json!({ "bucket": "models", "from": "east", "to": "west", "against": "source" });
+        let mut against = fixture();
+        against.with = with;
+        let bench = Bench::new(&against);
+        let same = bench.run::<Verify>().await.expect("equal").set.expect("against the source");
+        assert_eq!((same.objects, same.copies, same.same_by.get(&By::Etag)), (3, 3, Some(&3)));
+        bench.world.time().advance(std::time::Duration::from_secs(1));
+        let now = bench.read.world.clock().now();
+        {
+            let mut state = bench.world.lock();
+            state.object("models", "west", "model.onnx", b"weighty", now);
+            state.object("models", "west", "stray", b"", now);
+            state.object("models", "east", "golden.json", b"{ }", now);
+            state.object("models", "east", "z", b"", now);
+        }
+        let failure = bench.failed::<Verify>().await;
+        for part in ["1 missing: z", "1 stale: golden.json", "1 corrupt: model.onnx", "1 extra: stray", "differences.jsonl"] {
+            assert!(failure.message.contains(part), "{failure}");
+        }
+        let file = std::fs::read_to_string(set_verify::folder(&bench.read).join("differences.jsonl")).expect("a file");
+        assert!(file.lines().count() == 4 && file.contains("the content differs") && file.contains("3 bytes, 2"), "{file}");
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@ use super::{
     contract::*,
     manifest, patroni, readiness_log,
     own_server::{RETRY_INTERVAL, SLOW_RETRY_MS, setting_ms},
+    readiness_buckets::protected,
     replica::{judge_once, retry_note},
     shared::*,
     vault,
@@ -144,6 +145,7 @@ async fn look(cx: &ReadCx, input: &Input) -> Vec<Finding> {
             for from in regions.keys().filter(|r| **r != input.region) {
                 all.push(bucket(cx, input, name, from).await);
             }
+            all.extend(protected(cx, input, name, regions).await);
         }
     }
     for (name, ep) in cx.estate.endpoints.iter().filter(|(n, _)| wanted(cx, input, n.as_str())) {

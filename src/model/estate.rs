@@ -269,6 +269,15 @@ pub struct Bucket {
     pub bucket: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub prefix: String,
+    /// It shall keep versions: `readiness.check` sees whether it does.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub versioned: bool,
+    /// It shall retain by Object Lock what is written, for at least so long: `readiness.check` sees whether it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locked_for: Option<Span>,
+    /// The provider shall replicate it to this region's bucket: `readiness.check` sees whether a rule does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicates_to: Option<RegionName>,
 }
 
 /// A DNS name with a target in each region.

@@ -17,6 +17,7 @@ pub mod pg_dump;
 pub mod pooler;
 pub mod port;
 pub mod port_patroni;
+mod port_buckets;
 mod port_replication;
 mod port_rows;
 pub mod port_server;
@@ -41,6 +42,8 @@ pub mod route53;
 pub mod s3;
 #[cfg(feature = "aws")]
 mod s3_parts;
+#[cfg(feature = "aws")]
+mod s3_whole;
 pub mod secrets;
 mod server_scripts;
 pub mod servers;

@@ -3,7 +3,7 @@
 //! Every call has a deadline of its own inside the provider; none waits for ever. A write answers
 //! `PortError::Unknown` when it may have happened: the caller must look before it repeats.
 
-pub use super::{port_patroni::*, port_replication::*, port_rows::*};
+pub use super::{port_buckets::*, port_patroni::*, port_replication::*, port_rows::*};
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -104,6 +104,29 @@ pub trait ObjectRead: Send + Sync {
     async fn locks(&self) -> PortResult<bool>;
     /// Until when an object can be neither deleted nor replaced for good; `None` when it can be now.
     async fn retention(&self, key: &str) -> PortResult<Option<jiff::Timestamp>>;
+    /// The same as `list`, from behind a key on, as the store orders them. Stores of our own take a key for a token.
+    async fn list_behind(&self, prefix: &str, key: &str) -> PortResult<ObjectPage> {
+        self.list(prefix, Some(key)).await
+    }
+    /// Every version under a prefix, and the markers of what was deleted.
+    async fn versions(&self, prefix: &str, _after: Option<&VersionMark>) -> PortResult<VersionPage> {
+        Err(PortError::Refused(format!("{prefix}: this store keeps no versions")))
+    }
+    /// An object, and how it is encrypted and replicated.
+    async fn standing(&self, key: &str) -> PortResult<Option<ObjectStanding>> {
+        Ok(self.head(key).await?.map(ObjectStanding::from))
+    }
+    /// Does it keep what is replaced and deleted?
+    async fn keeps_versions(&self) -> PortResult<bool> {
+        Ok(false)
+    }
+    async fn lock(&self) -> PortResult<BucketLock> {
+        Ok(BucketLock::Absent)
+    }
+    /// The rules by which it is replicated elsewhere.
+    async fn replication_rules(&self) -> PortResult<Vec<ReplicationRule>> {
+        Ok(Vec::new())
+    }
 }
 
 /// The chunks of a body; nothing comes after an error.
@@ -134,6 +157,10 @@ pub trait ObjectWrite: ObjectRead {
     /// is known of it: another object that stands there by now is a `Conflict`. Metadata go along (above 5 GiB:
     /// those of `listed`).
     async fn copy_from(&self, key: &str, from: &ObjectPlace, listed: &ObjectMeta) -> PortResult<ObjectMeta>;
+    /// The same in parts of this size, whatever the object's; its metadata are those of `listed`.
+    async fn copy_in_parts(&self, key: &str, from: &ObjectPlace, listed: &ObjectMeta, _part: u64) -> PortResult<ObjectMeta> {
+        self.copy_from(key, from, listed).await
+    }
     /// Retains an object until then. It is never shortened here: an earlier instant is refused by the provider.
     async fn retain(&self, key: &str, until: jiff::Timestamp, mode: LockMode) -> PortResult<()>;
     /// Writes one small object in place of the one with the etag `expect`, or where there is none: a `Conflict`

@@ -2,13 +2,13 @@
 //! two regions' buckets compare whatever their prefixes are.
 
 use super::aws::{AwsClients, Doing, explain, instant};
-use super::port::{Chunks, LockMode, ObjectBody, ObjectMeta, ObjectPage, ObjectPlace, ObjectRead, ObjectWrite, PortError, PortResult};
+use super::port::*;
 use async_trait::async_trait;
 use aws_sdk_s3::{
     config::timeout::TimeoutConfig,
-    operation::{get_object::GetObjectOutput, head_object::HeadObjectOutput},
+    operation::{get_object::GetObjectOutput, head_object::HeadObjectOutput, list_objects_v2::builders::ListObjectsV2FluentBuilder},
     primitives::{ByteStream, DateTime},
-    types::{ChecksumAlgorithm, ChecksumMode, ObjectLockEnabled, ObjectLockRetention, ObjectLockRetentionMode},
+    types::{ChecksumAlgorithm, ChecksumMode, ObjectLockRetention, ObjectLockRetentionMode},
 };
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -39,6 +39,9 @@ impl S3Bucket {
     }
     pub(super) fn full(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
+    }
+    pub(super) fn prefix(&self) -> &str {
+        &self.prefix
     }
     pub(super) fn name(&self, call: &str, key: &str) -> String {
         format!("{call} s3://{}/{}{key}", self.bucket, self.prefix)
@@ -119,29 +122,38 @@ fn when(at: Option<&DateTime>) -> Option<jiff::Timestamp> {
 #[async_trait]
 impl ObjectRead for S3Bucket {
     async fn list(&self, prefix: &str, after: Option<&str>) -> PortResult<ObjectPage> {
-        let call = self.clients.s3().await?.read.list_objects_v2();
-        let call = call.bucket(&self.bucket).prefix(self.full(prefix)).set_continuation_token(after.map(str::to_owned));
-        let page = call.send().await.map_err(|e| explain(&e, Doing::Reading, &self.name("ListObjectsV2", prefix)))?;
-        let listed: Vec<ObjectMeta> = page.contents().iter().filter_map(|o| self.listed(o)).collect();
-        // Amazon's listing has every etag. A server that leaves them out (s3s-fs does) is asked object by
-        // object: without an etag a copy that is current cannot be told from a stale one.
-        let objects = stream::iter(listed.into_iter().map(|meta| self.with_etag(meta))).buffered(AT_ONCE).try_collect().await?;
-        let next = page.next_continuation_token().map(str::to_owned).filter(|_| page.is_truncated() == Some(true));
-        if next.is_none() && page.is_truncated() == Some(true) {
-            let what = self.name("ListObjectsV2", prefix);
-            return Err(PortError::Refused(format!("{what}: the server says that there is more, but not how to go on")));
-        }
-        Ok(ObjectPage { objects, next })
+        self.page(prefix, |call| call.set_continuation_token(after.map(str::to_owned))).await
+    }
+
+    async fn list_behind(&self, prefix: &str, key: &str) -> PortResult<ObjectPage> {
+        self.page(prefix, |call| call.start_after(self.full(key))).await
+    }
+
+    async fn versions(&self, prefix: &str, after: Option<&VersionMark>) -> PortResult<VersionPage> {
+        super::s3_whole::versions(self, prefix, after).await
+    }
+
+    async fn standing(&self, key: &str) -> PortResult<Option<ObjectStanding>> {
+        let Some(head) = self.look(key).await? else { return Ok(None) };
+        let kms = head.server_side_encryption().is_some_and(|with| with.as_str().starts_with("aws:kms"));
+        let replication = head.replication_status().map(|status| status.as_str().to_owned());
+        Ok(Some(ObjectStanding { meta: of_head(key, &head), kms, replication }))
+    }
+
+    async fn keeps_versions(&self) -> PortResult<bool> {
+        super::s3_whole::keeps_versions(self).await
+    }
+
+    async fn lock(&self) -> PortResult<BucketLock> {
+        super::s3_whole::lock(self).await
+    }
+
+    async fn replication_rules(&self) -> PortResult<Vec<ReplicationRule>> {
+        super::s3_whole::replication_rules(self).await
     }
 
     async fn head(&self, key: &str) -> PortResult<Option<ObjectMeta>> {
-        let call = self.clients.s3().await?.read.head_object().bucket(&self.bucket).key(self.full(key));
-        let call = call.checksum_mode(ChecksumMode::Enabled);
-        match call.send().await.map_err(|e| explain(&e, Doing::Reading, &self.name("HeadObject", key))) {
-            Ok(head) => Ok(Some(of_head(key, &head))),
-            Err(PortError::NotFound(_)) => Ok(None),
-            Err(e) => Err(e),
-        }
+        Ok(self.look(key).await?.map(|head| of_head(key, &head)))
     }
 
     async fn get(&self, key: &str) -> PortResult<ObjectBody> {
@@ -191,15 +203,7 @@ impl ObjectRead for S3Bucket {
     }
 
     async fn locks(&self) -> PortResult<bool> {
-        let call = self.clients.s3().await?.read.get_object_lock_configuration().bucket(&self.bucket);
-        match call.send().await.map_err(|e| explain(&e, Doing::Reading, &self.name("GetObjectLockConfiguration", ""))) {
-            Ok(answer) => {
-                let enabled = answer.object_lock_configuration().and_then(|locks| locks.object_lock_enabled());
-                Ok(enabled == Some(&ObjectLockEnabled::Enabled))
-            }
-            Err(e) if without_locks(&e) => Ok(false),
-            Err(e) => Err(e),
-        }
+        Ok(self.lock().await? != BucketLock::Absent)
     }
 
     async fn retention(&self, key: &str) -> PortResult<Option<jiff::Timestamp>> {
@@ -213,7 +217,7 @@ impl ObjectRead for S3Bucket {
 }
 
 /// How servers say that a bucket has no Object Lock, that an object is not retained, or that they know neither.
-fn without_locks(error: &PortError) -> bool {
+pub(super) fn without_locks(error: &PortError) -> bool {
     let said = |text: &str, words: &[&str]| words.iter().any(|word| text.contains(word));
     match error {
         PortError::NotFound(text) => said(text, &["ObjectLockConfigurationNotFound", "NoSuchObjectLockConfiguration"]),
@@ -307,6 +311,10 @@ impl ObjectWrite for S3Bucket {
         super::s3_parts::copy(self, key, from, listed).await
     }
 
+    async fn copy_in_parts(&self, key: &str, from: &ObjectPlace, listed: &ObjectMeta, part: u64) -> PortResult<ObjectMeta> {
+        super::s3_parts::copy_in_parts(self, key, from, listed, part).await
+    }
+
     async fn retain(&self, key: &str, until: jiff::Timestamp, mode: LockMode) -> PortResult<()> {
         let mode = match mode {
             LockMode::Governance => ObjectLockRetentionMode::Governance,
@@ -347,9 +355,34 @@ impl ObjectWrite for S3Bucket {
 }
 
 impl S3Bucket {
-    /// `copy_from` in parts of this size, as it copies what is too large for one call.
-    pub async fn copy_in_parts(&self, key: &str, from: &ObjectPlace, listed: &ObjectMeta, part: u64) -> PortResult<ObjectMeta> {
-        super::s3_parts::copy_in_parts(self, key, from, listed, part).await
+    async fn page(
+        &self,
+        prefix: &str,
+        begin: impl FnOnce(ListObjectsV2FluentBuilder) -> ListObjectsV2FluentBuilder,
+    ) -> PortResult<ObjectPage> {
+        let call = self.clients.s3().await?.read.list_objects_v2();
+        let call = begin(call.bucket(&self.bucket).prefix(self.full(prefix)));
+        let page = call.send().await.map_err(|e| explain(&e, Doing::Reading, &self.name("ListObjectsV2", prefix)))?;
+        let listed: Vec<ObjectMeta> = page.contents().iter().filter_map(|o| self.listed(o)).collect();
+        // Amazon's listing has every etag. A server that leaves them out (s3s-fs does) is asked object by
+        // object: without an etag a copy that is current cannot be told from a stale one.
+        let objects = stream::iter(listed.into_iter().map(|meta| self.with_etag(meta))).buffered(AT_ONCE).try_collect().await?;
+        let next = page.next_continuation_token().map(str::to_owned).filter(|_| page.is_truncated() == Some(true));
+        if next.is_none() && page.is_truncated() == Some(true) {
+            let what = self.name("ListObjectsV2", prefix);
+            return Err(PortError::Refused(format!("{what}: the server says that there is more, but not how to go on")));
+        }
+        Ok(ObjectPage { objects, next })
+    }
+
+    async fn look(&self, key: &str) -> PortResult<Option<HeadObjectOutput>> {
+        let call = self.clients.s3().await?.read.head_object().bucket(&self.bucket).key(self.full(key));
+        let call = call.checksum_mode(ChecksumMode::Enabled);
+        match call.send().await.map_err(|e| explain(&e, Doing::Reading, &self.name("HeadObject", key))) {
+            Ok(head) => Ok(Some(head)),
+            Err(PortError::NotFound(_)) => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 
     async fn body(&self, key: &str, etag: Option<&str>) -> PortResult<ObjectBody> {

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 
 /// How much may stay unused, in percent of what is needed: less would move much to gain little.
 const TOLERATED: u64 = 5;
-/// Packs below this size are put together once there are so many of them.
+/// Packs below this size are put together once there are so many of them; what is unused in them counts as everywhere.
 const SMALL: u64 = super::pack::ENOUGH as u64 / 4;
 const MANY_SMALL: usize = 8;
 /// The index is put together once it has more parts.
@@ -89,6 +89,11 @@ pub fn plan(facts: &Facts) -> Plan {
             plan.mark.push(entry.pack);
         } else if entry.size < SMALL {
             small.push(entry.pack);
+            // By what its chunks take: in a small pack all else weighs much, and is no reason to write it again.
+            let held: u64 = entry.pieces.iter().map(|piece| u64::from(piece.stored)).sum();
+            if live < held {
+                partly.push((live * 1000 / held, held - live, entry.pack));
+            }
         } else {
             partly.push((live * 1000 / entry.size, entry.size - live.min(entry.size), entry.pack));
         }
@@ -96,6 +101,7 @@ pub fn plan(facts: &Facts) -> Plan {
     plan.mark.extend(facts.strays.iter().map(|(pack, _)| *pack).filter(|pack| !marked.contains(pack)));
     plan.repack = worth_moving(partly, live.values().sum());
     if small.len() >= MANY_SMALL {
+        small.retain(|pack| !plan.repack.contains(pack));
         plan.repack.extend(small);
     }
     plan.mark.extend(&plan.repack);
@@ -187,6 +193,25 @@ mod tests {
         let now = jiff::Timestamp::from_second(1000).unwrap();
         plan(&Facts { packs, strays: &[], used: &used, marks, now, indexes: 1 })
     }
+    /// However few there are.
+    #[test]
+    fn a_small_pack_is_written_again_when_little_of_it_is_used() {
+        let little = pack(1, &[(1, 1_000), (2, 100_000)]);
+        let moved = decide(&[little.clone(), pack(2, &[(3, 5_000)])], &[1, 3], &[]);
+        assert_eq!((moved.repack, moved.mark), (ids(&[1]), ids(&[1])));
+        // All of it is used, and it is larger than its chunks: there is nothing to gain.
+        let mut whole = pack(1, &[(1, 100)]);
+        whole.size = 400;
+        assert!(decide(&[whole], &[1], &[]).is_empty());
+        // Beside much that is needed it is tolerable.
+        assert!(decide(&[little, pack(2, &[(3, BIG)])], &[1, 3], &[]).is_empty());
+        // With enough of them all are put together, each once.
+        let many: Vec<PackEntry> = (1..=9).map(|n| pack(n, &[(n, 1_000), (100 + n, 100_000)])).collect();
+        let mut all = decide(&many, &[1, 2, 3, 4, 5, 6, 7, 8, 9], &[]).repack;
+        all.sort_unstable();
+        assert_eq!(all, ids(&[1, 2, 3, 4, 5, 6, 7, 8, 9]));
+    }
+
     fn ids(names: &[u8]) -> Vec<Id> {
         names.iter().map(|n| Id([*n; 32])).collect()
     }

@@ -1,5 +1,6 @@
 //! Restoring into a bucket: each file or object of a snapshot becomes an object, several at a time, none held in memory
-//! whole. What is there already with the same digest is left alone, so a restore that was cut off goes on.
+//! whole. What is there already with the same digest is left alone, so a restore that was cut off goes on. What the
+//! snapshot does not have is removed only where that was asked for, and last.
 
 use super::{
     RepositoryError, Result,
@@ -13,7 +14,7 @@ use super::{
 use crate::providers::port::{Chunks, ObjectWrite, PortError};
 use futures::{StreamExt, stream};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -21,15 +22,28 @@ use std::{
 const AT_ONCE: usize = 4;
 /// In the metadata of what is restored: BLAKE3 of its content.
 const DIGEST: &str = "muster-blake3";
+/// Keys that are Muster's own beside what a bucket is for: the wheel, manifests.
+const OWN: &str = ".muster/";
 /// Content up to this size goes in one request, and is tried again as a whole.
 const SMALL: u64 = 8 * 1024 * 1024;
 
+#[derive(Clone, Copy, Debug, Default)]
+pub struct How {
+    /// Only say what would be done.
+    pub dry_run: bool,
+    /// Remove what is not in the snapshot, below the place that it is restored to. Nothing of Muster's own (`.muster/`).
+    pub delete: bool,
+}
+
 #[derive(Debug, Default)]
 pub struct Restored {
+    /// Written, or with `dry_run` to be written.
     pub objects: u64,
     pub bytes: u64,
     /// Were there already.
     pub skipped: u64,
+    pub skipped_bytes: u64,
+    pub deleted: u64,
     /// What could not be restored, and why.
     pub lost: Vec<(String, String)>,
 }
@@ -40,39 +54,79 @@ pub async fn restore(
     snapshot: &Snapshot,
     to: Arc<dyn ObjectWrite>,
     wanted: impl Fn(&[u8]) -> bool,
+    how: How,
     progress: Arc<Progress>,
 ) -> Result<Restored> {
     let index = Arc::new(repository.index().await?.whole);
-    let done = Mutex::new(Restored::default());
+    let mut done = Restored::default();
+    // Only where it is asked for: a million keys are many.
+    let (mut keys, mut unknown) = (HashSet::new(), false);
     for chunk in &snapshot.list {
         let entries = match repository.chunk(&index, chunk).await {
             Ok(content) => list::entries(chunk, &content)?,
             Err(error @ (RepositoryError::Damaged { .. } | RepositoryError::Missing { .. } | RepositoryError::NoChunk { .. })) => {
                 let lost = (format!("all entries in list chunk {}", chunk.short()), error.to_string());
-                done.lock().unwrap_or_else(PoisonError::into_inner).lost.push(lost);
+                done.lost.push(lost);
+                unknown = true;
                 continue;
             }
             Err(error) => return Err(error),
         };
+        if how.delete {
+            keys.extend(entries.iter().map(|entry| entry.path.to_vec()));
+        }
         let each = stream::iter(entries.into_iter().filter(|entry| wanted(&entry.path)));
-        let each = each.map(|entry| one(&repository, &index, &to, entry, &progress)).buffer_unordered(AT_ONCE);
+        let each = each.map(|entry| one(&repository, &index, &to, entry, how.dry_run, &progress)).buffer_unordered(AT_ONCE);
         let outcomes: Vec<Result<Outcome>> = each.collect().await;
-        let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
         for outcome in outcomes {
             match outcome? {
                 Outcome::Written(bytes) => (done.objects, done.bytes) = (done.objects + 1, done.bytes + bytes),
-                Outcome::There => done.skipped += 1,
+                Outcome::There(bytes) => (done.skipped, done.skipped_bytes) = (done.skipped + 1, done.skipped_bytes + bytes),
                 Outcome::Lost(path, why) => done.lost.push((path, why)),
                 Outcome::Nothing => {}
             }
         }
     }
-    Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner))
+    if how.delete && unknown {
+        let why = "a part of the snapshot's list cannot be read: what is not on it is not known".to_owned();
+        done.lost.push(("nothing is removed".to_owned(), why));
+    } else if how.delete {
+        done.deleted = remove(&*to, &keys, how.dry_run, &progress).await?;
+    }
+    Ok(done)
+}
+
+/// Removes what is not among the keys; counts it.
+async fn remove(to: &dyn ObjectWrite, keys: &HashSet<Vec<u8>>, dry_run: bool, progress: &Progress) -> Result<u64> {
+    let (mut surplus, mut after) = (Vec::new(), None);
+    loop {
+        let page = retried("the bucket's listing", || to.list("", after.as_deref())).await?;
+        let others = page.objects.into_iter().map(|object| object.key);
+        surplus.extend(others.filter(|key| !key.starts_with(OWN) && !keys.contains(key.as_bytes())));
+        match page.next {
+            Some(next) => after = Some(next),
+            None => break,
+        }
+    }
+    if dry_run {
+        return Ok(surplus.len() as u64);
+    }
+    for key in &surplus {
+        if progress.is_stopped() {
+            return Err(stopped());
+        }
+        retried(key, || to.delete(key)).await?;
+    }
+    Ok(surplus.len() as u64)
+}
+
+fn stopped() -> RepositoryError {
+    RepositoryError::Interrupted("the restore was stopped; running it again goes on".to_owned())
 }
 
 enum Outcome {
     Written(u64),
-    There,
+    There(u64),
     Lost(String, String),
     /// A folder: buckets have none.
     Nothing,
@@ -83,10 +137,11 @@ async fn one(
     index: &Arc<Index>,
     to: &Arc<dyn ObjectWrite>,
     entry: Entry,
+    dry_run: bool,
     progress: &Progress,
 ) -> Result<Outcome> {
     if progress.is_stopped() {
-        return Err(RepositoryError::Interrupted("the restore was stopped; running it again goes on".to_owned()));
+        return Err(stopped());
     }
     let lost = |why: &str| Outcome::Lost(entry.shown(), why.to_owned());
     let content = match &entry.node {
@@ -99,7 +154,11 @@ async fn one(
     let there = retried(key, || to.head(key)).await?;
     if there.is_some_and(|there| there.size == content.size && there.metadata.get(DIGEST) == Some(&digest)) {
         progress.add(1, content.size);
-        return Ok(Outcome::There);
+        return Ok(Outcome::There(content.size));
+    }
+    if dry_run {
+        progress.add(1, content.size);
+        return Ok(Outcome::Written(content.size));
     }
     let mut metadata = user_metadata(&entry);
     metadata.insert(DIGEST.to_owned(), digest);

@@ -114,6 +114,12 @@ impl<'a> Lint<'a> {
         let estate = self.estate;
         for (name, regions) in &estate.buckets {
             self.region_keys(&["buckets", name.as_str()], regions.keys());
+            for (region, bucket) in regions {
+                let Some(to) = bucket.replicates_to.as_ref().filter(|to| *to == region || !regions.contains_key(*to)) else { continue };
+                let pos = at(self.root, &["buckets", name.as_str(), region.as_str(), "replicates_to"]);
+                let valid = regions.keys().filter(|other| *other != region).map(RegionName::as_str).collect();
+                self.dangling(pos, &format!("other region of bucket `{name}` with the name"), to.as_str(), valid);
+            }
         }
     }
 

@@ -12,6 +12,8 @@
 #[cfg(feature = "lab")]
 mod actions;
 mod backup;
+#[cfg(feature = "lab")]
+mod buckets;
 mod cli;
 #[cfg(feature = "lab")]
 mod demo;

@@ -118,6 +118,8 @@ async fn holds(server: &Server, habits: &Habits) {
     said("two writers and a prune");
     copied(server, dir.path()).await;
     said("a copy");
+    rolled_back(server, dir.path()).await;
+    said("rolled back");
     bad_weather(server, dir.path()).await;
     said("bad weather");
     if habits.locks {
@@ -354,13 +356,14 @@ async fn bad_weather(server: &Server, dir: &Path) {
 /// The program itself, as somebody calls it who keeps a bucket under Object Lock.
 struct Program<'a> {
     server: &'a Server,
+    repo: &'static str,
     key: PathBuf,
 }
 
 impl Program<'_> {
     async fn run(&self, args: &[&str]) -> (Option<i32>, serde_json::Value, String) {
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_muster"));
-        command.arg("backup").args(args).args(["--repo", "s3://locked/r", "--json", "--key-file"]).arg(&self.key);
+        command.arg("backup").args(args).args(["--repo", self.repo, "--json", "--key-file"]).arg(&self.key);
         command.env("AWS_ENDPOINT_URL_S3", self.server.url()).env("AWS_EC2_METADATA_DISABLED", "true").env("AWS_REGION", "us-east-1");
         command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "testtest").stdin(Stdio::null()).kill_on_drop(true);
         command.current_dir(self.server.dir.path());
@@ -376,9 +379,61 @@ impl Program<'_> {
     }
 }
 
+/// A bucket is rolled back to a snapshot: said before, done then, and nothing that Muster keeps there is touched. And a copy
+/// of a repository with a damaged pack.
+async fn rolled_back(server: &Server, dir: &Path) {
+    let program = Program { server, repo: "s3://vault/rolled", key: dir.join("key") };
+    std::fs::write(&program.key, crate::repository_s3_tools::KEY).unwrap();
+    let root = folder(dir, 50);
+    program.good(&["create", root.to_str().unwrap()]).await;
+    let back = server.open("s3://back/rolled");
+    for key in ["stray", "deep/er/3.json", "deep/more", ".muster/wheel.json"] {
+        back.put(key, b"x".to_vec().into(), &BTreeMap::new(), false).await.unwrap();
+    }
+    let restore = ["restore", "latest", "--to", "s3://back/rolled", "--in-place", "--delete"];
+    let dry = program.good(&[&restore[..], &["--dry-run"]].concat()).await;
+    assert_eq!((&dry["files"], &dry["deleted"], &dry["dry_run"]), (&23.into(), &2.into(), &true.into()), "{dry}");
+    assert_eq!(stored(&*back).await.len(), 4, "a dry run writes and removes nothing");
+    let done = program.good(&restore).await;
+    assert_eq!((&done["files"], &done["deleted"], &done["bytes_written"]), (&23.into(), &2.into(), &dry["bytes_written"]), "{done}");
+    let mut want = below(&root);
+    want.insert(".muster/wheel.json".to_owned(), b"x".to_vec());
+    same(&stored(&*back).await, &want);
+    let again = program.good(&restore).await;
+    assert_eq!((&again["bytes_written"], &again["deleted"]), (&0.into(), &0.into()), "{again}");
+    // Where the repository itself lies, nothing is removed.
+    for place in ["s3://vault", "s3://vault/rolled"] {
+        let (code, _, said) = program.run(&["restore", "latest", "--to", place, "--in-place", "--delete"]).await;
+        assert!(code == Some(2) && said.contains("would remove the repository"), "{place}: {code:?} {said}");
+    }
+
+    let store = server.open("s3://vault/rolled");
+    let before = crate::repository_s3_tools::keys(&*store, PACKS).await;
+    std::fs::write(root.join("late"), noise(51, MIB)).unwrap();
+    program.good(&["create", root.to_str().unwrap()]).await;
+    let mut new = store.list(PACKS, None).await.unwrap().objects;
+    new.retain(|meta| !before.contains(&meta.key));
+    let pack = new.into_iter().max_by_key(|meta| meta.size).unwrap().key;
+    let whole = crate::repository_s3_tools::body(&*store, &pack).await;
+    let mut flipped = whole.clone();
+    flipped[whole.len() / 2] ^= 1;
+    store.put(&pack, flipped.into(), &BTreeMap::new(), false).await.unwrap();
+    let second = dir.join("second-place");
+    let copy = ["copy", "--to", second.to_str().unwrap()];
+    let (code, report, said) = program.run(&copy).await;
+    let named = report["damaged"].to_string();
+    assert!(code == Some(1) && named.contains(&pack) && named.contains("is not copied"), "{code:?} {report} {said}");
+    assert_eq!((&report["snapshots_copied"], report["snapshots"].as_array().unwrap().len()), (&1.into(), 1), "{report}");
+    Depot::open(server.open(second.to_str().unwrap())).await.is_whole().await;
+    store.put(&pack, whole.into(), &BTreeMap::new(), false).await.unwrap();
+    let repaired = program.good(&copy).await;
+    assert_eq!((&repaired["snapshots_copied"], &repaired["damaged"]), (&1.into(), &serde_json::json!([])), "{repaired}");
+    Depot::open(server.open(second.to_str().unwrap())).await.is_whole().await;
+}
+
 async fn locked(server: &Server, dir: &Path) {
     server.bucket("locked", true).await;
-    let program = Program { server, key: dir.join("key") };
+    let program = Program { server, repo: "s3://locked/r", key: dir.join("key") };
     std::fs::write(&program.key, crate::repository_s3_tools::KEY).unwrap();
     let root = folder(dir, 70);
     let source = root.to_str().unwrap();

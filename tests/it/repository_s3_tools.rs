@@ -134,7 +134,9 @@ impl Depot {
         restore(self.repository.clone(), snapshot, to, options, Arc::default()).await.unwrap()
     }
     pub async fn restore_objects(&self, snapshot: &Snapshot, to: Arc<dyn ObjectWrite>) -> restore_bucket::Restored {
-        restore_bucket::restore(self.repository.clone(), snapshot, to, |_| true, Arc::default()).await.unwrap()
+        restore_bucket::restore(self.repository.clone(), snapshot, to, |_| true, restore_bucket::How::default(), Arc::default())
+            .await
+            .unwrap()
     }
     pub async fn copy(&self, to: Arc<dyn ObjectWrite>, snapshots: &[(Id, Snapshot)]) -> Copied {
         copy(&self.repository, to, "there", snapshots, Arc::default(), Timestamp::now()).await.unwrap()

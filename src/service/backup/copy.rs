@@ -34,7 +34,7 @@ pub struct CopyReport {
     /// The provider copied by itself.
     pub server_side: bool,
     pub duration_ms: u64,
-    /// Snapshots that are not, since they cannot be read.
+    /// What the source no longer has whole, and the snapshots that are not copied for it.
     pub damaged: Vec<String>,
 }
 
@@ -59,9 +59,10 @@ impl Muster {
         let _heed = self.heed(watch);
         let done = copy(&opened.repository, to, &place, &wanted, watch.progress.clone(), self.clock.now()).await;
         let done = done.map_err(|error| watch.failed(error, GO_ON))?;
+        damaged.extend(done.damaged);
         Ok(CopyReport {
             to: place,
-            snapshots: wanted.into_iter().map(|(id, _)| id).collect(),
+            snapshots: done.there,
             snapshots_copied: done.snapshots,
             packs_copied: done.packs,
             bytes_copied: done.bytes,

@@ -6,6 +6,7 @@ use super::{
     restore_cluster::{Recover, RecoveryReport},
     watch::Watch,
 };
+use crate::providers::port::ObjectRead;
 use crate::repository::{
     globs::Globs,
     names::Id,
@@ -93,35 +94,45 @@ impl Muster {
         Ok(RestoreReport { snapshot: id, to: ask.to.clone(), dry_run: ask.dry_run, restored, recovery: None })
     }
 
-    /// Into a bucket. What is there under another name stays; what is there already is not written again.
+    /// Into a bucket. What is there already is not written again; what is there under another name stays, unless its
+    /// removal is asked for.
     async fn backup_restore_objects(&self, ask: &Restore, watch: &Watch) -> Result<RestoreReport, ServiceError> {
-        if ask.delete || ask.dry_run {
-            let what = if ask.delete { "--delete" } else { "--dry-run" };
-            return Err(ServiceError::Usage(format!(
-                "{what} is for folders: a restore into a bucket writes what is missing there, and removes nothing"
-            )));
-        }
         let began = self.clock.monotonic();
         let include = Globs::new(&ask.include)?;
         let to = self.backup_objects(&ask.to)?;
         let opened = self.backup_open(&ask.at).await?;
         let (id, snapshot) = opened.repository.snapshot(&ask.snapshot).await?;
+        if ask.delete && within_one_another(&*opened.repository.store, &*to) {
+            return Err(ServiceError::Usage(format!(
+                "{} is where the repository lies, or lies in it: --delete would remove the repository. Restore to another place",
+                ask.to
+            )));
+        }
         let _heed = self.heed(watch);
         if include.is_empty() {
             watch.progress.total_files.store(snapshot.stats.files, Relaxed);
             watch.progress.total_bytes.store(snapshot.stats.bytes, Relaxed);
         }
         let wanted = move |path: &[u8]| include.is_empty() || include.fits_within(path);
-        let done = restore_bucket::restore(opened.repository, &snapshot, to, wanted, watch.progress.clone()).await;
+        let how = restore_bucket::How { dry_run: ask.dry_run, delete: ask.delete };
+        let done = restore_bucket::restore(opened.repository, &snapshot, to, wanted, how, watch.progress.clone()).await;
         let done = done.map_err(|error| watch.failed(error, "the restore was stopped; the same command goes on from there"))?;
         let restored = Restored {
             files: done.objects + done.skipped,
-            bytes: done.bytes,
+            bytes: done.bytes + done.skipped_bytes,
             bytes_written: done.bytes,
+            bytes_in_place: done.skipped_bytes,
+            deleted: done.deleted,
             damaged: done.lost.into_iter().map(|(path, why)| Lost { path, why }).collect(),
             duration_ms: self.clock.monotonic().saturating_sub(began).as_millis() as u64,
             ..Restored::default()
         };
-        Ok(RestoreReport { snapshot: id, to: ask.to.clone(), dry_run: false, restored, recovery: None })
+        Ok(RestoreReport { snapshot: id, to: ask.to.clone(), dry_run: ask.dry_run, restored, recovery: None })
     }
+}
+
+/// Is one of the places a part of the other? Different servers may have buckets of the same name; then it is refused too.
+fn within_one_another(one: &dyn ObjectRead, other: &dyn ObjectRead) -> bool {
+    let (Some(one), Some(other)) = (one.place(""), other.place("")) else { return false };
+    one.bucket == other.bucket && (one.key.starts_with(&other.key) || other.key.starts_with(&one.key))
 }
