@@ -61,6 +61,8 @@ pub struct AwsEndpoints {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rds: Option<Url>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloudwatch: Option<Url>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub route53: Option<Url>,
 }
 
@@ -153,6 +155,30 @@ pub struct Instance {
     /// How the server is cut off from its network, as a way to fence it (`engine: postgres`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<Network>,
+    /// What was prepared to fence it with (`engine: rds-postgres`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence: Option<RdsFence>,
+}
+
+/// What closes an RDS instance to its writers; each is prepared beforehand.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RdsFence {
+    /// A security group of the instance's network that lets in nobody but Muster: `sg-0123`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub security_group: Option<String>,
+    /// The passwords of the master user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub master_password: Option<FencePasswords>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FencePasswords {
+    /// What it gets while the instance is fenced.
+    pub fenced: SecretRef,
+    /// What it has otherwise, and gets back.
+    pub usual: SecretRef,
 }
 
 /// How a server is stopped, started and looked at on its machine (Linux). Commands are lists of arguments; no shell

@@ -6,6 +6,8 @@
 
 #[cfg(feature = "aws")]
 pub mod aws;
+#[cfg(feature = "aws")]
+mod aws_signed;
 pub mod clock;
 pub mod directory;
 mod directory_files;
@@ -15,6 +17,7 @@ pub mod machine;
 pub mod pg_dump;
 pub mod pooler;
 pub mod port;
+pub mod port_instances;
 mod port_replication;
 mod port_rows;
 pub mod port_server;
