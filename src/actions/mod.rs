@@ -11,6 +11,7 @@ mod fence_rds;
 mod fence_ways;
 mod manifest;
 mod own_server;
+pub mod permissions;
 pub mod proof;
 mod propagation;
 mod rds_global;

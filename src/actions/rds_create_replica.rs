@@ -93,8 +93,8 @@ impl Action for Replica {
     }
 
     async fn apply(cx: &WriteCx, intent: &Intent) -> Result<MadeInstance, ApplyError> {
-        let make = async |rds: &dyn InstanceWrite| rds.create_replica(&intent.source, intent.kms_key.as_deref(), &intent.new).await;
-        make_instance(cx, &intent.region, &intent.new, make).await
+        let of = MadeOf::Instance { source: &intent.source, kms_key: intent.kms_key.as_deref() };
+        make_instance(cx, &intent.region, &intent.new, of).await
     }
 
     async fn observe(cx: &ReadCx, intent: &Intent) -> Seen<MadeInstance> {

@@ -102,8 +102,8 @@ impl Action for PointInTime {
     }
 
     async fn apply(cx: &WriteCx, intent: &Intent) -> Result<Output, ApplyError> {
-        let make = async |rds: &dyn InstanceWrite| rds.restore_to(&intent.source, intent.until, &intent.new).await;
-        let made = make_instance(cx, &intent.region, &intent.new, make).await?;
+        let of = MadeOf::Time { source: &intent.source, at: intent.until };
+        let made = make_instance(cx, &intent.region, &intent.new, of).await?;
         Ok(Output { made, recovered_point: intent.point })
     }
 

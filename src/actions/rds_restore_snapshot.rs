@@ -99,8 +99,8 @@ impl Action for FromSnapshot {
     }
 
     async fn apply(cx: &WriteCx, intent: &Intent) -> Result<Output, ApplyError> {
-        let make = async |rds: &dyn InstanceWrite| rds.restore_snapshot(&intent.snapshot, &intent.new).await;
-        Ok(output(intent, make_instance(cx, &intent.region, &intent.new, make).await?))
+        let of = MadeOf::Snapshot(&intent.snapshot);
+        Ok(output(intent, make_instance(cx, &intent.region, &intent.new, of).await?))
     }
 
     async fn observe(cx: &ReadCx, intent: &Intent) -> Seen<Output> {

@@ -109,12 +109,19 @@ const LOST: [&str; 9] = [
     "deleting",
 ];
 
-/// Makes it unless it is there: `make` is the call. One that came first under the same name is looked at again.
+/// What a new instance is made of.
+pub(crate) enum MadeOf<'a> {
+    Instance { source: &'a str, kms_key: Option<&'a str> },
+    Time { source: &'a str, at: Option<jiff::Timestamp> },
+    Snapshot(&'a str),
+}
+
+/// Makes it unless it is there. One that came first under the same name is looked at again.
 pub(crate) async fn make_instance(
     cx: &WriteCx,
     region: &RegionName,
     new: &NewInstance,
-    make: impl AsyncFnOnce(&dyn InstanceWrite) -> PortResult<()>,
+    of: MadeOf<'_>,
 ) -> Result<MadeInstance, ApplyError> {
     let instances = cx.world()?.instances_mut(region.as_str())?;
     let there = |found: InstanceInfo| {
@@ -123,7 +130,12 @@ pub(crate) async fn make_instance(
     if let Some(found) = instances.instance(&new.id).await? {
         return there(found);
     }
-    match make(&*instances).await {
+    let made = match of {
+        MadeOf::Instance { source, kms_key } => instances.create_replica(source, kms_key, new).await,
+        MadeOf::Time { source, at } => instances.restore_to(source, at, new).await,
+        MadeOf::Snapshot(id) => instances.restore_snapshot(id, new).await,
+    };
+    match made {
         Ok(()) => Ok(MadeInstance::accepted(new)),
         Err(error @ PortError::Conflict { .. }) => match instances.instance(&new.id).await? {
             Some(found) => there(found),

@@ -51,7 +51,8 @@ impl Action for Switchover {
         let named = text(with, "database").and_then(|name| estate.databases.get(name));
         let all = named.into_iter().flat_map(|d| d.instances.keys().cloned());
         let mut all: Vec<Reach> = all.map(|region| Reach { place: Place::Region(region), plane: Plane::Control }).collect();
-        all.extend(reach(with, "to", Plane::Control).filter(|to| !all.contains(to)));
+        let to = reach(with, "to", Plane::Control).filter(|to| !all.contains(to));
+        all.extend(to);
         all
     }
     fn locks(with: &Node) -> Vec<Resource> {

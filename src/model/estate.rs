@@ -48,7 +48,7 @@ pub struct Aws {
     pub profile: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<AwsCredentials>,
-    /// Other addresses for `s3`, `rds`, `route53`.
+    /// Other addresses for `s3`, `rds`, `cloudwatch`, `route53`.
     #[serde(default, skip_serializing_if = "AwsEndpoints::is_empty")]
     pub endpoints: AwsEndpoints,
 }

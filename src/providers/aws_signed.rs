@@ -76,8 +76,8 @@ pub(super) async fn replica_lag(clients: &AwsClients, http: &HttpClient, instanc
         ("MetricName", "ReplicaLag"),
         ("Dimensions.member.1.Name", "DBInstanceIdentifier"),
         ("Dimensions.member.1.Value", instance),
-        ("StartTime", &begin.to_string()),
-        ("EndTime", &end.to_string()),
+        ("StartTime", format!("{begin:.0}").as_str()),
+        ("EndTime", format!("{end:.0}").as_str()),
         ("Period", "60"),
         // The smallest too: it is -1 as soon as one figure says that it does not replicate.
         ("Statistics.member.1", "Maximum"),

@@ -27,11 +27,13 @@ async fn a_snapshot_is_taken_restored_and_pruned() {
         assert_eq!((&made["instance"], &made["status"]), (&json!("orders-again"), &json!("available")), "{which:?}");
         assert_eq!(made["snapshot"], newest["snapshot"], "{which:?}: the newest");
         assert!(!made["recovered_point"].is_null(), "{which:?}");
-        let taken_again = stage.step("rds.restore_snapshot", "four", json!({ "database": "orders", "region": "east", "name": "orders-again" }));
+        let taken_again =
+            stage.step("rds.restore_snapshot", "four", json!({ "database": "orders", "region": "east", "name": "orders-again" }));
         let refused = taken_again.await.unwrap_err();
         assert!(refused.starts_with("conflict"), "{which:?}: {refused}");
 
-        let pruned = stage.step("rds.prune_snapshots", "five", json!({ "database": "orders", "region": "east", "keep_last": 1 })).await.unwrap();
+        let pruned =
+            stage.step("rds.prune_snapshots", "five", json!({ "database": "orders", "region": "east", "keep_last": 1 })).await.unwrap();
         assert_eq!(pruned["deleted"], json!([taken["snapshot"]]), "{which:?}");
         assert_eq!(stage.count(EAST).await, (2, 1), "{which:?}");
     }
@@ -51,7 +53,8 @@ async fn a_copy_goes_to_another_region_with_a_key_of_it() {
     assert_eq!(stage.proxy.asked("Action=CopyDBSnapshot"), 1);
     // RDS fetches what is encrypted only by a URL that is signed for the region that it comes from.
     assert_eq!(stage.proxy.asked("PreSignedUrl=https%3A%2F%2Frds.us-east-1"), 1);
-    let restored = stage.step("rds.restore_snapshot", "three", json!({ "database": "orders", "region": "west", "snapshot": copy["snapshot"] }));
+    let restored =
+        stage.step("rds.restore_snapshot", "three", json!({ "database": "orders", "region": "west", "snapshot": copy["snapshot"] }));
     assert_eq!(restored.await.unwrap()["status"], "available");
 }
 

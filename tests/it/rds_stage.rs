@@ -56,11 +56,16 @@ impl Stage {
         let keys = "credentials: { access_key_id: { file: @/id }, secret_access_key: { file: @/secret } }";
         let region = |name: &str, aws: &str| {
             let url = proxy.url();
-            format!("  {name}:\n    aws:\n      region: {aws}\n      {keys}\n      endpoints: {{ rds: \"{url}\", cloudwatch: \"{url}\" }}\n")
+            format!(
+                "  {name}:\n    aws:\n      region: {aws}\n      {keys}\n      endpoints: {{ rds: \"{url}\", cloudwatch: \"{url}\" }}\n"
+            )
         };
         let regions = region("east", EAST) + &region("west", WEST);
         let instances = format!("      east:\n        id: orders-east\n{more}      west:\n        id: orders-west\n{more}");
-        place.file("muster.yaml", &format!("regions:\n{regions}databases:\n  orders:\n    engine: rds-postgres\n    instances:\n{instances}"));
+        place.file(
+            "muster.yaml",
+            &format!("regions:\n{regions}databases:\n  orders:\n    engine: rds-postgres\n    instances:\n{instances}"),
+        );
         let estate = Arc::new(Muster::new(place.path("state"), place.path("muster.yaml")).estate().unwrap());
         let world = Arc::new(World::new(estate.clone(), Arc::new(SystemClock::new())));
         Self { proxy, place, world, estate, server }
