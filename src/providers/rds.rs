@@ -143,7 +143,10 @@ impl InstanceRead for Rds {
             sync: found.synchronization_status().map(|s| s.as_str().to_owned()),
         };
         Ok(absent(answer)?.and_then(|a| {
-            let found = a.global_clusters().first()?;
+            // Some servers do not heed the identifier that was asked for.
+            let named =
+                |g: &&aws_sdk_rds::types::GlobalCluster| g.global_cluster_identifier().is_some_and(|found| found.eq_ignore_ascii_case(id));
+            let found = a.global_clusters().iter().find(named)?;
             let members = found.global_cluster_members().iter().map(member).collect();
             Some(GlobalCluster { id: text(found.global_cluster_identifier()), status: text(found.status()), members })
         }))

@@ -17,12 +17,12 @@ fn cases() -> Vec<(Which, &'static str, &'static str, Value)> {
     let mut all = vec![
         (Which::Moto, "rds.copy_snapshot", "Action=CopyDBSnapshot", away.clone()),
         (Which::Moto, "rds.create_replica", "Action=CreateDBInstanceReadReplica", away),
+        (Which::Moto, "rds.restore_snapshot", "Action=RestoreDBInstanceFromDBSnapshot", named),
         (Which::Moto, "rds.restore_point_in_time", "Action=RestoreDBInstanceToPointInTime", east.clone()),
     ];
     for which in [Which::Moto, Which::MiniStack] {
         all.push((which, "database.snapshot", "Action=CreateDBSnapshot", east.clone()));
         all.push((which, "rds.create_replica", "Action=CreateDBInstanceReadReplica", replica.clone()));
-        all.push((which, "rds.restore_snapshot", "Action=RestoreDBInstanceFromDBSnapshot", named.clone()));
         all.push((which, "rds.prune_snapshots", "Action=DeleteDBSnapshot", prune.clone()));
     }
     all

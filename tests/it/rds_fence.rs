@@ -1,8 +1,14 @@
 //! Fencing an RDS instance: the API is an emulator's, the server behind the instance is a real PostgreSQL, whose sessions
 //! outlive a change of security groups as they do at Amazon's.
 
-use super::rds_stage::{EAST, Stage, Which};
+use super::{
+    pg::{Cluster, Home},
+    pg_yard::session,
+    rds_stage::{EAST, Stage, Which},
+};
+use muster::actions::{contract::Action, database_fence::Fence};
 use serde_json::json;
+use sqlx::Executor;
 
 const FENCE: &str = "        fence:\n          security_group: sg-closed\n          master_password: { fenced: { file: @/fenced }, usual: { file: @/usual } }\n";
 
@@ -59,4 +65,43 @@ async fn a_closed_group_without_its_sessions_ended_is_no_proof() {
         let found = stage.instances("east").instance("orders-east").await.unwrap().unwrap();
         assert_eq!(found.groups.keys().collect::<Vec<_>>(), ["sg-closed"], "{which:?}: it is closed all the same");
     }
+}
+
+/// The server behind the instance is a real one here: a session that was open when the group changed is ended, and the
+/// proof names the position that nobody can add to.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_group_ends_the_sessions_that_had_stayed_open() {
+    let home = Home::new();
+    let server = Cluster::primary(&home);
+    server.sql("CREATE ROLE app LOGIN PASSWORD 'a'");
+    server.sql("CREATE TABLE writes (id bigint)");
+    server.sql("GRANT ALL ON writes TO app");
+    let more = format!("        host: 127.0.0.1\n        port: {}\n{FENCE}", server.port);
+    let stage = Stage::with(Which::Moto, &more).await;
+    stage.place.file("fenced", "another-one").file("usual", "first-one");
+    stage.make_instance(EAST, "orders-east").await;
+    let groups = async || {
+        let found = stage.instances("east").instance("orders-east").await.unwrap().unwrap();
+        found.groups.into_keys().collect::<Vec<_>>()
+    };
+    let before = groups().await;
+    let mut client = session(server.port, "app", "postgres").await.unwrap();
+    client.execute("INSERT INTO writes VALUES (1)").await.unwrap();
+
+    let with = json!({ "database": "orders", "region": "east", "planned": true, "by": ["security_group_closed"] });
+    let cx = stage.cx("one");
+    let input = muster::model::node::decode(&muster::model::node::Node::typed(with)).unwrap();
+    let intent = Fence::prepare(&cx.read, input).await.map_err(|r| r.failure).unwrap().intent;
+    Fence::apply(&cx, &intent).await.unwrap();
+    let muster::model::effect::Seen::Done(out) = Fence::observe(&cx.read, &intent).await else { panic!("it is fenced") };
+    let proof = out.proof.unwrap();
+    assert!(proof.lsn.is_some() && proof.detail.contains("sg-closed"), "{proof:?}");
+    assert_eq!(groups().await, ["sg-closed"]);
+    assert!(client.execute("INSERT INTO writes VALUES (2)").await.is_err(), "its session was ended");
+    assert_eq!(server.sql("SELECT count(*) FROM writes"), "1");
+
+    Fence::undo(&cx, &intent, None).await.unwrap();
+    assert_eq!(groups().await, before, "what stood is back");
+    let mut client = session(server.port, "app", "postgres").await.unwrap();
+    client.execute("INSERT INTO writes VALUES (3)").await.unwrap();
 }

@@ -44,8 +44,11 @@ impl Stage {
         Self::with(which, "").await
     }
 
-    /// `more` stands below each instance of the database.
+    /// `more` stands below the instance in east. The servers are nowhere, unless it says where: not where the emulator
+    /// says, which may be somebody else's.
     pub async fn with(which: Which, more: &str) -> Self {
+        let nowhere = "        host: 127.0.0.1\n        port: 1\n";
+        let east = if more.contains("port:") { String::new() } else { nowhere.to_owned() };
         let server = match which {
             Which::Moto => moto().await,
             Which::MiniStack => ministack().await,
@@ -61,7 +64,7 @@ impl Stage {
             )
         };
         let regions = region("east", EAST) + &region("west", WEST);
-        let instances = format!("      east:\n        id: orders-east\n{more}      west:\n        id: orders-west\n{more}");
+        let instances = format!("      east:\n        id: orders-east\n{east}{more}      west:\n        id: orders-west\n{nowhere}");
         place.file(
             "muster.yaml",
             &format!("regions:\n{regions}databases:\n  orders:\n    engine: rds-postgres\n    instances:\n{instances}"),
