@@ -240,6 +240,9 @@ fn chosen(cx: &ReadCx, fenced: Fenced<'_>, by: Vec<ProofKind>) -> Result<Vec<Pro
         return Err(Refusal::no("not_possible", format!("`{}` goes through the API of RDS, and `{name}` is a server of one's own", kind.word())));
     }
     rds::fits(fenced, &by)?;
+    let mut by = by;
+    // Nothing of a stopped instance can be changed.
+    by.sort_by_key(|kind| *kind != ProofKind::CredentialsRotated);
     by.iter().try_for_each(|kind| ways::possible(cx, fenced, *kind))?;
     if !leased && !by.iter().any(|kind| kind.sound()) {
         let (alone, more) = if own { ("pooler_paused", "`server_stopped`, `access_revoked`, `hba_closed` or `network_cut`") } else { ("credentials_rotated", "`security_group_closed` or `instance_stopped`") };

@@ -249,7 +249,10 @@ pub(crate) async fn open(cx: &WriteCx, fenced: Fenced<'_>, kind: ProofKind, befo
             settled(cx, fenced, "the instance's own security groups", |info| !info.groups.contains_key(&group)).await
         }
         ProofKind::InstanceStopped => match look(cx, fenced).await?.status.as_str() {
-            "stopped" => Ok(rds.start(&id).await?),
+            "stopped" => {
+                rds.start(&id).await?;
+                settled(cx, fenced, "the start", |info| info.status == "available").await
+            }
             "stopping" => Err(ApplyError::Retry {
                 after: Duration::from_secs(10),
                 failure: Failure::new("stopping", format!("`{id}` is still stopping")),
@@ -310,7 +313,10 @@ mod tests {
                     let bench = Bench::new(&fixture(by));
                     let intent = bench.intent::<Fence>().await;
                     bench.world.fault(n, fault);
-                    while !matches!(Fence::observe(&bench.read, &intent).await, Seen::Done(_)) {
+                    for _ in 0..20 {
+                        if matches!(Fence::observe(&bench.read, &intent).await, Seen::Done(_)) {
+                            break;
+                        }
                         match Fence::apply(&bench.write, &intent).await {
                             Ok(_) | Err(ApplyError::Unknown(_)) => bench.read.world.clock().sleep(Duration::from_secs(2)).await,
                             Err(other) => panic!("{by:?}, write {n}, {fault:?}: {other:?}"),

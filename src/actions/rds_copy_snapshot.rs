@@ -69,7 +69,7 @@ impl Action for Copy {
             danger: Danger::None,
             undo: UndoPolicy::None,
             timeout: Span::from_secs(8 * 3600),
-            example: "id: copy\nuses: rds.copy_snapshot\nwith: { database: predictions, from: east, to: west, snapshot: \"{{ steps.snapshot.snapshot }}\" }\n",
+            example: "id: copy\nuses: rds.copy_snapshot\nwith: { database: predictions, from: east, to: west }\n",
         }
     }
     fn reach(with: &Node, _estate: &Estate) -> Vec<Reach> {
