@@ -333,7 +333,7 @@ mod tests {
         let bench = Bench::new(&fixture(&["instance_stopped"]));
         let proof = proof(&bench).await;
         assert_eq!(proof.kind, ProofKind::InstanceStopped);
-        let left = proof.expires.expect("it expires").duration_since(bench.world.time().now());
+        let left = proof.expires.expect("it expires").duration_since(bench.read.world.clock().now());
         assert!(left.as_hours() >= 166 && left.as_hours() < 168, "{left:?}");
         bench.world.time().advance(Duration::from_hours(168));
         let late = still_holds(&bench.read, &proof, &"predictions".into(), &"west".into()).await;

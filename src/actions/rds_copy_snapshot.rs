@@ -171,7 +171,7 @@ mod tests {
     #[tokio::test]
     async fn the_newest_is_copied_and_its_age_is_that_of_the_source() {
         let bench = Bench::new(&fixture());
-        let began = bench.world.time().now();
+        let began = bench.read.world.clock().now();
         let out = bench.run::<Copy>().await.expect("copied");
         assert!(out.source.ends_with(":day-0"), "{out:?}");
         assert_eq!((out.recovered_point, out.status.as_str()), (Some(began), "available"));

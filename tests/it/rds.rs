@@ -5,7 +5,7 @@ use super::{
     fault_proxy::Fault,
     rds_stage::{EAST, Stage, WEST, Which},
 };
-use muster::providers::port::{MeasuredLag, PortError};
+use muster::providers::port::{MeasuredLag, PortError, WorldRead, WorldWrite};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -123,7 +123,7 @@ async fn the_writer_of_a_global_cluster_moves() {
     let found = rds.global_cluster("orders-global").await.unwrap().unwrap();
     let east = found.members.iter().find(|m| m.region() == EAST).unwrap().arn.clone();
     stage.proxy.fault("Action=FailoverGlobalCluster", 1, Fault::CutAfter);
-    let writer = muster::providers::port::WorldWrite::instances_mut(&*stage.world, "east").unwrap();
+    let writer = stage.world.instances_mut("east").unwrap();
     let lost = writer.fail_over_global("orders-global", &east).await.unwrap_err();
     assert!(matches!(lost, PortError::Unknown(_)), "{lost:?}");
     let found = rds.global_cluster("orders-global").await.unwrap().unwrap();
@@ -172,7 +172,7 @@ async fn throttled_reads_are_asked_again_and_writes_are_not() {
     assert!(matches!(error, PortError::Throttled { .. }), "{error:?}");
     stage.proxy.heal();
 
-    let writer = muster::providers::port::WorldWrite::instances_mut(&*stage.world, "east").unwrap();
+    let writer = stage.world.instances_mut("east").unwrap();
     stage.proxy.fault("Action=CreateDBSnapshot", 1, Fault::Throttle);
     let error = writer.create_snapshot("orders-east", "by-hand", &Default::default()).await.unwrap_err();
     assert!(matches!(error, PortError::Throttled { .. }), "{error:?}");
@@ -205,7 +205,7 @@ async fn a_region_that_is_cut_off_is_given_up_in_time() {
     stage.step("database.snapshot", "one", json!({ "database": "orders", "region": "west" })).await.unwrap();
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     // A write that was never answered may have happened.
-    let writer = muster::providers::port::WorldWrite::instances_mut(&*stage.world, "east").unwrap();
+    let writer = stage.world.instances_mut("east").unwrap();
     let error = writer.stop("orders-east").await.unwrap_err();
     assert!(matches!(error, PortError::Unknown(_)), "{error:?}");
 }
