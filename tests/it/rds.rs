@@ -171,6 +171,9 @@ async fn throttled_reads_are_asked_again_and_writes_are_not() {
     let error = stage.instances("east").instance("orders-east").await.unwrap_err();
     assert!(matches!(error, PortError::Throttled { .. }), "{error:?}");
     stage.proxy.heal();
+    // One that is only slow is waited for.
+    stage.proxy.fault("Action=DescribeDBInstances", 1, Fault::Delay(Duration::from_secs(2)));
+    assert!(stage.instances("east").instance("orders-east").await.unwrap().is_some());
 
     let writer = stage.world.instances_mut("east").unwrap();
     stage.proxy.fault("Action=CreateDBSnapshot", 1, Fault::Throttle);

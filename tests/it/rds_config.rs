@@ -39,7 +39,9 @@ fn snapshot(place: &Place, aws: &str, env: &[(&str, &str)]) -> Said {
     place.book("  - id: act\n    uses: database.snapshot\n    on_failure: stop\n    with: { database: orders, region: east }\n");
     let mut command = place.command(&["run", "book.yaml", "--live", "--json"]);
     let ours: Vec<String> = std::env::vars().map(|(name, _)| name).filter(|name| name.starts_with("AWS_")).collect();
-    ours.iter().for_each(|name| drop(command.env_remove(name)));
+    for name in &ours {
+        command.env_remove(name);
+    }
     command.env("AWS_EC2_METADATA_DISABLED", "true").env("AWS_CONFIG_FILE", place.path("config"));
     command.env("AWS_SHARED_CREDENTIALS_FILE", place.path("credentials")).envs(env.iter().copied());
     place.spawn(command).end()

@@ -164,8 +164,4 @@ impl Stage {
         let status = sent.status();
         assert!(status.is_success(), "{status}: {}", sent.text().await.unwrap());
     }
-
-    pub fn url(&self) -> String {
-        self.server.url()
-    }
 }
