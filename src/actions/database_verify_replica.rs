@@ -121,7 +121,8 @@ async fn check(cx: &ReadCx, input: &Input) -> Result<Output, ApplyError> {
     }
     let mut looked = looked.map_err(unread)?;
     streams(&looked.replica, &who)?;
-    looked.notes.extend(monitored.as_ref().and_then(|found| found.disagrees(&looked.replica)));
+    let disagrees = monitored.as_ref().and_then(|found| found.disagrees(&looked.replica));
+    looked.notes.extend(disagrees.clone());
     let Some((region, sql)) = primary else {
         return Err(fail("replica_unknown", format!("{who} streams, but no primary can be asked to compare it with")));
     };
@@ -134,8 +135,9 @@ async fn check(cx: &ReadCx, input: &Input) -> Result<Output, ApplyError> {
     if !input.content {
         return Ok(Output { replica: looked.replica, primary: region, tables: None, compared_at: None, notes: looked.notes, monitored });
     }
-    let report = verify(Some(&*sql), &*standby, &Ask { content: true, ..ask }, &bounds, &Nobody).await.map_err(unread)?;
+    let mut report = verify(Some(&*sql), &*standby, &Ask { content: true, ..ask }, &bounds, &Nobody).await.map_err(unread)?;
     streams(&report.replica, &who)?;
+    report.notes.extend(disagrees);
     let tables = report.tables.as_deref().unwrap_or_default();
     if let Some(failure) = tables.iter().find_map(|table| wrong(table, &who)) {
         return Err(failure);

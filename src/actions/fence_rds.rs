@@ -307,7 +307,8 @@ mod tests {
         for by in [&["security_group_closed", "credentials_rotated"][..], &["instance_stopped"]] {
             let bench = Bench::new(&fixture(by));
             proof(&bench).await;
-            let (good, writes) = (bench.world.lock().essence(), bench.world.writes());
+            let good = bench.world.lock().essence();
+            let writes = bench.world.writes();
             for n in 0..writes {
                 for fault in [WriteFault::AppliedButLost, WriteFault::LostOnTheWay] {
                     let bench = Bench::new(&fixture(by));

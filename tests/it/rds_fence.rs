@@ -4,7 +4,7 @@
 use super::{
     pg::{Cluster, Home},
     pg_yard::session,
-    rds_stage::{EAST, Stage, Which},
+    rds_stage::{EAST, NOWHERE, Stage, Which, at},
 };
 use muster::actions::{contract::Action, database_fence::Fence};
 use serde_json::json;
@@ -13,7 +13,7 @@ use sqlx::Executor;
 const FENCE: &str = "        fence:\n          security_group: sg-closed\n          master_password: { fenced: { file: @/fenced }, usual: { file: @/usual } }\n";
 
 async fn stage(which: Which) -> Stage {
-    let stage = Stage::with(which, FENCE).await;
+    let stage = Stage::with(which, &format!("{NOWHERE}{FENCE}"), NOWHERE).await;
     stage.place.file("fenced", "another-one").file("usual", "first-one");
     stage.make_instance(EAST, "orders-east").await;
     stage
@@ -76,8 +76,8 @@ async fn a_closed_group_ends_the_sessions_that_had_stayed_open() {
     server.sql("CREATE ROLE app LOGIN PASSWORD 'a'");
     server.sql("CREATE TABLE writes (id bigint)");
     server.sql("GRANT ALL ON writes TO app");
-    let more = format!("        host: 127.0.0.1\n        port: {}\n{FENCE}", server.port);
-    let stage = Stage::with(Which::Moto, &more).await;
+    let standby = server.standby(&home);
+    let stage = Stage::with(Which::Moto, &(at(server.port) + FENCE), &at(standby.port)).await;
     stage.place.file("fenced", "another-one").file("usual", "first-one");
     stage.make_instance(EAST, "orders-east").await;
     let groups = async || {

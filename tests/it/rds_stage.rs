@@ -39,16 +39,21 @@ pub struct Stage {
 pub const EAST: &str = "us-east-1";
 pub const WEST: &str = "us-west-2";
 
+/// Where no server is. Not where the emulator says: that may be somebody else's.
+pub const NOWHERE: &str = "        host: 127.0.0.1\n        port: 1\n";
+
+/// Where a server of the test's own is.
+pub fn at(port: u16) -> String {
+    format!("        host: 127.0.0.1\n        port: {port}\n")
+}
+
 impl Stage {
     pub async fn up(which: Which) -> Self {
-        Self::with(which, "").await
+        Self::with(which, NOWHERE, NOWHERE).await
     }
 
-    /// `more` stands below the instance in east. The servers are nowhere, unless it says where: not where the emulator
-    /// says, which may be somebody else's.
-    pub async fn with(which: Which, more: &str) -> Self {
-        let nowhere = "        host: 127.0.0.1\n        port: 1\n";
-        let east = if more.contains("port:") { String::new() } else { nowhere.to_owned() };
+    /// What stands below the instances in east and in west; at least where their servers are.
+    pub async fn with(which: Which, east: &str, west: &str) -> Self {
         let server = match which {
             Which::Moto => moto().await,
             Which::MiniStack => ministack().await,
@@ -64,7 +69,7 @@ impl Stage {
             )
         };
         let regions = region("east", EAST) + &region("west", WEST);
-        let instances = format!("      east:\n        id: orders-east\n{east}{more}      west:\n        id: orders-west\n{nowhere}");
+        let instances = format!("      east:\n        id: orders-east\n{east}      west:\n        id: orders-west\n{west}");
         place.file(
             "muster.yaml",
             &format!("regions:\n{regions}databases:\n  orders:\n    engine: rds-postgres\n    instances:\n{instances}"),
