@@ -4,7 +4,6 @@ use super::{
     Done,
     output::{Output, table},
 };
-use crate::actions::permissions::policy;
 use crate::service::{Muster, ServiceError, doctor::Outcome};
 use serde_json::json;
 
@@ -35,7 +34,7 @@ pub async fn main(args: &Args, muster: &Muster, output: &Output) -> Done {
         let estate = muster.estate().unwrap_or(written);
         muster.try_permissions(&estate, &needs).await
     };
-    let policy = policy(&needs.permissions);
+    let policy = needs.policy();
     let denied = checks.iter().any(|check| check.outcome == Outcome::Denied);
     if output.json {
         output.object(&json!({ "runbooks": needs.runbooks, "policy": policy, "unknown": needs.unknown, "checks": checks }));

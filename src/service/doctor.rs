@@ -26,6 +26,14 @@ pub struct Needs {
     pub unknown: Vec<String>,
 }
 
+impl Needs {
+    /// As IAM takes it.
+    #[must_use]
+    pub fn policy(&self) -> serde_json::Value {
+        permissions::policy(&self.permissions)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
