@@ -72,7 +72,7 @@ pub(crate) fn key_fits(encrypted: bool, key: Option<&str>, leaves: bool, to: &Re
 }
 
 pub(crate) fn ours(found: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> bool {
-    found.get(KEY_TAG).is_some() && found.get(KEY_TAG) == wanted.get(KEY_TAG)
+    found.contains_key(KEY_TAG) && found.get(KEY_TAG) == wanted.get(KEY_TAG)
 }
 
 /// An instance that a step made.
