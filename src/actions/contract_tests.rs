@@ -101,6 +101,40 @@ pub fn with_vault(with: Value) -> Fixture {
     Fixture::new(with).set(|world| world.lock().objects.extend(VAULT.clone())).sure()
 }
 
+/// The instance in east has ten snapshots, one a day, and one that RDS itself took.
+pub fn with_rds_snapshots(with: Value) -> Fixture {
+    Fixture::new(with).set(|world| {
+        let now = world.time().now();
+        for day in 0..11 {
+            let id = if day == 10 { "rds:nightly".to_owned() } else { format!("day-{day}") };
+            let snapshot = SnapshotInfo {
+                arn: format!("arn:aws:rds:us-east-1:000000000000:snapshot:{id}"),
+                id: id.clone(),
+                instance: "predictions-east".into(),
+                status: "available".into(),
+                created: Some(now - jiff::SignedDuration::from_hours(24 * day)),
+                kind: if day == 10 { "automated".into() } else { "manual".into() },
+                ..SnapshotInfo::default()
+            };
+            world.lock().snapshots.insert(("east".into(), id), (snapshot, now));
+        }
+    })
+}
+
+/// A global cluster `scoring-global` whose writer is in east.
+pub fn with_global(fixture: Fixture) -> Fixture {
+    fixture.set(|world| {
+        let member = |region: &str, writer| GlobalMember {
+            arn: format!("arn:aws:rds:{region}:000000000000:cluster:scoring-{region}"),
+            writer,
+            sync: (!writer).then(|| "connected".to_owned()),
+        };
+        let members = vec![member("us-east-1", true), member("us-west-2", false)];
+        let global = GlobalCluster { id: "scoring-global".into(), status: "available".into(), members };
+        world.lock().globals.insert(global.id.clone(), (global, None));
+    })
+}
+
 /// What fencing east gives in the [`fenced`] world.
 pub fn proof() -> FenceProof {
     FenceProof {
@@ -123,7 +157,13 @@ pub fn estate() -> Estate {
         "services": { "scoring": { "uses": ["predictions", "models", "inference"] } },
         "databases": { "predictions": {
             "engine": "rds-postgres",
-            "instances": { "east": { "id": "predictions-east" }, "west": { "id": "predictions-west" } },
+            "instances": {
+                "east": { "id": "predictions-east", "fence": {
+                    "security_group": "sg-closed",
+                    "master_password": { "fenced": { "env": "SIM_VAULT" }, "usual": { "env": "SIM_VAULT" } },
+                } },
+                "west": { "id": "predictions-west" },
+            },
             "lease": { "url": "http://127.0.0.1:1/" },
         }, "orders": {
             "engine": "postgres",
@@ -323,7 +363,7 @@ fn every_action_that_changes_a_resource_locks_it() {
         let with = Node::typed(fixture.with.clone());
         let node = map_of(&fixture.with);
         let noun = action.spec().name.split('.').next().expect("a noun");
-        let owns = matches!(noun, "database" | "bucket" | "dns" | "traffic") && action.effect(&with) != Effect::Read;
+        let owns = matches!(noun, "database" | "bucket" | "dns" | "rds" | "traffic") && action.effect(&with) != Effect::Read;
         assert_eq!(!action.locks(&node).is_empty(), owns, "{}", action.spec().name);
         assert!(!action.reach(&node, &estate()).is_empty(), "{}: it depends on something", action.spec().name);
     }

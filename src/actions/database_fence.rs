@@ -14,6 +14,11 @@
 //! closed; its network cut; with its poolers paused. Each is looked at from outside before the proof names it. Without a
 //! lease one of them is needed: `read_only` alone stops whoever obeys.
 //!
+//! An RDS instance (`engine: rds-postgres`) can be fenced through its API (`fence_rds.rs`): a prepared security group that
+//! lets in nobody but Muster is attached alone, and the sessions that had stayed open are ended; it is stopped, which
+//! counts only until RDS starts it again, seven days later; its master user gets another password, which counts only beside
+//! another way. These need the API of the region that is fenced, which the lease does not.
+//!
 //! **Half-done** it is between the lease and the read-only switch, or while a grant runs out. The intent
 //! holds the epoch that it expects: an authority that is at this epoch was never changed (`Absent`), one
 //! that is exactly one further and allows nobody was changed by us. Either part may be done again.
@@ -23,6 +28,7 @@
 
 use super::{
     contract::*,
+    fence_rds as rds,
     fence_ways::{self as ways, Closed, Fenced, PAUSE_COUNTS},
     own_server::{is_own, not_patronis},
     patroni,
@@ -44,8 +50,9 @@ pub struct Input {
     /// that nothing is lost.
     #[serde(default)]
     pub planned: bool,
-    /// How it is fenced, for `engine: postgres`; all of them together. Left out: by Patroni where it manages the region
-    /// (unplanned only without a lease), by the lease where there is one, else `server_stopped`, `network_cut` or, planned, `access_revoked`, by what the estate has.
+    /// How it is fenced; all of them together. Left out: by Patroni where it manages the region (unplanned only without a
+    /// lease), by the lease where there is one, else by what the estate has: `server_stopped`, `network_cut` or, planned,
+    /// `access_revoked`; with `engine: rds-postgres` `security_group_closed`.
     #[serde(default)]
     pub by: Vec<ProofKind>,
 }
@@ -61,6 +68,9 @@ pub struct Intent {
     /// Who could log in before.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     roles: Vec<String>,
+    /// The security groups that an RDS instance had.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    groups: Vec<String>,
 }
 
 impl Intent {
@@ -103,8 +113,12 @@ impl Action for Fence {
         let leased = text(with, "database").and_then(|name| estate.databases.get(name)).is_some_and(|d| d.lease.is_some());
         let asks = ["read_only", "server_stopped", "access_revoked", "hba_closed", "patroni_demoted"].iter().any(|way| ways.contains(way));
         let asks = planned || asks || (ways.is_empty() && own(with, estate) && !leased);
+        let of_rds = ["security_group_closed", "instance_stopped", "credentials_rotated"].iter().any(|way| ways.contains(way))
+            || (ways.is_empty() && !own(with, estate) && !leased);
+        let control = of_rds.then(|| reach(with, "region", Plane::Control)).flatten();
+        let asks = asks || (of_rds && !ways.contains("instance_stopped"));
         let primary = asks.then(|| reach(with, "region", Plane::Data)).flatten();
-        std::iter::once(reach_here()).chain(primary).collect()
+        std::iter::once(reach_here()).chain(control).chain(primary).collect()
     }
     fn locks(with: &Node) -> Vec<Resource> {
         locks(with, "database", "database")
@@ -144,11 +158,12 @@ impl Action for Fence {
                 return Err(Refusal::no("not_primary", format!("the server of `{name}` in `{region}` is a standby, not the primary")));
             }
         }
+        let groups = if by.iter().any(|kind| kind.of_rds()) { rds::before(cx, fenced, &by, &mut notes).await? } else { Vec::new() };
         let roles = if by.contains(&ProofKind::AccessRevoked) { ways::roles(cx, fenced).await? } else { Vec::new() };
         all.extend(by.iter().filter(|kind| **kind != ProofKind::LeaseExpired).map(|kind| {
             change(format!("{name} in {region}"), Some("read-write".into()), Some(kind.to(roles.len())))
         }));
-        Ok(Prepared { intent: Intent { database: name, region, planned, expect_epoch, by, roles }, change: all, notes })
+        Ok(Prepared { intent: Intent { database: name, region, planned, expect_epoch, by, roles, groups }, change: all, notes })
     }
 
     async fn apply(cx: &WriteCx, intent: &Intent) -> Result<Output, ApplyError> {
@@ -210,7 +225,7 @@ impl Action for Fence {
 
 /// The ways that were asked for, if together they keep every writer out; else those that the estate has.
 fn chosen(cx: &ReadCx, fenced: Fenced<'_>, by: Vec<ProofKind>) -> Result<Vec<ProofKind>, Refusal> {
-    use ProofKind::{AccessRevoked, LeaseExpired, NetworkCut, PatroniDemoted, ReadOnly, ServerStopped};
+    use ProofKind::{AccessRevoked, LeaseExpired, NetworkCut, PatroniDemoted, ReadOnly, SecurityGroupClosed, ServerStopped};
     let (name, region) = (fenced.database, fenced.region);
     let (leased, own) = (database(cx, name)?.lease.is_some(), is_own(cx, name)?);
     let patronis = patroni::managed(cx, name, region).is_some();
@@ -219,20 +234,28 @@ fn chosen(cx: &ReadCx, fenced: Fenced<'_>, by: Vec<ProofKind>) -> Result<Vec<Pro
         [] if leased => vec![if fenced.planned { ReadOnly } else { LeaseExpired }],
         [] if own => [ServerStopped, NetworkCut].into_iter().find(|kind| ways::possible(cx, fenced, *kind).is_ok())
             .or(fenced.planned.then_some(AccessRevoked)).into_iter().collect(),
-        [] => Vec::new(),
+        [] => [SecurityGroupClosed].into_iter().filter(|kind| ways::possible(cx, fenced, *kind).is_ok()).collect(),
         _ => by,
     };
     if by.is_empty() {
         return Err(Refusal::no("no_lease", format!("database `{name}` has no write lease, so nothing proves that `{region}` is fenced"))
-            .remedy(format!("give databases.{name}.lease a lease authority outside its regions (docs/lease.md), or, for a server of one's own, write databases.{name}.instances.{region}.server (docs/postgres.md)")));
+            .remedy(format!("give databases.{name}.lease a lease authority outside its regions (docs/lease.md), or write databases.{name}.instances.{region}.{}", if own { "server (docs/postgres.md)" } else { "fence.security_group (docs/aws.md), or ask for `by: [instance_stopped]`" })));
     }
-    if let Some(kind) = by.iter().find(|kind| !own && !matches!(kind, LeaseExpired | ReadOnly)) {
+    if let Some(kind) = by.iter().find(|kind| !own && !kind.of_rds() && !matches!(kind, LeaseExpired | ReadOnly)) {
         return Err(Refusal::no("not_possible", format!("`{}` is for servers of one's own, and `{name}` is Amazon's", kind.word())));
     }
+    if let Some(kind) = by.iter().find(|kind| own && kind.of_rds()) {
+        return Err(Refusal::no("not_possible", format!("`{}` goes through the API of RDS, and `{name}` is a server of one's own", kind.word())));
+    }
+    rds::fits(fenced, &by)?;
+    let mut by = by;
+    // Nothing of a stopped instance can be changed.
+    by.sort_by_key(|kind| *kind != ProofKind::CredentialsRotated);
     by.iter().try_for_each(|kind| ways::possible(cx, fenced, *kind))?;
     if !leased && !by.iter().any(|kind| kind.sound()) {
-        return Err(Refusal::no("unsound", format!("`pooler_paused` alone does not fence `{name}`: clients that come another way still write"))
-            .remedy("add `server_stopped`, `access_revoked`, `hba_closed` or `network_cut` to `by`"));
+        let (alone, more) = if own { ("pooler_paused", "`server_stopped`, `access_revoked`, `hba_closed` or `network_cut`") } else { ("credentials_rotated", "`security_group_closed` or `instance_stopped`") };
+        return Err(Refusal::no("unsound", format!("`{alone}` alone does not fence `{name}`: clients that come another way still write"))
+            .remedy(format!("add {more} to `by`")));
     }
     Ok(by)
 }
@@ -247,13 +270,16 @@ impl ProofKind {
             Self::PoolerPaused => "its poolers paused".into(),
             Self::NetworkCut => "cut off from its network".into(),
             Self::PatroniDemoted => "a standby cluster, by Patroni".into(),
+            Self::SecurityGroupClosed => "behind the closed security group alone, read-only, sessions ended".into(),
+            Self::InstanceStopped => "stopped; RDS starts it again after seven days".into(),
+            Self::CredentialsRotated => "its master user has another password".into(),
         }
     }
 }
 
 async fn open(cx: &WriteCx, intent: &Intent) -> Result<(), ApplyError> {
     for kind in intent.by.iter().rev() {
-        ways::open(cx, intent.fenced(), *kind, &intent.roles).await?;
+        ways::open(cx, intent.fenced(), *kind, &intent.roles, &intent.groups).await?;
     }
     Ok(())
 }
@@ -278,6 +304,7 @@ async fn lease(cx: &ReadCx, intent: &Intent, expect: u64) -> Seen<LeaseState> {
 async fn look(cx: &ReadCx, intent: &Intent, lease: Option<LeaseState>) -> Seen<Output> {
     let mut lsn: Option<Lsn> = None;
     let mut details = Vec::new();
+    let mut expires: Option<jiff::Timestamp> = None;
     for kind in &intent.by {
         let seen = match (kind, &lease) {
             (ProofKind::LeaseExpired, Some(lease)) => expired(lease),
@@ -287,6 +314,7 @@ async fn look(cx: &ReadCx, intent: &Intent, lease: Option<LeaseState>) -> Seen<O
         match seen {
             Seen::Done(closed) => {
                 lsn = lsn.max(closed.lsn);
+                expires = [expires, closed.expires].into_iter().flatten().min();
                 details.push(closed.detail);
             }
             Seen::Pending { poll_after_ms, note } => return Seen::Pending { poll_after_ms, note },
@@ -309,7 +337,7 @@ async fn look(cx: &ReadCx, intent: &Intent, lease: Option<LeaseState>) -> Seen<O
             region: intent.region.clone(),
             epoch: lease.as_ref().map(|l| l.epoch),
             at: lease.as_ref().map_or(now, |l| l.now),
-            expires: kinds().any(|kind| kind == ProofKind::PoolerPaused).then(|| now + PAUSE_COUNTS),
+            expires: [kinds().any(|kind| kind == ProofKind::PoolerPaused).then(|| now + PAUSE_COUNTS), expires].into_iter().flatten().min(),
             // Unplanned, what the old primary had beyond its standby is not waited for: it is counted, and kept at the rejoin.
             lsn: lsn.filter(|_| intent.planned),
             detail: details.join("; "),
@@ -326,7 +354,7 @@ fn expired(lease: &LeaseState) -> Seen<Closed> {
         // Asked a little after the end, and at least now and then on the way.
         return pending(lease.remaining_ms.clamp(5, 500), format!("a grant is good for {} ms more", lease.remaining_ms));
     }
-    Seen::Done(Closed { lsn: None, detail: "no grant of the lease is left".into() })
+    Seen::Done(Closed { lsn: None, detail: "no grant of the lease is left".into(), expires: None })
 }
 
 async fn read_only(cx: &ReadCx, intent: &Intent, lease: &LeaseState) -> Seen<Closed> {
@@ -340,7 +368,7 @@ async fn read_only(cx: &ReadCx, intent: &Intent, lease: &LeaseState) -> Seen<Clo
         Err(e) => cannot_tell(&e),
         Ok((_, state)) if !state.read_only => Seen::Absent,
         Ok((sessions, _)) if sessions > 0 && lease.remaining_ms > 0 => pending(50, format!("{sessions} sessions are still open")),
-        Ok((_, state)) => Seen::Done(Closed { lsn: Some(state.position), detail: format!("read-only at {}, its sessions ended", state.position) }),
+        Ok((_, state)) => Seen::Done(Closed { lsn: Some(state.position), detail: format!("read-only at {}, its sessions ended", state.position), expires: None }),
     }
 }
 

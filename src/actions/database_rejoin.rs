@@ -55,7 +55,8 @@ pub struct RdsIntent {
     primary_id: String,
     primary_arn: String,
     /// The provider's name of the primary's region.
-    source_region: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kms_key: Option<String>,
     final_snapshot: String,
     tags: BTreeMap<String, String>,
     /// It is a healthy replica of that primary already.
@@ -128,7 +129,8 @@ impl Action for Rejoin {
         let mut intent = RdsIntent {
             final_snapshot: rds_name(&["muster", name.as_str(), "final", &short_key(cx)]),
             tags: [("muster-key".to_owned(), cx.key.clone()), ("muster-run".to_owned(), cx.run.0.clone())].into(),
-            source_region: cx.estate.regions.get(&primary).and_then(|r| r.aws.as_ref()).map(|a| a.region.clone()),
+            // The key of its own region, as it had it before.
+            kms_key: old.as_ref().and_then(|o| o.kms_key.clone()),
             old_resource: old.as_ref().map(|o| o.resource_id.clone()),
             primary_arn: source.arn,
             primary_id,
@@ -161,8 +163,8 @@ impl Action for Rejoin {
             if instances.instance(&intent.instance).await?.is_none() {
                 // The permit is asked again: deleting may have taken minutes.
                 let instances = cx.world()?.instances_mut(intent.region.as_str())?;
-                let source = intent.source_region.as_deref();
-                instances.create_replica(&intent.instance, &intent.primary_arn, source, &intent.tags).await?;
+                let new = NewInstance { id: intent.instance.clone(), tags: intent.tags.clone(), ..NewInstance::default() };
+                instances.create_replica(&intent.primary_arn, intent.kms_key.as_deref(), &new).await?;
             }
         }
         Ok(output(intent, None))

@@ -2,12 +2,12 @@
 //!
 //! **What it does.** One call; the provider then takes its time. The snapshot's name is derived from the
 //! step's key, and its tags carry the whole key: the provider has no idempotency token, but it refuses a
-//! second snapshot of the same name, so the same intent twice is one snapshot.
+//! second snapshot of the same name, so the same intent twice is one snapshot. `rds.copy_snapshot` takes it elsewhere.
 //!
 //! **Half-done** it is while it is `creating`. No snapshot of that name: it did not happen. One with
 //! another key in its tags: a person must look. It is not undone: a snapshot harms nobody.
 
-use super::{contract::*, shared::*};
+use super::{contract::*, rds_shared::KEY_TAG, shared::*};
 use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoPolicy, time::Span};
 use crate::providers::port::*;
 use schemars::JsonSchema;
@@ -39,8 +39,6 @@ pub struct Output {
     pub created: Option<jiff::Timestamp>,
     pub size_gib: Option<i32>,
 }
-
-const KEY_TAG: &str = "muster-key";
 
 pub struct Snapshot;
 
@@ -86,7 +84,14 @@ impl Action for Snapshot {
         if let Some(there) = instances.snapshot(&intent.snapshot).await? {
             return if ours(&there, intent) { Ok(output(there)) } else { Err(fail("conflict", strange(&there))) };
         }
-        instances.create_snapshot(&intent.instance, &intent.snapshot, &intent.tags).await?;
+        match instances.create_snapshot(&intent.instance, &intent.snapshot, &intent.tags).await {
+            // An earlier attempt, whose answer was lost, may have come to light only now.
+            Err(error @ PortError::Conflict { .. }) => {
+                let there = instances.snapshot(&intent.snapshot).await?.filter(|there| ours(there, intent));
+                return there.map(output).ok_or_else(|| error.into());
+            }
+            other => other?,
+        }
         Ok(Output { snapshot: intent.snapshot.clone(), status: "creating".into(), created: None, size_gib: None })
     }
 

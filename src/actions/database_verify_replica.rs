@@ -3,11 +3,13 @@
 //! The states are told apart (`replica.rs`), each with its cause, from two looks at the standby, a moment apart, and the
 //! primary's position between them. Content is compared row by row while writes go on: `replica_judge.rs` says how,
 //! and `replica_content.rs` where its limits are. What could not be compared in time is a failure of its own, never a
-//! pass. It changes nothing. `muster replica verify` is the same by hand, and compares schema and settings too.
+//! pass. Of a replica on RDS, CloudWatch's `ReplicaLag` is reported beside it; where the server cannot be reached and
+//! `content` is false it decides alone, and there -1 or no figure is never taken for zero. It changes nothing. `muster replica verify` is the same by hand, and compares schema and settings too.
 
 use super::{
     contract::*,
     replica::{Note, ReplicaState},
+    replica_monitored::{self as monitored, Monitored},
     replica_load::{Bounds, Nobody},
     replica_report::*,
     replica_verify::{Ask, verify},
@@ -50,6 +52,9 @@ pub struct Output {
     /// What is worth knowing before a failover, beside all that.
     #[serde(default)]
     pub notes: Vec<Note>,
+    /// What CloudWatch says of its lag (`engine: rds-postgres`), beside what the server says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub monitored: Option<Monitored>,
 }
 
 pub struct VerifyReplica;
@@ -108,8 +113,16 @@ async fn check(cx: &ReadCx, input: &Input) -> Result<Output, ApplyError> {
     let primary = primary(cx, input).await?;
     let ask = Ask { tables, structure: false, content: false, done: Vec::new() };
     let asked = primary.as_ref().map(|(_, sql)| &**sql);
-    let looked = verify(asked, &*standby, &ask, &bounds, &Nobody).await.map_err(unread)?;
+    let looked = verify(asked, &*standby, &ask, &bounds, &Nobody).await;
+    let monitored = monitored::ask(cx, &input.database, &input.region).await;
+    let silent = looked.as_ref().map_or(true, |l| matches!(l.replica, ReplicaState::Unknown { .. }));
+    if let Some(found) = monitored.as_ref().filter(|_| silent && !input.content) {
+        return monitored::alone(cx, &input.database, &input.region, found, input.max_lag, &who).await;
+    }
+    let mut looked = looked.map_err(unread)?;
     streams(&looked.replica, &who)?;
+    let disagrees = monitored.as_ref().and_then(|found| found.disagrees(&looked.replica));
+    looked.notes.extend(disagrees.clone());
     let Some((region, sql)) = primary else {
         return Err(fail("replica_unknown", format!("{who} streams, but no primary can be asked to compare it with")));
     };
@@ -120,16 +133,17 @@ async fn check(cx: &ReadCx, input: &Input) -> Result<Output, ApplyError> {
         return Err(fail("lag_exceeded", format!("{who} lags; the lag is {lag}, at most {max} is allowed")));
     }
     if !input.content {
-        return Ok(Output { replica: looked.replica, primary: region, tables: None, compared_at: None, notes: looked.notes });
+        return Ok(Output { replica: looked.replica, primary: region, tables: None, compared_at: None, notes: looked.notes, monitored });
     }
-    let report = verify(Some(&*sql), &*standby, &Ask { content: true, ..ask }, &bounds, &Nobody).await.map_err(unread)?;
+    let mut report = verify(Some(&*sql), &*standby, &Ask { content: true, ..ask }, &bounds, &Nobody).await.map_err(unread)?;
     streams(&report.replica, &who)?;
+    report.notes.extend(disagrees);
     let tables = report.tables.as_deref().unwrap_or_default();
     if let Some(failure) = tables.iter().find_map(|table| wrong(table, &who)) {
         return Err(failure);
     }
     let equal = tables.iter().filter(|table| table.state == TableState::Equal).count() as u64;
-    Ok(Output { compared_at: report.at(), replica: report.replica, primary: region, tables: Some(equal), notes: report.notes })
+    Ok(Output { compared_at: report.at(), replica: report.replica, primary: region, tables: Some(equal), notes: report.notes, monitored })
 }
 
 fn unread(error: PortError) -> ApplyError {
@@ -212,5 +226,32 @@ mod tests {
         assert_eq!(code(|s| s.rows[0].digest = "other".into()).await, "replica_differs");
         let bench = Bench::new(&fixture()).down("west");
         assert_eq!(bench.failed::<VerifyReplica>().await.code, "replica_unknown");
+    }
+
+    #[tokio::test]
+    async fn where_the_server_is_silent_monitoring_decides_and_nothing_is_never_zero() {
+        use crate::actions::contract_tests::Fixture;
+        use serde_json::json;
+        let west = || ("west".to_owned(), "predictions-west".to_owned());
+        let with = json!({ "database": "predictions", "region": "west", "max_lag": "30s", "content": false });
+        let silent = |lag: Option<f64>| {
+            let bench = Bench::new(&Fixture::new(with.clone()));
+            bench.world.lock().servers.remove(&("predictions".to_owned(), "west".to_owned()));
+            if let Some(lag) = lag {
+                bench.world.lock().lags.insert(west(), lag);
+            }
+            bench
+        };
+        for (lag, code) in [(None, "replica_unknown"), (Some(-1.0), "replica_not_replicating"), (Some(31.0), "lag_exceeded")] {
+            assert_eq!(silent(lag).failed::<VerifyReplica>().await.code, code, "{lag:?}");
+        }
+        let out = silent(Some(2.5)).run::<VerifyReplica>().await.expect("good");
+        assert_eq!((out.replica.lag_ms(), out.primary.as_str()), (Some(2_500), "east"));
+        // The server's own word counts where there is one; the other is told.
+        let bench = Bench::new(&fixture());
+        bench.world.lock().lags.insert(west(), -1.0);
+        let out = bench.run::<VerifyReplica>().await.expect("good");
+        assert_eq!(out.monitored.expect("asked").lag_ms, None);
+        assert!(out.notes.iter().any(|note| note.what == "monitoring_disagrees"));
     }
 }

@@ -113,7 +113,7 @@ pub(super) async fn verify(cx: &ReadCx, fenced: Fenced<'_>) -> PortResult<Seen<C
     let state = cx.world.sql(database_name, region)?.state().await?;
     let detail =
         format!("pg_hba.conf lets in Muster and replication alone, a connection was refused, no session is left at {}", state.position);
-    Ok(Seen::Done(Closed { lsn: Some(state.position), detail }))
+    Ok(Seen::Done(Closed { lsn: Some(state.position), detail, expires: None }))
 }
 
 pub(super) async fn open(cx: &WriteCx, fenced: Fenced<'_>) -> Result<(), ApplyError> {

@@ -2,7 +2,7 @@
 //! them count alone is [`super::proof`]'s to say; what is lost is nothing that was acknowledged, and what is put back is
 //! exactly what stood.
 
-use super::{contract::*, fence_hba as hba, own_server::*, patroni, proof::ProofKind, shared::*};
+use super::{contract::*, fence_hba as hba, fence_rds as rds, own_server::*, patroni, proof::ProofKind, shared::*};
 use crate::model::{
     effect::{Failure, Seen},
     estate::Network,
@@ -32,10 +32,12 @@ pub(crate) struct Fenced<'a> {
 pub(crate) struct Closed {
     pub lsn: Option<Lsn>,
     pub detail: String,
+    /// When it opens by itself.
+    pub expires: Option<jiff::Timestamp>,
 }
 
-fn closed(lsn: Option<Lsn>, detail: impl Into<String>) -> PortResult<Seen<Closed>> {
-    Ok(Seen::Done(Closed { lsn, detail: detail.into() }))
+pub(crate) fn closed(lsn: Option<Lsn>, detail: impl Into<String>) -> PortResult<Seen<Closed>> {
+    Ok(Seen::Done(Closed { lsn, detail: detail.into(), expires: None }))
 }
 
 /// Does the estate have what this way needs?
@@ -57,6 +59,7 @@ pub(crate) fn possible(cx: &ReadCx, fenced: Fenced<'_>, kind: ProofKind) -> Resu
                 format!("`{}` is no fence for `{name}`: it has no write lease, and a session may make itself writable", kind.word());
             Err(Refusal::no("no_lease", message).remedy("use `server_stopped`, `access_revoked` or `hba_closed`"))
         }
+        kind if kind.of_rds() => rds::possible(cx, fenced, kind),
         _ => Ok(()),
     }
 }
@@ -87,7 +90,7 @@ async fn command(cx: &ReadCx, argv: &[String]) -> PortResult<ProcessEnd> {
 }
 
 /// From here on a failure leaves something done.
-fn half(error: PortError) -> ApplyError {
+pub(crate) fn half(error: PortError) -> ApplyError {
     ApplyError::Unknown(failure(&error))
 }
 
@@ -122,6 +125,7 @@ pub(crate) async fn close(cx: &WriteCx, fenced: Fenced<'_>, kind: ProofKind, rol
             Ok(())
         }
         ProofKind::PatroniDemoted => patroni::close(cx, fenced).await,
+        ProofKind::SecurityGroupClosed | ProofKind::InstanceStopped | ProofKind::CredentialsRotated => rds::close(cx, fenced, kind).await,
         ProofKind::NetworkCut => {
             cx.world()?;
             let end = command(cx, &network(cx, fenced).map_err(definite)?.cut).await?;
@@ -146,6 +150,9 @@ pub(crate) async fn verify(cx: &ReadCx, fenced: Fenced<'_>, kind: ProofKind) -> 
         ProofKind::PoolerPaused => seen(paused(cx, fenced)).await,
         ProofKind::NetworkCut => seen(cut(cx, fenced)).await,
         ProofKind::PatroniDemoted => seen(patroni::demoted(cx, fenced)).await,
+        ProofKind::SecurityGroupClosed | ProofKind::InstanceStopped | ProofKind::CredentialsRotated => {
+            seen(rds::verify(cx, fenced, kind)).await
+        }
     }
 }
 
@@ -211,7 +218,7 @@ async fn cut(cx: &ReadCx, fenced: Fenced<'_>) -> PortResult<Seen<Closed>> {
 }
 
 /// Puts back what stood.
-pub(crate) async fn open(cx: &WriteCx, fenced: Fenced<'_>, kind: ProofKind, roles: &[String]) -> Result<(), ApplyError> {
+pub(crate) async fn open(cx: &WriteCx, fenced: Fenced<'_>, kind: ProofKind, roles: &[String], groups: &[String]) -> Result<(), ApplyError> {
     let (name, region) = (fenced.database.as_str(), fenced.region.as_str());
     match kind {
         ProofKind::LeaseExpired => Ok(()),
@@ -229,6 +236,9 @@ pub(crate) async fn open(cx: &WriteCx, fenced: Fenced<'_>, kind: ProofKind, role
             Ok(())
         }
         ProofKind::PatroniDemoted => patroni::open(cx, fenced).await,
+        ProofKind::SecurityGroupClosed | ProofKind::InstanceStopped | ProofKind::CredentialsRotated => {
+            rds::open(cx, fenced, kind, groups).await
+        }
         ProofKind::NetworkCut => {
             cx.world()?;
             let open = &network(cx, fenced).map_err(definite)?.open;

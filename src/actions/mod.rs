@@ -7,14 +7,18 @@ mod compared;
 pub mod contract;
 mod database_checks;
 mod fence_hba;
+mod fence_rds;
 mod fence_ways;
 mod manifest;
 mod own_server;
 mod patroni;
+pub mod permissions;
 pub mod proof;
 mod propagation;
-mod readiness_log;
+mod rds_global;
+mod rds_shared;
 mod readiness_buckets;
+mod readiness_log;
 mod recovered;
 mod rejoin_own;
 pub mod replica;
@@ -23,6 +27,7 @@ mod replica_content;
 mod replica_judge;
 mod replica_keys;
 pub(crate) mod replica_load;
+mod replica_monitored;
 pub mod replica_report;
 mod replica_structure;
 pub(crate) mod replica_verify;
@@ -102,6 +107,13 @@ actions! {
     model_golden::Golden,
     notify_exec::Exec,
     notify_webhook::Webhook,
+    rds_copy_snapshot::Copy,
+    rds_create_replica::Replica,
+    rds_failover_global_cluster::Failover,
+    rds_prune_snapshots::Prune,
+    rds_restore_point_in_time::PointInTime,
+    rds_restore_snapshot::FromSnapshot,
+    rds_switchover_global_cluster::Switchover,
     readiness_check::Readiness,
     traffic_shift::Shift,
     wheel_release::Release,

@@ -39,12 +39,25 @@ pub enum ProofKind {
     /// Patroni has made it a standby cluster, and every member that it or the estate names says, by its server's own word,
     /// that it is in recovery. It says nothing of a member that neither of them names.
     PatroniDemoted,
+    /// RDS says that the prepared group alone says who gets to the instance, and the server that it is read-only and that
+    /// no session is left: those that were open before had stayed open. It says nothing of who is in the closed group.
+    SecurityGroupClosed,
+    /// RDS says that the instance is stopped. It starts it again by itself after seven days, so it expires; and it may
+    /// refuse to stop one that has replicas.
+    InstanceStopped,
+    /// The master user has another password. It says nothing of other roles, nor of sessions that were open, so it is
+    /// never enough alone.
+    CredentialsRotated,
 }
 
 impl ProofKind {
+    /// One of those that go through the API of RDS.
+    pub(crate) fn of_rds(self) -> bool {
+        matches!(self, Self::SecurityGroupClosed | Self::InstanceStopped | Self::CredentialsRotated)
+    }
     /// Does it keep every writer out by itself?
     pub(crate) fn sound(self) -> bool {
-        !matches!(self, Self::ReadOnly | Self::PoolerPaused)
+        !matches!(self, Self::ReadOnly | Self::PoolerPaused | Self::CredentialsRotated)
     }
     pub(crate) fn word(self) -> &'static str {
         match self {
@@ -56,6 +69,9 @@ impl ProofKind {
             Self::PoolerPaused => "pooler_paused",
             Self::NetworkCut => "network_cut",
             Self::PatroniDemoted => "patroni_demoted",
+            Self::SecurityGroupClosed => "security_group_closed",
+            Self::InstanceStopped => "instance_stopped",
+            Self::CredentialsRotated => "credentials_rotated",
         }
     }
 }

@@ -168,11 +168,14 @@ pub(crate) fn short_key(cx: &ReadCx) -> String {
     cx.key.chars().take(16).collect()
 }
 
-/// A name as RDS allows it: letters, digits and single hyphens, beginning with a letter.
+/// A name as RDS allows it: letters, digits and single hyphens, beginning with a letter, at most 63. What is too much
+/// is cut from what stands before the last part, which tells one name from another.
 pub(crate) fn rds_name(parts: &[&str]) -> String {
-    let joined = parts.join("-");
-    let words: Vec<&str> = joined.split(|c: char| !c.is_ascii_alphanumeric()).filter(|w| !w.is_empty()).collect();
-    words.join("-").chars().take(63).collect()
+    let words = |text: &str| text.split(|c: char| !c.is_ascii_alphanumeric()).filter(|w| !w.is_empty()).collect::<Vec<_>>().join("-");
+    let Some((last, first)) = parts.split_last() else { return String::new() };
+    let last: String = words(last).chars().take(62).collect();
+    let first: String = words(&first.join("-")).chars().take(62 - last.len()).collect();
+    words(&format!("{first}-{last}"))
 }
 
 /// The one address on which all resolvers of an endpoint agree that answer: one in a lost region does not.
@@ -205,4 +208,17 @@ pub(crate) fn at(endpoint: &Endpoint, ip: IpAddr, path: &str) -> (String, Option
     let port = endpoint.port.unwrap_or(if endpoint.scheme == "https" { 443 } else { 80 });
     let slash = if path.starts_with('/') { "" } else { "/" };
     (format!("{}://{}:{port}{slash}{path}", endpoint.scheme, endpoint.name), Some((ip, port).into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::rds_name;
+
+    #[test]
+    fn a_long_name_keeps_what_tells_it_apart() {
+        assert_eq!(rds_name(&["muster", "orders_eu", "0123"]), "muster-orders-eu-0123");
+        assert_eq!(rds_name(&["as-it-is"]), "as-it-is");
+        let long = rds_name(&["muster", &"x".repeat(80), "0123456789abcdef"]);
+        assert!(long.len() <= 63 && long.ends_with("-0123456789abcdef"), "{long}");
+    }
 }

@@ -7,6 +7,7 @@ mod actions;
 mod approve;
 mod backup;
 mod bench;
+mod doctor;
 mod drill;
 mod evidence;
 mod operate;
@@ -114,6 +115,8 @@ enum Command {
     Wal(wal::Args),
     /// Is the replica really there? State, schema, settings, and every row
     Replica(replica::Args),
+    /// Is what the runbooks will need there? Their permissions at Amazon
+    Doctor(doctor::Args),
     /// Fire drills on schedule
     Serve,
     /// Verify the journal, export it, import another's
@@ -194,6 +197,7 @@ async fn dispatch(cli: Cli, mut muster: Muster, output: &Output) -> Done {
         Command::Replica(args) => return replica::main(args, muster, output).await,
         Command::Bench(args) => return bench::main(args, &muster, output).await,
         Command::Plan(args) => return plan::main(&args, &muster, output).await,
+        Command::Doctor(args) => return doctor::main(&args, &muster, output).await,
         Command::Status => return status::main(&muster, output).await,
         Command::Runs(args) => return runs::list(&args, &muster, output).await,
         Command::Show(args) => return show::main(&args, &muster, output).await,

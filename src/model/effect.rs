@@ -112,6 +112,18 @@ pub enum Seen<O> {
     },
 }
 
+impl<O> Seen<O> {
+    pub fn map<P>(self, of: impl FnOnce(O) -> P) -> Seen<P> {
+        match self {
+            Self::Absent => Seen::Absent,
+            Self::Pending { poll_after_ms, note } => Seen::Pending { poll_after_ms, note },
+            Self::Done(output) => Seen::Done(of(output)),
+            Self::Differs { found } => Seen::Differs { found },
+            Self::CannotTell { why } => Seen::CannotTell { why },
+        }
+    }
+}
+
 /// One line of what a step would change, for plans, approvals and records.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Change {

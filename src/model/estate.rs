@@ -48,7 +48,7 @@ pub struct Aws {
     pub profile: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<AwsCredentials>,
-    /// Other addresses for `s3`, `rds`, `route53`.
+    /// Other addresses for `s3`, `rds`, `cloudwatch`, `route53`.
     #[serde(default, skip_serializing_if = "AwsEndpoints::is_empty")]
     pub endpoints: AwsEndpoints,
 }
@@ -60,6 +60,8 @@ pub struct AwsEndpoints {
     pub s3: Option<Url>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rds: Option<Url>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloudwatch: Option<Url>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub route53: Option<Url>,
 }
@@ -156,6 +158,9 @@ pub struct Instance {
     /// The Patroni cluster that manages the region's servers (`engine: postgres`): it is asked, never worked around.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub patroni: Option<Patroni>,
+    /// What was prepared to fence it with (`engine: rds-postgres`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence: Option<RdsFence>,
 }
 
 /// A Patroni cluster, by the REST API of its members. Its `host` and `port` in the estate lead to its leader.
@@ -172,6 +177,27 @@ pub struct Patroni {
     /// A permanent slot of this cluster (`slots` in its configuration), for the standby cluster elsewhere that follows it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<String>,
+}
+
+/// What closes an RDS instance to its writers; each is prepared beforehand.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RdsFence {
+    /// A security group of the instance's network that lets in nobody but Muster: `sg-0123`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub security_group: Option<String>,
+    /// The passwords of the master user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub master_password: Option<FencePasswords>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FencePasswords {
+    /// What it gets while the instance is fenced.
+    pub fenced: SecretRef,
+    /// What it has otherwise, and gets back.
+    pub usual: SecretRef,
 }
 
 /// How a server is stopped, started and looked at on its machine (Linux). Commands are lists of arguments; no shell

@@ -11,7 +11,7 @@ use aws_config::{
     environment::EnvironmentVariableRegionProvider, meta::region::RegionProviderChain, profile::ProfileFileRegionProvider,
     retry::RetryConfig, timeout::TimeoutConfig,
 };
-use aws_credential_types::Credentials;
+use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
 use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_types::service_config::ServiceConfigKey;
@@ -68,6 +68,22 @@ impl AwsClients {
     pub async fn s3_endpoint(&self) -> PortResult<Option<String>> {
         let base = self.base().await?;
         Ok(self.endpoint(|at| &at.s3).or_else(|| s3_elsewhere(base)))
+    }
+
+    /// Where CloudWatch is asked.
+    pub(super) async fn cloudwatch_endpoint(&self, region: &str) -> PortResult<String> {
+        let base = self.base().await?;
+        let written = self.endpoint(|at| &at.cloudwatch).or_else(|| elsewhere(base, "CloudWatch"));
+        let fips = if base.use_fips() == Some(true) { "-fips" } else { "" };
+        let suffix = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
+        Ok(written.unwrap_or_else(|| format!("https://monitoring{fips}.{region}.{suffix}/")))
+    }
+
+    pub(super) async fn credentials(&self) -> PortResult<SharedCredentialsProvider> {
+        let found = self.base().await?.credentials_provider();
+        found.ok_or_else(|| {
+            PortError::Config("no AWS credentials are set up; give the region `credentials` or a `profile` in the estate".to_owned())
+        })
     }
 
     /// Amazon's name for the region.
@@ -175,9 +191,13 @@ async fn standard() -> PortResult<SdkConfig> {
     }
 }
 
-/// AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL and their like in profiles.
 fn s3_elsewhere(base: &SdkConfig) -> Option<String> {
-    let key = ServiceConfigKey::builder().service_id("S3").env("AWS_ENDPOINT_URL").profile("endpoint_url").build().ok()?;
+    elsewhere(base, "S3")
+}
+
+/// AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL and their like in profiles.
+fn elsewhere(base: &SdkConfig, service: &'static str) -> Option<String> {
+    let key = ServiceConfigKey::builder().service_id(service).env("AWS_ENDPOINT_URL").profile("endpoint_url").build().ok()?;
     base.service_config().and_then(|config| config.load_config(key)).or_else(|| base.endpoint_url().map(str::to_owned))
 }
 
@@ -244,7 +264,7 @@ fn not_sent(text: String) -> PortError {
 }
 
 /// By status and code alone, so that it can be tested without a server.
-fn answered(status: u16, code: &str, message: &str, doing: Doing, what: &str) -> PortError {
+pub(super) fn answered(status: u16, code: &str, message: &str, doing: Doing, what: &str) -> PortError {
     let name = if code.is_empty() { status.to_string() } else { code.to_owned() };
     let text = if message.is_empty() { format!("{what}: {name}") } else { format!("{what}: {name}: {message}") };
     if THROTTLING.contains(&code) || status == 429 {
@@ -260,10 +280,39 @@ fn answered(status: u16, code: &str, message: &str, doing: Doing, what: &str) ->
     if MISSING.contains(&code) || status == 404 {
         return PortError::NotFound(text);
     }
-    if code == "PreconditionFailed" || status == 412 {
+    let there_already = code.ends_with("AlreadyExists") || code.ends_with("AlreadyExistsFault");
+    if code == "PreconditionFailed" || status == 412 || (there_already && doing == Doing::Writing) {
         return PortError::Conflict { found: text };
     }
-    PortError::Refused(text)
+    PortError::Refused(match remedy(code) {
+        Some(remedy) => format!("{text} ({remedy})"),
+        None => text,
+    })
+}
+
+/// What an operator does about a refusal.
+fn remedy(code: &str) -> Option<&'static str> {
+    Some(match code {
+        "AccessDenied" | "AccessDeniedException" | "UnauthorizedOperation" | "AuthorizationError" => {
+            "allow it to the role that Muster runs as: `muster doctor --permissions RUNBOOK` writes the policy"
+        }
+        "ExpiredToken" | "ExpiredTokenException" | "RequestExpired" => "get new credentials: those in use have run out",
+        "InvalidClientTokenId" | "UnrecognizedClientException" | "SignatureDoesNotMatch" => {
+            "the credentials are not this account's: look at the estate's `profile` or `credentials`, and at the machine's clock"
+        }
+        "OptInRequired" => "enable the region for the account",
+        "KMSKeyNotAccessibleFault" | "KMSKeyNotAccessible" => {
+            "name a KMS key of the region that gets the copy, enabled, which this role may use (kms:DescribeKey, kms:CreateGrant)"
+        }
+        "SnapshotQuotaExceeded" | "InstanceQuotaExceeded" | "StorageQuotaExceeded" => {
+            "the account's quota is used up: delete what is not needed (`rds.prune_snapshots`) or ask for a larger one"
+        }
+        "InsufficientDBInstanceCapacity" => "this class is not to be had in that zone now: try another class or subnet group",
+        "InvalidDBInstanceState" | "InvalidDBInstanceStateFault" | "InvalidDBSnapshotState" | "InvalidGlobalClusterStateFault" => {
+            "its state does not allow it now: wait until it is `available`, then try again"
+        }
+        _ => return None,
+    })
 }
 
 /// True when no connection came about, so that nothing can have been sent.
@@ -329,13 +378,14 @@ mod tests {
             (404, "", "not found", "not found"),
             (412, "PreconditionFailed", "conflict", "conflict"),
             (403, "AccessDenied", "refused", "refused"),
+            (400, "DBSnapshotAlreadyExists", "refused", "conflict"),
             (400, "InvalidDBInstanceState", "refused", "refused"),
         ] {
             assert_eq!(kind(status, code, Reading), reading, "reading {status} {code}");
             assert_eq!(kind(status, code, Writing), writing, "writing {status} {code}");
         }
         let text = answered(403, "AccessDenied", "not yours", Writing, "Call x").to_string();
-        assert_eq!(text, "refused: Call x: AccessDenied: not yours");
+        assert!(text.starts_with("refused: Call x: AccessDenied: not yours (allow it") && text.contains("doctor --permissions"), "{text}");
     }
 
     #[test]

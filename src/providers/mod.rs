@@ -6,6 +6,8 @@
 
 #[cfg(feature = "aws")]
 pub mod aws;
+#[cfg(feature = "aws")]
+mod aws_signed;
 pub mod clock;
 pub mod directory;
 mod directory_files;
@@ -16,8 +18,9 @@ pub mod patroni;
 pub mod pg_dump;
 pub mod pooler;
 pub mod port;
-pub mod port_patroni;
 mod port_buckets;
+pub mod port_instances;
+pub mod port_patroni;
 mod port_replication;
 mod port_rows;
 pub mod port_server;

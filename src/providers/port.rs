@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::IpAddr, net::SocketAddr, sync::Arc, time::Duration};
 
+pub use super::port_instances::*;
 pub use super::port_server::*;
 
 /// Why a call gave no answer, by what it means for the caller.
@@ -167,54 +168,6 @@ pub trait ObjectWrite: ObjectRead {
     /// when something else is there.
     async fn swap(&self, key: &str, body: Vec<u8>, expect: Option<&str>) -> PortResult<()>;
     async fn delete(&self, key: &str) -> PortResult<()>;
-}
-
-// ---------------------------------------------------------------- database instances (control plane)
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InstanceInfo {
-    pub id: String,
-    /// Never reused, unlike the identifier (RDS: `DbiResourceId`).
-    pub resource_id: String,
-    /// As the provider writes it: `available`, `modifying`, `stopped`, `creating`...
-    pub status: String,
-    pub arn: String,
-    pub host: Option<String>,
-    pub port: Option<u16>,
-    /// The identifier or ARN of what it replicates from, if it is a replica.
-    pub replicates_from: Option<String>,
-    pub tags: BTreeMap<String, String>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SnapshotInfo {
-    pub id: String,
-    pub instance: String,
-    pub status: String,
-    pub percent: Option<i32>,
-    pub created: Option<jiff::Timestamp>,
-    pub size_gib: Option<i32>,
-    pub tags: BTreeMap<String, String>,
-}
-
-#[async_trait]
-pub trait InstanceRead: Send + Sync {
-    async fn instance(&self, id: &str) -> PortResult<Option<InstanceInfo>>;
-    async fn snapshot(&self, id: &str) -> PortResult<Option<SnapshotInfo>>;
-    async fn snapshots_of(&self, instance: &str) -> PortResult<Vec<SnapshotInfo>>;
-}
-
-/// Each call is accepted or refused; how far it came is read through `InstanceRead`.
-#[async_trait]
-pub trait InstanceWrite: InstanceRead {
-    async fn create_snapshot(&self, instance: &str, snapshot: &str, tags: &BTreeMap<String, String>) -> PortResult<()>;
-    /// Makes a replica stand on its own.
-    async fn promote(&self, id: &str) -> PortResult<()>;
-    /// `source` is an identifier in this region, or an ARN elsewhere.
-    async fn create_replica(&self, id: &str, source: &str, source_region: Option<&str>, tags: &BTreeMap<String, String>) -> PortResult<()>;
-    /// Deletes an instance, keeping its last state as a snapshot of that name if one is given.
-    async fn delete(&self, id: &str, final_snapshot: Option<&str>) -> PortResult<()>;
-    async fn stop(&self, id: &str) -> PortResult<()>;
 }
 
 // ---------------------------------------------------------------- PostgreSQL (data plane)

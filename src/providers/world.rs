@@ -279,7 +279,7 @@ impl WorldWrite for World {
         Ok(store)
     }
     fn instances_mut(&self, region: &str) -> PortResult<Arc<dyn InstanceWrite>> {
-        self.cloud.instances(self.aws(region)?)
+        self.cloud.instances(self.aws(region)?, Arc::clone(&self.http), Arc::clone(&self.clock))
     }
     fn sql_mut(&self, database: &str, region: &str) -> PortResult<Arc<dyn SqlWrite>> {
         Ok(self.postgres(database, region)?)
@@ -350,8 +350,8 @@ mod cloud {
         pub fn bucket(&self, aws: &Aws, place: &Bucket) -> PortResult<Arc<dyn ObjectWrite>> {
             Ok(Arc::new(S3Bucket::new(self.get(aws).0, place.bucket.clone(), place.prefix.clone())))
         }
-        pub fn instances(&self, aws: &Aws) -> PortResult<Arc<dyn InstanceWrite>> {
-            Ok(Arc::new(Rds::new(self.get(aws).0)))
+        pub fn instances(&self, aws: &Aws, http: Arc<HttpClient>, clock: Arc<dyn Clock>) -> PortResult<Arc<dyn InstanceWrite>> {
+            Ok(Arc::new(Rds::new(self.get(aws).0, http, clock)))
         }
         pub fn dns(&self, aws: &Aws) -> PortResult<Arc<dyn DnsWrite>> {
             Ok(self.get(aws).1)
@@ -378,7 +378,7 @@ mod cloud {
         pub fn bucket(&self, _: &Aws, _: &Bucket) -> PortResult<Arc<dyn ObjectWrite>> {
             without("S3")
         }
-        pub fn instances(&self, _: &Aws) -> PortResult<Arc<dyn InstanceWrite>> {
+        pub fn instances(&self, _: &Aws, _: Arc<HttpClient>, _: Arc<dyn Clock>) -> PortResult<Arc<dyn InstanceWrite>> {
             without("RDS")
         }
         pub fn dns(&self, _: &Aws) -> PortResult<Arc<dyn DnsWrite>> {

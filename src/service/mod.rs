@@ -11,6 +11,7 @@
 pub mod approvals;
 pub mod backup;
 pub mod bench;
+pub mod doctor;
 pub mod drills;
 pub mod evidence;
 pub mod files;

@@ -34,6 +34,8 @@ mod drill_restore;
 mod drill_support;
 mod engine;
 mod evidence;
+#[cfg(feature = "lab")]
+mod fault_proxy;
 mod fuzz_seeds;
 #[cfg(feature = "lab")]
 mod lab;
@@ -68,6 +70,16 @@ mod prometheus;
 #[cfg(feature = "lab")]
 mod providers;
 mod providers_postgres;
+#[cfg(feature = "lab")]
+mod rds;
+#[cfg(feature = "lab")]
+mod rds_config;
+#[cfg(feature = "lab")]
+mod rds_crash;
+#[cfg(feature = "lab")]
+mod rds_fence;
+#[cfg(feature = "lab")]
+mod rds_stage;
 mod receiver;
 #[cfg(feature = "lab")]
 mod repository_s3;

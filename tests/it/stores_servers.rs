@@ -136,6 +136,15 @@ pub async fn ministack() -> Server {
     Server::new(port, Some(process), dir).up(port).await
 }
 
+/// Amazon's APIs by the people of moto: RDS, CloudWatch and STS among them, all regions behind one address. State is
+/// in memory, nothing takes any time, and no signature is checked.
+pub async fn moto() -> Server {
+    let (dir, port) = (folder(), crate::pg::free_port());
+    let mut command = Command::new(installed("moto_server"));
+    let process = start(dir.path(), command.args(["-H", "127.0.0.1", "-p", &port.to_string()]));
+    Server::new(port, Some(process), dir).up(port).await
+}
+
 /// Four ports in a row; each server opens the port 10,000 above its own as well, and two SeaweedFS on the same ports
 /// would quietly become one.
 fn ports() -> u16 {

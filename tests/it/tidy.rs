@@ -32,6 +32,7 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ("engine/work.rs", "runbook", "the one language of expressions: `when` and `{{ }}` are evaluated while a run goes on"),
     ("actions/readiness_check.rs", "plan", "one rule says when a proof counts, here and where backups are listed"),
     ("actions/backup_forget.rs", "plan", "one rule says what is kept, here and on the command line"),
+    ("actions/rds_prune_snapshots.rs", "plan", "the same rule says which snapshots are kept"),
     ("cli/actions.rs", "actions", "the catalogue is what this command prints"),
     ("cli/actions.rs", "runbook", "the nearest valid name"),
     ("cli/schema.rs", "actions", "the catalogue is part of a runbook's schema"),

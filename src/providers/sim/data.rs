@@ -1,8 +1,8 @@
-//! What lives in a region: buckets, database instances, and the servers behind them.
+//! What lives in a region: buckets, and the servers behind database instances (whose control plane is in `instances.rs`).
 
 use super::{
     SimWorld,
-    state::{CREATION, PROMOTION, SimInstance, SimObject, State},
+    state::{SimObject, State},
 };
 use crate::providers::{clock::Clock, port::*};
 use async_trait::async_trait;
@@ -24,13 +24,13 @@ impl Data {
     fn key(&self, key: &str) -> (String, String, String) {
         (self.name.clone(), self.region.clone(), key.to_owned())
     }
-    fn here(&self, id: &str) -> (String, String) {
+    pub(super) fn here(&self, id: &str) -> (String, String) {
         (self.region.clone(), id.to_owned())
     }
     fn server(&self) -> (String, String) {
         (self.name.clone(), self.region.clone())
     }
-    fn write<T>(&self, change: impl FnOnce(&mut State, Timestamp) -> PortResult<T>) -> PortResult<T> {
+    pub(super) fn write<T>(&self, change: impl FnOnce(&mut State, Timestamp) -> PortResult<T>) -> PortResult<T> {
         self.world.up(&self.region)?;
         self.world.write(change)
     }
@@ -186,110 +186,6 @@ impl ObjectWrite for Data {
                 return Err(PortError::Refused(format!("object {key} is retained for longer")));
             }
             object.retained = Some(until);
-            Ok(())
-        })
-    }
-}
-
-#[async_trait]
-impl InstanceRead for Data {
-    async fn instance(&self, id: &str) -> PortResult<Option<InstanceInfo>> {
-        self.world.up(&self.region)?;
-        Ok(self.world.lock().instances.get(&self.here(id)).map(|i| i.info.clone()))
-    }
-    async fn snapshot(&self, id: &str) -> PortResult<Option<SnapshotInfo>> {
-        self.world.up(&self.region)?;
-        Ok(self.world.lock().snapshots.get(&self.here(id)).map(|(s, _)| s.clone()))
-    }
-    async fn snapshots_of(&self, instance: &str) -> PortResult<Vec<SnapshotInfo>> {
-        self.world.up(&self.region)?;
-        let state = self.world.lock();
-        Ok(state
-            .snapshots
-            .iter()
-            .filter(|((r, _), (s, _))| *r == self.region && s.instance == instance)
-            .map(|(_, (s, _))| s.clone())
-            .collect())
-    }
-}
-
-fn find<'a>(state: &'a mut State, at: &(String, String)) -> PortResult<&'a mut SimInstance> {
-    state.instances.get_mut(at).ok_or_else(|| PortError::NotFound(format!("instance {}", at.1)))
-}
-
-fn snapshot(id: &str, instance: &str, now: Timestamp, tags: &BTreeMap<String, String>) -> SnapshotInfo {
-    SnapshotInfo {
-        id: id.to_owned(),
-        instance: instance.to_owned(),
-        status: "creating".into(),
-        percent: Some(0),
-        created: Some(now),
-        size_gib: Some(1),
-        tags: tags.clone(),
-    }
-}
-
-#[async_trait]
-impl InstanceWrite for Data {
-    async fn create_snapshot(&self, instance: &str, id: &str, tags: &BTreeMap<String, String>) -> PortResult<()> {
-        self.write(|state, now| {
-            find(state, &self.here(instance))?;
-            if state.snapshots.contains_key(&self.here(id)) {
-                return Err(PortError::Conflict { found: format!("snapshot {id}") });
-            }
-            state.snapshots.insert(self.here(id), (snapshot(id, instance, now, tags), now + CREATION));
-            Ok(())
-        })
-    }
-    async fn promote(&self, id: &str) -> PortResult<()> {
-        self.write(|state, now| {
-            let instance = find(state, &self.here(id))?;
-            if instance.info.replicates_from.is_none() || instance.info.status != "available" {
-                return Err(PortError::Refused(format!("{id} is not an available replica")));
-            }
-            instance.info.status = "modifying".into();
-            instance.due = Some(now + PROMOTION);
-            Ok(())
-        })
-    }
-    async fn create_replica(
-        &self,
-        id: &str,
-        source: &str,
-        _source_region: Option<&str>,
-        tags: &BTreeMap<String, String>,
-    ) -> PortResult<()> {
-        self.write(|state, now| {
-            if state.instances.contains_key(&self.here(id)) {
-                return Err(PortError::Conflict { found: format!("instance {id}") });
-            }
-            let of = state.instances.values().find(|i| i.info.arn == source || i.info.id == source);
-            let database = of.map(|i| i.database.clone()).ok_or_else(|| PortError::NotFound(format!("source {source}")))?;
-            state.instance(id, &self.region, &database, Some(source), now);
-            let instance = find(state, &self.here(id))?;
-            instance.info.status = "creating".into();
-            instance.info.tags.clone_from(tags);
-            instance.due = Some(now + CREATION);
-            Ok(())
-        })
-    }
-    async fn delete(&self, id: &str, final_snapshot: Option<&str>) -> PortResult<()> {
-        self.write(|state, now| {
-            let instance = find(state, &self.here(id))?;
-            if instance.info.status == "deleting" {
-                return Err(PortError::Refused(format!("{id} is being deleted")));
-            }
-            instance.info.status = "deleting".into();
-            instance.due = Some(now + PROMOTION);
-            if let Some(name) = final_snapshot {
-                state.snapshots.insert(self.here(name), (snapshot(name, id, now, &BTreeMap::new()), now));
-            }
-            Ok(())
-        })
-    }
-    async fn stop(&self, id: &str) -> PortResult<()> {
-        self.write(|state, _| {
-            find(state, &self.here(id))?.info.status = "stopped".into();
             Ok(())
         })
     }

@@ -9,6 +9,7 @@
 mod clock;
 mod cluster;
 mod data;
+mod instances;
 mod net;
 mod own;
 mod servers;

@@ -72,6 +72,10 @@ pub struct State {
     pub objects: BTreeMap<(String, String, String), SimObject>,
     pub instances: BTreeMap<Key2, SimInstance>,
     pub snapshots: BTreeMap<Key2, (SnapshotInfo, Timestamp)>,
+    /// Each with when another member becomes the writer, and which.
+    pub globals: BTreeMap<String, (GlobalCluster, Option<(Timestamp, String)>)>,
+    /// What monitoring has of replicas' lags, in seconds.
+    pub lags: BTreeMap<Key2, f64>,
     pub servers: BTreeMap<Key2, Server>,
     /// Only those of one's own.
     pub machines: BTreeMap<Key2, SimMachine>,
@@ -128,7 +132,9 @@ impl State {
             host: Some("127.0.0.1".into()),
             port: Some(5432),
             replicates_from: replicates_from.map(str::to_owned),
-            tags: BTreeMap::new(),
+            groups: [("sg-open".to_owned(), "active".to_owned())].into(),
+            restorable_until: Some(at),
+            ..InstanceInfo::default()
         };
         let instance = SimInstance { info, database: database.to_owned(), due: None };
         self.instances.insert((region.to_owned(), id.to_owned()), instance);
@@ -163,6 +169,12 @@ impl State {
                 snapshot.status = "available".into();
             }
         }
+        for (global, due) in self.globals.values_mut() {
+            if let Some((_, to)) = due.take_if(|(at, _)| *at <= now) {
+                global.status = "available".into();
+                global.members.iter_mut().for_each(|member| member.writer = member.arn == to);
+            }
+        }
         self.held.retain(|_, until| *until > now);
     }
 
@@ -186,7 +198,8 @@ impl State {
             }
             _ => {
                 instance.info.status = "available".into();
-                self.servers.insert(server_key, fresh_server(true, now));
+                let replica = instance.info.replicates_from.is_some();
+                self.servers.insert(server_key, fresh_server(replica, now));
             }
         }
     }
@@ -206,7 +219,9 @@ impl State {
             out.extend(counts.iter().map(|(k, count)| format!("{k:?} {count} {kind}")));
         }
         out.extend(self.objects.keys().filter(|(_, _, key)| key.starts_with(".muster/")).map(|k| format!("{k:?}")));
-        out.extend(self.instances.iter().map(|(k, i)| format!("{k:?} {} {:?}", i.info.status, i.info.replicates_from)));
+        let plain = |i: &InstanceInfo| format!("{} {:?} {:?} {:?}", i.status, i.replicates_from, i.groups, i.tags);
+        out.extend(self.instances.iter().map(|(k, i)| format!("{k:?} {}", plain(&i.info))));
+        out.extend(self.globals.values().map(|(g, _)| format!("{g:?}")));
         out.extend(self.snapshots.iter().map(|(k, (s, _))| format!("{k:?} {} {}", s.instance, s.status)));
         out.extend(self.servers.iter().map(|(k, s)| format!("{k:?} {} {} {}", s.state.in_recovery, s.state.timeline, s.state.read_only)));
         out.extend(self.machines.iter().map(|(k, m)| format!("{k:?} {} {} {:?}", m.running, m.standby_signal, m.slots)));
