@@ -3,6 +3,7 @@
 //! Actions see the ports in `providers::port` and the nouns in `model`; they know neither the engine
 //! nor the journal, nor an SDK. Adding one touches its own file and one line here.
 
+mod authority;
 mod compared;
 pub mod contract;
 mod database_checks;
@@ -12,6 +13,7 @@ mod manifest;
 mod own_server;
 pub mod proof;
 mod propagation;
+mod readiness_dns;
 mod recovered;
 mod rejoin_own;
 pub mod replica;
@@ -24,6 +26,8 @@ pub mod replica_report;
 mod replica_structure;
 pub(crate) mod replica_verify;
 mod shared;
+mod spread;
+mod standby;
 mod stranded;
 mod stranded_log;
 mod switchover_steps;
@@ -86,7 +90,10 @@ actions! {
     database_snapshot::Snapshot,
     database_switchover::Switchover,
     database_verify_replica::VerifyReplica,
+    dns_lower_ttl::LowerTtl,
+    dns_prepare::Prepare,
     dns_shift::Shift,
+    dns_standby_takes_over::TakesOver,
     exec_command::Command,
     http_check::Check,
     metrics_check::Check,

@@ -8,7 +8,7 @@ use serde_json::json;
 
 fn weighted_set(set: &str, weight: u32, address: &str) -> WeightedSet {
     let record = RecordSet { name: "api.scoring.test".into(), kind: "A".into(), ttl_s: 5, values: vec![address.into()] };
-    WeightedSet { set: set.into(), weight, health: None, record }
+    WeightedSet { set: set.into(), weight, health: None, alias: None, record }
 }
 
 pub fn weighted_world(world: &SimWorld) {

@@ -7,6 +7,8 @@
 #[cfg(feature = "aws")]
 pub mod aws;
 pub mod clock;
+#[cfg(feature = "aws")]
+pub mod counted;
 pub mod directory;
 mod directory_files;
 pub mod http;
@@ -15,6 +17,7 @@ pub mod machine;
 pub mod pg_dump;
 pub mod pooler;
 pub mod port;
+mod port_dns;
 mod port_replication;
 mod port_rows;
 pub mod port_server;
@@ -34,6 +37,10 @@ pub mod resolver;
 pub mod rfc2136;
 #[cfg(feature = "aws")]
 pub mod route53;
+#[cfg(feature = "aws")]
+mod route53_health;
+#[cfg(feature = "aws")]
+mod route53_sets;
 #[cfg(feature = "aws")]
 pub mod s3;
 #[cfg(feature = "aws")]

@@ -12,6 +12,8 @@
 #[cfg(feature = "lab")]
 mod actions;
 mod backup;
+#[cfg(feature = "lab")]
+mod black_hole;
 mod cli;
 #[cfg(feature = "lab")]
 mod demo;
@@ -67,6 +69,10 @@ mod repository_s3;
 #[cfg(feature = "lab")]
 mod repository_s3_tools;
 mod repository_tool;
+#[cfg(feature = "lab")]
+mod route53;
+#[cfg(feature = "lab")]
+mod route53_servers;
 mod serve;
 mod soak;
 #[cfg(feature = "lab")]
