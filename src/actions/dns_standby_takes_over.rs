@@ -137,7 +137,7 @@ impl Action for TakesOver {
     }
 
     async fn observe(cx: &ReadCx, intent: &Intent) -> Seen<Output> {
-        let mut kept = spread::load(&intent.hint).await;
+        let kept = spread::load(&intent.hint).await;
         if !kept.as_ref().is_some_and(|s| s.standing) {
             match standby::read(cx, &intent.bucket, &intent.region, &intent.key).await {
                 Err(e) => return cannot_tell(&e),
@@ -146,14 +146,19 @@ impl Action for TakesOver {
                 Ok(_) => {}
             }
         }
-        let mut known = kept.take().unwrap_or_else(|| Spread::new(String::new(), cx.world.clock().now()));
-        known.standing = true;
-        answered(cx, intent, &mut known).await;
+        // Without the hint nobody knows when it was set; the servers are asked all the same.
+        let known = kept.is_some();
+        let mut spread = kept.unwrap_or_else(|| Spread::new(String::new(), cx.world.clock().now()));
+        spread.standing = true;
+        answered(cx, intent, &mut spread).await;
+        if !known && spread.in_sync.is_none() && spread.untold.is_none() {
+            return pending(200, "the authoritative servers still answer with the old address");
+        }
         let want = [intent.address];
         // A record's old answer may lie in caches from the moment before the servers changed their mind.
         let waiting =
             Waiting { endpoint: &intent.endpoint, want: &want, old_ttl: Duration::from_secs(intent.old_ttl_s.into()), hint: &intent.hint };
-        match spread::settle(cx, &waiting, Some(known)).await {
+        match spread::settle(cx, &waiting, known.then_some(spread)).await {
             Seen::Done(settled) => Seen::Done(output(intent, settled)),
             Seen::Pending { poll_after_ms, note } => pending(poll_after_ms, note),
             Seen::CannotTell { why } => Seen::CannotTell { why },
@@ -244,7 +249,8 @@ mod tests {
         bench.run::<TakesOver>().await.expect("taken over");
         let key = ("models".to_owned(), "west".to_owned(), ".muster/switch/steady".to_owned());
         let switched = bench.world.lock().objects.get(&key).expect("the switch").body.clone();
-        let back = Bench { with: crate::model::node::Node::typed(to("east").with), ..bench };
+        let mut back = bench;
+        back.with = crate::model::node::Node::typed(to("east").with);
         let home = back.intent::<TakesOver>().await;
         assert_eq!(back.run::<TakesOver>().await.expect("given back").address, "127.0.0.2");
         assert!(!back.world.lock().objects.contains_key(&key));

@@ -133,7 +133,7 @@ fn region(ep: &Endpoint, set: &RoutedSet) -> Option<RegionName> {
 
 /// The pair of records behind the switch, made from what stands there; the primary's check is `health`.
 pub(crate) fn wanted(ep: &Endpoint, switch: &Switch, there: &[RoutedSet], kind: &str, health: Option<&str>) -> Vec<RoutedSet> {
-    let make = |region: &RegionName, routing, address: &IpAddr| {
+    let make = |region: &RegionName, routing: Routing, address: &IpAddr| {
         let old = there.iter().find(|set| self::region(ep, set).as_ref() == Some(region));
         let alias = old.and_then(|set| set.alias.clone());
         let fresh = RecordSet { name: ep.name.clone(), kind: kind.to_owned(), ttl_s: ttl_s(ep), values: vec![address.to_string()] };

@@ -23,7 +23,7 @@ pub struct Args {
     scenario: Scenario,
     /// How traffic moves: through the API of Route 53, or with that killed as well
     #[arg(long, default_value = "control-plane")]
-    path: Path53,
+    path: TrafficPath,
     /// Hold replication up for so long before the loss, so that writes are lost
     #[arg(long, value_name = "DURATION")]
     delay_replication: Option<crate::model::time::Span>,
@@ -33,7 +33,7 @@ pub struct Args {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Path53 {
+enum TrafficPath {
     /// The record is changed through the API of Route 53
     ControlPlane,
     /// The API is killed with the region; the standby takes over by an object in its own bucket
@@ -145,13 +145,14 @@ async fn bury_the_dead(output: &Output) {
 /// The shipped drill with another fault in its scenario.
 fn scenario(drill: &str, args: &Args) -> String {
     let delay = args.delay_replication.map(|hold| format!("\n  - delay-replication: {{ region: east, hold: {hold} }}")).unwrap_or_default();
-    let control = if args.path == Path53::DataPlane { "\n  - lose-control-plane: { region: east }" } else { "" };
-    let drill = drill.replace("\n  - kill: { region: east }", &format!("{delay}{control}\n  - {}: {{ region: east }}", args.scenario.fault()));
+    let control = if args.path == TrafficPath::DataPlane { "\n  - lose-control-plane: { region: east }" } else { "" };
+    let drill =
+        drill.replace("\n  - kill: { region: east }", &format!("{delay}{control}\n  - {}: {{ region: east }}", args.scenario.fault()));
     match args.path {
-        Path53::ControlPlane => drill,
-        Path53::DataPlane => {
-            drill.replace("runbook: regional-failover", "runbook: data-plane-failover").replace("runbook: failback", "runbook: data-plane-failback")
-        }
+        TrafficPath::ControlPlane => drill,
+        TrafficPath::DataPlane => drill
+            .replace("runbook: regional-failover", "runbook: data-plane-failover")
+            .replace("runbook: failback", "runbook: data-plane-failback"),
     }
 }
 
@@ -163,7 +164,7 @@ async fn whole(muster: &mut Muster, args: &Args, output: &Output) -> Done {
     if let Some(code) = ahead(muster, "protect", args, output).await? {
         return Ok(code);
     }
-    if args.path == Path53::DataPlane {
+    if args.path == TrafficPath::DataPlane {
         output.say("preparing a failover that needs no control plane of DNS: health check, failover records, switch");
         if let Some(code) = ahead(muster, "data-plane-prepare", args, output).await? {
             return Ok(code);

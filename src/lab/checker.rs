@@ -96,7 +96,13 @@ impl Nameserver {
     pub async fn check(self: Arc<Self>) {
         loop {
             let fresh = self.with(|live| {
-                let fresh: Vec<_> = live.served.checks.iter().filter(|(id, _)| !live.watched.contains(*id)).map(|(id, check)| (id.clone(), check.clone())).collect();
+                let fresh: Vec<_> = live
+                    .served
+                    .checks
+                    .iter()
+                    .filter(|(id, _)| !live.watched.contains(*id))
+                    .map(|(id, check)| (id.clone(), check.clone()))
+                    .collect();
                 live.watched.extend(fresh.iter().map(|(id, _)| id.clone()));
                 fresh
             });

@@ -56,7 +56,14 @@ pub struct AwsClients {
 impl AwsClients {
     #[must_use]
     pub fn new(aws: Option<Aws>) -> Self {
-        Self { aws, base: OnceCell::new(), s3: OnceCell::new(), rds: OnceCell::new(), route53: OnceCell::new(), dns_calls: Counted::default() }
+        Self {
+            aws,
+            base: OnceCell::new(),
+            s3: OnceCell::new(),
+            rds: OnceCell::new(),
+            route53: OnceCell::new(),
+            dns_calls: Counted::default(),
+        }
     }
 
     async fn base(&self) -> PortResult<&SdkConfig> {

@@ -39,7 +39,9 @@ pub struct ChangeId(pub String);
 pub enum Routing {
     /// It is the only one.
     Simple,
-    Weighted { weight: u32 },
+    Weighted {
+        weight: u32,
+    },
     /// The primary answers while its health check is good, else the secondary.
     Primary,
     Secondary,

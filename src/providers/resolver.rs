@@ -80,7 +80,8 @@ impl Resolve for DnsResolver {
         let mut zone = name.trim_end_matches('.');
         while servers.is_empty() {
             let asked = tokio::time::timeout(TIMEOUT, resolver.lookup(format!("{zone}."), RecordType::NS)).await;
-            servers = asked.ok().and_then(Result::ok).map(|found| found.answers().iter().filter_map(server_name).collect()).unwrap_or_default();
+            servers =
+                asked.ok().and_then(Result::ok).map(|found| found.answers().iter().filter_map(server_name).collect()).unwrap_or_default();
             match zone.split_once('.') {
                 Some((_, above)) if above.contains('.') => zone = above,
                 _ => break,

@@ -55,7 +55,9 @@ impl Route53 {
     async fn zone_named(&self, name: &str) -> PortResult<String> {
         let found = self.zones_named(name).await?;
         match found.as_slice() {
-            [] => Err(PortError::NotFound(format!("there is no hosted zone for {name}: write its name or its id as the endpoint's `zone`"))),
+            [] => {
+                Err(PortError::NotFound(format!("there is no hosted zone for {name}: write its name or its id as the endpoint's `zone`")))
+            }
             [zone] => Ok(id_of(zone)),
             several => {
                 let private = |zone: &HostedZone| zone.config().is_some_and(aws_sdk_route53::types::HostedZoneConfig::private_zone);

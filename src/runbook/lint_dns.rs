@@ -18,7 +18,8 @@ pub(super) fn check(source: &Source, root: &Node, estate: &Estate, name: &Endpoi
     let services = estate.services.iter().filter(|(_, service)| service.uses.iter().any(|used| used == name.as_str()));
     let shortest = services.filter_map(|(service, s)| Some((service, s.objectives.rto?))).min_by_key(|(_, rto)| *rto);
     if let Some((service, rto)) = shortest.filter(|(_, rto)| endpoint.ttl.ms > rto.ms / 2) {
-        let message = format!("clients may keep an old answer for {}, more than half of the {rto} in which `{service}` must be back", endpoint.ttl);
+        let message =
+            format!("clients may keep an old answer for {}, more than half of the {rto} in which `{service}` must be back", endpoint.ttl);
         let made = source.error(at(root, &["endpoints", name.as_str(), "ttl"]), "ttl-too-long", message).warning();
         found.push(made.help("shorten the `ttl`, here and in the zone"));
     }

@@ -129,7 +129,11 @@ impl Path {
             steps => format!("a global control plane is needed by {}", names(steps)),
         };
         let regional: Vec<String> = self.regional_control_plane.iter().map(|(step, region)| format!("`{step}` ({region})")).collect();
-        let regional = if regional.is_empty() { "that of a region by none".to_owned() } else { format!("that of a region by {}", regional.join(", ")) };
+        let regional = if regional.is_empty() {
+            "that of a region by none".to_owned()
+        } else {
+            format!("that of a region by {}", regional.join(", "))
+        };
         format!("{traffic}; {global}, {regional}")
     }
 }

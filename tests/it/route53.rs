@@ -24,7 +24,10 @@ async fn records_go_there_and_back(url: &str) {
     let stages = [
         vec![simple.clone()],
         vec![set("east", Routing::Weighted { weight: 70 }, EAST, None), set("west", Routing::Weighted { weight: 30 }, WEST, None)],
-        vec![set("east", Routing::Primary, EAST, Some("11111111-1111-1111-1111-111111111111")), set("west", Routing::Secondary, WEST, None)],
+        vec![
+            set("east", Routing::Primary, EAST, Some("11111111-1111-1111-1111-111111111111")),
+            set("west", Routing::Secondary, WEST, None),
+        ],
         vec![RoutedSet { alias: Some(alias), record: bare.clone(), ..simple.clone() }],
     ];
     let mut there: Vec<RoutedSet> = Vec::new();
@@ -67,10 +70,13 @@ async fn zones_and_pages(url: &str) {
     assert_eq!(provider.sets("scoring.test", NAME, "A").await.unwrap(), []);
     let (fresh, second) = (self::provider(url, dir.path()).0, zone(&dns, "two").await);
     match fresh.sets("scoring.test", NAME, "A").await {
-        Err(PortError::Config(text)) => assert!(text.contains(&first) && text.contains(&second) && text.contains("2 hosted zones"), "{text}"),
+        Err(PortError::Config(text)) => {
+            assert!(text.contains(&first) && text.contains(&second) && text.contains("2 hosted zones"), "{text}")
+        }
         other => panic!("{other:?}"),
     }
-    let many: Vec<RoutedSet> = (0..130).map(|n| set(&format!("set-{n:03}"), Routing::Weighted { weight: n }, Ipv4Addr::new(127, 0, 9, n as u8), None)).collect();
+    let many: Vec<RoutedSet> =
+        (0..130).map(|n| set(&format!("set-{n:03}"), Routing::Weighted { weight: n }, Ipv4Addr::new(127, 0, 9, n as u8), None)).collect();
     provider.replace(&first, &[], &many, "many").await.unwrap();
     assert_eq!(provider.sets(&first, NAME, "A").await.unwrap(), many);
 }
@@ -117,7 +123,10 @@ fn estate(place: &Place, dns: &str, s3: &str, zone: &str, resolver: std::net::So
 /// A step that is tried again, and an undoing if a second step is to fail.
 fn book(place: &Place, step: &str, then_fails: bool) {
     let fails = "  - id: fails\n    uses: exec.command\n    with: { argv: [\"false\"] }\n    on_failure: undo\n";
-    place.book(&format!("  - id: it\n    {step}\n    timeout: 60s\n    retry: {{ attempts: 3, backoff: 100ms }}\n{}", if then_fails { fails } else { "" }));
+    place.book(&format!(
+        "  - id: it\n    {step}\n    timeout: 60s\n    retry: {{ attempts: 3, backoff: 100ms }}\n{}",
+        if then_fails { fails } else { "" }
+    ));
 }
 
 /// A bench: moto for DNS behind a proxy, MiniStack for the bucket, one simple record.

@@ -112,7 +112,10 @@ pub async fn create(dns: &Client, zone: &str, sets: Vec<ResourceRecordSet>) {
 pub async fn sets(dns: &Client, zone: &str) -> Vec<String> {
     let all = dns.list_resource_record_sets().hosted_zone_id(zone).send().await.unwrap();
     let ours = all.resource_record_sets().iter().filter(|set| set.name().trim_end_matches('.') == NAME);
-    ours.map(|set| format!("{:?}", (set.set_identifier(), set.failover(), set.weight(), set.ttl(), set.resource_records(), set.health_check_id()))).collect()
+    ours.map(|set| {
+        format!("{:?}", (set.set_identifier(), set.failover(), set.weight(), set.ttl(), set.resource_records(), set.health_check_id()))
+    })
+    .collect()
 }
 
 pub async fn checks(dns: &Client) -> Vec<String> {
@@ -168,12 +171,21 @@ impl Proxy {
     async fn pass(&self, target: &str, request: Request) -> Response {
         let (parts, body) = request.into_parts();
         let path = parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default();
-        let xml = |status: StatusCode, text: String| Response::builder().status(status).header("content-type", "text/xml").body(text.into()).unwrap();
+        let xml = |status: StatusCode, text: String| {
+            Response::builder().status(status).header("content-type", "text/xml").body(text.into()).unwrap()
+        };
         if path.ends_with("/status") {
             // No emulator here looks at anything: MiniStack lacks the call, and moto finds everything well.
             let report = "<StatusReport><Status>Failure: HTTP Status Code 403</Status></StatusReport>";
-            let seen = format!("<HealthCheckObservation><Region>us-east-1</Region><IPAddress>127.0.0.1</IPAddress>{report}</HealthCheckObservation>");
-            return xml(StatusCode::OK, format!("<GetHealthCheckStatusResponse><HealthCheckObservations>{seen}</HealthCheckObservations></GetHealthCheckStatusResponse>"));
+            let seen = format!(
+                "<HealthCheckObservation><Region>us-east-1</Region><IPAddress>127.0.0.1</IPAddress>{report}</HealthCheckObservation>"
+            );
+            return xml(
+                StatusCode::OK,
+                format!(
+                    "<GetHealthCheckStatusResponse><HealthCheckObservations>{seen}</HealthCheckObservations></GetHealthCheckStatusResponse>"
+                ),
+            );
         }
         let body = axum::body::to_bytes(body, 1 << 20).await.unwrap_or_else(|_| Bytes::new());
         let fault = if parts.method == "POST" {
@@ -183,11 +195,19 @@ impl Proxy {
         } else {
             None
         };
-        let error = |code: &str| format!("<ErrorResponse><Error><Type>Sender</Type><Code>{code}</Code><Message>weather</Message></Error></ErrorResponse>");
+        let error = |code: &str| {
+            format!("<ErrorResponse><Error><Type>Sender</Type><Code>{code}</Code><Message>weather</Message></Error></ErrorResponse>")
+        };
         if let Some(Fault::Throttled(code)) = fault {
             return xml(StatusCode::BAD_REQUEST, error(code));
         }
-        let sent = reqwest::Client::new().request(parts.method.clone(), format!("{target}{path}")).headers(parts.headers).body(body).send().await.unwrap();
+        let sent = reqwest::Client::new()
+            .request(parts.method.clone(), format!("{target}{path}"))
+            .headers(parts.headers)
+            .body(body)
+            .send()
+            .await
+            .unwrap();
         if parts.method == "POST" {
             self.weather.lock().unwrap().forwarded.push(path);
         }

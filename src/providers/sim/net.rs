@@ -86,7 +86,9 @@ impl DnsWrite for Net {
     }
 
     async fn replace(&self, zone: &str, expect: &[RoutedSet], want: &[RoutedSet], comment: &str) -> PortResult<ChangeId> {
-        if let ([RoutedSet { routing: Routing::Simple, record: from, .. }], [RoutedSet { routing: Routing::Simple, record: to, .. }]) = (expect, want) {
+        if let ([RoutedSet { routing: Routing::Simple, record: from, .. }], [RoutedSet { routing: Routing::Simple, record: to, .. }]) =
+            (expect, want)
+        {
             return self.swap(zone, Some(from), Some(to), comment).await;
         }
         let any = expect.iter().chain(want).next().ok_or_else(|| PortError::Refused("an empty change".into()))?;
