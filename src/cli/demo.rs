@@ -83,7 +83,11 @@ pub async fn main(args: Args, output: &Output) -> Done {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(fail)?;
         }
-        let text = if name.starts_with("drills/") { scenario(text, &args) } else { text.to_owned() };
+        let text = match name {
+            "muster.yaml" if args.path == TrafficPath::DataPlane => text.replace("    # standby:", "    standby:"),
+            _ if name.starts_with("drills/") => scenario(text, &args),
+            _ => text.to_owned(),
+        };
         std::fs::write(&path, text).map_err(fail)?;
     }
     let _alive = alive(&home).map_err(fail)?;

@@ -7,7 +7,7 @@
 use super::{Muster, ServiceError};
 use crate::actions::Known;
 use crate::model::{
-    estate::{Estate, Repository},
+    estate::{Endpoint, Estate, Repository},
     ids::RepositoryName,
     plan::*,
 };
@@ -128,11 +128,15 @@ impl Muster {
         let name = up.display().to_string();
         let lab = load_estate(&name, &read(&up)?).map_err(ServiceError::Invalid)?.estate;
         let repositories = placed(written.repositories, &lab.repositories);
+        let endpoints = lab.endpoints.into_iter().map(|(name, endpoint)| {
+            let standby = written.endpoints.get(&name).and_then(|written| written.standby.clone());
+            (name, Endpoint { standby, ..endpoint })
+        });
         Ok(Estate {
             regions: lab.regions,
             databases: lab.databases,
             buckets: lab.buckets,
-            endpoints: lab.endpoints,
+            endpoints: endpoints.collect(),
             repositories,
             ..written
         })

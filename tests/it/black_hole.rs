@@ -18,34 +18,62 @@ fn black_hole() -> String {
     at
 }
 
-fn runbook(name: &str, traffic: &str) -> String {
-    format!(
-        "runbook: {name}\nmode: failover\ninputs: {{ from: {{ type: region }}, to: {{ type: region }} }}\nsteps:\n\
-         \x20 - id: readiness\n    uses: readiness.check\n    with: {{ region: \"{{{{ inputs.to }}}}\", dns: answers }}\n    on_failure: continue\n\
-         \x20 - id: fence\n    uses: database.fence\n    with: {{ database: predictions, region: \"{{{{ inputs.from }}}}\" }}\n\
-         \x20 - id: promote\n    uses: database.promote\n    with: {{ database: predictions, region: \"{{{{ inputs.to }}}}\", proof: \"{{{{ steps.fence.proof }}}}\" }}\n\
-         \x20 - id: admit\n    uses: database.admit\n    with: {{ database: predictions, region: \"{{{{ inputs.to }}}}\", proof: \"{{{{ steps.fence.proof }}}}\" }}\n\
-         \x20 - id: traffic\n    uses: {traffic}\n    with: {{ endpoint: inference, to: \"{{{{ inputs.to }}}}\" }}\n    timeout: 40s\n    on_failure: stop\n\
-         \x20 - id: prove\n    uses: model.golden\n    with: {{ endpoint: inference }}\n    retry: {{ attempts: 10, backoff: 500ms }}\n"
-    )
-}
+const LINTED: &str = r#"runbook: linted
+mode: failover
+inputs: { from: { type: region }, to: { type: region } }
+steps:
+  - id: readiness
+    uses: readiness.check
+    with: { region: "{{ inputs.to }}", dns: answers }
+    on_failure: continue
+  - id: fence
+    uses: database.fence
+    with: { database: predictions, region: "{{ inputs.from }}" }
+  - id: promote
+    uses: database.promote
+    with: { database: predictions, region: "{{ inputs.to }}", proof: "{{ steps.fence.proof }}" }
+  - id: admit
+    uses: database.admit
+    with: { database: predictions, region: "{{ inputs.to }}", proof: "{{ steps.fence.proof }}" }
+  - id: traffic
+    uses: dns.standby_takes_over
+    with: { endpoint: inference, to: "{{ inputs.to }}" }
+    timeout: 40s
+  - id: prove
+    uses: model.golden
+    with: { endpoint: inference }
+    retry: { attempts: 10, backoff: 500ms }
+"#;
+
+const UNLINTED: &str = r#"runbook: unlinted
+mode: failover
+inputs: { from: { type: region }, to: { type: region } }
+steps:
+  - id: traffic
+    uses: dns.shift
+    with: { endpoint: inference, to: "{{ inputs.to }}" }
+    timeout: 4s
+    on_failure: stop
+"#;
 
 #[test]
 fn what_the_lint_lets_pass_completes_when_lost_endpoints_swallow_everything() {
     let desk = Desk::with_lab();
+    let estate = fs::read_to_string(desk.path("muster.yaml")).unwrap();
+    fs::write(desk.path("muster.yaml"), estate.replace("    # standby:", "    standby:")).unwrap();
     let prepared = desk.muster(&["run", "data-plane-prepare"]);
     assert_eq!(prepared.code, Some(0), "{}", prepared.story);
     // East is frozen and its APIs swallow what they get; so does Route 53's.
     let lab = desk.lab();
     let (plan, text) = (lab.plan().clone(), fs::read_to_string(lab.estate_path()).unwrap());
+    let text = text.replace("    scheme: http\n", "    scheme: http\n    standby: { region: west, bucket: models, looks: 1 }\n");
     let east = &plan.regions["east"];
     let lost = [east.at(east.s3), east.at(east.rds), plan.outside.at(plan.outside.route53)];
     let swallowed = lost.iter().fold(text, |text, at| text.replace(&format!("http://{at}"), &black_hole()));
     assert_eq!(swallowed.matches("http://127.0.0.1:").count(), 3, "{swallowed}");
     fs::write(desk.path("swallowed.yaml"), swallowed).unwrap();
-    fs::write(desk.path("runbooks/linted.yaml"), runbook("linted", "dns.standby_takes_over")).unwrap();
-    let unlinted = runbook("unlinted", "dns.shift").replace("timeout: 40s", "timeout: 4s");
-    fs::write(desk.path("runbooks/unlinted.yaml"), &unlinted).unwrap();
+    fs::write(desk.path("runbooks/linted.yaml"), LINTED).unwrap();
+    fs::write(desk.path("runbooks/unlinted.yaml"), UNLINTED).unwrap();
     lab.freeze("east").unwrap();
     let with = |words: &[&str]| desk.muster(&[words, &["-i", "from=east", "-i", "to=west", "--estate", "swallowed.yaml"]].concat());
 
