@@ -86,10 +86,12 @@ impl DnsWrite for Net {
     }
 
     async fn replace(&self, zone: &str, expect: &[RoutedSet], want: &[RoutedSet], comment: &str) -> PortResult<ChangeId> {
-        if let ([RoutedSet { routing: Routing::Simple, record: from, .. }], [RoutedSet { routing: Routing::Simple, record: to, .. }]) =
-            (expect, want)
-        {
-            return self.swap(zone, Some(from), Some(to), comment).await;
+        let simple = |sets: &[RoutedSet]| match sets {
+            [RoutedSet { routing: Routing::Simple, alias: None, record, .. }] => Some(record.clone()),
+            _ => None,
+        };
+        if let (Some(from), Some(to)) = (simple(expect), simple(want)) {
+            return self.swap(zone, Some(&from), Some(&to), comment).await;
         }
         let any = expect.iter().chain(want).next().ok_or_else(|| PortError::Refused("an empty change".into()))?;
         self.world.write(|state, now| {
