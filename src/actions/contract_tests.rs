@@ -183,9 +183,43 @@ pub fn estate() -> Estate {
             "targets": { "east": "127.0.0.2", "west": "127.0.0.3" }, "port": 8080,
             "resolvers": ["127.0.0.1:53"],
             "golden": { "bucket": "models", "key": "golden.json" },
+            "aliases": { "west": { "zone": "Z1", "name": "west.lb.test", "evaluate": true } },
+        }, "steady": {
+            "name": "steady.scoring.test", "provider": "route53", "zone": "scoring.test", "ttl": "5s",
+            "targets": { "east": "127.0.0.2", "west": "127.0.0.3" }, "resolvers": ["127.0.0.1:53"],
+            "standby": { "region": "west", "bucket": "models" },
         } },
     }))
     .expect("an estate")
+}
+
+/// The pair behind the switch of `steady`.
+pub fn steady_sets(check: &str) -> Vec<RoutedSet> {
+    let set = |region: &str, routing, address: &str, health: Option<&str>| RoutedSet {
+        set: Some(region.into()),
+        routing,
+        health: health.map(str::to_owned),
+        alias: None,
+        record: RecordSet { name: "steady.scoring.test".into(), kind: "A".into(), ttl_s: 5, values: vec![address.into()] },
+    };
+    vec![set("east", Routing::Primary, "127.0.0.2", Some(check)), set("west", Routing::Secondary, "127.0.0.3", None)]
+}
+
+/// `steady` is prepared for a failover through the data plane.
+fn prepared(state: &mut State, now: jiff::Timestamp) {
+    let spec = HealthSpec {
+        scheme: "https".into(),
+        host: "models-west.s3.us-west-2.amazonaws.com".into(),
+        port: 443,
+        path: "/.muster/switch/steady".into(),
+        inverted: true,
+        every_s: 10,
+        looks: 2,
+        disabled: false,
+    };
+    state.checks.insert("prepared".into(), spec);
+    state.routed.insert(("scoring.test".into(), "steady.scoring.test".into(), "A".into()), steady_sets("prepared"));
+    state.object("models", "west", ".muster/switch/steady.probe", b"seen", now);
 }
 
 /// Both regions in order, replication running, the name at east.
@@ -204,6 +238,7 @@ fn healthy() -> SimWorld {
     let record = RecordSet { name: "api.scoring.test".into(), kind: "A".into(), ttl_s: 5, values: vec!["127.0.0.2".into()] };
     state.visible.insert(record.name.clone(), vec![(now, Some(record.clone()))]);
     state.records.insert(("scoring.test".into(), record.name.clone(), "A".into()), record);
+    prepared(&mut state, now);
     drop(state);
     world
 }

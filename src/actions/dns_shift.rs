@@ -1,8 +1,10 @@
 //! `dns.shift`: point an endpoint's name at another region.
 //!
-//! **What it does.** One atomic change at the DNS provider: the old record set is deleted and the new one
-//! created in one batch, which the provider carries out only if the old one stands there exactly as
-//! `prepare` found it. That is the fence where the effect lands: a second Muster, or a person, that
+//! **What it does.** One atomic change at the DNS provider: the old record sets are deleted and the new ones
+//! created in one batch, which the provider carries out only if the old ones stand there exactly as
+//! `prepare` found them. What they are decides what becomes of them: a simple record gets the region's address (or its
+//! alias); of weighted ones, the region's gets all the weight; of a failover pair, the region's becomes the PRIMARY. Health
+//! checks and aliases stay with the record that has them. That is the fence where the effect lands: a second Muster, or a person, that
 //! changed the record meanwhile makes the change fail instead of being overwritten.
 //!
 //! **Half-done** it is while the provider spreads it to its servers and while resolvers still answer from
@@ -17,8 +19,10 @@
 use super::{
     contract::*,
     proof::FenceProof,
-    propagation::{self, Answer, Late, Panel, Spread, Verdict},
+    propagation::Spread,
     shared::*,
+    spread::{self, Settled, Waiting},
+    standby,
 };
 use crate::model::{effect::*, estate::{Endpoint, Estate}, ids::*, node::Node, runbook::UndoPolicy, time::Span};
 use crate::providers::port::*;
@@ -41,8 +45,11 @@ pub struct Input {
 pub struct Intent {
     endpoint: EndpointName,
     zone: String,
-    expect: Option<RecordSet>,
-    want: RecordSet,
+    kind: String,
+    address: IpAddr,
+    /// All records of the name, as they were found.
+    expect: Vec<RoutedSet>,
+    want: Vec<RoutedSet>,
     comment: String,
     /// It points there already.
     nothing: bool,
@@ -53,29 +60,9 @@ pub struct Intent {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Output {
     pub address: String,
-    /// The provider's identifier of the change; `null` when nothing was to be changed or it is not known any more.
-    pub change: Option<String>,
-    /// The resolvers that answer with the new address; empty until they were asked.
-    pub resolvers: Vec<String>,
-    /// From the accepted change to the end of the waiting; `null` when that was not seen.
-    pub waited_ms: Option<u64>,
-    /// From the accepted change until every authoritative server was seen to have it; `null` when that was not seen.
-    #[serde(default)]
-    pub in_sync_ms: Option<u64>,
-    /// How it spread over the endpoint's resolvers.
-    #[serde(default)]
-    pub panel: Panel,
-    /// Servers that had not moved when all should have: they ignore the TTL, or do not answer.
-    #[serde(default)]
-    pub late: Vec<Late>,
+    #[serde(flatten)]
+    pub spread: Settled,
 }
-
-/// A cache answers at once, or has the answer when it is asked the next time.
-const RESOLVER: Duration = Duration::from_millis(300);
-/// How often a resolver is asked: the times of the panel are as fine as this.
-const STEP: Duration = Duration::from_millis(20);
-/// How long one look at the resolvers may take.
-const LOOK: Duration = Duration::from_millis(500);
 
 pub struct Shift;
 
@@ -87,7 +74,7 @@ impl Action for Shift {
     fn spec() -> Spec {
         Spec {
             name: "dns.shift",
-            version: 1,
+            version: 2,
             summary: "Point an endpoint's name at another region and wait until resolvers answer with it",
             effect: Effect::Repeatable,
             danger: Danger::Reversible,
@@ -109,25 +96,25 @@ impl Action for Shift {
         if input.proof.as_ref().is_some_and(|p| p.region == input.to) {
             return Err(Refusal::no("fenced", format!("`{}` is fenced; traffic is not sent there", input.to)));
         }
-        let kind = if address.is_ipv4() { "A" } else { "AAAA" };
-        let expect = cx.world.dns(input.endpoint.as_str())?.record(&ep.zone, &ep.name, kind).await?;
-        // Route 53 counts in seconds; less than one would mean "do not cache", which is not the same.
-        let ttl_s = u32::try_from(ep.ttl.ms.div_ceil(1_000)).unwrap_or(u32::MAX);
-        let want = RecordSet { name: ep.name.clone(), kind: kind.to_owned(), ttl_s, values: vec![address.to_string()] };
-        let nothing = expect.as_ref().is_some_and(|r| r.values == want.values && r.ttl_s == want.ttl_s);
+        let kind = record_kind(address);
+        let expect = cx.world.dns(input.endpoint.as_str())?.sets(&ep.zone, &ep.name, kind).await?;
+        let want = moved(&input, ep, &expect, kind)?;
+        let nothing = expect == want;
         let mut notes = Vec::new();
         if nothing {
             notes.push(format!("{} points to {address} already; nothing to change", ep.name));
         }
         let known: Vec<String> = ep.targets.values().map(ToString::to_string).collect();
-        if let Some(strange) = expect.iter().flat_map(|r| &r.values).find(|v| !known.contains(v)) {
+        if let Some(strange) = expect.iter().flat_map(|set| &set.record.values).find(|v| !known.contains(v)) {
             notes.push(format!("{} points to {strange}, which is no target of the estate", ep.name));
         }
-        let from = expect.as_ref().map(show);
-        let changes = if nothing { Vec::new() } else { vec![change(format!("{} {kind}", ep.name), from, Some(show(&want)))] };
+        let from = (!expect.is_empty()).then(|| show_sets(&expect));
+        let changes = if nothing { Vec::new() } else { vec![change(format!("{} {kind}", ep.name), from, Some(show_sets(&want)))] };
         let comment = format!("muster {} {} {}", cx.run, cx.step, short_key(cx));
         let hint = cx.scratch.join(format!("{}.change", cx.key));
-        Ok(Prepared { intent: Intent { endpoint: input.endpoint, zone: ep.zone.clone(), expect, want, comment, nothing, hint }, change: changes, notes })
+        let (zone, kind) = (ep.zone.clone(), kind.to_owned());
+        let intent = Intent { endpoint: input.endpoint, zone, kind, address, expect, want, comment, nothing, hint };
+        Ok(Prepared { intent, change: changes, notes })
     }
 
     async fn apply(cx: &WriteCx, intent: &Intent) -> Result<Output, ApplyError> {
@@ -135,43 +122,51 @@ impl Action for Shift {
             return Ok(output(intent, None));
         }
         let dns = cx.world()?.dns_mut(intent.endpoint.as_str())?;
-        let change = match dns.swap(&intent.zone, intent.expect.as_ref(), Some(&intent.want), &intent.comment).await {
+        let change = match dns.replace(&intent.zone, &intent.expect, &intent.want, &intent.comment).await {
             Ok(change) => change,
             Err(PortError::Conflict { found }) => {
-                let there = dns.record(&intent.zone, &intent.want.name, &intent.want.kind).await?;
-                if there.as_ref() == Some(&intent.want) {
+                if standing(&*dns, intent).await? == intent.want {
                     return Ok(output(intent, None));
                 }
                 return Err(ApplyError::Definite(
-                    Failure::new("conflict", format!("{} was changed by someone else: {found}", intent.want.name))
+                    Failure::new("conflict", format!("{} was changed by someone else: {found}", name(intent)))
                         .remedy("look at the record, then retry the step: it reads it again"),
                 ));
             }
             Err(e) => return Err(e.into()),
         };
-        keep(intent, &Spread::new(change.0.clone(), cx.read.world.clock().now())).await;
+        spread::keep(&intent.hint, &Spread::new(change.0.clone(), cx.read.world.clock().now())).await;
         Ok(output(intent, Some(change.0)))
     }
 
     async fn observe(cx: &ReadCx, intent: &Intent) -> Seen<Output> {
-        let mut spread = tokio::fs::read(&intent.hint).await.ok().and_then(|text| serde_json::from_slice::<Spread>(&text).ok());
-        if !spread.as_ref().is_some_and(|s| s.standing) {
+        let mut kept = spread::load(&intent.hint).await;
+        if !kept.as_ref().is_some_and(|s| s.standing) {
             let there = match cx.world.dns(intent.endpoint.as_str()) {
-                Ok(dns) => dns.record(&intent.zone, &intent.want.name, &intent.want.kind).await,
+                Ok(dns) => standing(&*dns, intent).await,
                 Err(e) => Err(e),
             };
             match there {
                 Err(e) => return cannot_tell(&e),
-                Ok(there) if there.as_ref() == Some(&intent.want) => {}
+                Ok(there) if there == intent.want => {}
                 Ok(there) if there == intent.expect => return Seen::Absent,
-                Ok(there) => return Seen::Differs { found: there.as_ref().map_or_else(|| "no record".to_owned(), show) },
+                Ok(there) => return Seen::Differs { found: show_sets(&there) },
             }
         }
-        if let Some(spread) = &mut spread {
+        if let Some(spread) = &mut kept {
             spread.standing = true;
             synchronised(cx, intent, spread).await;
         }
-        answered(cx, intent, spread).await
+        let want = [intent.address];
+        let old_ttl = Duration::from_secs(intent.expect.iter().map(|set| u64::from(set.record.ttl_s)).max().unwrap_or(0));
+        let waiting = Waiting { endpoint: &intent.endpoint, want: &want, old_ttl, hint: &intent.hint };
+        match spread::settle(cx, &waiting, kept).await {
+            Seen::Done(spread) => Seen::Done(Output { address: intent.address.to_string(), spread }),
+            Seen::Pending { poll_after_ms, note } => pending(poll_after_ms, note),
+            Seen::CannotTell { why } => Seen::CannotTell { why },
+            Seen::Differs { found } => Seen::Differs { found },
+            Seen::Absent => Seen::Absent,
+        }
     }
 
     async fn undo(cx: &WriteCx, intent: &Intent, _output: Option<Output>) -> Result<(), ApplyError> {
@@ -179,30 +174,67 @@ impl Action for Shift {
             return Ok(());
         }
         let dns = cx.world()?.dns_mut(intent.endpoint.as_str())?;
-        let there = dns.record(&intent.zone, &intent.want.name, &intent.want.kind).await?;
-        if there == intent.expect {
+        if standing(&*dns, intent).await? == intent.expect {
             return Ok(());
         }
         let comment = format!("{} undone", intent.comment);
-        dns.swap(&intent.zone, Some(&intent.want), intent.expect.as_ref(), &comment).await?;
+        dns.replace(&intent.zone, &intent.want, &intent.expect, &comment).await?;
         Ok(())
     }
 }
 
-fn show(record: &RecordSet) -> String {
-    format!("{} (ttl {} s)", record.values.join(", "), record.ttl_s)
+/// The records as they shall be, so that the region answers.
+fn moved(input: &Input, ep: &Endpoint, there: &[RoutedSet], kind: &str) -> Result<Vec<RoutedSet>, Refusal> {
+    let Input { endpoint, to, .. } = input;
+    let single = |set: &RoutedSet| set.routing == Routing::Simple;
+    if there.iter().all(single) {
+        return simple(input, ep, there, kind).map(|set| vec![set]);
+    }
+    let mine = |set: &RoutedSet| standby::region_of(ep, set.set.as_deref().unwrap_or_default(), &set.record).as_ref() == Some(to);
+    if there.iter().filter(|set| mine(set)).count() != 1 {
+        let text = format!("{} {kind} has not one record of `{to}` among {}", ep.name, show_sets(there));
+        return Err(Refusal::no("no_record", text).remedy("give each region one record, with its address or its name as the identifier"));
+    }
+    if ep.standby.is_some() && there.iter().any(|set| set.routing == Routing::Primary) {
+        return Err(Refusal::no("behind_a_switch", format!("{} is answered as its switch says; its records are not exchanged", ep.name))
+            .remedy(format!("use `dns.standby_takes_over` with `endpoint: {endpoint}`")));
+    }
+    let routed = |set: &RoutedSet| match set.routing {
+        Routing::Weighted { .. } => Routing::Weighted { weight: if mine(set) { 100 } else { 0 } },
+        Routing::Primary | Routing::Secondary if mine(set) => Routing::Primary,
+        Routing::Primary | Routing::Secondary => Routing::Secondary,
+        Routing::Simple => Routing::Simple,
+    };
+    Ok(there.iter().map(|set| RoutedSet { routing: routed(set), ..set.clone() }).collect())
+}
+
+/// The one record of a name that has no policy; of an alias, another alias.
+fn simple(input: &Input, ep: &Endpoint, there: &[RoutedSet], kind: &str) -> Result<RoutedSet, Refusal> {
+    let address = target(ep, &input.to)?;
+    let record = |ttl_s, values| RecordSet { name: ep.name.clone(), kind: kind.to_owned(), ttl_s, values };
+    let health = there.first().and_then(|set| set.health.clone());
+    if there.first().is_none_or(|set| set.alias.is_none()) {
+        return Ok(RoutedSet { health, ..RoutedSet::simple(record(ttl_s(ep), vec![address.to_string()])) });
+    }
+    let alias = ep.aliases.get(&input.to).ok_or_else(|| {
+        Refusal::no("no_alias", format!("{} {kind} is an alias, and the estate says of no alias in `{}`", ep.name, input.to))
+            .remedy(format!("write endpoints.{}.aliases.{}: {{ zone: ID, name: NAME }}", input.endpoint, input.to))
+    })?;
+    let full = |name: &str| format!("{}.", name.trim_end_matches('.').to_ascii_lowercase());
+    let alias = Alias { zone: alias.zone.clone(), name: full(&alias.name), evaluate: alias.evaluate };
+    Ok(RoutedSet { health, alias: Some(alias), ..RoutedSet::simple(record(0, Vec::new())) })
+}
+
+fn name(intent: &Intent) -> &str {
+    intent.want.first().map_or("?", |set| set.record.name.as_str())
+}
+
+async fn standing(dns: &(impl DnsRead + ?Sized), intent: &Intent) -> PortResult<Vec<RoutedSet>> {
+    dns.sets(&intent.zone, name(intent), &intent.kind).await
 }
 
 fn output(intent: &Intent, change: Option<String>) -> Output {
-    let address = intent.want.values.join(", ");
-    Output { address, change, resolvers: Vec::new(), waited_ms: None, in_sync_ms: None, panel: Panel::default(), late: Vec::new() }
-}
-
-/// Only a hint: without it `observe` asks the record and the resolvers alone.
-async fn keep(intent: &Intent, spread: &Spread) {
-    if let Ok(text) = serde_json::to_vec(spread) {
-        let _ = tokio::fs::write(&intent.hint, text).await;
-    }
+    Output { address: intent.address.to_string(), spread: Settled { change, ..Settled::default() } }
 }
 
 /// Asks, now and then, whether every authoritative server has the change.
@@ -223,63 +255,6 @@ async fn synchronised(cx: &ReadCx, intent: &Intent, spread: &mut Spread) {
     }
 }
 
-/// Asks each of these resolvers again and again, until it answers with what is wanted or the look is over; its last
-/// answer and when it came. Each on its own: one that is silent must not make the others' times coarse.
-async fn watch(cx: &ReadCx, ep: &Endpoint, want: &[IpAddr], wanted: impl Fn(&str) -> bool) -> Vec<Answer> {
-    let clock = cx.world.clock();
-    let until = clock.monotonic() + LOOK.min(cx.deadline);
-    let each = resolvers(ep).filter(|(who, _)| wanted(who)).map(|(who, server)| {
-        let clock = clock.clone();
-        async move {
-            loop {
-                let found = ask(cx, ep, server, RESOLVER).await;
-                let moved = found.as_deref().is_ok_and(|addresses| addresses == want);
-                if moved || clock.monotonic() >= until {
-                    return Answer { resolver: who, found, at: clock.now() };
-                }
-                clock.sleep(STEP).await;
-            }
-        }
-    });
-    futures::future::join_all(each).await
-}
-
-/// Every resolver must answer with the new address and no other; who has done so once is not asked again.
-async fn answered(cx: &ReadCx, intent: &Intent, spread: Option<Spread>) -> Seen<Output> {
-    let ep = match endpoint(cx, &intent.endpoint) {
-        Ok(ep) => ep,
-        Err(refusal) => return Seen::CannotTell { why: refusal.failure.message },
-    };
-    let want: Vec<IpAddr> = intent.want.values.iter().filter_map(|v| v.parse().ok()).collect();
-    let old_ttl = intent.expect.as_ref().map_or(0, |r| u64::from(r.ttl_s));
-    let known = spread.is_some();
-    // Nobody knows when it was: then everybody is waited for, as long as the step may take.
-    let begun = cx.world.clock().now();
-    let mut spread = spread.unwrap_or_else(|| Spread { in_sync: Some(begun), ..Spread::new(String::new(), begun) });
-    let panel = panel(ep);
-    let open = watch(cx, ep, &want, |who| !spread.moved.contains_key(who)).await;
-    let now = cx.world.clock().now();
-    spread.look(&want, &open);
-    if known {
-        keep(intent, &spread).await;
-    }
-    match spread.judge(&panel, &open, Duration::from_secs(old_ttl), now) {
-        Verdict::Wait { poll_after_ms, note } => pending(poll_after_ms, note),
-        Verdict::Done { late } => {
-            let seen = |at| known.then(|| propagation::millis(spread.at, at));
-            Seen::Done(Output {
-                address: intent.want.values.join(", "),
-                change: known.then(|| spread.change.clone()),
-                resolvers: spread.moved.keys().cloned().collect(),
-                waited_ms: seen(now),
-                in_sync_ms: spread.in_sync.and_then(seen),
-                panel: if known { spread.panel(panel.len()) } else { Panel::default() },
-                late,
-            })
-        }
-    }
-}
-
 #[cfg(test)]
 pub fn fixture() -> super::contract_tests::Fixture {
     super::contract_tests::Fixture::new(serde_json::json!({ "endpoint": "inference", "to": "west" }))
@@ -295,8 +270,8 @@ mod tests {
     async fn it_waits_for_sync_and_then_for_caches() {
         let bench = Bench::new(&fixture());
         let out = bench.run::<Shift>().await.expect("shifted");
-        assert!(out.waited_ms.expect("seen") >= 5_300, "the old answer was cached for 5 s after 300 ms of sync");
-        assert!(out.change.is_some());
+        assert!(out.spread.waited_ms.expect("seen") >= 5_300, "the old answer was cached for 5 s after 300 ms of sync");
+        assert!(out.spread.change.is_some());
     }
 
     #[tokio::test]
@@ -313,7 +288,55 @@ mod tests {
     #[tokio::test]
     async fn a_name_that_points_there_already_is_left() {
         let bench = Bench::new(&Fixture::new(json!({ "endpoint": "inference", "to": "east" })));
-        assert_eq!(bench.run::<Shift>().await.expect("nothing").change, None);
+        assert_eq!(bench.run::<Shift>().await.expect("nothing").spread.change, None);
         assert_eq!(bench.world.writes(), 0);
+    }
+
+    fn set(name: &str, routing: Routing, address: &str, health: &str) -> RoutedSet {
+        let record = RecordSet { name: "api.scoring.test".into(), kind: "A".into(), ttl_s: 60, values: vec![address.into()] };
+        RoutedSet { set: Some(name.into()), routing, health: Some(health.into()), alias: None, record }
+    }
+
+    /// The records of the name before and after a shift to west, and that undoing puts them back.
+    async fn shifted(before: Vec<RoutedSet>) -> Vec<RoutedSet> {
+        let bench = Bench::new(&fixture());
+        let key = ("scoring.test".to_owned(), "api.scoring.test".to_owned(), "A".to_owned());
+        bench.world.lock().records.clear();
+        bench.world.lock().routed.insert(key.clone(), before.clone());
+        let intent = bench.intent::<Shift>().await;
+        Shift::apply(&bench.write, &intent).await.expect("shifted");
+        let after = bench.world.lock().routed[&key].clone();
+        Shift::undo(&bench.write, &intent, None).await.expect("undone");
+        assert_eq!(bench.world.lock().routed[&key], before, "exactly as before");
+        after
+    }
+
+    #[tokio::test]
+    async fn weighted_records_move_all_their_weight_and_failover_records_exchange_their_roles() {
+        let weighted = |east, west| {
+            let set = |name, weight, address, health| set(name, Routing::Weighted { weight }, address, health);
+            vec![set("blue", east, "127.0.0.2", "h1"), set("green", west, "127.0.0.3", "h2")]
+        };
+        assert_eq!(shifted(weighted(70, 30)).await, weighted(0, 100));
+        let pair = |east, west| vec![set("a", east, "127.0.0.2", "h1"), set("b", west, "127.0.0.3", "h2")];
+        assert_eq!(shifted(pair(Routing::Primary, Routing::Secondary)).await, pair(Routing::Secondary, Routing::Primary));
+    }
+
+    #[tokio::test]
+    async fn an_alias_keeps_its_place_among_several_and_alone_becomes_another() {
+        let alias = |name: &str| Some(Alias { zone: "Z1".into(), name: name.into(), evaluate: true });
+        let bare = |one: RoutedSet, name: &str| RoutedSet { alias: alias(name), record: RecordSet { ttl_s: 0, values: Vec::new(), ..one.record }, ..one };
+        let pair = |east, west| {
+            vec![bare(set("east", east, "", "h1"), "east.lb.test."), bare(set("west", west, "", "h2"), "west.lb.test.")]
+        };
+        assert_eq!(shifted(pair(Routing::Primary, Routing::Secondary)).await, pair(Routing::Secondary, Routing::Primary));
+        let alone = |name: &str| vec![bare(RoutedSet { set: None, health: None, ..set("", Routing::Simple, "", "") }, name)];
+        assert_eq!(shifted(alone("east.lb.test.")).await, alone("west.lb.test."));
+    }
+
+    #[tokio::test]
+    async fn what_a_switch_decides_is_left_to_the_switch() {
+        let bench = Bench::new(&Fixture::new(json!({ "endpoint": "steady", "to": "west" })));
+        assert_eq!(bench.refused::<Shift>().await, "behind_a_switch");
     }
 }

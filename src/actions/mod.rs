@@ -3,6 +3,7 @@
 //! Actions see the ports in `providers::port` and the nouns in `model`; they know neither the engine
 //! nor the journal, nor an SDK. Adding one touches its own file and one line here.
 
+mod authority;
 mod compared;
 pub mod contract;
 mod database_checks;
@@ -18,6 +19,7 @@ mod propagation;
 mod rds_global;
 mod rds_shared;
 mod readiness_buckets;
+mod readiness_dns;
 mod readiness_log;
 mod recovered;
 mod rejoin_own;
@@ -36,6 +38,8 @@ mod set_tally;
 mod set_verify;
 mod set_walk;
 mod shared;
+mod spread;
+mod standby;
 mod stranded;
 mod stranded_log;
 mod switchover_patroni;
@@ -100,7 +104,10 @@ actions! {
     database_snapshot::Snapshot,
     database_switchover::Switchover,
     database_verify_replica::VerifyReplica,
+    dns_lower_ttl::LowerTtl,
+    dns_prepare::Prepare,
     dns_shift::Shift,
+    dns_standby_takes_over::TakesOver,
     exec_command::Command,
     http_check::Check,
     metrics_check::Check,

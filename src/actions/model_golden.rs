@@ -22,7 +22,7 @@ pub struct Input {
     pub cases: Option<usize>,
 }
 
-fn tolerance() -> f64 {
+pub(super) fn tolerance() -> f64 {
     1e-5
 }
 
@@ -93,7 +93,7 @@ impl Action for Golden {
     }
 }
 
-fn precheck(cx: &ReadCx, input: &Input) -> Result<(), Refusal> {
+pub(super) fn precheck(cx: &ReadCx, input: &Input) -> Result<(), Refusal> {
     if !(input.tolerance >= 0.0 && input.tolerance.is_finite()) {
         return Err(Refusal::no("input", "`tolerance` must be a number that is not negative"));
     }
@@ -107,10 +107,17 @@ fn precheck(cx: &ReadCx, input: &Input) -> Result<(), Refusal> {
 
 async fn check(cx: &WriteCx, input: &Input) -> Result<Output, ApplyError> {
     let ep = endpoint(cx, &input.endpoint).map_err(definite)?;
-    let golden = ep.golden.as_ref().ok_or_else(|| fail("no_golden", "the endpoint has no golden cases"))?;
     let ip = resolved(cx, ep).await?;
     let region = ep.targets.iter().find(|(_, target)| **target == ip).map(|(region, _)| region.clone());
     let region = region.ok_or_else(|| fail("unknown_target", format!("{} leads to {ip}, which is no target of the estate", ep.name)))?;
+    compare(cx, input, region).await
+}
+
+/// Of the region itself, past DNS.
+pub(super) async fn compare(cx: &WriteCx, input: &Input, region: RegionName) -> Result<Output, ApplyError> {
+    let ep = endpoint(cx, &input.endpoint).map_err(definite)?;
+    let ip = target(ep, &region).map_err(definite)?;
+    let golden = ep.golden.as_ref().ok_or_else(|| fail("no_golden", "the endpoint has no golden cases"))?;
     let (_, bytes) = read_all(&*cx.read.world.objects(golden.bucket.as_str(), region.as_str())?, &golden.key).await?;
     let file: File = serde_json::from_slice(&bytes)
         .map_err(|e| fail("golden_unreadable", format!("{} in bucket `{}`, region `{region}`: {e}", golden.key, golden.bucket)))?;

@@ -10,11 +10,12 @@ use super::{
     manifest, patroni, readiness_log,
     own_server::{RETRY_INTERVAL, SLOW_RETRY_MS, setting_ms},
     readiness_buckets::protected,
+    readiness_dns::{self, Dns},
     replica::{judge_once, retry_note},
     shared::*,
     vault,
 };
-use crate::model::{effect::*, estate::{Database, Engine, Estate}, ids::*, node::Node, runbook::UndoPolicy, time::Span};
+use crate::model::{effect::*, estate::{Database, DnsProvider, Endpoint, Engine, Estate}, ids::*, node::Node, runbook::UndoPolicy, time::Span};
 use crate::plan::proof::{PROOF_VALID, ProofState, Trial, proof_state};
 use crate::providers::port::*;
 use crate::repository::{names::Id, open::Repository, proof, snapshot::Snapshot};
@@ -48,6 +49,10 @@ pub struct Input {
     /// older one is a receiver or an archiver that stands still. Set it above `archive_timeout`.
     #[serde(default)]
     pub max_log_age: Option<Span>,
+    /// Whom the state of DNS is asked of: `records` (the provider), or `answers` (the zone's servers alone, where the
+    /// provider's control plane may be what is lost).
+    #[serde(default)]
+    pub dns: Dns,
 }
 
 /// One thing that was looked at.
@@ -85,8 +90,10 @@ impl Action for Readiness {
             example: "id: readiness\nuses: readiness.check\nwith: { region: west, max_replica_lag: 30s, max_backup_age: 24h }\n",
         }
     }
-    fn reach(with: &Node, _estate: &Estate) -> Vec<Reach> {
-        [reach(with, "region", Plane::Control), reach(with, "region", Plane::Data)].into_iter().flatten().collect()
+    fn reach(with: &Node, estate: &Estate) -> Vec<Reach> {
+        let dns = if text(with, "dns") == Some("answers") { Plane::Data } else { Plane::Control };
+        let region = [Plane::Control, Plane::Data].into_iter().filter_map(|plane| reach(with, "region", plane));
+        region.chain(asks_dns(with, estate).then_some(Reach { place: Place::Global, plane: dns })).collect()
     }
     fn locks(_with: &Node) -> Vec<Resource> {
         Vec::new()
@@ -149,14 +156,20 @@ async fn look(cx: &ReadCx, input: &Input) -> Vec<Finding> {
         }
     }
     for (name, ep) in cx.estate.endpoints.iter().filter(|(n, _)| wanted(cx, input, n.as_str())) {
-        if let Some(target) = ep.targets.get(&input.region) {
-            all.push(record(cx, name, ep, if target.is_ipv4() { "A" } else { "AAAA" }).await);
+        if ep.targets.contains_key(&input.region) {
+            all.extend(readiness_dns::look(cx, input.dns, name, ep).await);
         }
     }
     for name in asked(cx, input) {
         all.extend(repository(cx, input, &name).await);
     }
     all
+}
+
+/// Is there an endpoint in the region whose records are Route 53's?
+fn asks_dns(with: &Node, estate: &Estate) -> bool {
+    let here = |ep: &Endpoint| text(with, "region").is_none_or(|region| ep.targets.contains_key(region));
+    estate.endpoints.values().any(|ep| ep.provider == DnsProvider::Route53 && here(ep))
 }
 
 /// Opening a repository takes a moment, in which a failover waits: it is done where it was asked for.
@@ -323,22 +336,6 @@ async fn bucket(cx: &ReadCx, input: &Input, name: &BucketName, from: &RegionName
     match manifest::latest(&*objects, name, from, None).await {
         Err(e) => finding(what, "unknown", false, e.message),
         Ok(latest) => age(cx, input, what, latest.map(|(_, m)| m.at)),
-    }
-}
-
-async fn record(cx: &ReadCx, name: &EndpointName, ep: &crate::model::estate::Endpoint, kind: &str) -> Finding {
-    let what = format!("endpoint/{name} record");
-    let found = match cx.world.dns(name.as_str()) {
-        Ok(dns) => dns.record(&ep.zone, &ep.name, kind).await,
-        Err(e) => Err(e),
-    };
-    match found {
-        Err(e) => finding(what, "unknown", false, e.to_string()),
-        Ok(None) => finding(what, "missing", false, format!("{} has no {kind} record", ep.name)),
-        Ok(Some(record)) => {
-            let known = record.values.iter().all(|v| ep.targets.values().any(|t| t.to_string() == *v));
-            finding(what, if known { "expected" } else { "strange" }, known, format!("{} -> {}", ep.name, record.values.join(", ")))
-        }
     }
 }
 

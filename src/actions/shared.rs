@@ -83,6 +83,17 @@ pub(crate) fn target(endpoint: &Endpoint, region: &RegionName) -> Result<IpAddr,
         .ok_or_else(|| Refusal::no("no_target", format!("endpoint `{}` has no target in region `{region}`", endpoint.name)))
 }
 
+/// The TTL that an endpoint's records shall have. Route 53 counts in seconds; less than one would mean "do not cache",
+/// which is not the same.
+pub(crate) fn ttl_s(endpoint: &Endpoint) -> u32 {
+    u32::try_from(endpoint.ttl.ms.div_ceil(1_000)).unwrap_or(u32::MAX)
+}
+
+/// `A` or `AAAA`.
+pub(crate) fn record_kind(address: IpAddr) -> &'static str {
+    if address.is_ipv4() { "A" } else { "AAAA" }
+}
+
 /// The resolvers of an endpoint's clients, by the names that they are shown under.
 pub(crate) fn panel(endpoint: &Endpoint) -> Vec<String> {
     let all: Vec<String> = endpoint.resolvers.iter().map(ToString::to_string).collect();

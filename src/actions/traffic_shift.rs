@@ -15,7 +15,9 @@ use super::{
     contract::*,
     http_check,
     metrics_check::{self, Gate, Range},
+    model_golden,
     shared::*,
+    standby,
 };
 use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoPolicy, time::Span};
 use crate::providers::port::*;
@@ -47,6 +49,21 @@ pub struct Input {
     /// Paths that the region itself must answer with 2xx, past DNS.
     #[serde(default)]
     pub paths: Vec<String>,
+    /// The region itself must give the recorded predictions, past DNS, as in `model.golden`.
+    #[serde(default)]
+    pub golden: Option<GoldenGate>,
+}
+
+/// A model that answers, and answers otherwise, is not one to send traffic to.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GoldenGate {
+    /// The largest difference of a score, absolute, that still counts as equal.
+    #[serde(default = "model_golden::tolerance")]
+    pub tolerance: f64,
+    /// How many cases are asked each time; all when left out.
+    #[serde(default)]
+    pub cases: Option<usize>,
 }
 
 fn stages() -> Vec<u32> {
@@ -118,9 +135,13 @@ impl Action for Shift {
         let ep = endpoint(cx, &input.endpoint)?;
         let address = target(ep, &input.to)?;
         precheck(&input)?;
+        if let Some(golden) = golden_of(&input) {
+            model_golden::precheck(cx, &golden)?;
+        }
         let kind = if address.is_ipv4() { "A" } else { "AAAA" };
         let before = cx.world.dns(input.endpoint.as_str())?.weights(&ep.zone, &ep.name, kind).await?;
-        let mine = before.iter().position(|set| set.record.values == [address.to_string()]);
+        let region = |set: &WeightedSet| standby::region_of(ep, &set.set, &set.record);
+        let mine = before.iter().position(|set| region(set).as_ref() == Some(&input.to));
         let mine = mine.ok_or_else(|| {
             Refusal::no("no_weighted_record", format!("{} {kind} has no weighted record with {address}, the address of `{}`", ep.name, input.to))
                 .remedy("make one for each region, with weight 0 where no traffic shall go yet")
@@ -198,8 +219,8 @@ fn precheck(input: &Input) -> Result<(), Refusal> {
     if input.gates.is_empty() != input.metrics.is_none() {
         return no("`gates` and `metrics`, the address of Prometheus, go together");
     }
-    if input.bake.ms > 0 && input.gates.is_empty() && input.paths.is_empty() {
-        return no("with neither `gates` nor `paths` nothing is watched while it bakes: give one, or `bake: 0s`");
+    if input.bake.ms > 0 && input.gates.is_empty() && input.paths.is_empty() && input.golden.is_none() {
+        return no("with neither `gates` nor `paths` nor `golden` nothing is watched while it bakes: give one, or `bake: 0s`");
     }
     metrics(input, Span::from_secs(0)).map_or(Ok(()), |check| metrics_check::precheck(&check))
 }
@@ -301,7 +322,7 @@ async fn bake(cx: &WriteCx, intent: &Intent, number: usize, change: Option<Strin
             None => Ok(BTreeMap::new()),
         }
     };
-    let (gates, ()) = futures::future::try_join(figures, paths(cx, input)).await.map_err(reason)?;
+    let (gates, (), ()) = futures::future::try_join3(figures, paths(cx, input), predictions(cx, input)).await.map_err(reason)?;
     let baked_ms = u64::try_from(clock.monotonic().saturating_sub(begun).as_millis()).unwrap_or(u64::MAX);
     Ok(Stage { percent: input.stages.get(number).copied().unwrap_or(0), change, baked_ms, gates })
 }
@@ -314,6 +335,26 @@ async fn paths(cx: &WriteCx, input: &Input) -> Result<(), ApplyError> {
         for path in &input.paths {
             http_check::check(cx, &http_check::of_region(&input.endpoint, &input.to, path)).await?;
         }
+        let left = until.saturating_sub(clock.monotonic());
+        if left.is_zero() {
+            return Ok(());
+        }
+        clock.sleep(input.every.duration().min(left).max(Duration::from_millis(20))).await;
+    }
+}
+
+fn golden_of(input: &Input) -> Option<model_golden::Input> {
+    let GoldenGate { tolerance, cases } = input.golden.clone()?;
+    Some(model_golden::Input { endpoint: input.endpoint.clone(), tolerance, cases })
+}
+
+/// Asks the region's model for the recorded predictions, again and again, until the bake is over.
+async fn predictions(cx: &WriteCx, input: &Input) -> Result<(), ApplyError> {
+    let Some(golden) = golden_of(input) else { return Ok(()) };
+    let clock = cx.read.world.clock();
+    let until = clock.monotonic() + input.bake.duration();
+    loop {
+        model_golden::compare(cx, &golden, input.to.clone()).await?;
         let left = until.saturating_sub(clock.monotonic());
         if left.is_zero() {
             return Ok(());

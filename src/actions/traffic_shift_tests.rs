@@ -8,7 +8,7 @@ use serde_json::json;
 
 fn weighted_set(set: &str, weight: u32, address: &str) -> WeightedSet {
     let record = RecordSet { name: "api.scoring.test".into(), kind: "A".into(), ttl_s: 5, values: vec![address.into()] };
-    WeightedSet { set: set.into(), weight, health: None, record }
+    WeightedSet { set: set.into(), weight, health: None, alias: None, record }
 }
 
 pub fn weighted_world(world: &SimWorld) {
@@ -58,6 +58,29 @@ async fn a_figure_that_is_missing_closes_the_gate() {
     let failure = bench.failed::<Shift>().await;
     assert_eq!(failure.code, "metrics_missing");
     assert_eq!(standing_weights(&bench), [200, 0]);
+}
+
+/// Answers as the model in the golden file of east's bucket does, or a little otherwise.
+fn predicts(world: &SimWorld, second: &'static str) {
+    let golden = br#"{"cases":[{"features":[1.0],"scores":[0.25,0.75],"label":1}]}"#;
+    let now = crate::providers::clock::Clock::now(&*world.time());
+    world.lock().object("models", "west", "golden.json", golden, now);
+    world.answer(move |_| {
+        let body = format!("{{\"scores\":[0.25,{second}],\"label\":1}}").into_bytes();
+        Ok(HttpResponse { status: 200, headers: BTreeMap::new(), body })
+    });
+}
+
+#[tokio::test]
+async fn a_region_whose_model_answers_otherwise_gets_no_traffic() {
+    let with = json!({ "endpoint": "inference", "to": "west", "stages": [5, 100], "bake": "5s", "golden": { "tolerance": 1e-5 } });
+    let bench = Bench::new(&Fixture::new(with).set(weighted_world));
+    predicts(&bench.world, "0.76");
+    let failure = bench.failed::<Shift>().await;
+    assert!(failure.code == "golden_differs" && failure.message.contains("at 5 %") && failure.message.contains("`west`"), "{failure}");
+    assert_eq!(standing_weights(&bench), [200, 0]);
+    predicts(&bench.world, "0.75");
+    assert_eq!(bench.run::<Shift>().await.expect("shifted").percent, 100);
 }
 
 #[tokio::test]

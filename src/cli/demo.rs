@@ -15,18 +15,29 @@ use std::{
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  muster demo\n  muster demo --scenario freeze-region --json\n  muster demo --keep   (leaves the lab up and the journal where it is)"
+    after_help = "Examples:\n  muster demo\n  muster demo --scenario freeze-region --json\n  muster demo --scenario kill-region --path data-plane\n  muster demo --keep   (leaves the lab up and the journal where it is)"
 )]
 pub struct Args {
     /// What is lost
     #[arg(long, default_value = "kill-region")]
     scenario: Scenario,
+    /// How traffic moves: through the API of Route 53, or with that killed as well
+    #[arg(long, default_value = "control-plane")]
+    path: TrafficPath,
     /// Hold replication up for so long before the loss, so that writes are lost
     #[arg(long, value_name = "DURATION")]
     delay_replication: Option<crate::model::time::Span>,
     /// Leave the lab up and the files where they are
     #[arg(long)]
     keep: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum TrafficPath {
+    /// The record is changed through the API of Route 53
+    ControlPlane,
+    /// The API is killed with the region; the standby takes over by an object in its own bucket
+    DataPlane,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -49,10 +60,13 @@ impl Scenario {
     }
 }
 
-const SHIPPED: [(&str, &str); 5] = [
+const SHIPPED: [(&str, &str); 8] = [
     ("muster.yaml", include_str!("../../muster.yaml")),
     ("runbooks/regional-failover.yaml", include_str!("../../runbooks/regional-failover.yaml")),
     ("runbooks/failback.yaml", include_str!("../../runbooks/failback.yaml")),
+    ("runbooks/data-plane-prepare.yaml", include_str!("../../runbooks/data-plane-prepare.yaml")),
+    ("runbooks/data-plane-failover.yaml", include_str!("../../runbooks/data-plane-failover.yaml")),
+    ("runbooks/data-plane-failback.yaml", include_str!("../../runbooks/data-plane-failback.yaml")),
     ("runbooks/protect.yaml", include_str!("../../runbooks/protect.yaml")),
     ("drills/region-loss.yaml", include_str!("../../drills/region-loss.yaml")),
 ];
@@ -69,7 +83,11 @@ pub async fn main(args: Args, output: &Output) -> Done {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(fail)?;
         }
-        let text = if name.starts_with("drills/") { scenario(text, &args) } else { text.to_owned() };
+        let text = match name {
+            "muster.yaml" if args.path == TrafficPath::DataPlane => text.replace("    # standby:", "    standby:"),
+            _ if name.starts_with("drills/") => scenario(text, &args),
+            _ => text.to_owned(),
+        };
         std::fs::write(&path, text).map_err(fail)?;
     }
     let _alive = alive(&home).map_err(fail)?;
@@ -131,7 +149,15 @@ async fn bury_the_dead(output: &Output) {
 /// The shipped drill with another fault in its scenario.
 fn scenario(drill: &str, args: &Args) -> String {
     let delay = args.delay_replication.map(|hold| format!("\n  - delay-replication: {{ region: east, hold: {hold} }}")).unwrap_or_default();
-    drill.replace("\n  - kill: { region: east }", &format!("{delay}\n  - {}: {{ region: east }}", args.scenario.fault()))
+    let control = if args.path == TrafficPath::DataPlane { "\n  - lose-control-plane: { region: east }" } else { "" };
+    let drill =
+        drill.replace("\n  - kill: { region: east }", &format!("{delay}{control}\n  - {}: {{ region: east }}", args.scenario.fault()));
+    match args.path {
+        TrafficPath::ControlPlane => drill,
+        TrafficPath::DataPlane => drill
+            .replace("runbook: regional-failover", "runbook: data-plane-failover")
+            .replace("runbook: failback", "runbook: data-plane-failback"),
+    }
 }
 
 async fn whole(muster: &mut Muster, args: &Args, output: &Output) -> Done {
@@ -139,10 +165,14 @@ async fn whole(muster: &mut Muster, args: &Args, output: &Output) -> Done {
     let lab = lab::start(&muster.state, muster.interrupt.clone(), output).await?;
     muster.faults = Some(Arc::new(lab));
     output.say("backing up and verifying what would be failed over to");
-    let protected = muster.run("protect", &BTreeMap::new(), false).await?;
-    if protected.state.status != crate::model::status::RunStatus::Succeeded {
-        let gone = *muster.interrupt.borrow() && !args.keep;
-        return Ok(if gone { crate::service::run_exit_code(protected.state.status) } else { super::run::told(&protected, output) });
+    if let Some(code) = ahead(muster, "protect", args, output).await? {
+        return Ok(code);
+    }
+    if args.path == TrafficPath::DataPlane {
+        output.say("preparing a failover that needs no control plane of DNS: health check, failover records, switch");
+        if let Some(code) = ahead(muster, "data-plane-prepare", args, output).await? {
+            return Ok(code);
+        }
     }
     output.say("the drill: load, loss, recovery, and the way back");
     let drilled = muster.drill_run("region-loss", None).await?;
@@ -161,6 +191,16 @@ async fn whole(muster: &mut Muster, args: &Args, output: &Output) -> Done {
         told(&view, &report, output);
     }
     Ok(if verified.verified { drilled.exit_code() } else { 1 })
+}
+
+/// What is done before the drill; the code to end with if it did not succeed.
+async fn ahead(muster: &Muster, runbook: &str, args: &Args, output: &Output) -> Result<Option<u8>, ServiceError> {
+    let ran = muster.run(runbook, &BTreeMap::new(), false).await?;
+    if ran.state.status == crate::model::status::RunStatus::Succeeded {
+        return Ok(None);
+    }
+    let gone = *muster.interrupt.borrow() && !args.keep;
+    Ok(Some(if gone { crate::service::run_exit_code(ran.state.status) } else { super::run::told(&ran, output) }))
 }
 
 fn report_path(muster: &Muster, args: &Args, id: &str) -> PathBuf {

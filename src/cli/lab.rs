@@ -32,6 +32,8 @@ enum Command {
     Thaw { region: String },
     /// SIGKILL to a region's database server
     LoseDatabase { region: String },
+    /// SIGKILL to what changes things and serves nobody: a region's RDS API, and in the east that of Route 53
+    LoseControlPlane { region: String },
     /// Hold up replication from a region's primary
     DelayReplication { region: String },
     /// Thaw and restart what is down in a region (or in `all`)
@@ -80,6 +82,7 @@ pub async fn main(args: Args, muster: &Muster, output: &Output) -> Done {
         Command::Kill { region } => count("killed", Lab::attach(&muster.state)?.kill(&region).await?, &region),
         Command::Freeze { region } => count("froze", Lab::attach(&muster.state)?.freeze(&region)?, &region),
         Command::Thaw { region } => count("thawed", Lab::attach(&muster.state)?.thaw(&region)?, &region),
+        Command::LoseControlPlane { region } => count("killed", Lab::attach(&muster.state)?.lose_control_plane(&region).await?, &region),
         Command::LoseDatabase { region } => count("killed", Lab::attach(&muster.state)?.lose_database(&region).await?, &region),
         Command::DelayReplication { region } => count("stopped", Lab::attach(&muster.state)?.delay_replication(&region)?, &region),
         Command::Heal { region } => Lab::attach(&muster.state)?.heal(&region).await?,

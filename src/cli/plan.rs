@@ -8,7 +8,10 @@ use super::{
 use crate::actions::contract::ReadCx;
 use crate::engine::work::key;
 use crate::model::{effect::Change, ids::RunId, plan::*};
-use crate::runbook::{compile::lint_reach, expr};
+use crate::runbook::{
+    expr,
+    reach::{lint_reach, path},
+};
 use crate::service::Muster;
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
@@ -20,14 +23,17 @@ pub struct Args {
     runbook: String,
     #[command(flatten)]
     inputs: Inputs,
+    /// Let it need the failed region or a global control plane all the same; the reason stands on the record of its run
+    #[arg(long, value_name = "REASON")]
+    waive: Option<String>,
 }
 
 /// How long one step's look at the world may take.
 const LOOK: Duration = Duration::from_secs(20);
 
 pub async fn main(args: &Args, muster: &Muster, output: &Output) -> Done {
-    let plan = muster.compile(&args.runbook, &args.inputs.read()?, false)?;
-    let warnings = lint_reach(&plan);
+    let plan = muster.compile(&args.runbook, &args.inputs.read()?, false, args.waive.as_deref())?;
+    let (warnings, path) = (lint_reach(&plan), path(&plan));
     let world = Arc::new(crate::providers::world::World::new(plan.estate.clone(), muster.clock.clone()));
     let run = RunId::from("plan");
     let cx = |step: &PlanStep| ReadCx {
@@ -48,12 +54,14 @@ pub async fn main(args: &Args, muster: &Muster, output: &Output) -> Done {
     let slowest = critical_path(&plan);
     if output.json {
         let steps: Vec<_> = steps.iter().map(|(step, seen)| step_view(step, seen)).collect();
-        let path: Vec<_> = slowest.iter().map(|step| &step.id).collect();
+        let longest: Vec<_> = slowest.iter().map(|step| &step.id).collect();
         let bound: u64 = slowest.iter().map(|step| step.timeout.ms).sum();
         output.object(&json!({ "runbook": plan.runbook, "mode": plan.mode, "inputs": plan.inputs, "locks": plan.locks, "steps": steps,
-            "critical_path": { "steps": path, "timeouts_ms": bound }, "warnings": warnings, "waive": plan.waive }));
+            "path": path, "critical_path": { "steps": longest, "timeouts_ms": bound }, "warnings": warnings, "waive": plan.waive }));
     } else {
         print(&plan, &steps, &slowest, output);
+        output.line(path.told());
+        output.line("nothing was changed");
     }
     Ok(0)
 }
@@ -137,7 +145,6 @@ fn print(plan: &Plan, steps: &[(&PlanStep, Seen)], slowest: &[&PlanStep], output
     let names = slowest.iter().map(|step| step.id.as_str()).collect::<Vec<_>>().join(" -> ");
     let total = crate::model::time::Span::from_ms(slowest.iter().map(|step| step.timeout.ms).sum());
     output.line(format!("longest path: {names}; at most {total} by its timeouts"));
-    output.line("nothing was changed");
 }
 
 fn change(change: &Change) -> String {

@@ -26,6 +26,9 @@ pub struct Args {
     /// Take the place also of a run that cannot be settled, does not answer, or is itself a live failover
     #[arg(long, requires = "live")]
     take_over: bool,
+    /// Let it need the failed region or a global control plane all the same; the reason stands on the record
+    #[arg(long, value_name = "REASON")]
+    waive: Option<String>,
 }
 
 #[derive(clap::Args)]
@@ -53,7 +56,7 @@ impl Inputs {
 }
 
 pub async fn main(args: &Args, muster: &Muster, output: &Output) -> Done {
-    let start = Start { live: args.live, by: args.by.clone(), take_over: args.take_over };
+    let start = Start { live: args.live, by: args.by.clone(), take_over: args.take_over, waive: args.waive.clone() };
     let ran = muster.run_as(&args.runbook, &args.inputs.read()?, &start).await?;
     Ok(told(&ran, output))
 }

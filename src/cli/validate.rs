@@ -72,7 +72,7 @@ fn check(file: &Path, muster: &Muster, estate: Option<&crate::model::estate::Est
     let read = files::read(file).map_err(as_diagnostics).and_then(|bytes| load(&name, &bytes));
     match read {
         Err(found) => found,
-        Ok(Loaded::Estate(_)) => Vec::new(),
+        Ok(Loaded::Estate(loaded)) => loaded.warnings,
         Ok(Loaded::Runbook(loaded)) => check_runbook(&loaded, estate, &Known),
         Ok(Loaded::Drill(loaded)) => {
             let mut found = Vec::new();

@@ -1,8 +1,11 @@
 //! What the estate looks like, in the few facts that a drill changes: which region is writable, who
 //! replicates, who may write, where the names point. Taken before a drill and after it, and compared.
 
-use crate::model::{estate::Estate, ids::*};
-use crate::providers::port::{PortResult, WorldRead};
+use crate::model::{
+    estate::{Estate, Standby},
+    ids::*,
+};
+use crate::providers::port::{PortResult, RoutedSet, Routing, WorldRead, show_sets};
 use std::collections::BTreeMap;
 
 /// Fact and value: `database predictions in east` -> `writable`.
@@ -22,6 +25,9 @@ pub async fn capture(world: &dyn WorldRead, estate: &Estate) -> Facts {
     for (name, endpoint) in &estate.endpoints {
         let key = format!("endpoint {name}");
         facts.insert(key, or_unreachable(target(world, name, &endpoint.zone, &endpoint.name).await));
+        if let Some(standby) = &endpoint.standby {
+            facts.insert(format!("switch of {name}"), or_unreachable(switch(world, name, standby).await));
+        }
     }
     facts
 }
@@ -46,13 +52,26 @@ async fn writers(world: &dyn WorldRead, name: &DatabaseName) -> PortResult<Strin
     Ok(lease.allowed.map_or("allowed nowhere".to_owned(), |region| format!("allowed in {region}")))
 }
 
+/// Every record of the name, whatever it is chosen by.
 async fn target(world: &dyn WorldRead, name: &EndpointName, zone: &str, host: &str) -> PortResult<String> {
     let dns = world.dns(name.as_str())?;
-    let record = match dns.record(zone, host, "A").await? {
-        Some(record) => Some(record),
-        None => dns.record(zone, host, "AAAA").await?,
-    };
-    Ok(record.map_or("no record".to_owned(), |record| format!("{} {} ttl {}", record.kind, record.values.join(","), record.ttl_s)))
+    let mut sets = dns.sets(zone, host, "A").await?;
+    if sets.is_empty() {
+        sets = dns.sets(zone, host, "AAAA").await?;
+    }
+    Ok(match sets.as_slice() {
+        [RoutedSet { routing: Routing::Simple, alias: None, record, .. }] => {
+            format!("{} {} ttl {}", record.kind, record.values.join(","), record.ttl_s)
+        }
+        _ => show_sets(&sets),
+    })
+}
+
+/// The switch of a failover through the data plane.
+async fn switch(world: &dyn WorldRead, name: &EndpointName, standby: &Standby) -> PortResult<String> {
+    let key = standby.key(name);
+    let there = world.objects(standby.bucket.as_str(), standby.region.as_str())?.head(&key).await?;
+    Ok(if there.is_some() { "on" } else { "off" }.to_owned())
 }
 
 /// What is not as it was, one sentence each.

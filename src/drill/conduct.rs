@@ -93,7 +93,7 @@ impl Conductor {
     pub async fn carry_on(&self, claim: Claim, resumed: bool) -> Result<DrillState, DrillError> {
         let events = self.engine.journal.load(&claim.run, 0).await?;
         let state = DrillState::of(&events).ok_or_else(|| DrillError::NotADrill(claim.run.clone()))?;
-        let mut drill = Underway { conductor: self.clone(), claim, state };
+        let mut drill = Underway { conductor: self.clone(), claim, state, control_plane_calls: None };
         if drill.state.finished_at.is_none() {
             if resumed {
                 drill.append(vec![Body::Hole { reason: "the process that ran the drill, and its probes, ended".to_owned() }]).await?;
@@ -109,6 +109,8 @@ pub(super) struct Underway {
     pub(super) conductor: Conductor,
     pub(super) claim: Claim,
     pub(super) state: DrillState,
+    /// What the drilled run sent to a control plane of DNS, as counted on the wire by this process.
+    pub(super) control_plane_calls: Option<u64>,
 }
 
 impl Underway {
@@ -288,7 +290,11 @@ impl Underway {
             claim
         };
         let run = claim.run.clone();
+        let before = engine.world.control_plane_calls();
         let left = engine.carry_on(claim, resume).await?.state;
+        if role == RunRole::Main {
+            self.control_plane_calls = engine.world.control_plane_calls().zip(before).map(|(now, before)| now - before);
+        }
         let status = left.status;
         if needs_a_person(status) {
             self.interrupted()?;

@@ -143,6 +143,8 @@ impl Underway {
         let (loss, why) = self.loss(role, &log, self.state.fault_at.or(self.state.detected), hole).await;
         let mut notes = probe_notes(&log);
         notes.insert("traffic_calls".to_owned(), json!(run.traffic_calls));
+        // What another process sent is not known here.
+        notes.insert("control_plane_calls".to_owned(), json!(self.control_plane_calls.filter(|_| !hole)));
         if let Some(why) = why {
             notes.insert("loss_not_measured".to_owned(), json!(why));
         }

@@ -1,6 +1,6 @@
 //! A drill as one JSON object: what `drill run --json` ends with, less the evidence over it.
 
-use super::state::DrillState;
+use super::state::{DrillState, Measurement};
 use crate::model::{drill::DrillKind, event::RunRole, objective::Verdict, time::rfc3339_ms};
 use serde_json::{Value, json};
 
@@ -8,9 +8,7 @@ use serde_json::{Value, json};
 #[must_use]
 pub fn summary(state: &DrillState, verdict: Verdict) -> Value {
     let main = state.measured.get(&RunRole::Main);
-    let calls = main.and_then(|m| m.notes.get("traffic_calls")).and_then(Value::as_u64);
-    let traffic =
-        calls.map(|calls| json!({ "path": if calls > 0 { json!("control-plane") } else { Value::Null }, "control_plane_calls": calls }));
+    let traffic = main.and_then(traffic).map(|(path, calls)| json!({ "path": path, "control_plane_calls": calls }));
     json!({
         "drill": state.drill.drill,
         "id": state.id,
@@ -26,6 +24,20 @@ pub fn summary(state: &DrillState, verdict: Verdict) -> Value {
         "restore": restore(state),
         "then": then(state),
     })
+}
+
+/// Which path the traffic took, and how many requests went to a control plane of DNS: counted as they were sent. Without
+/// a count, and where no step moves traffic, there is no path.
+#[must_use]
+pub fn traffic(measured: &Measurement) -> Option<(Option<&'static str>, u64)> {
+    let note = |name: &str| measured.notes.get(name).and_then(Value::as_u64);
+    let (calls, moves) = (note("control_plane_calls")?, note("traffic_calls")?);
+    let path = match (calls, moves) {
+        (_, 0) => None,
+        (0, _) => Some("data-plane"),
+        _ => Some("control-plane"),
+    };
+    Some((path, calls))
 }
 
 /// What came back, and the instants that the figures are differences of.

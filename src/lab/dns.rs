@@ -2,9 +2,9 @@
 //! front of it as clients have one, so that a change takes its time-to-live to reach them.
 
 use super::{
+    checker::Nameserver,
     error::{LabError, What},
     plan::LabPlan,
-    route53::Route53,
     zone::{Record as ZoneRecord, plain},
 };
 use crate::providers::clock::Clock;
@@ -84,7 +84,7 @@ async fn serve<S: Source>(at: SocketAddr, source: S) -> Result<Server<Handler<S>
 
 // ---------------------------------------------------------------- the authority
 
-struct Authority(Arc<Route53>);
+struct Authority(Arc<Nameserver>);
 
 #[async_trait]
 impl Source for Authority {
@@ -123,15 +123,15 @@ fn rdata_of(record: &ZoneRecord) -> Vec<Record> {
     record.values.iter().filter_map(data).map(|d| Record::from_rdata(name.clone(), record.ttl, d)).collect()
 }
 
-/// Route 53's API and the server that answers for its zone, until the process is killed.
+/// The server that answers for the zone, and the health checkers, until the process is killed. Neither needs the API.
 /// # Errors
-/// When a file or port is not to be had.
+/// When a port is not to be had.
 pub async fn serve_authority(plan: Arc<LabPlan>, clock: Arc<dyn Clock>) -> Result<(), LabError> {
-    let api = Route53::open(plan.clone(), clock)?;
-    let mut server = serve(plan.outside.at(plan.outside.dns), Authority(api.clone())).await?;
+    let zone = Nameserver::new(plan.clone(), clock);
+    let mut server = serve(plan.outside.at(plan.outside.dns), Authority(zone.clone())).await?;
     tokio::select! {
         done = server.block_until_done() => done.map_err(std::io::Error::other).what("the DNS server"),
-        done = super::route53::serve(api, plan.outside.at(plan.outside.route53)) => done,
+        () = zone.check() => Ok(()),
     }
 }
 

@@ -47,9 +47,10 @@ pub fn estate_yaml(plan: &LabPlan) -> String {
     let port = plan.regions.values().next().map_or(0, |r| r.inference);
     let _ = write!(
         out,
-        "endpoints:\n  inference:\n    name: {NAME}\n    provider: route53\n    zone: {ZONE_ID}\n    ttl: {RECORD_TTL_S}s\n    targets:\n{}    scheme: http\n    port: {port}\n    health: /healthz\n    golden: {{ bucket: models, key: {GOLDEN_KEY}, path: /predict }}\n    resolvers: [\"{}\"]\n    aws:\n      region: us-east-1\n{}      endpoints: {{ route53: \"http://{}\" }}\n",
+        "endpoints:\n  inference:\n    name: {NAME}\n    provider: route53\n    zone: {ZONE_ID}\n    ttl: {RECORD_TTL_S}s\n    targets:\n{}    scheme: http\n    port: {port}\n    health: /healthz\n    golden: {{ bucket: models, key: {GOLDEN_KEY}, path: /predict }}\n    resolvers: [\"{}\"]\n    authority: [\"{}\"]\n    aws:\n      region: us-east-1\n{}      endpoints: {{ route53: \"http://{}\" }}\n",
         each(plan, |name, region| format!("      {name}: \"{}\"\n", region.address)),
         plan.outside.at(plan.outside.resolver),
+        plan.outside.at(plan.outside.dns),
         keys("      "),
         plan.outside.at(plan.outside.route53)
     );

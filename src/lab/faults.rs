@@ -6,6 +6,7 @@ use super::{
     instances::RegionState,
     plan::{Knobs, OUTSIDE, REGIONS, instance_of, read_json, write_json},
     process::{self, Proc, below},
+    up::OUTSIDE_ROLES,
 };
 use crate::{
     model::drill::Fault,
@@ -15,6 +16,9 @@ use async_trait::async_trait;
 use rustix::process::Signal;
 use serde::Serialize;
 use std::{net::SocketAddr, time::Duration};
+
+/// Where the control planes of AWS's global services stand.
+const GLOBAL_HOME: &str = "us-east-1";
 
 /// One line of `muster lab status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -54,7 +58,7 @@ impl Lab {
                 out.push((region.to_owned(), role.to_owned(), self.address(region, role)?));
             }
         }
-        for role in ["dns", "resolver", "lease"] {
+        for role in OUTSIDE_ROLES {
             out.push((OUTSIDE.to_owned(), role.to_owned(), self.address(OUTSIDE, role)?));
         }
         Ok(out)
@@ -98,6 +102,28 @@ impl Lab {
     pub async fn lose_database(&self, region: &str) -> LabResult<usize> {
         self.plan.region(region)?;
         process::kill_all(&self.plan.dir(region).join("pg"), &*self.clock).await
+    }
+
+    /// SIGKILL to what changes things and serves nobody: the region's RDS API, and that of Route 53, which stands in
+    /// `us-east-1` for all regions. DNS and its health checkers go on.
+    /// # Errors
+    /// When there is no such region, or a process does not end.
+    pub async fn lose_control_plane(&self, region: &str) -> LabResult<usize> {
+        let global = self.plan.region(region)?.aws_region == GLOBAL_HOME;
+        let is = |proc: &Proc| self.is(proc, region, "rds") || (global && self.is(proc, OUTSIDE, "route53"));
+        let mut killed = 0;
+        for _ in 0..500 {
+            let found: Vec<Proc> = below(&self.plan.home).into_iter().filter(is).collect();
+            if found.is_empty() {
+                return Ok(killed);
+            }
+            killed = killed.max(found.len());
+            for proc in &found {
+                process::signal(proc.pid, Signal::KILL);
+            }
+            self.clock.sleep(Duration::from_millis(10)).await;
+        }
+        Err(LabError::Undead(killed))
     }
 
     /// SIGSTOP to what sends the region's log: from now on nothing more arrives at the standby.
@@ -190,6 +216,7 @@ impl Faults for Lab {
             Fault::Kill(_) => self.kill(region).await,
             Fault::Freeze(_) => self.freeze(region),
             Fault::LoseDatabase(_) => self.lose_database(region).await,
+            Fault::LoseControlPlane(_) => self.lose_control_plane(region).await,
             Fault::DelayReplication(_) => self.delay_replication(region),
         };
         done.map(drop).map_err(port_error)

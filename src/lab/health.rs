@@ -1,5 +1,4 @@
-//! Route 53's health checks: HTTP probes from outside the regions, whose result decides which weighted or
-//! failover record is answered. AWS's intervals of 10 or 30 seconds run ten times as fast here.
+//! Route 53's health checks, as its API makes, tells and deletes them. [`super::checker`] carries them out.
 
 use super::{
     route53::{Route53, answer, refuse},
@@ -13,7 +12,7 @@ use axum::{
     routing::{get, post},
 };
 use serde::{Deserialize, Serialize};
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Check {
@@ -23,34 +22,16 @@ pub struct Check {
     pub path: String,
     pub interval_s: u64,
     pub threshold: u32,
+    /// It is good when the answer is bad.
+    #[serde(default)]
+    pub inverted: bool,
 }
 
 pub fn routes() -> Router<Arc<Route53>> {
     Router::new()
-        .route("/healthcheck", post(create))
+        .route("/healthcheck", post(create).get(list))
         .route("/healthcheck/{id}", get(read).delete(delete))
         .route("/healthcheck/{id}/status", get(status))
-}
-
-/// Probes until the check is deleted; so many results in a row change its mind.
-pub fn watch(api: Arc<Route53>, id: String, check: Check) {
-    tokio::spawn(async move {
-        let client = reqwest::Client::new();
-        let clock = api.clock();
-        let url = format!("http://{}:{}{}", check.address, check.port, check.path);
-        let pause = Duration::from_millis(check.interval_s * 100);
-        let (mut ill, mut against) = (false, 0);
-        while api.note_health(&id, ill) {
-            let answer = client.get(&url).timeout(Duration::from_millis(400)).send().await;
-            let good = answer.is_ok_and(|a| a.status().is_success() || a.status().is_redirection());
-            against = if good == ill { against + 1 } else { 0 };
-            if against >= check.threshold {
-                (ill, against) = (!good, 0);
-                api.note_health(&id, ill);
-            }
-            clock.sleep(pause).await;
-        }
-    });
 }
 
 fn check_xml(id: &str, check: &Check) -> String {
@@ -59,7 +40,8 @@ fn check_xml(id: &str, check: &Check) -> String {
         + &tag("Type", "HTTP")
         + &tag("ResourcePath", &check.path)
         + &tag("RequestInterval", check.interval_s)
-        + &tag("FailureThreshold", check.threshold);
+        + &tag("FailureThreshold", check.threshold)
+        + &tag("Inverted", check.inverted);
     wrap(
         "HealthCheck",
         &(tag("Id", id) + &tag("CallerReference", &check.reference) + &wrap("HealthCheckConfig", &config) + &tag("HealthCheckVersion", 1)),
@@ -95,6 +77,7 @@ fn read_check(body: &str) -> Result<Check, String> {
         path: if path.starts_with('/') { path } else { format!("/{path}") },
         interval_s,
         threshold,
+        inverted: config.value("Inverted").as_deref() == Some("true"),
     })
 }
 
@@ -114,7 +97,6 @@ async fn create(State(api): State<Arc<Route53>>, body: String) -> Response {
             if let Err(error) = api.keep_check(&id, Some(check.clone())) {
                 return refuse(StatusCode::INTERNAL_SERVER_ERROR, "InternalFailure", &error.to_string());
             }
-            watch(api.clone(), id.clone(), check.clone());
             id
         }
     };
@@ -129,6 +111,12 @@ async fn read(State(api): State<Arc<Route53>>, UrlPath(id): UrlPath<String>) -> 
     api.check(&id).map_or_else(|| missing(&id), |(check, _)| answer(StatusCode::OK, "GetHealthCheckResponse", &check_xml(&id, &check)))
 }
 
+async fn list(State(api): State<Arc<Route53>>) -> Response {
+    let all: String = api.checks().iter().map(|(id, check)| check_xml(id, check)).collect();
+    let inner = wrap("HealthChecks", &all) + &tag("Marker", "") + &tag("IsTruncated", false) + &tag("MaxItems", 100);
+    answer(StatusCode::OK, "ListHealthChecksResponse", &inner)
+}
+
 async fn delete(State(api): State<Arc<Route53>>, UrlPath(id): UrlPath<String>) -> Response {
     match api.keep_check(&id, None) {
         Ok(true) => answer(StatusCode::OK, "DeleteHealthCheckResponse", ""),
@@ -138,10 +126,13 @@ async fn delete(State(api): State<Arc<Route53>>, UrlPath(id): UrlPath<String>) -
 }
 
 async fn status(State(api): State<Arc<Route53>>, UrlPath(id): UrlPath<String>) -> Response {
-    let Some((_, ill)) = api.check(&id) else { return missing(&id).into_response() };
-    let word = if ill == Some(true) { "Failure: no good answer" } else { "Success: HTTP Status Code 200, OK" };
-    let report = tag("Status", word) + &tag("CheckedTime", api.clock().now());
-    let observation = tag("Region", "us-east-1") + &tag("IPAddress", "127.0.0.1") + &wrap("StatusReport", &report);
-    let list = wrap("HealthCheckObservations", &wrap("HealthCheckObservation", &observation));
+    let Some((_, good)) = api.check(&id) else { return missing(&id).into_response() };
+    let observed = |good: bool| {
+        let word = if good { "Success: HTTP Status Code 200, OK" } else { "Failure: no good answer" };
+        let report = tag("Status", word) + &tag("CheckedTime", api.clock().now());
+        let seen = tag("Region", "us-east-1") + &tag("IPAddress", "127.0.0.1") + &wrap("StatusReport", &report);
+        wrap("HealthCheckObservation", &seen)
+    };
+    let list = wrap("HealthCheckObservations", &good.map(observed).unwrap_or_default());
     answer(StatusCode::OK, "GetHealthCheckStatusResponse", &list)
 }

@@ -5,8 +5,9 @@
 //! [`Lab`] is all that others use: `up`, `attach`, `down`, `status`, faults and `heal`. Each process of a lab
 //! is this same binary as `muster lab-process ROLE`, which is [`process_main`]. Read [`plan`] first (where
 //! everything stands), then [`up`](Lab::up), then the roles: [`pg`], [`s3`], [`rds`], [`inference`] in a region;
-//! [`dns`], [`route53`], [`lease`] outside.
+//! [`dns`] with its health [`checker`], [`route53`], [`lease`] outside.
 
+pub mod checker;
 pub mod dns;
 pub mod error;
 pub mod estate;
@@ -93,7 +94,7 @@ fn record_of(state: &Path) -> PathBuf {
 }
 
 /// One process of a lab, told by `role` what to be: `s3`, `rds`, `inference`, `postgres:INSTANCE` in a region;
-/// `dns`, `resolver`, `lease` outside. Returns only when it fails.
+/// `dns`, `route53`, `resolver`, `lease` outside. Returns only when it fails.
 /// # Errors
 /// When the role is unknown, or what it needs is not to be had.
 pub async fn process_main(role: &str, home: &Path, region: Option<&str>) -> Result<(), LabError> {
@@ -108,6 +109,7 @@ pub async fn process_main(role: &str, home: &Path, region: Option<&str>) -> Resu
         "rds" => rds::serve(plan, place()?, clock).await,
         "inference" => inference::serve(plan, place()?, clock).await,
         "dns" => dns::serve_authority(plan, clock).await,
+        "route53" => route53::serve_api(plan, clock).await,
         "resolver" => dns::serve_resolver(&plan, clock).await,
         "lease" => lease::serve(&plan, clock).await,
         _ => match role.strip_prefix("postgres:") {

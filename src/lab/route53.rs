@@ -1,7 +1,9 @@
 //! The Route 53-shaped API: AWS's REST and XML in front of the zone that [`super::dns`] serves. A change is
 //! `PENDING`, and not answered yet, until the delay that the lab is set to has passed; then it is `INSYNC`.
+//! It is a process of its own: killed, it leaves the servers and the health checkers at work.
 
 use super::{
+    checker::{Served, health_file, served_file},
     error::{LabError, LabResult},
     health::{self, Check},
     plan::{LabPlan, ZONE, ZONE_ID, read_json, write_json},
@@ -48,7 +50,6 @@ struct Live {
     /// How many changes had been accepted when that was the zone.
     served_at: usize,
     in_sync: BTreeMap<String, bool>,
-    ill: BTreeMap<String, bool>,
 }
 
 pub struct Route53 {
@@ -66,13 +67,16 @@ impl Route53 {
         let file = plan.dir(super::plan::OUTSIDE).join("zone.json");
         let kept: Kept = read_json(&file)?;
         let in_sync = kept.changes.keys().map(|id| (id.clone(), true)).collect();
-        let live = Live { served: kept.zone.clone(), served_at: 0, kept, in_sync, ill: BTreeMap::new() };
+        let live = Live { served: kept.zone.clone(), served_at: 0, kept, in_sync };
         let access_key = plan.secret("access_key_id")?;
-        let api = Arc::new(Self { plan, clock, file, access_key, live: Mutex::new(live) });
-        for (id, check) in api.with(|l| l.kept.checks.clone()) {
-            health::watch(api.clone(), id, check);
-        }
-        Ok(api)
+        let api = Self { plan, clock, file, access_key, live: Mutex::new(live) };
+        api.with(|live| api.publish(live))?;
+        Ok(Arc::new(api))
+    }
+
+    /// Hands over to the servers and the health checkers what they answer with and ask for.
+    fn publish(&self, live: &Live) -> LabResult<()> {
+        write_json(&served_file(&self.plan), &Served { zone: live.served.clone(), checks: live.kept.checks.clone() })
     }
 
     fn with<T>(&self, look: impl FnOnce(&mut Live) -> T) -> T {
@@ -84,36 +88,15 @@ impl Route53 {
         self.clock.clone()
     }
 
-    /// The record that answers now.
-    #[must_use]
-    pub fn lookup(&self, name: &str, kind: &str) -> Option<Record> {
-        let dice = self.clock.jitter();
-        self.with(|live| live.served.answer(name, kind, &live.ill, dice).cloned())
-    }
-    #[must_use]
-    pub fn known(&self, name: &str) -> bool {
-        self.with(|live| live.served.has_name(name))
-    }
-    #[must_use]
-    pub fn inside(&self, name: &str) -> bool {
-        name == ZONE || name.ends_with(&format!(".{ZONE}"))
-    }
-
-    /// Notes what a health check found; false once the check is deleted.
-    pub fn note_health(&self, id: &str, ill: bool) -> bool {
-        self.with(|live| {
-            let there = live.kept.checks.contains_key(id);
-            if there {
-                live.ill.insert(id.to_owned(), ill)
-            } else {
-                live.ill.remove(id)
-            };
-            there
-        })
-    }
+    /// A check, and whether its checker found an answer good, if it has found out.
     #[must_use]
     pub fn check(&self, id: &str) -> Option<(Check, Option<bool>)> {
-        self.with(|live| Some((live.kept.checks.get(id)?.clone(), live.ill.get(id).copied())))
+        let found: BTreeMap<String, bool> = read_json(&health_file(&self.plan)).unwrap_or_default();
+        self.with(|live| Some((live.kept.checks.get(id)?.clone(), found.get(id).copied())))
+    }
+    #[must_use]
+    pub fn checks(&self) -> BTreeMap<String, Check> {
+        self.with(|live| live.kept.checks.clone())
     }
     /// Adds a check, or gives back the one of the same caller reference; removes it when `None`.
     /// # Errors
@@ -127,6 +110,7 @@ impl Route53 {
             };
             write_json(&self.file, &next)?;
             live.kept = next;
+            self.publish(live)?;
             Ok(known)
         })
     }
@@ -161,6 +145,10 @@ impl Route53 {
                 // A later change, which holds this one too, may have been faster.
                 if number > live.served_at {
                     (live.served, live.served_at) = (next, number);
+                    if let Err(error) = api.publish(live) {
+                        tracing::error!(%error, "the servers were not told");
+                        return;
+                    }
                 }
                 live.in_sync.insert(change, true);
             });
@@ -183,6 +171,14 @@ pub async fn serve(api: Arc<Route53>, at: SocketAddr) -> Result<(), LabError> {
         .merge(health::routes());
     let checked = zones.layer(middleware::from_fn_with_state(api.clone(), check_key));
     web::serve(at, Router::new().nest("/2013-04-01", checked).with_state(api)).await
+}
+
+/// The process that is the control plane, until it is killed.
+/// # Errors
+/// When a file or port is not to be had.
+pub async fn serve_api(plan: Arc<LabPlan>, clock: Arc<dyn Clock>) -> Result<(), LabError> {
+    let at = plan.outside.at(plan.outside.route53);
+    serve(Route53::open(plan, clock)?, at).await
 }
 
 async fn check_key(State(api): State<Arc<Route53>>, request: Request, next: Next) -> Response {

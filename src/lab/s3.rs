@@ -5,9 +5,28 @@ use super::{
     plan::LabPlan,
     web,
 };
+use async_trait::async_trait;
 use axum::{Router, extract::Request, response::IntoResponse};
-use s3s::{auth::SimpleAuth, service::S3ServiceBuilder};
+use s3s::{
+    access::{S3Access, S3AccessContext},
+    auth::SimpleAuth,
+    service::S3ServiceBuilder,
+};
 use secrecy::ExposeSecret;
+
+/// As the bucket policy of docs/dns.md says it: everybody may read the switches of data-plane failovers, nothing else.
+struct Open;
+
+const OPEN: &str = ".muster/switch/";
+
+#[async_trait]
+impl S3Access for Open {
+    async fn check(&self, cx: &mut S3AccessContext<'_>) -> s3s::S3Result<()> {
+        let reads = matches!(cx.s3_op().name(), "GetObject" | "HeadObject");
+        let open = reads && cx.s3_path().as_object().is_some_and(|(_, key)| key.starts_with(OPEN));
+        if cx.credentials().is_some() || open { Ok(()) } else { Err(s3s::s3_error!(AccessDenied, "Signature is required")) }
+    }
+}
 
 /// Serves until the process is killed.
 /// # Errors
@@ -19,6 +38,7 @@ pub async fn serve(plan: &LabPlan, region: &str) -> Result<(), LabError> {
     let mut builder = S3ServiceBuilder::new(files);
     let (key, secret) = (plan.secret("access_key_id")?, plan.secret("secret_access_key")?);
     builder.set_auth(SimpleAuth::from_single(key.expose_secret(), secret.expose_secret()));
+    builder.set_access(Open);
     let service = builder.build();
     // The server looks at a condition first and writes later: two conditional writes at once would both hold.
     let one_at_a_time = std::sync::Arc::new(tokio::sync::Mutex::new(()));

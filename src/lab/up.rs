@@ -3,6 +3,7 @@
 
 use super::{
     Lab,
+    checker::{Served, served_file},
     error::{LabError, LabResult, What},
     estate::estate_yaml,
     folder_of, inference,
@@ -32,6 +33,9 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+
+/// What stands in no region. The API of Route 53 is apart from the servers, so that it can be lost alone.
+pub(super) const OUTSIDE_ROLES: [&str; 4] = ["dns", "route53", "resolver", "lease"];
 
 const READY_LIMIT: Duration = Duration::from_secs(30);
 
@@ -78,7 +82,7 @@ impl Lab {
         lay_out(state, &plan, options, &*clock)?;
         let mut lab = Self::with_plan(state, plan, clock)?;
         (options.progress)("starting object stores, DNS, resolver, lease authority, databases");
-        for role in ["dns", "resolver", "lease"] {
+        for role in OUTSIDE_ROLES {
             process::spawn(&lab.plan, OUTSIDE, role)?;
         }
         for region in REGIONS {
@@ -148,7 +152,9 @@ impl Lab {
     }
 
     async fn outside_ready(&self) -> LabResult<()> {
-        tokio::try_join!(self.ready(OUTSIDE, "dns"), self.ready(OUTSIDE, "resolver"), self.ready(OUTSIDE, "lease"))?;
+        for role in OUTSIDE_ROLES {
+            self.ready(OUTSIDE, role).await?;
+        }
         Ok(())
     }
 
@@ -176,7 +182,8 @@ impl Lab {
     pub(super) fn address(&self, place: &str, role: &str) -> LabResult<SocketAddr> {
         let outside = &self.plan.outside;
         Ok(match role {
-            "dns" => outside.at(outside.route53),
+            "dns" => outside.at(outside.dns),
+            "route53" => outside.at(outside.route53),
             "resolver" => outside.at(outside.resolver),
             "lease" => outside.at(outside.lease),
             _ => {
@@ -309,6 +316,7 @@ fn lay_out(state: &Path, plan: &LabPlan, options: &Options<'_>, clock: &dyn Cloc
         ..Record::default()
     };
     let zone = Zone { apex: ZONE.to_owned(), records: vec![first] };
+    write_json(&served_file(plan), &Served { zone: zone.clone(), ..Served::default() })?;
     write_json(&plan.dir(OUTSIDE).join("zone.json"), &KeptZone { zone, ..KeptZone::default() })?;
     write_json(&plan.home.join("lab.json"), plan)
 }

@@ -95,6 +95,9 @@ pub enum Fault {
     Freeze(FaultTarget),
     /// SIGKILL to the region's database server alone.
     LoseDatabase(FaultTarget),
+    /// SIGKILL to what changes things in the region and serves nobody; in the region where the control planes of global
+    /// services stand (`us-east-1`), to that of DNS as well.
+    LoseControlPlane(FaultTarget),
     /// Replication from the region's primary is held up from now on.
     DelayReplication(FaultTarget),
 }
@@ -112,7 +115,7 @@ impl Fault {
     #[must_use]
     pub fn target(&self) -> &FaultTarget {
         match self {
-            Self::Kill(t) | Self::Freeze(t) | Self::LoseDatabase(t) | Self::DelayReplication(t) => t,
+            Self::Kill(t) | Self::Freeze(t) | Self::LoseDatabase(t) | Self::LoseControlPlane(t) | Self::DelayReplication(t) => t,
         }
     }
     #[must_use]
@@ -121,6 +124,7 @@ impl Fault {
             Self::Kill(_) => "kill",
             Self::Freeze(_) => "freeze",
             Self::LoseDatabase(_) => "lose-database",
+            Self::LoseControlPlane(_) => "lose-control-plane",
             Self::DelayReplication(_) => "delay-replication",
         }
     }

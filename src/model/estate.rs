@@ -337,6 +337,65 @@ pub struct Endpoint {
     /// Whom to send dynamic updates, with provider `rfc2136`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update: Option<DnsUpdate>,
+    /// The zone's authoritative servers: `192.0.2.1:53`. Found by their NS records when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub authority: Vec<std::net::SocketAddr>,
+    /// Where the name is an alias (Route 53): what it stands for in each region.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub aliases: BTreeMap<RegionName, AliasTarget>,
+    /// How traffic moves when no control plane of DNS answers, with provider `route53`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standby: Option<Standby>,
+}
+
+/// What an alias record of Route 53 stands for. The region's target must be the address that it leads to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AliasTarget {
+    /// The identifier of the hosted zone that the other name is in.
+    pub zone: String,
+    pub name: String,
+    /// Does it count as ill when what it stands for is?
+    #[serde(default)]
+    pub evaluate: bool,
+}
+
+/// A switch in the region that takes over: an object in its bucket, which Route 53's health checkers look for. While it
+/// is there, the other region's record counts as ill, and this region's answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Standby {
+    /// The region that takes over. It has the SECONDARY record; the endpoint's other target has the PRIMARY.
+    pub region: RegionName,
+    /// A bucket of the estate; the switch lies in its bucket of that region.
+    pub bucket: BucketName,
+    /// The switch's key; `.muster/switch/ENDPOINT` when left out. Everybody may read it, and the same with `.probe`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// Where the health checkers find it, if that is not the bucket's own address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<Url>,
+    /// How often each health checker looks: `10s` or `30s`.
+    #[serde(default = "ten_seconds")]
+    pub every: Span,
+    /// How many looks in a row change a health checker's mind; 1 to 10.
+    #[serde(default = "two")]
+    pub looks: u32,
+}
+
+impl Standby {
+    /// The switch's key in its bucket.
+    #[must_use]
+    pub fn key(&self, endpoint: &EndpointName) -> String {
+        self.key.clone().unwrap_or_else(|| format!(".muster/switch/{endpoint}"))
+    }
+}
+
+fn ten_seconds() -> Span {
+    Span::from_secs(10)
+}
+fn two() -> u32 {
+    2
 }
 
 /// The servers of a zone that is changed by dynamic updates.

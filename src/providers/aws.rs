@@ -3,6 +3,7 @@
 //! Two configurations for each region: reading retries a little and gives up soon; writing never
 //! retries, so that the journal sees every attempt, and a lost answer is `Unknown`.
 
+use super::counted::Counted;
 use super::port::{PortError, PortResult};
 use super::secrets;
 use crate::model::estate::{Aws, AwsCredentials, AwsEndpoints};
@@ -48,12 +49,21 @@ pub struct AwsClients {
     s3: OnceCell<Pair<aws_sdk_s3::Client>>,
     rds: OnceCell<Pair<aws_sdk_rds::Client>>,
     route53: OnceCell<Pair<aws_sdk_route53::Client>>,
+    /// What was sent to Route 53: it is a control plane.
+    pub dns_calls: Counted,
 }
 
 impl AwsClients {
     #[must_use]
     pub fn new(aws: Option<Aws>) -> Self {
-        Self { aws, base: OnceCell::new(), s3: OnceCell::new(), rds: OnceCell::new(), route53: OnceCell::new() }
+        Self {
+            aws,
+            base: OnceCell::new(),
+            s3: OnceCell::new(),
+            rds: OnceCell::new(),
+            route53: OnceCell::new(),
+            dns_calls: Counted::default(),
+        }
     }
 
     async fn base(&self) -> PortResult<&SdkConfig> {
@@ -127,6 +137,7 @@ impl AwsClients {
             let base = self.base().await?;
             let make = |limit: Duration, retry: RetryConfig| {
                 let mut config = aws_sdk_route53::config::Builder::from(base).timeout_config(timeouts(limit)).retry_config(retry);
+                config = config.interceptor(self.dns_calls.clone());
                 if let Some(url) = self.endpoint(|at| &at.route53) {
                     config = config.endpoint_url(url);
                 }
@@ -222,7 +233,7 @@ const THROTTLING: [&str; 12] = [
     "EC2ThrottledException",
 ];
 
-const MISSING: [&str; 9] = [
+const MISSING: [&str; 10] = [
     "NoSuchKey",
     "NoSuchBucket",
     "NotFound",
@@ -231,6 +242,7 @@ const MISSING: [&str; 9] = [
     "DBSnapshotNotFound",
     "DBSnapshotNotFoundFault",
     "NoSuchHostedZone",
+    "NoSuchHealthCheck",
     "NoSuchChange",
 ];
 

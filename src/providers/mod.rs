@@ -9,6 +9,8 @@ pub mod aws;
 #[cfg(feature = "aws")]
 mod aws_signed;
 pub mod clock;
+#[cfg(feature = "aws")]
+pub mod counted;
 pub mod directory;
 mod directory_files;
 pub mod http;
@@ -19,6 +21,7 @@ pub mod pg_dump;
 pub mod pooler;
 pub mod port;
 mod port_buckets;
+mod port_dns;
 pub mod port_instances;
 pub mod port_patroni;
 mod port_replication;
@@ -41,6 +44,10 @@ pub mod resolver;
 pub mod rfc2136;
 #[cfg(feature = "aws")]
 pub mod route53;
+#[cfg(feature = "aws")]
+mod route53_health;
+#[cfg(feature = "aws")]
+mod route53_sets;
 #[cfg(feature = "aws")]
 pub mod s3;
 #[cfg(feature = "aws")]

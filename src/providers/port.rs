@@ -3,11 +3,11 @@
 //! Every call has a deadline of its own inside the provider; none waits for ever. A write answers
 //! `PortError::Unknown` when it may have happened: the caller must look before it repeats.
 
-pub use super::{port_buckets::*, port_patroni::*, port_replication::*, port_rows::*};
+pub use super::{port_buckets::*, port_dns::*, port_patroni::*, port_replication::*, port_rows::*};
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, net::IpAddr, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 pub use super::port_instances::*;
 pub use super::port_server::*;
@@ -267,62 +267,6 @@ pub trait SqlWrite: SqlRead {
     async fn prove_writable(&self, mark: &str) -> PortResult<()>;
 }
 
-// ---------------------------------------------------------------- DNS
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RecordSet {
-    pub name: String,
-    /// `A`, `AAAA`.
-    pub kind: String,
-    pub ttl_s: u32,
-    pub values: Vec<String>,
-}
-
-/// One of several record sets under one name, which answers as often as its weight says.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WeightedSet {
-    /// Tells it from the others of the name.
-    pub set: String,
-    /// Its share is this part of the sum of all of the name's; 0 to 255.
-    pub weight: u32,
-    /// The health check without which it is left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub health: Option<String>,
-    pub record: RecordSet,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChangeId(pub String);
-
-#[async_trait]
-pub trait DnsRead: Send + Sync {
-    async fn record(&self, zone: &str, name: &str, kind: &str) -> PortResult<Option<RecordSet>>;
-    /// The weighted record sets of a name, in the order of their identifiers; none when there is nothing under it.
-    async fn weights(&self, zone: &str, name: &str, kind: &str) -> PortResult<Vec<WeightedSet>>;
-    /// Is the change in sync on all authoritative servers?
-    async fn in_sync(&self, change: &ChangeId) -> PortResult<bool>;
-}
-
-#[async_trait]
-pub trait DnsWrite: DnsRead {
-    /// Atomic compare-and-swap: `Conflict` when what stands there is not `expect`.
-    async fn swap(&self, zone: &str, expect: Option<&RecordSet>, want: Option<&RecordSet>, comment: &str) -> PortResult<ChangeId>;
-    /// The same for weighted sets of one name: all of them change at once, or none.
-    async fn reweigh(&self, zone: &str, expect: &[WeightedSet], want: &[WeightedSet], comment: &str) -> PortResult<ChangeId>;
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DnsAnswer {
-    pub addresses: Vec<IpAddr>,
-    pub ttl_s: u32,
-}
-
-#[async_trait]
-pub trait Resolve: Send + Sync {
-    /// Asks one server directly, without a cache of our own; `None` for the system's resolvers.
-    async fn ask(&self, server: Option<SocketAddr>, name: &str) -> PortResult<DnsAnswer>;
-}
-
 // ---------------------------------------------------------------- HTTP
 
 #[derive(Clone, Debug, Default)]
@@ -453,6 +397,10 @@ pub trait WorldRead: Send + Sync {
     }
     /// The value behind a reference. Never printed, never journaled.
     fn secret(&self, reference: &crate::model::estate::SecretRef) -> PortResult<secrecy::SecretString>;
+    /// How many requests were sent to a control plane of DNS so far, whatever became of them; `None` where nobody counts.
+    fn control_plane_calls(&self) -> Option<u64> {
+        None
+    }
     /// Who acts, and on which machine.
     fn who(&self) -> String {
         "somebody".to_owned()

@@ -3,6 +3,7 @@
 
 use super::port::{DnsAnswer, PortError, PortResult, Resolve};
 use async_trait::async_trait;
+use hickory_proto::rr::{RData, Record, RecordType};
 use hickory_resolver::{
     TokioResolver,
     config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts},
@@ -43,6 +44,13 @@ fn resolver(server: Option<SocketAddr>) -> PortResult<TokioResolver> {
     builder.build().map_err(|e| fail(&e))
 }
 
+fn server_name(record: &Record) -> Option<String> {
+    match &record.data {
+        RData::NS(server) => Some(server.0.to_ascii()),
+        _ => None,
+    }
+}
+
 #[async_trait]
 impl Resolve for DnsResolver {
     async fn ask(&self, server: Option<SocketAddr>, name: &str) -> PortResult<DnsAnswer> {
@@ -63,5 +71,30 @@ impl Resolve for DnsResolver {
         // An address is good for as long as every record that led to it.
         let ttl_s = found.as_lookup().answers().iter().map(|r| r.ttl).min().unwrap_or(0);
         Ok(DnsAnswer { addresses: found.iter().collect(), ttl_s })
+    }
+
+    async fn authorities(&self, name: &str) -> PortResult<Vec<SocketAddr>> {
+        let resolver = resolver(None)?;
+        let mut servers = Vec::new();
+        // The zone begins at the name itself or at one of those above it.
+        let mut zone = name.trim_end_matches('.');
+        while servers.is_empty() {
+            let asked = tokio::time::timeout(TIMEOUT, resolver.lookup(format!("{zone}."), RecordType::NS)).await;
+            servers =
+                asked.ok().and_then(Result::ok).map(|found| found.answers().iter().filter_map(server_name).collect()).unwrap_or_default();
+            match zone.split_once('.') {
+                Some((_, above)) if above.contains('.') => zone = above,
+                _ => break,
+            }
+        }
+        let asked = servers.iter().map(|server| async { self.ask(None, server).await.map(|answer| answer.addresses).unwrap_or_default() });
+        let addresses = futures::future::join_all(asked).await;
+        let found: Vec<SocketAddr> = addresses.into_iter().flatten().map(|ip| SocketAddr::new(ip, 53)).collect();
+        if found.is_empty() {
+            return Err(PortError::NotFound(format!(
+                "the system's resolvers name no authoritative server of {name}: write them as the endpoint's `authority`"
+            )));
+        }
+        Ok(found)
     }
 }

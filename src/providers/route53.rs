@@ -1,39 +1,45 @@
-//! Amazon Route 53. A swap is ONE batch, DELETE of what is expected and CREATE of what is wanted: the
-//! service refuses the whole of it unless the old record matches exactly, which makes it a
+//! Amazon Route 53. A change is ONE batch, DELETE of what is expected and CREATE of what is wanted: the
+//! service refuses the whole of it unless the old records match exactly, which makes it a
 //! compare-and-swap, and harmless to repeat.
 
 use super::aws::{AwsClients, Doing, explain};
-use super::port::{ChangeId, DnsRead, DnsWrite, PortError, PortResult, RecordSet, WeightedSet};
+use super::clock::Clock;
+use super::port::{
+    ChangeId, DnsRead, DnsWrite, HealthCheck, HealthSeen, HealthSpec, PortError, PortResult, RecordSet, RoutedSet, WeightedSet, show_sets,
+};
+use super::{
+    route53_health,
+    route53_sets::{batch, full, of_weighted, routed, simple, weighted},
+};
 use async_trait::async_trait;
 use aws_sdk_route53::{
-    error::BuildError,
     operation::change_resource_record_sets::ChangeResourceRecordSetsError,
-    types::{
-        Change, ChangeAction, ChangeBatch, ChangeStatus, ResourceRecord, ResourceRecordSet, RrType, builders::ResourceRecordSetBuilder,
-    },
+    types::{ChangeBatch, ChangeStatus, HostedZone, ResourceRecordSet, RrType},
 };
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::sync::Mutex;
 
-/// What one comment may hold.
-const LONGEST_COMMENT: usize = 256;
+/// Route 53 takes five requests a second from a whole account, and one batch after the other for a zone. What it turns
+/// away for that was not begun, and is sent again after these pauses.
+const AGAIN: [Duration; 4] = [Duration::from_millis(400), Duration::from_millis(900), Duration::from_secs(2), Duration::from_secs(4)];
 
 pub struct Route53 {
     clients: Arc<AwsClients>,
+    clock: Arc<dyn Clock>,
     /// Domain names to zone ids: these do not change while we run.
     zones: Mutex<BTreeMap<String, String>>,
 }
 
 impl Route53 {
     #[must_use]
-    pub fn new(clients: Arc<AwsClients>) -> Self {
-        Self { clients, zones: Mutex::default() }
+    pub fn new(clients: Arc<AwsClients>, clock: Arc<dyn Clock>) -> Self {
+        Self { clients, clock, zones: Mutex::default() }
     }
 
-    /// A hosted zone's id, from the id itself (`Z…`, as Route 53 writes them) or the zone's domain name.
+    /// A hosted zone's id, from the id itself (in capitals, as Route 53 writes them) or the zone's domain name.
     async fn zone(&self, zone: &str) -> PortResult<String> {
         let bare = zone.trim_start_matches("/hostedzone/");
-        if !bare.contains('.') && bare.starts_with('Z') && bare.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit()) {
+        if bare.len() >= 8 && bare.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit()) {
             return Ok(bare.to_owned());
         }
         let mut zones = self.zones.lock().await;
@@ -45,152 +51,115 @@ impl Route53 {
         Ok(id)
     }
 
+    /// Names are not unique: a public and a private zone may share one, and so may two public ones.
     async fn zone_named(&self, name: &str) -> PortResult<String> {
-        let call = self.clients.route53().await?.read.list_hosted_zones_by_name().dns_name(full(name)).max_items(100);
-        let answer = call.send().await.map_err(|e| explain(&e, Doing::Reading, &format!("ListHostedZonesByName {name}")))?;
-        // The list goes on with the names that follow.
-        let mut found = answer.hosted_zones().iter().filter(|z| full(z.name()) == full(name));
-        let Some(zone) = found.next() else {
-            return Err(PortError::NotFound(format!(
-                "there is no hosted zone for {name}: write its name or its id as the endpoint's `zone`"
-            )));
-        };
-        if found.next().is_some() {
-            return Err(PortError::Config(format!(
-                "more than one hosted zone is called {name}: write the id of the right one as the endpoint's `zone`"
-            )));
+        let found = self.zones_named(name).await?;
+        match found.as_slice() {
+            [] => {
+                Err(PortError::NotFound(format!("there is no hosted zone for {name}: write its name or its id as the endpoint's `zone`")))
+            }
+            [zone] => Ok(id_of(zone)),
+            several => {
+                let private = |zone: &HostedZone| zone.config().is_some_and(aws_sdk_route53::types::HostedZoneConfig::private_zone);
+                let shown = |zone: &HostedZone| format!("{} ({})", id_of(zone), if private(zone) { "private" } else { "public" });
+                let ids: Vec<String> = several.iter().map(shown).collect();
+                Err(PortError::Config(format!(
+                    "{} hosted zones are called {name}: {}; write the id of the right one as the endpoint's `zone`",
+                    ids.len(),
+                    ids.join(", ")
+                )))
+            }
         }
-        Ok(zone.id().trim_start_matches("/hostedzone/").to_owned())
     }
 
-    async fn find(&self, zone: &str, name: &str, kind: &str) -> PortResult<Option<RecordSet>> {
-        let call = self.clients.route53().await?.read.list_resource_record_sets().hosted_zone_id(zone);
-        let call = call.start_record_name(full(name)).start_record_type(RrType::from(kind)).max_items(2);
-        let answer = call.send().await.map_err(|e| explain(&e, Doing::Reading, &format!("ListResourceRecordSets {name} {kind}")))?;
-        let here = |r: &&ResourceRecordSet| full(r.name()) == full(name) && r.r#type().as_str() == kind;
-        let Some(set) = answer.resource_record_sets().iter().find(here) else { return Ok(None) };
-        // Weighted, failover, latency...: more than one may share the name, and a swap of one is not a shift.
-        if set.set_identifier().is_some() {
-            return Err(PortError::Refused(format!("{name} {kind} is answered by a routing policy; Muster shifts simple records")));
-        }
-        if set.alias_target().is_some() {
-            return Err(PortError::Refused(format!("{name} {kind} is an alias record; Muster shifts records that hold addresses")));
-        }
-        let values = set.resource_records().iter().map(|r| r.value().to_owned()).collect();
-        let ttl_s = set.ttl().and_then(|t| u32::try_from(t).ok()).unwrap_or(0);
-        Ok(Some(RecordSet { name: name.to_owned(), kind: kind.to_owned(), ttl_s, values }))
-    }
-
-    /// Every record set of a name: page by page, since there may be a hundred weighted ones.
-    async fn sets(&self, zone: &str, name: &str, kind: &str) -> PortResult<Vec<ResourceRecordSet>> {
+    /// The list is in the order of names, and goes on with those that follow.
+    async fn zones_named(&self, name: &str) -> PortResult<Vec<HostedZone>> {
         let clients = self.clients.route53().await?;
         let (mut found, mut after) = (Vec::new(), None);
         loop {
-            let call = clients.read.list_resource_record_sets().hosted_zone_id(zone);
-            let call = call.start_record_name(full(name)).start_record_type(RrType::from(kind)).set_start_record_identifier(after.take());
-            let answer = call.send().await.map_err(|e| explain(&e, Doing::Reading, &format!("ListResourceRecordSets {name} {kind}")))?;
-            let here = |r: &&ResourceRecordSet| full(r.name()) == full(name) && r.r#type().as_str() == kind;
-            found.extend(answer.resource_record_sets().iter().filter(here).cloned());
-            let more = answer.next_record_name().is_some_and(|next| full(next) == full(name));
-            match answer.next_record_identifier() {
-                Some(next) if more && answer.is_truncated() => after = Some(next.to_owned()),
+            let call = clients.read.list_hosted_zones_by_name().dns_name(full(name)).set_hosted_zone_id(after.take()).max_items(100);
+            let answer = call.send().await.map_err(|e| explain(&e, Doing::Reading, &format!("ListHostedZonesByName {name}")))?;
+            found.extend(answer.hosted_zones().iter().filter(|z| full(z.name()) == full(name)).cloned());
+            let more = answer.is_truncated() && answer.next_dns_name().is_some_and(|next| full(next) == full(name));
+            match answer.next_hosted_zone_id() {
+                Some(next) if more => after = Some(next.to_owned()),
                 _ => return Ok(found),
             }
         }
     }
 
-    /// What stands where a swap was refused.
-    async fn standing(&self, zone: &str, of: &RecordSet) -> String {
-        match self.find(zone, &of.name, &of.kind).await {
-            Ok(Some(found)) => format!("{} {} {} {}", found.name, found.ttl_s, found.kind, found.values.join(" ")),
-            Ok(None) => format!("no record {} {}", of.name, of.kind),
-            Err(e) => format!("something else (it could not be read: {e})"),
+    /// Every record set of a name: page by page, since there may be a hundred weighted ones.
+    async fn all(&self, zone: &str, name: &str, kind: &str) -> PortResult<Vec<RoutedSet>> {
+        let clients = self.clients.route53().await?;
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let call = clients.read.list_resource_record_sets().hosted_zone_id(zone).max_items(100);
+            let call = call.start_record_name(full(name)).start_record_type(RrType::from(kind)).set_start_record_identifier(after.take());
+            let answer = call.send().await.map_err(|e| explain(&e, Doing::Reading, &format!("ListResourceRecordSets {name} {kind}")))?;
+            let here = |r: &&ResourceRecordSet| full(r.name()) == full(name) && r.r#type().as_str() == kind;
+            for set in answer.resource_record_sets().iter().filter(here) {
+                found.push(routed(name, kind, set)?);
+            }
+            let more = answer.next_record_name().is_some_and(|next| full(next) == full(name));
+            match answer.next_record_identifier() {
+                Some(next) if more && answer.is_truncated() => after = Some(next.to_owned()),
+                _ => break,
+            }
+        }
+        found.sort_by(|a, b| a.set.cmp(&b.set));
+        Ok(found)
+    }
+
+    /// Carries out a batch; none when Route 53 refuses it for what stands there.
+    async fn send(&self, zone: &str, batch: &ChangeBatch, what: &str) -> PortResult<Option<ChangeId>> {
+        let mut pauses = AGAIN.iter();
+        loop {
+            let call = self.clients.route53().await?.write.change_resource_record_sets();
+            match call.hosted_zone_id(zone).change_batch(batch.clone()).send().await {
+                Ok(answer) => {
+                    let id = answer.change_info().map(|i| i.id().trim_start_matches("/change/").to_owned());
+                    let id = id.ok_or_else(|| PortError::Unknown(format!("{what}: the answer names no change")))?;
+                    return Ok(Some(ChangeId(id)));
+                }
+                Err(e) if e.as_service_error().is_some_and(ChangeResourceRecordSetsError::is_invalid_change_batch) => return Ok(None),
+                Err(e) => match (explain(&e, Doing::Writing, what), pauses.next()) {
+                    (PortError::Throttled { .. }, Some(pause)) => self.clock.sleep(*pause).await,
+                    (error, _) => return Err(error),
+                },
+            }
         }
     }
 }
 
-/// As Route 53 writes names: lower case, with the dot.
-fn full(name: &str) -> String {
-    let name = name.to_ascii_lowercase();
-    // Route 53 writes the asterisk of a wildcard in octal.
-    let name = name.replace("\\052", "*");
-    if name.ends_with('.') { name } else { format!("{name}.") }
-}
-
-fn builder(record: &RecordSet) -> Result<ResourceRecordSetBuilder, BuildError> {
-    let mut set =
-        ResourceRecordSet::builder().name(full(&record.name)).r#type(RrType::from(record.kind.as_str())).ttl(i64::from(record.ttl_s));
-    for value in &record.values {
-        set = set.resource_records(ResourceRecord::builder().value(value).build()?);
-    }
-    Ok(set)
-}
-
-fn change(action: ChangeAction, record: &RecordSet) -> Result<Change, BuildError> {
-    Change::builder().action(action).resource_record_set(builder(record)?.build()?).build()
-}
-
-fn weighted_change(action: ChangeAction, set: &WeightedSet) -> Result<Change, BuildError> {
-    let built = builder(&set.record)?.set_identifier(&set.set).weight(i64::from(set.weight)).set_health_check_id(set.health.clone());
-    Change::builder().action(action).resource_record_set(built.build()?).build()
-}
-
-/// Sets that do not change stand in it as well, deleted and made anew: then they must be as expected, too.
-fn weighted_batch(expect: &[WeightedSet], want: &[WeightedSet], comment: &str) -> Result<ChangeBatch, BuildError> {
-    let mut batch = ChangeBatch::builder().comment(comment.chars().take(LONGEST_COMMENT).collect::<String>());
-    for old in expect {
-        batch = batch.changes(weighted_change(ChangeAction::Delete, old)?);
-    }
-    for new in want {
-        batch = batch.changes(weighted_change(ChangeAction::Create, new)?);
-    }
-    batch.build()
-}
-
-/// A set as Route 53 tells it, if it is a weighted one that holds addresses.
-fn weighted(name: &str, kind: &str, set: &ResourceRecordSet) -> PortResult<WeightedSet> {
-    let (Some(identifier), Some(weight)) = (set.set_identifier(), set.weight()) else {
-        return Err(PortError::Refused(format!("{name} {kind} is not weighted: give each region a weighted record first")));
-    };
-    if set.alias_target().is_some() {
-        return Err(PortError::Refused(format!(
-            "{name} {kind} has an alias under `{identifier}`; Muster shifts records that hold addresses"
-        )));
-    }
-    let record = RecordSet {
-        name: name.to_owned(),
-        kind: kind.to_owned(),
-        ttl_s: set.ttl().and_then(|t| u32::try_from(t).ok()).unwrap_or(0),
-        values: set.resource_records().iter().map(|r| r.value().to_owned()).collect(),
-    };
-    let health = set.health_check_id().map(str::to_owned);
-    Ok(WeightedSet { set: identifier.to_owned(), weight: u32::try_from(weight).unwrap_or(0), health, record })
-}
-
-fn batch(expect: Option<&RecordSet>, want: Option<&RecordSet>, comment: &str) -> Result<ChangeBatch, BuildError> {
-    let mut batch = ChangeBatch::builder().comment(comment.chars().take(LONGEST_COMMENT).collect::<String>());
-    if let Some(old) = expect {
-        batch = batch.changes(change(ChangeAction::Delete, old)?);
-    }
-    if let Some(new) = want {
-        batch = batch.changes(change(ChangeAction::Create, new)?);
-    }
-    batch.build()
+fn id_of(zone: &HostedZone) -> String {
+    zone.id().trim_start_matches("/hostedzone/").to_owned()
 }
 
 #[async_trait]
 impl DnsRead for Route53 {
     async fn record(&self, zone: &str, name: &str, kind: &str) -> PortResult<Option<RecordSet>> {
-        let zone = self.zone(zone).await?;
-        self.find(&zone, name, kind).await
+        simple(name, kind, self.sets(zone, name, kind).await?)
     }
 
     async fn weights(&self, zone: &str, name: &str, kind: &str) -> PortResult<Vec<WeightedSet>> {
+        self.sets(zone, name, kind).await?.into_iter().map(|set| weighted(name, kind, set)).collect()
+    }
+
+    async fn sets(&self, zone: &str, name: &str, kind: &str) -> PortResult<Vec<RoutedSet>> {
         let zone = self.zone(zone).await?;
-        let sets = self.sets(&zone, name, kind).await?;
-        let mut all = sets.iter().map(|set| weighted(name, kind, set)).collect::<PortResult<Vec<_>>>()?;
-        all.sort_by(|a, b| a.set.cmp(&b.set));
-        Ok(all)
+        self.all(&zone, name, kind).await
+    }
+
+    async fn health_check(&self, id: &str) -> PortResult<Option<HealthCheck>> {
+        route53_health::read(&self.clients, id).await
+    }
+
+    async fn health_check_of(&self, reference: &str) -> PortResult<Option<HealthCheck>> {
+        route53_health::find(&self.clients, reference).await
+    }
+
+    async fn health_seen(&self, id: &str) -> PortResult<Option<HealthSeen>> {
+        route53_health::seen(&self.clients, id).await
     }
 
     async fn in_sync(&self, change: &ChangeId) -> PortResult<bool> {
@@ -204,74 +173,37 @@ impl DnsRead for Route53 {
 #[async_trait]
 impl DnsWrite for Route53 {
     async fn swap(&self, zone: &str, expect: Option<&RecordSet>, want: Option<&RecordSet>, comment: &str) -> PortResult<ChangeId> {
-        let Some(subject) = want.or(expect) else {
-            return Err(PortError::Config("a change of DNS that changes nothing".to_owned()));
-        };
-        let what = format!("ChangeResourceRecordSets {} {}", subject.name, subject.kind);
-        let zone = self.zone(zone).await?;
-        let batch = batch(expect, want, comment).map_err(|e| PortError::Config(format!("{what}: {e}")))?;
-        match self.send(&zone, batch, &what).await? {
-            Some(change) => Ok(change),
-            None => Err(PortError::Conflict { found: self.standing(&zone, subject).await }),
-        }
+        let sets = |record: Option<&RecordSet>| -> Vec<RoutedSet> { record.cloned().map(RoutedSet::simple).into_iter().collect() };
+        self.replace(zone, &sets(expect), &sets(want), comment).await
     }
 
     async fn reweigh(&self, zone: &str, expect: &[WeightedSet], want: &[WeightedSet], comment: &str) -> PortResult<ChangeId> {
-        let Some(WeightedSet { record, .. }) = expect.first() else {
-            return Err(PortError::Config("a change of weights that changes nothing".to_owned()));
+        let sets = |weights: &[WeightedSet]| -> Vec<RoutedSet> { weights.iter().map(of_weighted).collect() };
+        self.replace(zone, &sets(expect), &sets(want), comment).await
+    }
+
+    async fn replace(&self, zone: &str, expect: &[RoutedSet], want: &[RoutedSet], comment: &str) -> PortResult<ChangeId> {
+        let Some(RecordSet { name, kind, .. }) = want.iter().chain(expect).next().map(|set| &set.record) else {
+            return Err(PortError::Config("a change of DNS that changes nothing".to_owned()));
         };
-        let what = format!("ChangeResourceRecordSets {} {}", record.name, record.kind);
+        let what = format!("ChangeResourceRecordSets {name} {kind}");
         let id = self.zone(zone).await?;
-        let batch = weighted_batch(expect, want, comment).map_err(|e| PortError::Config(format!("{what}: {e}")))?;
-        match self.send(&id, batch, &what).await? {
-            Some(change) => Ok(change),
-            None => {
-                let found = match self.weights(zone, &record.name, &record.kind).await {
-                    Ok(sets) => sets.iter().map(|s| format!("{} weight {}", s.set, s.weight)).collect::<Vec<_>>().join(", "),
-                    Err(e) => format!("something else (it could not be read: {e})"),
-                };
-                Err(PortError::Conflict { found })
-            }
+        let batch = batch(expect, want, comment).map_err(|e| PortError::Config(format!("{what}: {e}")))?;
+        if let Some(change) = self.send(&id, &batch, &what).await? {
+            return Ok(change);
         }
-    }
-}
-
-impl Route53 {
-    /// Carries out a batch; none when Route 53 refuses it for what stands there.
-    async fn send(&self, zone: &str, batch: ChangeBatch, what: &str) -> PortResult<Option<ChangeId>> {
-        let call = self.clients.route53().await?.write.change_resource_record_sets().hosted_zone_id(zone).change_batch(batch);
-        match call.send().await {
-            Ok(answer) => {
-                let id = answer.change_info().map(|i| i.id().trim_start_matches("/change/").to_owned());
-                id.map(|id| Some(ChangeId(id))).ok_or_else(|| PortError::Unknown(format!("{what}: the answer names no change")))
-            }
-            Err(e) if e.as_service_error().is_some_and(ChangeResourceRecordSetsError::is_invalid_change_batch) => Ok(None),
-            Err(e) => Err(explain(&e, Doing::Writing, what)),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn record(address: &str) -> RecordSet {
-        RecordSet { name: "API.scoring.test".into(), kind: "A".into(), ttl_s: 5, values: vec![address.into()] }
+        let found = match self.all(&id, name, kind).await {
+            Ok(sets) => show_sets(&sets),
+            Err(e) => format!("something else (it could not be read: {e})"),
+        };
+        Err(PortError::Conflict { found })
     }
 
-    #[test]
-    fn a_swap_is_one_batch_that_deletes_before_it_creates() {
-        let made = batch(Some(&record("127.0.1.1")), Some(&record("127.0.2.1")), &"x".repeat(300)).unwrap();
-        let steps: Vec<_> = made.changes().iter().map(|c| (c.action().as_str(), c.resource_record_set().unwrap())).collect();
-        assert_eq!(steps.iter().map(|s| s.0).collect::<Vec<_>>(), ["DELETE", "CREATE"]);
-        assert!(steps.iter().all(|s| s.1.name() == "api.scoring.test." && s.1.ttl() == Some(5)));
-        assert_eq!(made.comment().map(str::len), Some(256));
-        assert_eq!(batch(None, Some(&record("127.0.2.1")), "").unwrap().changes().len(), 1);
+    async fn create_health_check(&self, reference: &str, spec: &HealthSpec) -> PortResult<HealthCheck> {
+        route53_health::create(&self.clients, reference, spec).await
     }
 
-    #[test]
-    fn names_are_compared_as_route_53_writes_them() {
-        assert_eq!(full("Api.Scoring.test"), "api.scoring.test.");
-        assert_eq!(full("\\052.scoring.test."), "*.scoring.test.");
+    async fn delete_health_check(&self, id: &str) -> PortResult<()> {
+        route53_health::delete(&self.clients, id).await
     }
 }

@@ -258,6 +258,9 @@ impl WorldRead for World {
     fn secret(&self, reference: &SecretRef) -> PortResult<secrecy::SecretString> {
         secrets::read(reference)
     }
+    fn control_plane_calls(&self) -> Option<u64> {
+        Some(self.cloud.dns_calls())
+    }
     fn who(&self) -> String {
         format!("{}@{}", super::who::person(), super::who::host())
     }
@@ -290,7 +293,7 @@ impl WorldWrite for World {
             DnsProvider::Route53 => {
                 // Route 53 has one API for all regions, which answers for us-east-1.
                 let aws = endpoint.aws.clone().unwrap_or_else(|| Aws { region: "us-east-1".to_owned(), ..Aws::default() });
-                self.cloud.dns(&aws)
+                self.cloud.dns(&aws, &self.clock)
             }
             DnsProvider::Rfc2136 => {
                 let update = endpoint.update.as_ref().ok_or_else(|| {
@@ -333,28 +336,37 @@ mod cloud {
     struct Made {
         aws: Aws,
         clients: Arc<AwsClients>,
-        dns: Arc<Route53>,
+        dns: Option<Arc<Route53>>,
     }
 
     impl Cloud {
-        fn get(&self, aws: &Aws) -> (Arc<AwsClients>, Arc<Route53>) {
+        fn get(&self, aws: &Aws) -> Arc<AwsClients> {
             let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(found) = made.iter().find(|m| m.aws == *aws) {
-                return (Arc::clone(&found.clients), Arc::clone(&found.dns));
+                return Arc::clone(&found.clients);
             }
             let clients = Arc::new(AwsClients::new(Some(aws.clone())));
-            let dns = Arc::new(Route53::new(Arc::clone(&clients)));
-            made.push(Made { aws: aws.clone(), clients: Arc::clone(&clients), dns: Arc::clone(&dns) });
-            (clients, dns)
+            made.push(Made { aws: aws.clone(), clients: Arc::clone(&clients), dns: None });
+            clients
         }
         pub fn bucket(&self, aws: &Aws, place: &Bucket) -> PortResult<Arc<dyn ObjectWrite>> {
-            Ok(Arc::new(S3Bucket::new(self.get(aws).0, place.bucket.clone(), place.prefix.clone())))
+            Ok(Arc::new(S3Bucket::new(self.get(aws), place.bucket.clone(), place.prefix.clone())))
         }
         pub fn instances(&self, aws: &Aws, http: Arc<HttpClient>, clock: Arc<dyn Clock>) -> PortResult<Arc<dyn InstanceWrite>> {
-            Ok(Arc::new(Rds::new(self.get(aws).0, http, clock)))
+            Ok(Arc::new(Rds::new(self.get(aws), http, clock)))
         }
-        pub fn dns(&self, aws: &Aws) -> PortResult<Arc<dyn DnsWrite>> {
-            Ok(self.get(aws).1)
+        pub fn dns(&self, aws: &Aws, clock: &Arc<dyn Clock>) -> PortResult<Arc<dyn DnsWrite>> {
+            let clients = self.get(aws);
+            let mut all = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+            let kept = all.iter_mut().find(|m| m.aws == *aws).map(|made| &mut made.dns);
+            let fresh = || Arc::new(Route53::new(Arc::clone(&clients), Arc::clone(clock)));
+            Ok(match kept {
+                Some(kept) => kept.get_or_insert_with(fresh).clone(),
+                None => fresh(),
+            })
+        }
+        pub fn dns_calls(&self) -> u64 {
+            self.made.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|made| made.clients.dns_calls.so_far()).sum()
         }
     }
 }
@@ -381,8 +393,11 @@ mod cloud {
         pub fn instances(&self, _: &Aws, _: Arc<HttpClient>, _: Arc<dyn Clock>) -> PortResult<Arc<dyn InstanceWrite>> {
             without("RDS")
         }
-        pub fn dns(&self, _: &Aws) -> PortResult<Arc<dyn DnsWrite>> {
+        pub fn dns(&self, _: &Aws, _: &Arc<dyn Clock>) -> PortResult<Arc<dyn DnsWrite>> {
             without("Route 53")
+        }
+        pub fn dns_calls(&self) -> u64 {
+            0
         }
     }
 }

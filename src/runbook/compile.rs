@@ -10,11 +10,11 @@ use super::{
 };
 use crate::model::{
     catalogue::Catalogue,
-    effect::{Place, Plane, Resource},
+    effect::Resource,
     estate::Estate,
-    node::{Node, Pos, decode},
+    node::{Node, decode},
     plan::{Approval, Plan, PlanStep, Scope, StepKind},
-    runbook::{Mode, OnFailure, Rule, Step, UndoPolicy},
+    runbook::{OnFailure, Step, UndoPolicy},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -140,48 +140,4 @@ impl Compiler<'_> {
             pos: step.pos,
         }
     }
-}
-
-/// Rule 7: an unplanned failover needs nothing in the failed region (the input `from`) and no global
-/// control plane, unless a waiver says so. A step whose failure is let pass only earns a warning.
-#[must_use]
-pub fn lint_reach(plan: &Plan) -> Found {
-    let mut found = Vec::new();
-    if plan.mode != Some(Mode::Failover) {
-        return found;
-    }
-    let lost = plan.inputs.get("from").and_then(serde_json::Value::as_str);
-    let waived = |rule: Rule| plan.waive.iter().any(|waiver| waiver.rule == rule);
-    for step in &plan.steps {
-        let mut told = BTreeSet::new();
-        for reach in &step.reach {
-            let plane = match reach.plane {
-                Plane::Control => "control plane",
-                Plane::Data => "data plane",
-            };
-            let made = match &reach.place {
-                Place::Region(region) if Some(region.as_str()) == lost && !waived(Rule::FailedRegion) => {
-                    let message =
-                        format!("step `{}` (`{}`) needs the {plane} of `{region}`, the region that is lost", step.id, step.kind.uses());
-                    let help = "take the step out of the failover, or waive it: `waive: [{ rule: failed-region, reason: ... }]`";
-                    reach_error(plan, step.pos, "needs-failed-region", message, help)
-                }
-                Place::Global if reach.plane == Plane::Control && !waived(Rule::GlobalControlPlane) => {
-                    let message =
-                        format!("step `{}` (`{}`) needs a global control plane, which may be down too", step.id, step.kind.uses());
-                    let help = "use a path through the data plane, or waive it: `waive: [{ rule: global-control-plane, reason: ... }]`";
-                    reach_error(plan, step.pos, "needs-global-control-plane", message, help)
-                }
-                _ => continue,
-            };
-            if told.insert(made.message.clone()) {
-                found.push(if step.on_failure == OnFailure::Continue { made.warning() } else { made });
-            }
-        }
-    }
-    found
-}
-
-fn reach_error(plan: &Plan, pos: Pos, code: &'static str, message: String, help: &str) -> Diagnostic {
-    Diagnostic { pos, ..Diagnostic::error(&plan.file, code, message) }.help(help)
 }

@@ -128,6 +128,7 @@ impl<'a> Lint<'a> {
         for (name, endpoint) in &estate.endpoints {
             self.region_keys(&["endpoints", name.as_str(), "targets"], endpoint.targets.keys());
             self.provider(name.as_str(), endpoint);
+            super::lint_dns::check(self.source, self.root, self.estate, name, endpoint, self.found);
             let Some(golden) = &endpoint.golden else { continue };
             let valid = self.names("buckets");
             if !valid.contains(&golden.bucket.as_str()) {

@@ -36,6 +36,8 @@ pub enum Kind {
 pub struct LoadedEstate {
     pub source: Source,
     pub estate: Estate,
+    /// What does not keep it from being used.
+    pub warnings: Found,
 }
 
 /// A runbook that could be read. What is wrong with its parts is kept for [`super::lint::check_runbook`],
@@ -212,7 +214,7 @@ fn estate(source: Source, root: &Node, mut found: Found) -> Result<LoadedEstate,
     }
     found.sort_by_key(|one| (one.pos.line, one.pos.column));
     match estate {
-        Some(estate) if !found.iter().any(Diagnostic::is_error) => Ok(LoadedEstate { source, estate }),
+        Some(estate) if !found.iter().any(Diagnostic::is_error) => Ok(LoadedEstate { source, estate, warnings: found }),
         _ => Err(found),
     }
 }

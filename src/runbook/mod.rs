@@ -10,12 +10,14 @@ pub mod compile;
 pub mod diagnostic;
 pub mod expr;
 pub mod lint;
+mod lint_dns;
 mod lint_estate;
 mod lint_people;
 mod lint_postgres;
 mod lint_schema;
 pub mod load;
 pub mod parse;
+pub mod reach;
 pub mod schema;
 #[cfg(test)]
 mod tests;

@@ -2,10 +2,11 @@
 //! files that are shipped, which must be right. The catalogue here has the actions' forms and no actions.
 
 use super::{
-    compile::{compile, lint_reach},
+    compile::compile,
     diagnostic::Diagnostic,
     lint::{check_drill, check_runbook},
     load::{Loaded, LoadedDrill, LoadedEstate, LoadedRunbook, load, load_drill, load_estate, load_runbook},
+    reach::{lint_reach, path, waive},
     schema,
 };
 use crate::model::{
@@ -240,6 +241,19 @@ fn what_a_failover_may_not_need_is_told() {
     let plan = compile(&book, &lab().estate, &inputs, Scope::Live, true, &Forms).expect("compiles");
     let codes: Vec<&str> = lint_reach(&plan).iter().map(|found| found.code).collect();
     assert_eq!(codes, ["needs-failed-region", "needs-global-control-plane"]);
+}
+
+#[test]
+fn what_is_waived_stands_in_the_plan_and_the_path_is_told() {
+    let mut book = shipped("runbooks/regional-failover.yaml");
+    book.runbook.waive.clear();
+    let inputs = given(&[("from", "west"), ("to", "west")]);
+    let mut plan = compile(&book, &lab().estate, &inputs, Scope::Live, true, &Forms).expect("compiles");
+    assert_eq!(path(&plan).traffic, "control-plane");
+    assert!(path(&plan).told().contains("(`traffic`)"), "{}", path(&plan).told());
+    assert_eq!(waive(&mut plan, "the API answers").len(), 2);
+    assert!(lint_reach(&plan).is_empty() && plan.waive.iter().all(|waiver| waiver.reason == "the API answers"));
+    assert!(waive(&mut plan, "again").is_empty(), "nothing is left to waive");
 }
 
 #[test]

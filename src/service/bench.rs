@@ -3,7 +3,7 @@
 //! They are runs like any other: the same engine, the same journal, the same records, each step durable
 //! before the next one begins. Only what their steps act on is left out.
 
-use super::{Muster, ServiceError};
+use super::{Muster, ServiceError, files::Kind};
 use crate::engine::Engine;
 use crate::model::{estate::Estate, plan::Plan, status::RunStatus};
 use crate::runbook::load;
@@ -39,7 +39,7 @@ impl Muster {
         let step = |n| format!("  - id: step_{n}\n    uses: condition.check\n    with: {{ that: true }}\n");
         let text = format!("runbook: noop\nsteps:\n{}", (1..=steps).map(step).collect::<String>());
         let book = load::load_runbook("noop.yaml", text.as_bytes()).map_err(ServiceError::Invalid)?;
-        self.plan(&book, &Estate::default(), &BTreeMap::new(), crate::model::plan::Scope::Live, false)
+        self.plan(&book, &Estate::default(), &BTreeMap::new(), Kind { scope: crate::model::plan::Scope::Live, live: false, waive: None })
     }
 
     /// Keeps so many runs under way in this state directory, until the time is over.

@@ -7,16 +7,17 @@
 use super::{Muster, ServiceError};
 use crate::actions::Known;
 use crate::model::{
-    estate::{Estate, Repository},
+    estate::{Endpoint, Estate, Repository},
     ids::RepositoryName,
     plan::*,
 };
 use crate::runbook::{
-    compile::{compile, lint_reach},
+    compile::compile,
     diagnostic::{Diagnostic, suggest},
     lint::check_drill,
     load::{LoadedDrill, LoadedRunbook, load_drill, load_estate, load_runbook},
     parse::check_size,
+    reach::{lint_reach, waive},
 };
 use std::{
     collections::BTreeMap,
@@ -127,11 +128,15 @@ impl Muster {
         let name = up.display().to_string();
         let lab = load_estate(&name, &read(&up)?).map_err(ServiceError::Invalid)?.estate;
         let repositories = placed(written.repositories, &lab.repositories);
+        let endpoints = lab.endpoints.into_iter().map(|(name, endpoint)| {
+            let standby = written.endpoints.get(&name).and_then(|written| written.standby.clone());
+            (name, Endpoint { standby, ..endpoint })
+        });
         Ok(Estate {
             regions: lab.regions,
             databases: lab.databases,
             buckets: lab.buckets,
-            endpoints: lab.endpoints,
+            endpoints: endpoints.collect(),
             repositories,
             ..written
         })
@@ -159,16 +164,24 @@ impl Muster {
         Ok((path, loaded))
     }
 
-    /// A runbook compiled for one run; what rule 7 forbids is refused here.
+    /// A runbook compiled for one run; what rule 7 forbids is refused here, unless it is waived for this run.
     pub fn plan(
         &self,
         book: &LoadedRunbook,
         estate: &Estate,
         inputs: &BTreeMap<String, String>,
-        scope: Scope,
-        live: bool,
+        kind: Kind<'_>,
     ) -> Result<Plan, ServiceError> {
-        let plan = compile(book, estate, inputs, scope, live, &Known).map_err(ServiceError::Invalid)?;
+        let mut plan = compile(book, estate, inputs, kind.scope, kind.live, &Known).map_err(ServiceError::Invalid)?;
+        if let Some(reason) = kind.waive {
+            if reason.trim().is_empty() {
+                return Err(ServiceError::Usage("--waive needs a reason: it stands on the record".to_owned()));
+            }
+            let person = Self::named(&plan.estate, None);
+            if waive(&mut plan, &format!("{} (by {person}, for this run alone)", reason.trim())).is_empty() {
+                tracing::warn!("there is nothing to waive: {} needs neither the failed region nor a global control plane", plan.runbook);
+            }
+        }
         let found = lint_reach(&plan);
         if found.iter().any(Diagnostic::is_error) { Err(ServiceError::Invalid(found)) } else { Ok(plan) }
     }
@@ -182,12 +195,27 @@ impl Muster {
         if found.iter().any(Diagnostic::is_error) {
             return Err(ServiceError::Invalid(found));
         }
-        let plan = self.plan(&main, estate, &drill.inputs, Scope::Drill, false)?;
+        let plan = self.plan(&main, estate, &drill.inputs, Kind::drill())?;
         let back = match (&drill.then, &then) {
-            (Some(then), Some(book)) => Some(self.plan(book, estate, &then.inputs, Scope::Drill, false)?),
+            (Some(then), Some(book)) => Some(self.plan(book, estate, &then.inputs, Kind::drill())?),
             _ => None,
         };
         Ok((plan, back))
+    }
+}
+
+/// In which world a plan is to run, and what is waived for it.
+#[derive(Clone, Copy)]
+pub struct Kind<'a> {
+    pub scope: Scope,
+    pub live: bool,
+    /// Why it may need what rule 7 forbids.
+    pub waive: Option<&'a str>,
+}
+
+impl Kind<'_> {
+    fn drill() -> Self {
+        Self { scope: Scope::Drill, live: false, waive: None }
     }
 }
 

@@ -4,6 +4,7 @@ use super::{Muster, ServiceError, drills::drill_state, runs::state_of, view};
 use crate::drill::{
     report::{ReportData, ReportEvidence, ReportSkip, ReportStep, ReportThen, ReportTraffic, render},
     state::{DrillState, Measurement},
+    summary,
 };
 use crate::journal::{ChainKind, Journal};
 use crate::model::{event::RunRole, ids::*, plan::Plan, status::*};
@@ -50,7 +51,7 @@ async fn data(journal: &dyn Journal, state: &DrillState) -> Result<ReportData, S
         findings.extend(then.waive.iter().map(|waiver| waived(then, waiver)));
     }
     findings.extend(state.healed.iter().map(|note| format!("healed: {note}")));
-    let calls = main.and_then(|m| m.notes.get("traffic_calls")).and_then(Value::as_u64).filter(|calls| *calls > 0);
+    let traffic = main.and_then(summary::traffic).and_then(|(path, calls)| Some((path?, calls)));
     Ok(ReportData {
         drill: state.drill.drill.to_string(),
         description: state.drill.description.clone(),
@@ -72,7 +73,7 @@ async fn data(journal: &dyn Journal, state: &DrillState) -> Result<ReportData, S
         samples: main.map(samples).unwrap_or_default(),
         findings,
         skipped,
-        traffic: calls.map(|calls| ReportTraffic { path: "control-plane".to_owned(), control_plane_calls: calls }),
+        traffic: traffic.map(|(path, calls)| ReportTraffic { path: path.to_owned(), control_plane_calls: calls }),
         then: then(state),
         evidence: ReportEvidence {
             events: evidence["events"].as_u64().unwrap_or_default(),

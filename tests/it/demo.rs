@@ -7,15 +7,35 @@ use std::{collections::BTreeSet, time::Duration};
 
 /// The whole demo; what it promises whatever is lost.
 fn recovers_from(scenario: &str) {
+    let ran = recovers(scenario, "control-plane");
+    let view = ran.result();
+    assert_eq!(view["traffic"]["path"], "control-plane", "{view}");
+    assert!(view["traffic"]["control_plane_calls"].as_u64().unwrap() > 0, "{view}");
+}
+
+#[test]
+fn demo_fails_over_through_the_data_plane_with_the_control_plane_killed() {
+    let ran = recovers("kill-region", "data-plane");
+    let view = ran.result();
+    assert_eq!(view["traffic"], serde_json::json!({ "path": "data-plane", "control_plane_calls": 0 }), "{view}");
+    let bodies = ran.events().into_iter().map(|event| &event["body"]);
+    let faults: Vec<_> = bodies.filter(|body| body["kind"] == "injected").map(|body| body["fault"].clone()).collect();
+    assert!(faults.len() == 2 && faults[0]["lose-control-plane"].is_object() && faults[1]["kill"].is_object(), "{faults:?}");
+    let steps = view["steps"].as_array().unwrap();
+    let traffic = steps.iter().find(|step| step["id"] == "traffic").unwrap();
+    assert_eq!((&traffic["uses"], &traffic["status"]), (&"dns.standby_takes_over".into(), &"succeeded".into()));
+}
+
+fn recovers(scenario: &str, path: &str) -> Ran {
     let desk = Desk::new();
-    let ran = desk.muster(&["demo", "--scenario", scenario]);
+    let ran = desk.muster(&["demo", "--scenario", scenario, "--path", path]);
     assert_eq!(ran.code, Some(0), "{}", ran.story);
     let view = ran.result();
     assert_eq!((&view["verdict"], reasons(view).as_str()), (&"pass".into(), ""), "{view}");
     assert!(view["rpo"]["acknowledged_writes"].as_u64().unwrap() > 100, "{view}");
     assert!(view["rpo"]["lost_writes"].is_u64(), "{view}");
     assert!(view["rto"]["actual_ms"].as_i64().unwrap() < 15_000, "{view}");
-    println!("{scenario}: RTA {} ms in parts {:?}, whole demo {:?}", view["rto"]["actual_ms"], parts(view), ran.took);
+    println!("{scenario}, {path}: RTA {} ms in parts {:?}, whole demo {:?}", view["rto"]["actual_ms"], parts(view), ran.took);
     let then = &view["then"];
     assert_eq!((&then["status"], &then["as_found"]), (&"succeeded".into(), &true.into()), "{then}");
     assert_eq!((&then["lost_writes"], &then["stray_writes"]), (&0.into(), &0.into()), "{then}");
@@ -27,6 +47,7 @@ fn recovers_from(scenario: &str) {
     let report = format!("muster-demo-report-{}.html", view["id"].as_str().unwrap());
     assert_eq!(desk.leavings(), BTreeSet::from([report]), "only the report is meant to stay");
     assert!(!desk.state().exists());
+    ran
 }
 
 /// Fault, verdict of the probe, run: in this order, and the verdict as late as so many missed answers are.

@@ -13,6 +13,8 @@
 mod actions;
 mod backup;
 #[cfg(feature = "lab")]
+mod black_hole;
+#[cfg(feature = "lab")]
 mod buckets;
 mod cli;
 #[cfg(feature = "lab")]
@@ -86,6 +88,10 @@ mod repository_s3;
 #[cfg(feature = "lab")]
 mod repository_s3_tools;
 mod repository_tool;
+#[cfg(feature = "lab")]
+mod route53;
+#[cfg(feature = "lab")]
+mod route53_servers;
 mod serve;
 mod soak;
 #[cfg(feature = "lab")]

@@ -83,6 +83,10 @@ pub struct State {
     pub leases: BTreeMap<String, SimLease>,
     pub records: BTreeMap<(String, String, String), RecordSet>,
     pub weights: BTreeMap<(String, String, String), Vec<WeightedSet>>,
+    /// Failover records, and whatever else is neither simple nor weighted.
+    pub routed: BTreeMap<(String, String, String), Vec<RoutedSet>>,
+    /// Health checks by their reference, which is their identifier as well.
+    pub checks: BTreeMap<String, HealthSpec>,
     /// When each change is in sync.
     pub changes: BTreeMap<String, Timestamp>,
     /// What resolvers answer for a name from an instant on, oldest first.
@@ -204,6 +208,37 @@ impl State {
         }
     }
 
+    /// All sets of a name, whatever they are chosen by.
+    pub(super) fn sets(&self, key: &(String, String, String)) -> Vec<RoutedSet> {
+        let weighted = self.weights.get(key).into_iter().flatten().map(|w| RoutedSet {
+            set: Some(w.set.clone()),
+            routing: Routing::Weighted { weight: w.weight },
+            health: w.health.clone(),
+            alias: w.alias.clone(),
+            record: w.record.clone(),
+        });
+        let simple = self.records.get(key).cloned().map(RoutedSet::simple);
+        simple.into_iter().chain(weighted).chain(self.routed.get(key).into_iter().flatten().cloned()).collect()
+    }
+
+    /// Is the object there that a health check looks for, and was it for long enough to be seen?
+    pub(super) fn checked(&self, id: &str, now: Timestamp) -> bool {
+        let Some(spec) = self.checks.get(id) else { return false };
+        let key = spec.path.trim_start_matches('/');
+        self.objects.iter().any(|((_, _, at), object)| at == key && object.modified + SYNC <= now)
+    }
+
+    /// The failover record that answers for a name, if that is what there is.
+    pub(super) fn chosen(&self, name: &str, now: Timestamp) -> Option<RecordSet> {
+        let sets = self.routed.iter().find(|((_, of, _), _)| of == name).map(|(_, sets)| sets)?;
+        let of = |routing| sets.iter().find(|set| set.routing == routing);
+        let ill = |set: &RoutedSet| {
+            let spec = set.health.as_ref().and_then(|id| self.checks.get(id).map(|spec| (id, spec)));
+            spec.is_some_and(|(id, spec)| self.checked(id, now) == spec.inverted)
+        };
+        of(Routing::Primary).filter(|set| !ill(set)).or(of(Routing::Secondary)).map(|set| set.record.clone())
+    }
+
     /// What there is, without what differs between two runs of the same thing: times, versions, counters.
     #[must_use]
     pub fn essence(&self) -> Vec<String> {
@@ -228,6 +263,8 @@ impl State {
         out.extend(self.poolers.iter().map(|p| format!("{p:?}")));
         out.extend(self.leases.iter().map(|(k, l)| format!("{k} {:?}", l.allowed)));
         out.extend(self.records.iter().map(|(k, r)| format!("{k:?} {:?}", r.values)));
+        out.extend(self.routed.iter().map(|(k, sets)| format!("{k:?} {}", show_sets(sets))));
+        out.extend(self.checks.iter().map(|check| format!("{check:?}")));
         out.extend(self.received.iter().map(|r| format!("{r:?}")));
         out.extend(self.marks.iter().cloned());
         out

@@ -1,0 +1,244 @@
+//! Route 53's provider and what is made of it, by the real program against two emulators that nobody of Muster wrote:
+//! what is written is read as it was, changes are made once however answers get lost, and undone exactly.
+//!
+//! MiniStack keeps no `Inverted` and tells nothing of health; moto makes a second check for the same reference, and finds
+//! every check good. Each is used for what it has, and the rest is what the provider must not be fooled by.
+
+use super::{place::Place, route53_servers::*};
+use muster::providers::port::*;
+use std::net::Ipv4Addr;
+
+fn set(identifier: &str, routing: Routing, address: Ipv4Addr, health: Option<&str>) -> RoutedSet {
+    let record = RecordSet { name: NAME.into(), kind: "A".into(), ttl_s: 5, values: vec![address.to_string()] };
+    RoutedSet { set: Some(identifier.into()), routing, health: health.map(str::to_owned), alias: None, record }
+}
+
+/// Every kind of record is replaced by every other in one batch, and only if it stands as it was found.
+async fn records_go_there_and_back(url: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let (dns, zone) = (client(url), zone(&client(url), "records").await);
+    let (provider, clients) = provider(url, dir.path());
+    let simple = RoutedSet::simple(RecordSet { ttl_s: 60, ..set("", Routing::Simple, EAST, None).record });
+    let bare = RecordSet { ttl_s: 0, values: Vec::new(), ..simple.record.clone() };
+    let alias = Alias { zone: zone.clone(), name: "east.scoring.test.".into(), evaluate: true };
+    let stages = [
+        vec![simple.clone()],
+        vec![set("east", Routing::Weighted { weight: 70 }, EAST, None), set("west", Routing::Weighted { weight: 30 }, WEST, None)],
+        vec![
+            set("east", Routing::Primary, EAST, Some("11111111-1111-1111-1111-111111111111")),
+            set("west", Routing::Secondary, WEST, None),
+        ],
+        vec![RoutedSet { alias: Some(alias), record: bare.clone(), ..simple.clone() }],
+    ];
+    let mut there: Vec<RoutedSet> = Vec::new();
+    for stage in stages.iter().chain(stages.iter().rev()) {
+        if *stage == there {
+            continue;
+        }
+        let change = provider.replace(&zone, &there, stage, "test").await.unwrap();
+        assert_eq!(provider.sets(&zone, NAME, "A").await.unwrap(), *stage);
+        while !provider.in_sync(&change).await.unwrap() {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        // What was there before is not there any more: the same change is refused, and changes nothing.
+        let again = provider.replace(&zone, &there, stage, "test").await;
+        assert!(again.is_err(), "{again:?}");
+        assert_eq!(provider.sets(&zone, NAME, "A").await.unwrap(), *stage);
+        there.clone_from(stage);
+    }
+    assert!(clients.dns_calls.so_far() > 20, "every request is counted");
+    assert_eq!(sets(&dns, &zone).await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_go_there_and_back_on_ministack() {
+    records_go_there_and_back(&ministack().await.url).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_go_there_and_back_on_moto() {
+    records_go_there_and_back(&moto().await.url).await;
+}
+
+/// An ambiguous name lists what it could mean; a hundred and thirty records are read page by page.
+async fn zones_and_pages(url: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let dns = client(url);
+    let (provider, _) = provider(url, dir.path());
+    assert!(matches!(provider.sets("scoring.test", NAME, "A").await, Err(PortError::NotFound(_))));
+    let first = zone(&dns, "one").await;
+    assert_eq!(provider.sets("scoring.test", NAME, "A").await.unwrap(), []);
+    let (fresh, second) = (self::provider(url, dir.path()).0, zone(&dns, "two").await);
+    match fresh.sets("scoring.test", NAME, "A").await {
+        Err(PortError::Config(text)) => {
+            assert!(text.contains(&first) && text.contains(&second) && text.contains("2 hosted zones"), "{text}")
+        }
+        other => panic!("{other:?}"),
+    }
+    let many: Vec<RoutedSet> =
+        (0..130).map(|n| set(&format!("set-{n:03}"), Routing::Weighted { weight: n }, Ipv4Addr::new(127, 0, 9, n as u8), None)).collect();
+    provider.replace(&first, &[], &many, "many").await.unwrap();
+    assert_eq!(provider.sets(&first, NAME, "A").await.unwrap(), many);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ambiguous_zone_is_told_and_lists_are_read_to_their_end() {
+    zones_and_pages(&ministack().await.url).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_turned_away_for_its_rate_is_sent_again_and_happens_once() {
+    let (emulator, dir) = (moto().await, tempfile::tempdir().unwrap());
+    let proxy = Proxy::before(&emulator.url).await;
+    let zone = zone(&client(&emulator.url), "throttled").await;
+    let (provider, _) = provider(&proxy.url, dir.path());
+    for code in ["Throttling", "PriorRequestNotComplete"] {
+        proxy.fault("/rrset", Fault::Throttled(code));
+    }
+    let want = [RoutedSet::simple(set("", Routing::Simple, EAST, None).record)];
+    provider.replace(&zone, &[], &want, "test").await.unwrap();
+    assert_eq!((proxy.changes("/rrset"), provider.sets(&zone, NAME, "A").await.unwrap()), (1, want.to_vec()));
+    // One that is turned away for ever is told as what it is: not carried out.
+    (0..6).for_each(|_| proxy.fault("/rrset", Fault::Throttled("Throttling")));
+    assert!(matches!(provider.replace(&zone, &want, &[], "test").await, Err(PortError::Throttled { .. })));
+    assert_eq!(proxy.changes("/rrset"), 1);
+}
+
+/// The estate: DNS behind the proxy, the buckets at MiniStack.
+fn estate(place: &Place, dns: &str, s3: &str, zone: &str, resolver: std::net::SocketAddr) {
+    place.file("id", "test").file("secret", "testtest");
+    let keys = "credentials: { access_key_id: { file: @/id }, secret_access_key: { file: @/secret } }";
+    place.file(
+        "muster.yaml",
+        &format!(
+            "regions:\n  east: {{ aws: {{ region: us-east-1, endpoints: {{ s3: \"{s3}\" }}, {keys} }} }}\n  west: {{ aws: {{ region: us-west-2, endpoints: {{ s3: \"{s3}\" }}, {keys} }} }}\n\
+             buckets:\n  models: {{ west: {{ bucket: models-west }} }}\n\
+             endpoints:\n  inference:\n    name: {NAME}\n    provider: route53\n    zone: {zone}\n    ttl: 2s\n    targets: {{ east: {EAST}, west: {WEST} }}\n\
+             \x20   resolvers: [\"{resolver}\"]\n    authority: [\"{resolver}\"]\n    standby: {{ region: west, bucket: models, looks: 1 }}\n\
+             \x20   aws: {{ region: us-east-1, endpoints: {{ route53: \"{dns}\" }}, {keys} }}\n"
+        ),
+    );
+}
+
+/// A step that is tried again, and an undoing if a second step is to fail.
+fn book(place: &Place, step: &str, then_fails: bool) {
+    let fails = "  - id: fails\n    uses: exec.command\n    with: { argv: [\"false\"] }\n    on_failure: undo\n";
+    place.book(&format!(
+        "  - id: it\n    {step}\n    timeout: 60s\n    retry: {{ attempts: 3, backoff: 100ms }}\n{}",
+        if then_fails { fails } else { "" }
+    ));
+}
+
+/// A bench: moto for DNS behind a proxy, MiniStack for the bucket, one simple record.
+struct Bench {
+    dns: aws_sdk_route53::Client,
+    zone: String,
+    proxy: Proxy,
+    place: Place,
+    answers: Answers,
+    _emulators: (Emulator, super::stores_servers::Server),
+}
+
+impl Bench {
+    async fn new(ttl: i64) -> Self {
+        let (moto, store) = tokio::join!(moto(), super::stores_servers::ministack());
+        store.bucket("models-west", false).await;
+        let (dns, proxy, place) = (client(&moto.url), Proxy::before(&moto.url).await, Place::new());
+        let zone = zone(&dns, "bench").await;
+        create(&dns, &zone, vec![record(EAST, ttl)]).await;
+        let answers = Answers::with(EAST);
+        estate(&place, &proxy.url, &store.url(), &zone, answers.at);
+        Self { dns, zone, proxy, place, answers, _emulators: (moto, store) }
+    }
+    fn run(&self) -> super::place::Said {
+        tokio::task::block_in_place(|| self.place.muster(&["run", "book.yaml", "--live"]))
+    }
+    async fn sets(&self) -> Vec<String> {
+        sets(&self.dns, &self.zone).await
+    }
+    /// Kills the program once the request is carried out and not answered, and goes on with its run.
+    async fn killed_after(&self, path: &'static str) -> super::place::Said {
+        let before = self.proxy.changes(path);
+        self.proxy.fault(path, Fault::Held);
+        let running = self.place.start(&["run", "book.yaml", "--live", "--json"]);
+        while self.proxy.changes(path) == before {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        running.signal("KILL");
+        tokio::task::block_in_place(|| running.end());
+        tokio::task::block_in_place(|| self.place.muster(&["resume"]))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dns_prepare_happens_once_whatever_is_lost_and_is_undone_exactly() {
+    let bench = Bench::new(60).await;
+    let before = bench.sets().await;
+    // Undone: the records exactly as they were, and no check is left.
+    book(&bench.place, "uses: dns.prepare\n    with: { endpoint: inference }", true);
+    bench.run().expect(1);
+    assert_eq!((bench.sets().await, checks(&bench.dns).await.len()), (before.clone(), 0));
+
+    // The answers to both changes are lost; moto itself would make a second check.
+    book(&bench.place, "uses: dns.prepare\n    with: { endpoint: inference }", false);
+    let made = (bench.proxy.changes("/healthcheck"), bench.proxy.changes("/rrset"));
+    bench.proxy.fault("/healthcheck", Fault::AnswerLost);
+    bench.proxy.fault("/rrset", Fault::AnswerLost);
+    let output = bench.run().expect(0).step("it")["output"].clone();
+    let all = checks(&bench.dns).await;
+    assert_eq!((all.len(), bench.proxy.changes("/healthcheck") - made.0, bench.proxy.changes("/rrset") - made.1), (1, 1, 1), "{output}");
+    assert_eq!(output["health_check"], all[0].as_str());
+    let prepared = bench.sets().await;
+    assert!(prepared.len() == 2 && prepared[0].contains("Primary") && prepared[0].contains(&all[0]), "{prepared:?}");
+    let check = bench.dns.get_health_check().health_check_id(&all[0]).send().await.unwrap();
+    let config = check.health_check().unwrap().health_check_config().unwrap().clone();
+    assert_eq!((config.inverted(), config.resource_path()), (Some(true), Some("/models-west/.muster/switch/inference")));
+
+    // Prepared already: nothing is sent.
+    let sent = (bench.proxy.changes("/healthcheck"), bench.proxy.changes("/rrset"));
+    bench.run().expect(0);
+    assert_eq!((bench.proxy.changes("/healthcheck"), bench.proxy.changes("/rrset")), sent);
+    assert_eq!(bench.sets().await, prepared);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dns_prepare_that_is_killed_goes_on_with_what_it_made() {
+    let bench = Bench::new(60).await;
+    book(&bench.place, "uses: dns.prepare\n    with: { endpoint: inference }", false);
+    bench.killed_after("/healthcheck").await.expect(0);
+    assert_eq!((checks(&bench.dns).await.len(), bench.proxy.changes("/healthcheck"), bench.proxy.changes("/rrset")), (1, 1, 1));
+    assert_eq!(bench.sets().await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_of_records_happen_once_however_the_program_ends() {
+    let bench = Bench::new(3).await;
+    // The TTL is lowered, and the old one waited out.
+    book(&bench.place, "uses: dns.lower_ttl\n    with: { endpoint: inference, ttl: 1s }", false);
+    let said = bench.killed_after("/rrset").await.expect(0);
+    assert_eq!((said.step("it")["output"]["was_s"].as_u64(), bench.proxy.changes("/rrset")), (Some(3), 1));
+    assert!(bench.sets().await[0].contains("Some(1)"), "{:?}", bench.sets().await);
+
+    // The name is moved; who answers for it moves with it.
+    book(&bench.place, "uses: dns.shift\n    with: { endpoint: inference, to: west }", false);
+    bench.answers.moves_to(WEST);
+    bench.killed_after("/rrset").await.expect(0);
+    assert_eq!(bench.proxy.changes("/rrset"), 2, "no second change");
+    assert!(bench.sets().await[0].contains("127.0.0.3"), "{:?}", bench.sets().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_that_is_made_otherwise_than_asked_is_hung_on_nothing() {
+    let (server, place) = (super::stores_servers::ministack().await, Place::new());
+    server.bucket("models-west", false).await;
+    let dns = client(&server.url());
+    let zone = zone(&dns, "differs").await;
+    create(&dns, &zone, vec![record(EAST, 60)]).await;
+    let answers = Answers::with(EAST);
+    estate(&place, &server.url(), &server.url(), &zone, answers.at);
+    let before = sets(&dns, &zone).await;
+    book(&place, "uses: dns.prepare\n    with: { endpoint: inference }\n    on_failure: stop", false);
+    let failure = tokio::task::block_in_place(|| place.muster(&["run", "book.yaml", "--live"])).expect(1).step("it")["failure"].clone();
+    assert_eq!(failure["code"], "check_differs", "{failure}");
+    assert_eq!((sets(&dns, &zone).await, checks(&dns).await.len()), (before, 0), "the name is as it was, and the check is gone again");
+}
