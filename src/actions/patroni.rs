@@ -101,7 +101,7 @@ pub(crate) async fn demoted(cx: &ReadCx, fenced: Fenced<'_>) -> PortResult<Seen<
         }
     }
     let detail = format!("Patroni `{}` follows {upstream}; {} members, every one in recovery", cluster.scope, nodes.len());
-    Ok(Seen::Done(Closed { lsn: last.filter(|_| fenced.planned), detail }))
+    Ok(Seen::Done(Closed { lsn: last.filter(|_| fenced.planned), detail, expires: None }))
 }
 
 // ---------------------------------------------------------------- a promotion

@@ -65,7 +65,7 @@ pub(crate) fn switch(cx: &ReadCx, name: &EndpointName) -> Result<Switch, Refusal
 fn place(cx: &ReadCx, standby: &Standby, key: &str) -> Result<Url, Refusal> {
     let no = |why: &str| Refusal::no("no_url", format!("{key} has no address of its own: {why}")).remedy("write `standby.url`");
     let bucket = cx.estate.buckets.get(&standby.bucket).and_then(|regions| regions.get(&standby.region));
-    let Bucket { bucket, prefix } = bucket.ok_or_else(|| no("the estate has no such bucket in that region"))?;
+    let Bucket { bucket, prefix, .. } = bucket.ok_or_else(|| no("the estate has no such bucket in that region"))?;
     let aws = cx.estate.regions.get(&standby.region).and_then(|region| region.aws.as_ref());
     let aws = aws.ok_or_else(|| no("its region has no `aws`"))?;
     let text = match &aws.endpoints.s3 {
