@@ -8,7 +8,7 @@ use super::{
     set_walk::{Broken, Item, Listing, Order, Walker},
     shared::*,
 };
-use crate::model::effect::Failure;
+use crate::model::{effect::Failure, time::Span};
 use crate::providers::{clock::Clock, port::*};
 use futures::{StreamExt, TryStreamExt, future::try_join};
 use std::{cmp::Ordering, path::PathBuf, sync::Arc, time::Duration};
@@ -67,7 +67,7 @@ async fn judge(cx: &ReadCx, input: &Input, source: Arc<dyn ObjectRead>, copy: Ar
         read: input.read_data,
         sample: input.sample,
         seed: cx.key.clone(),
-        max_backlog_age: input.max_backlog_age.map(|age| age.signed()).unwrap_or_default(),
+        max_backlog_age: input.max_backlog_age.map(Span::signed).unwrap_or_default(),
     };
     Ok(Judge { source, copy, rules, keeps, how, now: cx.world.clock().now(), read: read.into() })
 }
@@ -149,11 +149,11 @@ impl Work {
     /// Of this process alone.
     fn rate(&self) -> u64 {
         let seen = self.at.tally.objects.max(self.at.tally.copies) - self.had;
-        (seen as f64 / (self.clock.monotonic() - self.begin).as_secs_f64().max(0.001)) as u64
+        (seen as f64 / self.clock.monotonic().saturating_sub(self.begin).as_secs_f64().max(0.001)) as u64
     }
 
     fn tell(&mut self) {
-        if self.clock.monotonic() - self.told >= TOLD {
+        if self.clock.monotonic().saturating_sub(self.told) >= TOLD {
             self.told = self.clock.monotonic();
             let (tally, rate) = (&self.at.tally, self.at.objects_per_s);
             let after = self.at.after.as_deref().unwrap_or_default();

@@ -85,7 +85,7 @@ pub(super) async fn replication_rules(bucket: &S3Bucket) -> PortResult<Vec<Repli
     let call = bucket.clients.s3().await?.read.get_bucket_replication().bucket(&bucket.bucket);
     match call.send().await.map_err(|e| explain(&e, Doing::Reading, &what)) {
         Ok(answer) => {
-            let rules = answer.replication_configuration().map(|all| all.rules()).unwrap_or_default();
+            let rules = answer.replication_configuration().map(types::ReplicationConfiguration::rules).unwrap_or_default();
             Ok(rules.iter().filter_map(|of| rule(bucket, of)).collect())
         }
         Err(PortError::NotFound(text)) if text.contains("ReplicationConfigurationNotFound") => Ok(Vec::new()),

@@ -73,7 +73,7 @@ pub async fn restore(
             Err(error) => return Err(error),
         };
         if how.delete {
-            keys.extend(entries.iter().map(|entry| entry.path.to_vec()));
+            keys.extend(entries.iter().map(|entry| entry.path.clone()));
         }
         let each = stream::iter(entries.into_iter().filter(|entry| wanted(&entry.path)));
         let each = each.map(|entry| one(&repository, &index, &to, entry, how.dry_run, &progress)).buffer_unordered(AT_ONCE);
