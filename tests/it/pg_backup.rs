@@ -326,11 +326,13 @@ fn a_cluster_of_18_comes_back_as_well() {
     let made = create(&place, &cluster);
     assert!(made["bytes_new"].as_u64() < made["bytes_read"].as_u64().map(|all| all / 4), "{made}");
     let data = restore(&place, &home, made["snapshot"].as_str().unwrap(), "again");
-    verified(&cluster, &data);
     put_log(&place, &made, &data);
     let again = cluster.again(&data);
     assert_eq!(again.sql("SELECT count(*) FROM big WHERE note = 'changed'"), "40");
     amcheck(&again);
+    // The wheel's own `pg_verifybackup` crashes: every page is looked at instead.
+    again.shut_down();
+    run(home.0.path(), again.program("pg_checksums"), &["--check", "-D", data.to_str().unwrap()]);
 }
 
 #[test]
