@@ -187,7 +187,7 @@ mod tests {
         bench.world.lock().checks.get_mut("prepared").expect("the check").inverted = false;
         assert_eq!(state(&findings(&bench, "steady").await, "switch"), Some(("not_prepared".into(), false)));
         bench.world.lock().checks.get_mut("prepared").expect("the check").inverted = true;
-        bench.world.lock().objects.retain(|(_, _, key), _| !key.ends_with(".probe"));
+        bench.world.lock().objects.retain(|(_, _, key), _| key != ".muster/switch/steady.probe");
         assert_eq!(state(&findings(&bench, "steady").await, "switch"), Some(("not_visible".into(), false)));
         for set in bench.world.lock().routed.values_mut().flatten() {
             set.health = None;

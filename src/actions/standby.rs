@@ -12,7 +12,7 @@ use crate::model::{
     ids::*,
 };
 use crate::providers::port::*;
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 use url::{Host, Url};
 
 /// What is appended to the switch's key for an object that is always there: by it anybody finds out whether the health
@@ -166,6 +166,6 @@ pub(crate) fn serving(ep: &Endpoint, there: &[RoutedSet]) -> Vec<RegionName> {
         Routing::Weighted { weight } => weight > 0,
         Routing::Secondary => false,
     };
-    let regions: BTreeMap<RegionName, ()> = there.iter().filter(answers).filter_map(|set| Some((region(ep, set)?, ()))).collect();
-    regions.into_keys().collect()
+    let regions: BTreeSet<RegionName> = there.iter().filter(answers).filter_map(|set| region(ep, set)).collect();
+    regions.into_iter().collect()
 }

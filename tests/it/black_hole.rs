@@ -94,9 +94,9 @@ fn what_the_lint_lets_pass_completes_when_lost_endpoints_swallow_everything() {
     assert!(waiver["reason"].as_str().unwrap().starts_with("to see it hang (by "), "{waiver}");
     let steps = waived.result()["steps"].as_array().unwrap().clone();
     let traffic = steps.iter().find(|step| step["id"] == "traffic").unwrap();
-    assert_ne!(traffic["status"], "succeeded");
-    let hung = traffic["duration_ms"].as_u64().unwrap();
-    assert!((2_000..9_000).contains(&hung), "four seconds and what it takes to say so: {traffic}");
+    assert_eq!(traffic["status"], "timed_out", "{traffic}");
+    println!("the run that needs what swallows it ended after {:?}; its step has 4 s", waived.took);
+    assert!((4..12).contains(&waived.took.as_secs()), "four seconds and what it takes to say so: {:?}", waived.took);
 
     // The other completes, with nothing sent to a control plane of DNS.
     let said = with(&["plan", "linted"]);

