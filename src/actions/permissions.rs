@@ -46,17 +46,20 @@ pub fn of(action: &str, with: &Node, estate: &Estate) -> Needed {
     Some(match (noun, verb) {
         _ if NOTHING.contains(&action) => BTreeSet::new(),
         ("rds", _) | ("database", "snapshot" | "promote" | "fence" | "rejoin" | "verify_replica") => step.rds(action)?,
-        ("backup", "create" | "copy" | "forget" | "prove" | "restore" | "verify") | ("database", "backup" | "prove" | "restore") => {
+        ("backup", "create" | "copy" | "forget" | "prove" | "restore" | "verify") | ("database", "backup" | "prove" | "record" | "restore") => {
             step.vault()
         }
         ("bucket", "backup") => step.buckets(READ_OBJECTS).into_iter().chain(step.vault()).collect(),
-        ("bucket", "verify") => step.buckets(READ_OBJECTS),
+        ("bucket", "verify") => step.buckets(READ_OBJECTS).into_iter().chain(step.whole_buckets()).collect(),
         ("wheel", "take" | "release") => step.buckets(&["s3:GetObject", "s3:PutObject", "s3:DeleteObject"]),
-        ("dns" | "traffic", "shift") => step.zones(true),
+        ("dns" | "traffic", "shift") | ("dns", "lower_ttl") => step.zones(true),
+        ("dns", "prepare") => step.zones(true).into_iter().chain(step.checks(true)).chain(step.switch()).collect(),
+        ("dns", "standby_takes_over") => step.switch(),
         ("model", "golden") => step.every_bucket(READ_OBJECTS),
         ("readiness", "check") => {
             let rds = step.rds("database.verify_replica")?;
-            rds.into_iter().chain(step.vault()).chain(step.every_bucket(READ_OBJECTS)).chain(step.zones(false)).collect()
+            let buckets = step.every_bucket(READ_OBJECTS).into_iter().chain(step.whole_buckets());
+            rds.into_iter().chain(step.vault()).chain(buckets).chain(step.zones(false)).chain(step.checks(false)).collect()
         }
         _ => return None,
     })
@@ -226,6 +229,34 @@ impl Step<'_> {
         places.flat_map(|place| bucket(&place.bucket, &place.prefix, objects)).collect()
     }
 
+    /// What is asked of a bucket itself, and of its versions.
+    fn whole_buckets(&self) -> BTreeSet<Permission> {
+        let places = self.named("bucket", &self.estate.buckets).into_iter().flat_map(BTreeMap::values);
+        let names: Vec<String> = places.map(|place| format!("arn:aws:s3:::{}", place.bucket)).collect();
+        all(&["s3:GetBucketVersioning", "s3:GetReplicationConfiguration", "s3:ListBucketVersions"], &names).collect()
+    }
+
+    /// The switch of an endpoint, and the object beside it.
+    fn switch(&self) -> BTreeSet<Permission> {
+        let standbys = self.named("endpoint", &self.estate.endpoints).into_iter().filter_map(|e| e.standby.as_ref());
+        let places = standbys.filter_map(|s| self.estate.buckets.get(&s.bucket)?.get(&s.region));
+        places.flat_map(|place| bucket(&place.bucket, &place.prefix, &["s3:GetObject", "s3:PutObject", "s3:DeleteObject"])).collect()
+    }
+
+    /// The health checks behind failover records.
+    fn checks(&self, changes: bool) -> BTreeSet<Permission> {
+        if !self.named("endpoint", &self.estate.endpoints).into_iter().any(|e| e.standby.is_some()) {
+            return BTreeSet::new();
+        }
+        let one = ["arn:aws:route53:::healthcheck/*".to_owned()];
+        let mut needs: BTreeSet<Permission> = all(&["route53:GetHealthCheck", "route53:GetHealthCheckStatus"], &one).collect();
+        if changes {
+            needs.extend(all(&["route53:DeleteHealthCheck"], &one));
+            needs.extend(all(&["route53:CreateHealthCheck", "route53:ListHealthChecks"], &["*".to_owned()]));
+        }
+        needs
+    }
+
     fn vault(&self) -> BTreeSet<Permission> {
         let places = self.named("repository", &self.estate.repositories).into_iter();
         let s3 = places.filter_map(|r| r.url.strip_prefix("s3://").map(|place| place.split_once('/').unwrap_or((place, ""))));
@@ -316,6 +347,19 @@ mod tests {
             }
         }
         assert_eq!(of("no.such", &Node::typed(json!({})), &estate()), None);
+    }
+
+    #[test]
+    fn every_action_is_written_down_and_a_failover_by_the_switch_asks_s3_alone() {
+        for action in catalogue() {
+            let name = action.spec().name;
+            let with = fixture(name).expect("a fixture").with;
+            assert!(of(name, &map_of(&with), &estate()).is_some(), "{name}");
+        }
+        let fired = needs("dns.standby_takes_over", json!({ "endpoint": "steady", "to": "west" }));
+        assert!(!fired.is_empty() && fired.iter().all(|p| p.starts_with("s3:")), "{fired:?}");
+        let prepared = needs("dns.prepare", json!({ "endpoint": "steady" }));
+        assert!(prepared.contains("route53:CreateHealthCheck *"), "{prepared:?}");
     }
 
     #[test]
