@@ -239,7 +239,8 @@ mod tests {
         let out = bench.run::<TakesOver>().await.expect("taken over");
         assert_eq!((out.address.as_str(), out.on), ("127.0.0.3", true));
         assert!(out.spread.in_sync_ms.is_some_and(|ms| ms >= 300), "the checkers take 300 ms to see it: {out:?}");
-        assert_eq!((bench.world.lock().changes.clone(), bench.world.writes()), (before, 1));
+        let after = bench.world.lock().changes.clone();
+        assert_eq!((after, bench.world.writes()), (before, 1));
     }
 
     #[tokio::test]
