@@ -117,7 +117,7 @@ pub(super) async fn replica_lag(clients: &AwsClients, http: &HttpClient, instanc
             error => return Err(error),
         }
     }
-    Err(last.unwrap_or_else(|| PortError::Unreachable(what)))
+    Err(last.unwrap_or(PortError::Unreachable(what)))
 }
 
 /// What stands between an element's tags.
