@@ -46,9 +46,8 @@ pub fn of(action: &str, with: &Node, estate: &Estate) -> Needed {
     Some(match (noun, verb) {
         _ if NOTHING.contains(&action) => BTreeSet::new(),
         ("rds", _) | ("database", "snapshot" | "promote" | "fence" | "rejoin" | "verify_replica") => step.rds(action)?,
-        ("backup", "create" | "copy" | "forget" | "prove" | "restore" | "verify") | ("database", "backup" | "prove" | "record" | "restore") => {
-            step.vault()
-        }
+        ("backup", "create" | "copy" | "forget" | "prove" | "restore" | "verify")
+        | ("database", "backup" | "prove" | "record" | "restore") => step.vault(),
         ("bucket", "backup") => step.buckets(READ_OBJECTS).into_iter().chain(step.vault()).collect(),
         ("bucket", "verify") => step.buckets(READ_OBJECTS).into_iter().chain(step.whole_buckets()).collect(),
         ("wheel", "take" | "release") => step.buckets(&["s3:GetObject", "s3:PutObject", "s3:DeleteObject"]),
