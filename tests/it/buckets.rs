@@ -39,7 +39,7 @@ impl Ended {
 }
 
 impl Yard {
-    async fn new(server: Server, extra: &str) -> Self {
+    fn new(server: Server, extra: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (home, url) = (server.dir.path().display(), server.url());
         let keys = format!("credentials: {{ access_key_id: {{ file: {home}/id }}, secret_access_key: {{ file: {home}/secret }} }}");
@@ -159,7 +159,7 @@ async fn plant(yard: &Yard, keys: &[String]) -> BTreeSet<(String, String)> {
 
 #[tokio::test]
 async fn what_was_planted_is_found_and_nothing_else_where_folders_decide_the_order() {
-    let yard = Yard::new(seaweedfs().await, "").await;
+    let yard = Yard::new(seaweedfs().await, "");
     yard.server.bucket(EAST, false).await;
     yard.server.bucket(WEST, false).await;
     let keys = keys(3_000);
@@ -198,7 +198,7 @@ async fn what_was_planted_is_found_and_nothing_else_where_folders_decide_the_ord
 
 #[tokio::test]
 async fn a_killed_verification_goes_on_and_finds_each_difference_once() {
-    let yard = Yard::new(seaweedfs().await, "").await;
+    let yard = Yard::new(seaweedfs().await, "");
     yard.server.bucket(EAST, false).await;
     yard.server.bucket(WEST, false).await;
     let keys = keys(600);
@@ -244,7 +244,7 @@ async fn replicated(yard: &Yard, status: &str) {
 
 #[tokio::test]
 async fn versions_markers_and_what_no_rule_covers_are_told_apart() {
-    let yard = Yard::new(ministack().await, "").await;
+    let yard = Yard::new(ministack().await, "");
     yard.server.bucket(EAST, false).await;
     yard.server.bucket(WEST, false).await;
     replicated(&yard, "Enabled").await;
@@ -288,7 +288,7 @@ async fn versions_markers_and_what_no_rule_covers_are_told_apart() {
 
 #[tokio::test]
 async fn readiness_names_what_a_bucket_lacks_of_what_the_estate_asks() {
-    let yard = Yard::new(ministack().await, ", versioned: true, locked_for: 30d, replicates_to: west").await;
+    let yard = Yard::new(ministack().await, ", versioned: true, locked_for: 30d, replicates_to: west");
     let clients = yard.server.clients();
     let s3 = &clients.s3().await.unwrap().write;
     yard.server.bucket(EAST, false).await;
@@ -320,7 +320,7 @@ async fn readiness_names_what_a_bucket_lacks_of_what_the_estate_asks() {
 
 /// As what is larger than 5 GiB is copied, where both buckets lie at one provider.
 async fn copied_by_the_provider(server: Server) {
-    let yard = Yard::new(server, "").await;
+    let yard = Yard::new(server, "");
     yard.server.bucket(EAST, false).await;
     yard.server.bucket(WEST, false).await;
     let (east, west) = yard.stores();
