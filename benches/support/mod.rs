@@ -7,10 +7,6 @@
 
 use std::{hint::black_box, time::Duration, time::Instant};
 
-/// As in the program.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// What one bench came to.
 #[derive(Clone, Copy, Debug)]
 pub struct Figure {

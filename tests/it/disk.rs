@@ -252,13 +252,21 @@ fn freeze(place: &Place, write: u32) -> Running {
 #[test]
 fn a_frozen_owner_is_named_taken_over_and_refused_when_it_thaws() {
     // Before `a` is begun, before it is on record that it was accepted, before it was seen to be done and `b` is
-    // begun, and likewise of `b`.
+    // begun, and likewise of `b`. Where a command ends before it is first looked at, two of these are one write, and the last
+    // freezes an owner that has ended its run: then there is nothing to be taken over.
+    let mut midway = 0;
     for write in 2..=6 {
         let place = Place::new();
         place.file("go", "");
         let owner = freeze(&place, write);
         let run = place.newest();
         let said = place.muster(&["resume", &run]).expect(2);
+        if said.err.contains("has ended: succeeded") {
+            owner.signal("CONT");
+            owner.end().expect(0);
+            continue;
+        }
+        midway += 1;
         for part in [&format!(":{}", owner.pid()), &format!("muster resume {run} --take-over")] {
             assert!(said.err.contains(part), "write {write}: no `{part}` in {}", said.err);
         }
@@ -271,6 +279,7 @@ fn a_frozen_owner_is_named_taken_over_and_refused_when_it_thaws() {
         assert_eq!((place.words("a"), place.words("b")), (vec!["a".to_owned()], vec!["b".to_owned()]), "write {write}");
         place.muster(&["evidence", "verify"]).expect(0);
     }
+    assert!(midway >= 3, "{midway} of 5 owners were frozen in the middle of their run");
 }
 
 #[test]

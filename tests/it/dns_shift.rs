@@ -154,8 +154,9 @@ fn a_cut_over_after_a_lowered_ttl_takes_a_second() {
         took.push((client.when().unwrap() - authority.when().unwrap()).as_millis());
     }
     eprintln!("cut-over, from the authority's new answer to the client's: {took:?} ms");
-    // A second and 50 ms; what is over it is for a machine that does other things as well.
-    assert!(took.iter().all(|ms| *ms <= 1_050 + 150), "{took:?}");
+    // A second and 50 ms, and up to another second because Unbound counts in whole ones: what it got with a TTL of 1 s it has until the
+    // clock has gone past the next. What is over it is for a machine that does other things as well.
+    assert!(took.iter().all(|ms| *ms <= 2_050 + 150), "{took:?}");
 }
 
 #[test]
