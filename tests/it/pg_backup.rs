@@ -329,8 +329,7 @@ fn a_cluster_of_18_comes_back_as_well() {
     put_log(&place, &made, &data);
     let again = cluster.again(&data);
     assert_eq!(again.sql("SELECT count(*) FROM big WHERE note = 'changed'"), "40");
-    amcheck(&again);
-    // The wheel's own `pg_verifybackup` crashes: every page is looked at instead.
+    // The wheel has no amcheck, and its `pg_verifybackup` crashes: every page is looked at.
     again.shut_down();
     run(home.0.path(), again.program("pg_checksums"), &["--check", "-D", data.to_str().unwrap()]);
 }
