@@ -405,7 +405,8 @@ fn every_action_that_changes_a_resource_locks_it() {
 }
 
 /// As the language gives it: a map whose values keep their places.
-fn map_of(with: &Value) -> Node {
+/// A step's fields as its runbook has them.
+pub fn map_of(with: &Value) -> Node {
     use crate::model::node::{Key, NodeValue, Pos};
     let entries = with.as_object().expect("a map").iter();
     let entries = entries.map(|(name, value)| (Key { name: name.clone(), pos: Pos::default() }, Node::typed(value.clone()))).collect();

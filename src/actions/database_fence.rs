@@ -110,11 +110,13 @@ impl Action for Fence {
             || matches!(with.get("planned").map(|n| &n.value), Some(NodeValue::Typed(v)) if *v == true);
         // Every way but the lease and a cut network asks the server, or its machine.
         let ways = with.get("by").map(|by| format!("{by:?}")).unwrap_or_default();
-        let leased = text(with, "database").and_then(|name| estate.databases.get(name)).is_some_and(|d| d.lease.is_some());
+        let database = text(with, "database").and_then(|name| estate.databases.get(name));
+        let leased = database.is_some_and(|d| d.lease.is_some());
+        let prepared = database.is_some_and(|d| d.instances.values().any(|i| i.fence.is_some()));
         let asks = ["read_only", "server_stopped", "access_revoked", "hba_closed", "patroni_demoted"].iter().any(|way| ways.contains(way));
         let asks = planned || asks || (ways.is_empty() && own(with, estate) && !leased);
         let of_rds = ["security_group_closed", "instance_stopped", "credentials_rotated"].iter().any(|way| ways.contains(way))
-            || (ways.is_empty() && !own(with, estate) && !leased);
+            || (ways.is_empty() && !own(with, estate) && !leased && prepared);
         let control = of_rds.then(|| reach(with, "region", Plane::Control)).flatten();
         let asks = asks || (of_rds && !ways.contains("instance_stopped"));
         let primary = asks.then(|| reach(with, "region", Plane::Data)).flatten();

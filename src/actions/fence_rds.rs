@@ -268,11 +268,11 @@ pub(crate) async fn open(cx: &WriteCx, fenced: Fenced<'_>, kind: ProofKind, befo
 mod tests {
     use crate::actions::{
         contract::{Action, ApplyError},
-        contract_tests::{Bench, Fixture},
+        contract_tests::{Bench, Fixture, estate, map_of},
         database_fence::Fence,
         proof::{FenceProof, ProofKind, still_holds},
     };
-    use crate::model::effect::Seen;
+    use crate::model::effect::{Plane, Seen};
     use crate::providers::sim::WriteFault;
     use serde_json::json;
     use std::time::Duration;
@@ -353,5 +353,20 @@ mod tests {
             all.as_object_mut().expect("a map").extend(with.as_object().expect("a map").clone());
             assert_eq!(Bench::new(&Fixture::new(all.clone())).refused::<Fence>().await, code, "{all}");
         }
+    }
+
+    /// Without anything to fence with, the step is refused for that, and not for what it would need.
+    #[test]
+    fn only_a_fence_that_is_prepared_needs_the_control_plane() {
+        let with = map_of(&json!({ "database": "predictions", "region": "east" }));
+        let mut estate = estate();
+        let controls = |estate: &_| Fence::reach(&with, estate).iter().any(|reach| reach.plane == Plane::Control);
+        assert!(!controls(&estate), "it is leased");
+        let database = estate.databases.get_mut("predictions").expect("it is there");
+        database.lease = None;
+        assert!(controls(&estate));
+        let database = estate.databases.get_mut("predictions").expect("it is there");
+        database.instances.values_mut().for_each(|instance| instance.fence = None);
+        assert!(!controls(&estate));
     }
 }

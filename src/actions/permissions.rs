@@ -322,18 +322,15 @@ pub fn policy(needs: &BTreeSet<Permission>) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::actions::{catalogue, contract_tests::estate, fixture};
+    use crate::actions::{
+        catalogue,
+        contract_tests::{estate, map_of},
+        fixture,
+    };
 
     fn needs(action: &str, with: Value) -> BTreeSet<String> {
         let needed = of(action, &map_of(&with), &estate()).expect("it is written down");
         needed.into_iter().map(|p| format!("{} {}", p.action, p.resource)).collect()
-    }
-
-    fn map_of(with: &Value) -> Node {
-        use crate::model::node::{Key, Pos};
-        let entries = with.as_object().expect("a map").iter();
-        let entries = entries.map(|(name, value)| (Key { name: name.clone(), pos: Pos::default() }, Node::typed(value.clone()))).collect();
-        Node { pos: Pos::default(), value: NodeValue::Map(entries) }
     }
 
     #[test]
