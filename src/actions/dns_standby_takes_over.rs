@@ -119,7 +119,7 @@ impl Action for TakesOver {
         let old_ttl_s = authority::agreed(cx, ep).await.map_or(ttl_s(ep), |answer| answer.ttl_s);
         let said = |there: bool| Some(if there { "on" } else { "off" }.to_owned());
         let changes = if nothing { Vec::new() } else { vec![change(format!("switch {}", switch.told()), said(!on), said(on))] };
-        let body = format!("{{\"endpoint\":\"{}\",\"to\":\"{}\",\"run\":\"{}\",\"key\":\"{}\"}}\n", input.endpoint, input.to, cx.run, cx.key);
+        let body = format!("{}\n", serde_json::json!({ "endpoint": input.endpoint, "to": input.to, "run": cx.run, "key": cx.key }));
         let want = if nothing { was.clone() } else { on.then_some(body) };
         let hint = cx.scratch.join(format!("{}.change", cx.key));
         let (bucket, region, key) = (switch.bucket, switch.region, switch.key);

@@ -23,6 +23,9 @@ const MARGIN: SignedDuration = SignedDuration::from_hours(1);
 const SETTLES: Duration = Duration::from_mins(2);
 /// What is left of another fence on the instance itself.
 const TAG: &str = "muster-fence-credentials";
+/// When it was told to stop, for where RDS does not say when it starts it again. Written before the stop, so that what is
+/// reckoned from it is never too late.
+const STOPPED: &str = "muster-fence-stopped";
 
 fn written<'a>(cx: &'a ReadCx, fenced: Fenced<'_>) -> Result<Option<&'a RdsFence>, Refusal> {
     Ok(database(cx, fenced.database)?.instances.get(fenced.region).and_then(|i| i.fence.as_ref()))
@@ -151,18 +154,23 @@ pub(crate) async fn close(cx: &WriteCx, fenced: Fenced<'_>, kind: ProofKind) -> 
         }
         ProofKind::InstanceStopped => match look(cx, fenced).await?.status.as_str() {
             "stopped" | "stopping" => Ok(()),
-            _ => rds.stop(&id).await.map_err(|error| match error {
-                PortError::Refused(why) => {
-                    ApplyError::Definite(Failure::new("stop_refused", format!("RDS does not stop `{id}`: {why}")).remedy(
-                        "it may refuse while there are replicas or a change is under way: fence by `security_group_closed` instead",
-                    ))
-                }
-                other => other.into(),
-            }),
+            _ => stop(cx, fenced, &*rds, &id).await,
         },
         ProofKind::CredentialsRotated => set_password(cx, fenced, true).await,
         _ => Ok(()),
     }
+}
+
+async fn stop(cx: &WriteCx, fenced: Fenced<'_>, rds: &dyn InstanceWrite, id: &str) -> Result<(), ApplyError> {
+    let arn = look(cx, fenced).await?.arn;
+    rds.tag(&arn, STOPPED, Some(&cx.read.world.clock().now().to_string())).await?;
+    cx.world()?.instances_mut(fenced.region.as_str())?.stop(id).await.map_err(|error| match error {
+        PortError::Refused(why) => ApplyError::Definite(
+            Failure::new("stop_refused", format!("RDS does not stop `{id}`: {why}"))
+                .remedy("it may refuse while there are replicas or a change is under way: fence by `security_group_closed` instead"),
+        ),
+        other => other.into(),
+    })
 }
 
 /// The new password first, the tag after it: a tag says that it was set.
@@ -182,14 +190,19 @@ pub(crate) async fn verify(cx: &ReadCx, fenced: Fenced<'_>, kind: ProofKind) -> 
     match kind {
         ProofKind::SecurityGroupClosed => group_closed(cx, fenced, &info).await,
         ProofKind::InstanceStopped => Ok(match info.status.as_str() {
-            "stopped" => {
-                let again = info.starts_again.unwrap_or_else(|| stopped_until(cx.world.clock().now()));
-                Seen::Done(Closed {
+            "stopped" => match starts_again(&info) {
+                Some(again) => Seen::Done(Closed {
                     lsn: None,
                     detail: format!("`{}` is stopped; RDS starts it again by {again}", info.id),
                     expires: Some(less(again)),
-                })
-            }
+                }),
+                None => Seen::CannotTell {
+                    why: format!(
+                        "`{}` was stopped by somebody else, and RDS does not say when it starts it again; start it, and fence once more",
+                        info.id
+                    ),
+                },
+            },
             "stopping" => pending(2_000, "the instance is `stopping`"),
             _ => Seen::Absent,
         }),
@@ -202,9 +215,10 @@ pub(crate) async fn verify(cx: &ReadCx, fenced: Fenced<'_>, kind: ProofKind) -> 
     }
 }
 
-/// Where RDS does not tell when it starts it again, it was stopped at the latest now.
-fn stopped_until(now: Timestamp) -> Timestamp {
-    now.saturating_add(STOPPED_FOR).unwrap_or(now)
+/// As RDS says; else seven days from when this program told it to stop.
+fn starts_again(info: &InstanceInfo) -> Option<Timestamp> {
+    let told = || info.tags.get(STOPPED)?.parse::<Timestamp>().ok()?.checked_add(STOPPED_FOR).ok();
+    info.starts_again.or_else(told)
 }
 
 fn less(at: Timestamp) -> Timestamp {
@@ -251,21 +265,31 @@ pub(crate) async fn open(cx: &WriteCx, fenced: Fenced<'_>, kind: ProofKind, befo
         ProofKind::InstanceStopped => match look(cx, fenced).await?.status.as_str() {
             "stopped" => {
                 rds.start(&id).await?;
-                settled(cx, fenced, "the start", |info| info.status == "available").await
+                settled(cx, fenced, "the start", |info| info.status == "available").await?;
+                unmark(cx, fenced).await
             }
             "stopping" => Err(ApplyError::Retry {
                 after: Duration::from_secs(10),
                 failure: Failure::new("stopping", format!("`{id}` is still stopping")),
             }),
-            _ => Ok(()),
+            _ => unmark(cx, fenced).await,
         },
         ProofKind::CredentialsRotated if look(cx, fenced).await?.tags.contains_key(TAG) => set_password(cx, fenced, false).await,
         _ => Ok(()),
     }
 }
 
+async fn unmark(cx: &WriteCx, fenced: Fenced<'_>) -> Result<(), ApplyError> {
+    let info = look(cx, fenced).await?;
+    if info.tags.contains_key(STOPPED) {
+        cx.world()?.instances_mut(fenced.region.as_str())?.tag(&info.arn, STOPPED, None).await?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
+    use super::STOPPED;
     use crate::actions::{
         contract::{Action, ApplyError},
         contract_tests::{Bench, Fixture, estate, map_of},
@@ -302,12 +326,18 @@ mod tests {
         }
     }
 
+    /// But for when it was told to stop: each attempt has its own time.
+    fn essence(bench: &Bench) -> Vec<String> {
+        let at = |line: String| line.split_once(STOPPED).map_or(line.clone(), |(before, _)| format!("{before}{STOPPED}"));
+        bench.world.lock().essence().into_iter().map(at).collect()
+    }
+
     #[tokio::test]
     async fn every_lost_answer_leads_to_the_same_fence() {
         for by in [&["security_group_closed", "credentials_rotated"][..], &["instance_stopped"]] {
             let bench = Bench::new(&fixture(by));
             proof(&bench).await;
-            let good = bench.world.lock().essence();
+            let good = essence(&bench);
             let writes = bench.world.writes();
             for n in 0..writes {
                 for fault in [WriteFault::AppliedButLost, WriteFault::LostOnTheWay] {
@@ -323,7 +353,7 @@ mod tests {
                             Err(other) => panic!("{by:?}, write {n}, {fault:?}: {other:?}"),
                         }
                     }
-                    assert_eq!(bench.world.lock().essence(), good, "{by:?}, write {n}, {fault:?}");
+                    assert_eq!(essence(&bench), good, "{by:?}, write {n}, {fault:?}");
                 }
             }
         }
@@ -339,6 +369,20 @@ mod tests {
         bench.world.time().advance(Duration::from_hours(168));
         let late = still_holds(&bench.read, &proof, &"predictions".into(), &"west".into()).await;
         assert_eq!(late.expect_err("void").failure.code, "proof_void");
+    }
+
+    /// An emulator that tells nothing, or an instance that was stopped days ago: no time is made up.
+    #[tokio::test]
+    async fn without_a_word_on_when_it_starts_again_only_its_own_stop_counts() {
+        let bench = Bench::new(&fixture(&["instance_stopped"]));
+        let east = ("east".to_owned(), "predictions-east".to_owned());
+        let intent = bench.intent::<Fence>().await;
+        proof(&bench).await;
+        bench.world.lock().instances.get_mut(&east).expect("east").info.starts_again = None;
+        let Seen::Done(out) = Fence::observe(&bench.read, &intent).await else { panic!("it was stopped by this step") };
+        assert!(out.proof.expect("a proof").expires.is_some());
+        bench.world.lock().instances.get_mut(&east).expect("east").info.tags.clear();
+        assert!(matches!(Fence::observe(&bench.read, &intent).await, Seen::CannotTell { .. }));
     }
 
     #[tokio::test]

@@ -185,7 +185,7 @@ impl Step<'_> {
         if default || self.says("security_group_closed") || self.says("credentials_rotated") {
             needs.extend(all(&["rds:ModifyDBInstance"], source));
         }
-        if self.says("credentials_rotated") {
+        if self.says("credentials_rotated") || self.says("instance_stopped") {
             needs.extend(all(&["rds:AddTagsToResource", "rds:RemoveTagsFromResource"], source));
         }
         if self.says("instance_stopped") {

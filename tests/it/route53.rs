@@ -53,14 +53,14 @@ async fn records_go_there_and_back(url: &str, aliases: bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn records_go_there_and_back_on_ministack() {
-    records_go_there_and_back(&ministack().await.url, true).await;
+    records_go_there_and_back(&ministack().await.url(), true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "moto refuses a batch that turns a failover pair into a simple record; MiniStack takes it"]
 async fn records_go_there_and_back_on_moto() {
     // It keeps an alias's name without its dot, and does not know it again with one, as Route 53 does.
-    records_go_there_and_back(&moto().await.url, false).await;
+    records_go_there_and_back(&moto().await.url(), false).await;
 }
 
 /// An ambiguous name lists what it could mean; a hundred and thirty records are read page by page.
@@ -86,14 +86,14 @@ async fn zones_and_pages(url: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_ambiguous_zone_is_told_and_lists_are_read_to_their_end() {
-    zones_and_pages(&ministack().await.url).await;
+    zones_and_pages(&ministack().await.url()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_turned_away_for_its_rate_is_sent_again_and_happens_once() {
     let (emulator, dir) = (moto().await, tempfile::tempdir().unwrap());
-    let proxy = Proxy::before(&emulator.url).await;
-    let zone = zone(&client(&emulator.url), "throttled").await;
+    let proxy = Proxy::before(&emulator.url()).await;
+    let zone = zone(&client(&emulator.url()), "throttled").await;
     let (provider, _) = provider(&proxy.url, dir.path());
     for code in ["Throttling", "PriorRequestNotComplete"] {
         proxy.fault("/rrset", Fault::Throttled(code));
@@ -139,14 +139,14 @@ struct Bench {
     proxy: Proxy,
     place: Place,
     answers: Answers,
-    _emulators: (Emulator, super::stores_servers::Server),
+    _emulators: (Server, Server),
 }
 
 impl Bench {
     async fn new(ttl: i64) -> Self {
-        let (moto, store) = tokio::join!(moto(), super::stores_servers::ministack());
+        let (moto, store) = tokio::join!(moto(), ministack());
         store.bucket("models-west", false).await;
-        let (dns, proxy, place) = (client(&moto.url), Proxy::before(&moto.url).await, Place::new());
+        let (dns, proxy, place) = (client(&moto.url()), Proxy::before(&moto.url()).await, Place::new());
         let zone = zone(&dns, "bench").await;
         create(&dns, &zone, vec![record(EAST, ttl)]).await;
         let answers = Answers::with(EAST);
@@ -234,7 +234,7 @@ async fn changes_of_records_happen_once_however_the_program_ends() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "the SDK cannot read MiniStack's answer to ListHealthChecks"]
 async fn a_check_that_is_made_otherwise_than_asked_is_hung_on_nothing() {
-    let (server, place) = (super::stores_servers::ministack().await, Place::new());
+    let (server, place) = (ministack().await, Place::new());
     server.bucket("models-west", false).await;
     let dns = client(&server.url());
     let zone = zone(&dns, "differs").await;

@@ -1,7 +1,7 @@
 //! Route 53 as two emulators have it that nobody of Muster wrote, and a proxy of ours before one of them: it turns requests
 //! away, loses answers after the effect, holds them back, and tells what a health checker would have found.
 
-use super::{pg::free_port, stores_servers};
+use super::stores_servers;
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_route53::{Client, config::Credentials, types::*};
 use axum::{Router, body::Bytes, extract::Request, http::StatusCode, response::Response};
@@ -15,61 +15,16 @@ use muster::{
 };
 use std::{
     net::{Ipv4Addr, SocketAddr, UdpSocket},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    path::Path,
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 pub const EAST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 pub const WEST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 3);
 pub const NAME: &str = "api.scoring.test";
 
-/// What `scripts/deps.sh` installs; another one by MUSTER_TEST_MOTO.
-fn moto_server() -> PathBuf {
-    let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/moto_server");
-    let path = std::env::var_os("MUSTER_TEST_MOTO").map_or(installed, PathBuf::from);
-    assert!(path.exists(), "{} is missing: make deps", path.display());
-    path
-}
-
-/// An emulator that ends with the test.
-pub struct Emulator {
-    pub url: String,
-    process: Option<Child>,
-    _server: Option<stores_servers::Server>,
-    _dir: tempfile::TempDir,
-}
-
-impl Drop for Emulator {
-    fn drop(&mut self) {
-        if let Some(process) = &mut self.process {
-            let _ = process.kill();
-            let _ = process.wait();
-        }
-    }
-}
-
-pub async fn moto() -> Emulator {
-    let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
-    let log = std::fs::File::create(dir.path().join("log")).unwrap();
-    let mut command = Command::new(moto_server());
-    command.args(["-H", "127.0.0.1", "-p", &port.to_string()]).current_dir(dir.path()).stdin(Stdio::null());
-    let process = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
-    let url = format!("http://127.0.0.1:{port}");
-    let made = Emulator { url, process: Some(process), _server: None, _dir: dir };
-    let begin = Instant::now();
-    while client(&made.url).list_hosted_zones().send().await.is_err() {
-        assert!(begin.elapsed() < Duration::from_secs(60), "moto does not answer");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    made
-}
-
-pub async fn ministack() -> Emulator {
-    let server = stores_servers::ministack().await;
-    Emulator { url: server.url(), process: None, _server: Some(server), _dir: tempfile::tempdir().unwrap() }
-}
+pub use stores_servers::{Server, ministack, moto};
 
 pub fn client(url: &str) -> Client {
     let keys = Credentials::new("test", "testtest", None, None, "test");
