@@ -213,15 +213,17 @@ pub(crate) struct Desk {
 }
 
 impl Desk {
-    /// With how far an earlier process came, if one did.
+    /// With how far an earlier process came, if one did. A checkpoint that cannot be read, or whose differences are not all
+    /// there, counts for nothing: to compare all of it again costs time, to go on from it could hide what was found.
     pub fn open(folder: &Path) -> std::io::Result<(Self, Option<Checkpoint>)> {
         std::fs::create_dir_all(folder)?;
+        let file = OpenOptions::new().create(true).append(true).open(Self::differences(folder))?;
+        let there = file.metadata()?.len();
         let kept = match std::fs::read(folder.join("checkpoint.json")) {
-            Ok(text) => Some(serde_json::from_slice::<Checkpoint>(&text)?),
+            Ok(text) => serde_json::from_slice::<Checkpoint>(&text).ok().filter(|kept| kept.written <= there),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
             Err(e) => return Err(e),
         };
-        let file = OpenOptions::new().create(true).append(true).open(Self::differences(folder))?;
         // What was written after the checkpoint is found again.
         file.set_len(kept.as_ref().map_or(0, |kept| kept.written))?;
         Ok((Self { folder: folder.to_owned(), file }, kept))
@@ -247,9 +249,13 @@ impl Desk {
         Ok(self.file.metadata()?.len())
     }
 
+    /// The differences first: a checkpoint never speaks of one that a power cut could take.
     pub fn keep(&self, checkpoint: &Checkpoint) -> std::io::Result<()> {
         let (new, path) = (self.folder.join("checkpoint.new"), self.folder.join("checkpoint.json"));
-        std::fs::write(&new, serde_json::to_vec(checkpoint)?)?;
+        self.file.sync_data()?;
+        let mut file = File::create(&new)?;
+        file.write_all(&serde_json::to_vec(checkpoint)?)?;
+        file.sync_data()?;
         std::fs::rename(new, path)
     }
 }
@@ -274,6 +280,21 @@ mod tests {
         let text = std::fs::read_to_string(Desk::differences(dir.path())).unwrap();
         let keys: Vec<String> = text.lines().map(|l| serde_json::from_str::<Finding>(l).unwrap().key).collect();
         assert_eq!(keys, ["a", "b"]);
+    }
+
+    #[test]
+    fn a_checkpoint_that_is_not_whole_or_has_lost_its_differences_counts_for_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut desk, _) = Desk::open(dir.path()).unwrap();
+        let finding = Finding { kind: Kind::Missing, key: "a".into(), why: String::new(), replication: None, since: None };
+        let written = desk.write(&[finding]).unwrap();
+        desk.keep(&Checkpoint { written, ..Checkpoint::default() }).unwrap();
+        std::fs::write(Desk::differences(dir.path()), b"").unwrap();
+        assert_eq!(Desk::open(dir.path()).unwrap().1, None);
+        desk.keep(&Checkpoint { written: 0, ..Checkpoint::default() }).unwrap();
+        assert!(Desk::open(dir.path()).unwrap().1.is_some());
+        std::fs::write(dir.path().join("checkpoint.json"), b"{").unwrap();
+        assert_eq!(Desk::open(dir.path()).unwrap().1, None);
     }
 
     #[test]
