@@ -13,11 +13,15 @@ use std::collections::BTreeMap;
 /// SHA-256 in lower-case hexadecimal.
 #[must_use]
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    hexadecimal(&Sha256::digest(bytes).into())
+    hexadecimal(&digest(bytes))
+}
+
+pub(super) fn digest(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
 }
 
 /// The engine asks for it a dozen times a step; a general encoder takes as long as the hash itself.
-fn hexadecimal(digest: &[u8; 32]) -> String {
+pub(super) fn hexadecimal(digest: &[u8; 32]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digit = |n: u8| char::from(DIGITS[usize::from(n & 15)]);
     let mut text = String::with_capacity(64);
@@ -77,7 +81,7 @@ impl Sealed {
     #[must_use]
     pub fn new(event: Event, record: Vec<u8>) -> Self {
         let kind = kind_of(&record).unwrap_or_default().to_owned();
-        let digest = Sha256::digest(&record).into();
+        let digest = digest(&record);
         Self { stored: Stored { event, hash: hexadecimal(&digest) }, record, digest, kind }
     }
 }

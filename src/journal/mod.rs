@@ -306,14 +306,15 @@ pub trait Journal: Send + Sync {
 }
 
 /// An event from the bytes that the store kept, if they are what their hash says.
-fn open_record(run: &RunId, seq: u64, hash: String, record: &[u8]) -> Result<Stored, JournalError> {
-    if chain::sha256_hex(record) != hash {
+fn open_record(run: &RunId, seq: u64, hash: &[u8], record: &[u8]) -> Result<Stored, JournalError> {
+    let digest = chain::digest(record);
+    if digest.as_slice() != hash {
         let why = "its bytes do not have the hash on record".to_owned();
         return Err(JournalError::Corrupt { run: run.clone(), seq, why });
     }
     // They are what was written, so whoever wrote them knew a form that we do not.
     let event = serde_json::from_slice(record).map_err(|e| JournalError::Newer { run: run.clone(), seq, why: e.to_string() })?;
-    Ok(Stored { event, hash })
+    Ok(Stored { event, hash: chain::hexadecimal(&digest) })
 }
 
 /// How a chain's row follows from an event: the new status, and whether the chain has ended with it.

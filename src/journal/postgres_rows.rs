@@ -154,7 +154,8 @@ pub async fn insert_head(
 pub fn stored(run: &RunId, row: &PgRow) -> Result<Stored, JournalError> {
     let seq = row.get::<i64, _>(0).unsigned_abs();
     let (hash, record): (String, Vec<u8>) = (row.get(1), row.get(2));
-    open_record(run, seq, hash, &record)
+    // What is no hash is none that the bytes can have.
+    open_record(run, seq, &hex::decode(hash).unwrap_or_default(), &record)
 }
 
 pub fn letter(row: &PgRow) -> Option<Letter> {

@@ -6,11 +6,12 @@
 //! told by the lock file of its process ([`hold`]). The epoch in the store refuses what a deposed owner
 //! might still send.
 //!
-//! Reading goes through sqlx, as does bringing an older journal to today's form. Writing goes through
-//! rusqlite, over the same library: a prepared insert is a function call there, and many a millisecond are
-//! what the engine asks for.
+//! Reading goes through sqlx, as does bringing an older journal to today's form. Writing, and reading a chain
+//! from end to end ([`reader`]), go through rusqlite, over the same library: a prepared statement is a function
+//! call there, and many a millisecond are what the engine asks for.
 
 mod hold;
+mod reader;
 mod reserve;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,7 @@ mod writer;
 pub use reserve::exists;
 
 use super::{bells::Bells, chain::*, *};
+use reader::Reader;
 use sqlx::Row;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
 use std::{
@@ -45,6 +47,8 @@ const EVENT: &str = "SELECT c.id AS run, e.seq, e.kind, e.hash, e.record FROM ev
 
 pub struct SqliteJournal {
     read: SqlitePool,
+    /// For whole chains.
+    reader: Reader,
     dir: PathBuf,
     /// Begun with the first thing that is written.
     desk: Mutex<Option<Desk>>,
@@ -97,7 +101,7 @@ impl SqliteJournal {
         let store = read.clone();
         let bells = Arc::new(Bells::new(Box::new(move || Box::pin(waiting(store.clone())))));
         reserve::keep(dir);
-        Ok(Self { read, dir: dir.to_owned(), desk: Mutex::default(), bells })
+        Ok(Self { read, reader: Reader::new(dir), dir: dir.to_owned(), desk: Mutex::default(), bells })
     }
 
     fn fail(&self, error: &sqlx::Error) -> JournalError {
@@ -235,19 +239,7 @@ impl Journal for SqliteJournal {
     }
 
     async fn load(&self, run: &RunId, after: u64) -> Result<Vec<Stored>, JournalError> {
-        let rows =
-            sqlx::query("SELECT seq, hash, record FROM events WHERE chain = (SELECT n FROM chains WHERE id = ?) AND seq > ? ORDER BY seq")
-                .bind(run.as_str())
-                .bind(signed(after))
-                .fetch_all(&self.read)
-                .await
-                .map_err(|e| self.fail(&e))?;
-        let mut events = Vec::with_capacity(rows.len());
-        for row in rows {
-            let seq = row.get::<i64, _>(0).unsigned_abs();
-            events.push(open_record(run, seq, hex::encode(row.get::<&[u8], _>(1)), row.get(2))?);
-        }
-        Ok(events)
+        self.reader.load(run, after).await.map_err(|why| self.trouble(why))?
     }
 
     async fn row(&self, run: &RunId) -> Result<ChainRow, JournalError> {
