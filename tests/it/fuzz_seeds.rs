@@ -130,7 +130,7 @@ fn safetensors() -> Vec<u8> {
     [&size.to_le_bytes()[..], &(head.len() as u64).to_le_bytes(), head, &[1; 16]].concat()
 }
 
-fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
+pub fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let key = Unlock::KeyFile(Arc::new(SecretBox::new(Box::new(vec![7; 64]))));
     let slot = Slot::make(&id(0), &Keyring::new().unwrap(), &key, "l".into(), Timestamp::UNIX_EPOCH).unwrap();
     let proof = Proof {

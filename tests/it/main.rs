@@ -9,6 +9,9 @@
     clippy::used_underscore_binding
 )]
 
+// By this name the fuzzers, which are compiled here too, call the macro that makes each a function.
+extern crate self as libfuzzer_sys;
+
 #[cfg(feature = "lab")]
 mod actions;
 mod backup;
@@ -39,6 +42,7 @@ mod evidence;
 #[cfg(feature = "lab")]
 mod fault_proxy;
 mod fuzz_seeds;
+mod fuzzers;
 #[cfg(feature = "lab")]
 mod lab;
 mod nodes;
