@@ -42,6 +42,8 @@ mod fuzz_seeds;
 #[cfg(feature = "lab")]
 mod lab;
 mod nodes;
+#[cfg(feature = "lab")]
+mod paging;
 mod people;
 mod pg;
 mod pg_backup;
