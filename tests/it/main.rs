@@ -83,6 +83,12 @@ mod rds_crash;
 #[cfg(feature = "lab")]
 mod rds_fence;
 #[cfg(feature = "lab")]
+mod rds_global;
+#[cfg(feature = "lab")]
+mod rds_keys;
+#[cfg(feature = "lab")]
+mod rds_promote;
+#[cfg(feature = "lab")]
 mod rds_stage;
 mod receiver;
 #[cfg(feature = "lab")]
