@@ -106,6 +106,8 @@ mod soak;
 mod stores;
 #[cfg(feature = "lab")]
 mod stores_servers;
+#[cfg(feature = "lab")]
+mod sums;
 mod sweep;
 mod tidy;
 #[cfg(feature = "lab")]
