@@ -5,6 +5,7 @@ use super::{
     fault_proxy::Fault,
     rds_stage::{EAST, Stage, WEST, Which},
 };
+use aws_sdk_rds::types::GlobalClusterMember;
 use muster::providers::port::{PortError, WorldRead};
 use serde_json::{Value, json};
 
@@ -33,7 +34,8 @@ async fn stage() -> Stage {
 async fn writer(stage: &Stage) -> String {
     let all = stage.rds(EAST).await.describe_global_clusters().send().await.unwrap();
     let members = all.global_clusters()[0].global_cluster_members();
-    let writers: Vec<&str> = members.iter().filter(|m| m.is_writer() == Some(true)).filter_map(|m| m.db_cluster_arn()).collect();
+    let writers: Vec<&str> =
+        members.iter().filter(|m| m.is_writer() == Some(true)).filter_map(GlobalClusterMember::db_cluster_arn).collect();
     assert_eq!(writers.len(), 1, "{members:?}");
     writers[0].split(':').nth(3).unwrap().to_owned()
 }
