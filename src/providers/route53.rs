@@ -82,7 +82,13 @@ impl Route53 {
         for _ in 0..MOST_PAGES {
             let call = clients.read.list_hosted_zones_by_name().dns_name(full(name)).set_hosted_zone_id(after.clone()).max_items(100);
             let answer = call.send().await.map_err(|e| explain(&e, Doing::Reading, &what))?;
-            found.extend(answer.hosted_zones().iter().filter(|z| full(z.name()) == full(name)).cloned());
+            for zone in answer.hosted_zones().iter().filter(|z| full(z.name()) == full(name)) {
+                // Who lists one twice may leave out another.
+                if found.iter().any(|known| known.id() == zone.id()) {
+                    return Err(PortError::Refused(format!("{what}: the list leads back to where it was: {}", zone.id())));
+                }
+                found.push(zone.clone());
+            }
             if !answer.is_truncated() || answer.next_dns_name().is_none_or(|next| full(next) != full(name)) {
                 return Ok(found);
             }
