@@ -7,8 +7,8 @@
 //! **Against the source** (`against: source`, and where there is no manifest, as with the provider's own replication):
 //! both buckets are listed side by side and merged, whatever their size, in bounded memory; a verification that is killed
 //! goes on at the last thousand keys. The listings' etags are compared where they are digests; what they do not decide,
-//! the checksums that both servers keep, or the digest that `bucket.backup` left; at last the content is read, up to
-//! 1 GiB unless told otherwise. What was compared by what is in the output. Each difference is looked at a second time on
+//! the checksums that both servers keep, or the digest that `bucket.backup` left, or the checksums of an upload's parts, put
+//! together; at last the content is read, up to 1 GiB unless told otherwise. What was compared by what is in the output. Each difference is looked at a second time on
 //! both sides, so that what is written meanwhile is none.
 //!
 //! *missing* is what should be there and is not, *corrupt* what has other content and is no older state, *stale* an older

@@ -36,6 +36,7 @@ const NOTHING: [&str; 9] = [
 ];
 
 const READ_OBJECTS: &[&str] = &["s3:GetObject"];
+const COMPARE_OBJECTS: &[&str] = &["s3:GetObject", "s3:GetObjectAttributes"];
 const WRITE_OBJECTS: &[&str] =
     &["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload", "s3:GetObjectRetention", "s3:PutObjectRetention"];
 
@@ -48,8 +49,8 @@ pub fn of(action: &str, with: &Node, estate: &Estate) -> Needed {
         ("rds", _) | ("database", "snapshot" | "promote" | "fence" | "rejoin" | "verify_replica") => step.rds(action)?,
         ("backup", "create" | "copy" | "forget" | "prove" | "restore" | "verify")
         | ("database", "backup" | "prove" | "record" | "restore") => step.vault(),
-        ("bucket", "backup") => step.buckets(READ_OBJECTS).into_iter().chain(step.vault()).collect(),
-        ("bucket", "verify") => step.buckets(READ_OBJECTS).into_iter().chain(step.whole_buckets()).collect(),
+        ("bucket", "backup") => step.buckets(COMPARE_OBJECTS).into_iter().chain(step.vault()).collect(),
+        ("bucket", "verify") => step.buckets(COMPARE_OBJECTS).into_iter().chain(step.whole_buckets()).collect(),
         ("wheel", "take" | "release") => step.buckets(&["s3:GetObject", "s3:PutObject", "s3:DeleteObject"]),
         ("dns" | "traffic", "shift") | ("dns", "lower_ttl") => step.zones(true),
         ("dns", "prepare") => step.zones(true).into_iter().chain(step.checks(true)).chain(step.switch()).collect(),
@@ -385,6 +386,7 @@ mod tests {
             any.contains("s3:GetObject arn:aws:s3:::models-east/*") && any.contains("s3:ListBucket arn:aws:s3:::models-west"),
             "{any:?}"
         );
+        assert!(any.contains("s3:GetObjectAttributes arn:aws:s3:::models-west/*"), "{any:?}");
         let key =
             needs("rds.copy_snapshot", json!({ "database": "predictions", "from": "east", "to": "west", "kms_key": "{{ inputs.key }}" }));
         assert!(key.contains("kms:CreateGrant arn:aws:kms:*:*:key/*"), "{key:?}");

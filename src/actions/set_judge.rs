@@ -121,6 +121,10 @@ impl Judge {
     async fn both(&self, key: &str, source: &ObjectStanding, copy: &ObjectStanding) -> PortResult<Verdict> {
         let wanted = self.how.read == Some(true) || self.sampled(key);
         let told = match compare(source, copy) {
+            Told::Cannot(why) => self.by_sums(key, source, copy).await?.unwrap_or(Told::Cannot(why)),
+            told => told,
+        };
+        let told = match told {
             Told::Same(by) if !wanted => Told::Same(by),
             Told::Differs(why) => Told::Differs(why),
             Told::Cannot(why) if !wanted && !self.may_read(source.meta.size) => Told::Cannot(why),
@@ -133,6 +137,17 @@ impl Judge {
                 differs(Finding { kind: Kind::Undecided, key: key.to_owned(), why, replication: None, since: source.meta.modified })
             }
         })
+    }
+
+    /// What the servers know of the parts of an upload; not of what was replaced since it was looked at.
+    async fn by_sums(&self, key: &str, source: &ObjectStanding, copy: &ObjectStanding) -> PortResult<Option<Told>> {
+        let (Some(one), Some(other)) = try_join(self.source.sums(key), self.copy.sums(key)).await? else { return Ok(None) };
+        if one.etag.is_none() || one.etag != source.meta.etag || other.etag.is_none() || other.etag != copy.meta.etag {
+            return Ok(None);
+        }
+        let (one, other) = (one.and_of_head(source.meta.checksum.as_deref()), other.and_of_head(copy.meta.checksum.as_deref()));
+        let told = |same| if same { Told::Same(By::Checksum) } else { Told::Differs("the checksums of their parts differ".to_owned()) };
+        Ok(one.same(&other).map(told))
     }
 
     fn may_read(&self, size: u64) -> bool {

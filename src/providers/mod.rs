@@ -53,6 +53,8 @@ pub mod s3;
 #[cfg(feature = "aws")]
 mod s3_parts;
 #[cfg(feature = "aws")]
+mod s3_sums;
+#[cfg(feature = "aws")]
 mod s3_whole;
 pub mod secrets;
 mod server_scripts;

@@ -117,6 +117,10 @@ pub trait ObjectRead: Send + Sync {
     async fn standing(&self, key: &str) -> PortResult<Option<ObjectStanding>> {
         Ok(self.head(key).await?.map(ObjectStanding::from))
     }
+    /// The checksums of an object that `head` does not tell, where the server keeps them and lets itself be asked.
+    async fn sums(&self, _key: &str) -> PortResult<Option<ObjectSums>> {
+        Ok(None)
+    }
     /// Does it keep what is replaced and deleted?
     async fn keeps_versions(&self) -> PortResult<bool> {
         Ok(false)

@@ -23,6 +23,9 @@ use tokio::sync::Mutex;
 /// away for that was not begun, and is sent again after these pauses.
 const AGAIN: [Duration; 4] = [Duration::from_millis(400), Duration::from_millis(900), Duration::from_secs(2), Duration::from_secs(4)];
 
+/// More pages than a name has record sets or zones: a server that never ends is not followed for ever.
+const MOST_PAGES: usize = 100;
+
 pub struct Route53 {
     clients: Arc<AwsClients>,
     clock: Arc<dyn Clock>,
@@ -74,40 +77,48 @@ impl Route53 {
 
     /// The list is in the order of names, and goes on with those that follow.
     async fn zones_named(&self, name: &str) -> PortResult<Vec<HostedZone>> {
-        let clients = self.clients.route53().await?;
-        let (mut found, mut after) = (Vec::new(), None);
-        loop {
-            let call = clients.read.list_hosted_zones_by_name().dns_name(full(name)).set_hosted_zone_id(after.take()).max_items(100);
-            let answer = call.send().await.map_err(|e| explain(&e, Doing::Reading, &format!("ListHostedZonesByName {name}")))?;
-            found.extend(answer.hosted_zones().iter().filter(|z| full(z.name()) == full(name)).cloned());
-            let more = answer.is_truncated() && answer.next_dns_name().is_some_and(|next| full(next) == full(name));
-            match answer.next_hosted_zone_id() {
-                Some(next) if more => after = Some(next.to_owned()),
-                _ => return Ok(found),
+        let (clients, what) = (self.clients.route53().await?, format!("ListHostedZonesByName {name}"));
+        let (mut found, mut after): (Vec<HostedZone>, Option<String>) = (Vec::new(), None);
+        for _ in 0..MOST_PAGES {
+            let call = clients.read.list_hosted_zones_by_name().dns_name(full(name)).set_hosted_zone_id(after.clone()).max_items(100);
+            let answer = call.send().await.map_err(|e| explain(&e, Doing::Reading, &what))?;
+            for zone in answer.hosted_zones().iter().filter(|z| full(z.name()) == full(name)) {
+                // Who lists one twice may leave out another.
+                if found.iter().any(|known| known.id() == zone.id()) {
+                    return Err(PortError::Refused(format!("{what}: the list leads back to where it was: {}", zone.id())));
+                }
+                found.push(zone.clone());
             }
+            if !answer.is_truncated() || answer.next_dns_name().is_none_or(|next| full(next) != full(name)) {
+                return Ok(found);
+            }
+            after = Some(further(answer.next_hosted_zone_id(), after.as_deref(), &what)?);
         }
+        Err(endless(&what))
     }
 
     /// Every record set of a name: page by page, since there may be a hundred weighted ones.
     async fn all(&self, zone: &str, name: &str, kind: &str) -> PortResult<Vec<RoutedSet>> {
-        let clients = self.clients.route53().await?;
-        let (mut found, mut after) = (Vec::new(), None);
-        loop {
+        let (clients, what) = (self.clients.route53().await?, format!("ListResourceRecordSets {name} {kind}"));
+        let (mut found, mut after): (Vec<RoutedSet>, Option<String>) = (Vec::new(), None);
+        for _ in 0..MOST_PAGES {
             let call = clients.read.list_resource_record_sets().hosted_zone_id(zone).max_items(100);
-            let call = call.start_record_name(full(name)).start_record_type(RrType::from(kind)).set_start_record_identifier(after.take());
-            let answer = call.send().await.map_err(|e| explain(&e, Doing::Reading, &format!("ListResourceRecordSets {name} {kind}")))?;
+            let call = call.start_record_name(full(name)).start_record_type(RrType::from(kind)).set_start_record_identifier(after.clone());
+            let answer = call.send().await.map_err(|e| explain(&e, Doing::Reading, &what))?;
             let here = |r: &&ResourceRecordSet| full(r.name()) == full(name) && r.r#type().as_str() == kind;
             for set in answer.resource_record_sets().iter().filter(here) {
                 found.push(routed(name, kind, set)?);
             }
-            let more = answer.next_record_name().is_some_and(|next| full(next) == full(name));
-            match answer.next_record_identifier() {
-                Some(next) if more && answer.is_truncated() => after = Some(next.to_owned()),
-                _ => break,
+            // An identifier of another kind's set would lead back into those that were read.
+            let same_kind = answer.next_record_type().is_none_or(|next| next.as_str() == kind);
+            let more = same_kind && answer.next_record_name().is_some_and(|next| full(next) == full(name));
+            if !answer.is_truncated() || !more {
+                found.sort_by(|a, b| a.set.cmp(&b.set));
+                return Ok(found);
             }
+            after = Some(further(answer.next_record_identifier(), after.as_deref(), &what)?);
         }
-        found.sort_by(|a, b| a.set.cmp(&b.set));
-        Ok(found)
+        Err(endless(&what))
     }
 
     /// Carries out a batch; none when Route 53 refuses it for what stands there.
@@ -129,6 +140,19 @@ impl Route53 {
             }
         }
     }
+}
+
+/// Where a list goes on that says that there is more. What is not listed must never count as not there.
+pub(super) fn further(next: Option<&str>, sent: Option<&str>, what: &str) -> PortResult<String> {
+    match next {
+        None => Err(PortError::Refused(format!("{what}: the server says that there is more, but not how to go on"))),
+        Some(next) if Some(next) == sent => Err(PortError::Refused(format!("{what}: the list leads back to where it was: {next}"))),
+        Some(next) => Ok(next.to_owned()),
+    }
+}
+
+pub(super) fn endless(what: &str) -> PortError {
+    PortError::Refused(format!("{what}: the list has no end"))
 }
 
 fn id_of(zone: &HostedZone) -> String {

@@ -3,6 +3,7 @@
 
 use super::aws::{AwsClients, Doing, explain};
 use super::port::{HealthCheck, HealthSeen, HealthSpec, PortError, PortResult};
+use super::route53::{endless, further};
 use aws_sdk_route53::types::{self, HealthCheckConfig, HealthCheckType};
 use std::net::IpAddr;
 
@@ -68,21 +69,22 @@ pub(super) async fn delete(clients: &AwsClients, id: &str) -> PortResult<()> {
     }
 }
 
-/// The health check that was made with a reference.
+/// The health check that was made with a reference. What was not looked at to its end is never said to be missing: a
+/// second check would be made.
 pub(super) async fn find(clients: &AwsClients, reference: &str) -> PortResult<Option<HealthCheck>> {
-    let mut after = None;
+    let (what, mut after): (_, Option<String>) = ("ListHealthChecks", None);
     for _ in 0..MOST_PAGES {
-        let call = clients.route53().await?.read.list_health_checks().max_items(PAGE).set_marker(after.take());
-        let answer = call.send().await.map_err(|e| explain(&e, Doing::Reading, "ListHealthChecks"))?;
+        let call = clients.route53().await?.read.list_health_checks().max_items(PAGE).set_marker(after.clone());
+        let answer = call.send().await.map_err(|e| explain(&e, Doing::Reading, what))?;
         if let Some(found) = answer.health_checks().iter().find(|check| check.caller_reference() == reference) {
             return Ok(Some(told(found)));
         }
-        match answer.next_marker() {
-            Some(next) if answer.is_truncated() => after = Some(next.to_owned()),
-            _ => return Ok(None),
+        if !answer.is_truncated() {
+            return Ok(None);
         }
+        after = Some(further(answer.next_marker(), after.as_deref(), what)?);
     }
-    Ok(None)
+    Err(endless(what))
 }
 
 fn config(spec: &HealthSpec) -> Result<HealthCheckConfig, aws_sdk_route53::error::BuildError> {

@@ -8,7 +8,7 @@ use aws_sdk_s3::{
     config::timeout::TimeoutConfig,
     operation::{get_object::GetObjectOutput, head_object::HeadObjectOutput, list_objects_v2::builders::ListObjectsV2FluentBuilder},
     primitives::{ByteStream, DateTime},
-    types::{ChecksumAlgorithm, ChecksumMode, ObjectLockRetention, ObjectLockRetentionMode},
+    types::{ChecksumAlgorithm, ChecksumMode, ChecksumType, ObjectLockRetention, ObjectLockRetentionMode},
 };
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -88,6 +88,8 @@ pub(super) fn limited(size: u64) -> aws_sdk_s3::config::Builder {
 macro_rules! described {
     ($key:expr, $answer:expr) => {{
         let (key, answer) = ($key, $answer);
+        // Then it must say of how many, or it would be taken for one of the whole.
+        let of_parts = answer.checksum_type() == Some(&ChecksumType::Composite);
         let checksums = [
             ("sha256", answer.checksum_sha256()),
             ("crc64nvme", answer.checksum_crc64_nvme()),
@@ -102,7 +104,10 @@ macro_rules! described {
             version: known(answer.version_id()),
             modified: when(answer.last_modified()),
             metadata: sorted(answer.metadata()),
-            checksum: checksums.iter().find_map(|(name, sum)| sum.map(|sum| format!("{name}:{sum}"))),
+            checksum: checksums
+                .iter()
+                .find_map(|(name, sum)| sum.map(|sum| format!("{name}:{sum}")))
+                .filter(|sum| !of_parts || sum.contains('-')),
         }
     }};
 }
@@ -122,7 +127,11 @@ fn when(at: Option<&DateTime>) -> Option<jiff::Timestamp> {
 #[async_trait]
 impl ObjectRead for S3Bucket {
     async fn list(&self, prefix: &str, after: Option<&str>) -> PortResult<ObjectPage> {
-        self.page(prefix, |call| call.set_continuation_token(after.map(str::to_owned))).await
+        let page = self.page(prefix, |call| call.set_continuation_token(after.map(str::to_owned))).await?;
+        if page.next.is_some() && page.next.as_deref() == after {
+            return Err(PortError::Refused(format!("{}: the list leads back to where it was", self.name("ListObjectsV2", prefix))));
+        }
+        Ok(page)
     }
 
     async fn list_behind(&self, prefix: &str, key: &str) -> PortResult<ObjectPage> {
@@ -138,6 +147,10 @@ impl ObjectRead for S3Bucket {
         let kms = head.server_side_encryption().is_some_and(|with| with.as_str().starts_with("aws:kms"));
         let replication = head.replication_status().map(|status| status.as_str().to_owned());
         Ok(Some(ObjectStanding { meta: of_head(key, &head), kms, replication }))
+    }
+
+    async fn sums(&self, key: &str) -> PortResult<Option<ObjectSums>> {
+        super::s3_sums::sums(self, key).await
     }
 
     async fn keeps_versions(&self) -> PortResult<bool> {

@@ -1,7 +1,10 @@
 //! Two buckets compared as sets, on servers that nobody here wrote: every kind of difference is planted, all of them
 //! must be found and nothing else, also when the verification is killed on the way. And what readiness says of buckets.
 
-use crate::stores_servers::{Server, ministack, seaweedfs};
+use crate::{
+    fault_proxy::FaultProxy,
+    stores_servers::{Server, ministack, seaweedfs},
+};
 use aws_sdk_s3::types::{
     BucketVersioningStatus, DefaultRetention, DeleteMarkerReplication, DeleteMarkerReplicationStatus, Destination, ObjectLockConfiguration,
     ObjectLockEnabled, ObjectLockRetentionMode, ObjectLockRule, ReplicationConfiguration, ReplicationRuleFilter, VersioningConfiguration,
@@ -16,32 +19,38 @@ use std::{
     time::{Duration, Instant},
 };
 
-const EAST: &str = "models-east";
-const WEST: &str = "models-west";
+pub const EAST: &str = "models-east";
+pub const WEST: &str = "models-west";
 
 /// An estate whose two regions are one server, and the program in its folder.
-struct Yard {
-    server: Server,
+pub struct Yard {
+    pub server: Server,
     dir: tempfile::TempDir,
 }
 
-struct Ended {
-    code: Option<i32>,
+pub struct Ended {
+    pub code: Option<i32>,
     last: Value,
-    said: String,
+    pub said: String,
 }
 
 impl Ended {
     /// The step's.
-    fn output(&self) -> Value {
+    pub fn output(&self) -> Value {
         self.last["steps"][0]["output"].clone()
     }
 }
 
 impl Yard {
-    fn new(server: Server, extra: &str) -> Self {
+    pub fn new(server: Server, extra: &str) -> Self {
+        let url = server.url();
+        Self::at(server, &url, extra)
+    }
+
+    /// The program reaches the server by this address.
+    pub fn at(server: Server, url: &str, extra: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let (home, url) = (server.dir.path().display(), server.url());
+        let home = server.dir.path().display();
         let keys = format!("credentials: {{ access_key_id: {{ file: {home}/id }}, secret_access_key: {{ file: {home}/secret }} }}");
         let region = |name: &str| format!("{{ aws: {{ region: {name}, {keys}, endpoints: {{ s3: '{url}' }} }} }}");
         let estate = format!(
@@ -76,12 +85,12 @@ impl Yard {
         self.run(&["run", runbook.to_str().unwrap(), "--live"])
     }
 
-    fn verify(&self, more: &str) -> Ended {
+    pub fn verify(&self, more: &str) -> Ended {
         self.look("bucket.verify", &format!("{{ bucket: models, from: east, to: west, against: source{more} }}"))
     }
 
     /// The file of differences of the last run that left one.
-    fn differences(&self) -> Vec<(String, String)> {
+    pub fn differences(&self) -> Vec<(String, String)> {
         let file = newest(&self.dir.path().join("state"), "differences.jsonl").expect("a file of differences");
         let text = std::fs::read_to_string(file).unwrap();
         let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
@@ -89,7 +98,7 @@ impl Yard {
         lines.map(|line| (word(&line["kind"]), word(&line["key"]))).collect()
     }
 
-    fn stores(&self) -> (std::sync::Arc<dyn ObjectWrite>, std::sync::Arc<dyn ObjectWrite>) {
+    pub fn stores(&self) -> (std::sync::Arc<dyn ObjectWrite>, std::sync::Arc<dyn ObjectWrite>) {
         (self.server.open(&format!("s3://{EAST}")), self.server.open(&format!("s3://{WEST}")))
     }
 }
@@ -244,7 +253,23 @@ async fn replicated(yard: &Yard, status: &str) {
 
 #[tokio::test]
 async fn versions_markers_and_what_no_rule_covers_are_told_apart() {
-    let yard = Yard::new(ministack().await, "");
+    let server = ministack().await;
+    told_apart(Yard::new(server, "")).await;
+}
+
+/// The same with every listing in pages of one or two, so that a key's versions lie on several.
+#[tokio::test]
+async fn they_are_told_apart_also_where_they_lie_on_several_pages() {
+    for size in [1, 2] {
+        let server = ministack().await;
+        let proxy = FaultProxy::before(server.port());
+        proxy.pages_of(size);
+        told_apart(Yard::at(server, &proxy.url(), "")).await;
+        assert!(proxy.asked("versions&") > 20, "{} pages of versions", proxy.asked("versions&"));
+    }
+}
+
+async fn told_apart(yard: Yard) {
     yard.server.bucket(EAST, false).await;
     yard.server.bucket(WEST, false).await;
     replicated(&yard, "Enabled").await;

@@ -1,5 +1,6 @@
 //! A proxy of ours in front of an emulator that nobody of Muster wrote: it throttles, holds answers back, loses them after
-//! the effect, and cuts a region off, which the emulators cannot. It counts what was asked.
+//! the effect, cuts a region off and asks for small pages, which the emulators cannot. Where an emulator leaves out what
+//! Amazon documents, a test mends its answers here, and says so. It counts what was asked.
 
 use std::{
     io::{Read, Write},
@@ -13,6 +14,8 @@ use std::{
 pub enum Fault {
     /// Refused for being one of too many; not passed on.
     Throttle,
+    /// Refused to who asks; not passed on.
+    Deny,
     /// Passed on, and the answer comes so much later.
     Delay(Duration),
     /// Carried out, and answered with an error of the server's.
@@ -25,8 +28,11 @@ pub enum Fault {
     BlackHole,
 }
 
+/// What an answer says instead: of the request and of the answer's body.
+type Mend = Arc<dyn Fn(&str, String) -> String + Send + Sync>;
+
 struct Rule {
-    /// What the request contains: `Action=CreateDBSnapshot`.
+    /// What the request's first line or body contains: `Action=CreateDBSnapshot`.
     has: String,
     /// The region that it is signed for; any when `None`.
     region: Option<String>,
@@ -37,8 +43,11 @@ struct Rule {
 #[derive(Default)]
 struct State {
     rules: Vec<Rule>,
-    /// Every request: the region it is signed for, its body, and whether it was passed on.
+    /// Every request: the region it is signed for, its first line and body, and whether it was passed on.
     seen: Vec<(String, String, bool)>,
+    /// Every listing is asked for in pages of so many.
+    pages: Option<usize>,
+    mends: Vec<(String, Mend)>,
     held: bool,
     holding: usize,
 }
@@ -84,6 +93,17 @@ impl FaultProxy {
         self.state.0.lock().unwrap().rules.clear();
     }
 
+    /// From now on every listing of S3 and Route 53 is asked for in pages of so many, whatever the client wants. The
+    /// request's signature does not hold any more: only for servers that do not look at it.
+    pub fn pages_of(&self, size: usize) {
+        self.state.0.lock().unwrap().pages = Some(size);
+    }
+
+    /// From now on the answers to requests that contain this are what `how` makes of them.
+    pub fn mend(&self, has: &str, how: impl Fn(&str, String) -> String + Send + Sync + 'static) {
+        self.state.0.lock().unwrap().mends.push((has.to_owned(), Arc::new(how)));
+    }
+
     pub fn let_go(&self) {
         self.state.0.lock().unwrap().held = false;
         self.state.1.notify_all();
@@ -111,13 +131,15 @@ impl FaultProxy {
             rule.left = rule.left.saturating_sub(1);
             rule.fault
         });
-        state.seen.push((region.to_owned(), body.to_owned(), !matches!(fault, Some(Fault::Throttle | Fault::BlackHole))));
+        state.seen.push((region.to_owned(), body.to_owned(), !matches!(fault, Some(Fault::Throttle | Fault::Deny | Fault::BlackHole))));
         fault
     }
 
     fn serve(&self, mut client: TcpStream, upstream: u16) {
         let Some((head, body)) = request(&mut client) else { return };
-        let text = String::from_utf8_lossy(&body).into_owned();
+        let pages = self.state.0.lock().unwrap().pages;
+        let head = pages.map_or_else(|| head.clone(), |size| in_pages(&head, size));
+        let text = format!("{}\n{}", head.lines().next().unwrap_or_default(), String::from_utf8_lossy(&body));
         let fault = self.meets(&signed_for(&head), &text);
         match fault {
             Some(Fault::BlackHole) => {
@@ -126,9 +148,19 @@ impl FaultProxy {
                 return;
             }
             Some(Fault::Throttle) => return answer(&mut client, 400, &error("Throttling", "Rate exceeded")),
+            Some(Fault::Deny) => {
+                return answer(&mut client, 403, "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>");
+            }
             _ => {}
         }
-        let Some(reply) = forward(&head, &body, upstream) else { return };
+        let Some(mut reply) = forward(&head, &body, upstream) else { return };
+        let mends: Vec<Mend> = {
+            let state = self.state.0.lock().unwrap();
+            state.mends.iter().filter(|(has, _)| text.contains(has)).map(|(_, how)| how.clone()).collect()
+        };
+        for how in mends {
+            reply = mended(&reply, |body| how(&text, body));
+        }
         match fault {
             Some(Fault::Delay(by)) => thread::sleep(by),
             Some(Fault::ErrorAfter) => return answer(&mut client, 500, &error("InternalFailure", "the answer was lost")),
@@ -182,6 +214,51 @@ fn request(client: &mut TcpStream) -> Option<(String, Vec<u8>)> {
         let n = client.read(&mut buffer).ok().filter(|n| *n > 0)?;
         bytes.extend_from_slice(&buffer[..n]);
     }
+}
+
+/// The head of a request that lists something, with another size of its pages; any other head as it is.
+fn in_pages(head: &str, size: usize) -> String {
+    let Some((line, rest)) = head.split_once("\r\n") else { return head.to_owned() };
+    let [method, target, version] = line.split(' ').collect::<Vec<_>>()[..] else { return head.to_owned() };
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let params = || query.split('&').filter(|param| !param.is_empty());
+    let names = |name: &str| params().any(|param| param.split('=').next() == Some(name));
+    let of_route53 =
+        path.starts_with("/2013-04-01/") && ["/rrset", "/healthcheck", "/hostedzonesbyname"].iter().any(|end| path.ends_with(end));
+    let param = match method {
+        "GET" if query.contains("list-type=2") || names("versions") => "max-keys",
+        "GET" if of_route53 => "maxitems",
+        "GET" if names("attributes") => return format!("{line}\r\nx-amz-max-parts: {size}\r\n{}", without(rest, "x-amz-max-parts")),
+        _ => return head.to_owned(),
+    };
+    let kept = params().filter(|one| one.split('=').next() != Some(param)).map(|one| format!("{one}&")).collect::<String>();
+    format!("{method} {path}?{kept}{param}={size} {version}\r\n{rest}")
+}
+
+fn without(head: &str, name: &str) -> String {
+    let other = |line: &&str| line.split(':').next().is_none_or(|n| !n.eq_ignore_ascii_case(name));
+    head.split("\r\n").filter(other).collect::<Vec<_>>().join("\r\n")
+}
+
+/// An answer with another body.
+fn mended(reply: &[u8], how: impl FnOnce(String) -> String) -> Vec<u8> {
+    let end = reply.windows(4).position(|w| w == b"\r\n\r\n").unwrap();
+    let head = String::from_utf8_lossy(&reply[..end]).into_owned();
+    assert!(!head.to_ascii_lowercase().contains("transfer-encoding"), "it can be read as it is: {head}");
+    let body = how(String::from_utf8_lossy(&reply[end + 4..]).into_owned());
+    format!("{}\r\ncontent-length: {}\r\n\r\n{body}", without(&head, "content-length"), body.len()).into_bytes()
+}
+
+/// The members of a list in an answer, from the one on that `first` names: a page of so many, and what follows it. For
+/// what Amazon lists in pages and an emulator always lists as a whole.
+pub fn page_of(body: &str, member: &str, size: usize, mut first: impl FnMut(usize, &str) -> bool) -> (String, Option<(usize, String)>) {
+    let (open, close) = (format!("<{member}>"), format!("</{member}>"));
+    let (Some(begin), Some(end)) = (body.find(&open), body.rfind(&close)) else { return (body.to_owned(), None) };
+    let all: Vec<&str> = body[begin..end].split(&close).map(|one| one.trim_start().trim_start_matches(&open)).collect();
+    let from = (0..all.len()).find(|n| first(*n, all[*n])).unwrap_or(all.len());
+    let page = all.iter().skip(from).take(size).map(|one| format!("{open}{one}{close}")).collect::<String>();
+    let next = all.get(from + size).map(|one| (from + size, (*one).to_owned()));
+    (format!("{}{page}{}", &body[..begin], &body[end + close.len()..]), next)
 }
 
 /// The region of the signature's scope: `Credential=ID/DATE/REGION/…`.

@@ -46,6 +46,8 @@ mod fuzzers;
 #[cfg(feature = "lab")]
 mod lab;
 mod nodes;
+#[cfg(feature = "lab")]
+mod paging;
 mod people;
 mod pg;
 mod pg_backup;
@@ -85,6 +87,12 @@ mod rds_crash;
 #[cfg(feature = "lab")]
 mod rds_fence;
 #[cfg(feature = "lab")]
+mod rds_global;
+#[cfg(feature = "lab")]
+mod rds_keys;
+#[cfg(feature = "lab")]
+mod rds_promote;
+#[cfg(feature = "lab")]
 mod rds_stage;
 mod receiver;
 #[cfg(feature = "lab")]
@@ -102,6 +110,8 @@ mod soak;
 mod stores;
 #[cfg(feature = "lab")]
 mod stores_servers;
+#[cfg(feature = "lab")]
+mod sums;
 mod sweep;
 mod tidy;
 #[cfg(feature = "lab")]

@@ -79,6 +79,11 @@ impl Stage {
         Self { proxy, place, world, estate, server }
     }
 
+    /// Where the emulator is, past the proxy.
+    pub fn url(&self) -> String {
+        self.server.url()
+    }
+
     /// Past the proxy, in this region.
     pub async fn rds(&self, region: &str) -> aws_sdk_rds::Client {
         let mut aws = self.estate.regions["east"].aws.clone().unwrap();

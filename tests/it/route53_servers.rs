@@ -1,5 +1,6 @@
-//! Route 53 as two emulators have it that nobody of Muster wrote, and a proxy of ours before one of them: it turns requests
-//! away, loses answers after the effect, holds them back, and tells what a health checker would have found.
+//! Route 53 as two emulators have it that nobody of Muster wrote, and a proxy of ours before them: it turns requests away,
+//! loses answers after the effect, holds them back, tells what a health checker would have found, and spells MiniStack's
+//! booleans as XML does.
 
 use super::stores_servers;
 use aws_config::{BehaviorVersion, Region};
@@ -57,8 +58,10 @@ pub fn record(address: Ipv4Addr, ttl: i64) -> ResourceRecordSet {
     ResourceRecordSet::builder().name(NAME).r#type(RrType::A).ttl(ttl).resource_records(value).build().unwrap()
 }
 
+/// By UPSERT: what was ever made by CREATE, moto does not let anybody CREATE again while the name has any record, also not
+/// the batch that deletes that record; and to undo a change is just that.
 pub async fn create(dns: &Client, zone: &str, sets: Vec<ResourceRecordSet>) {
-    let change = |set| Change::builder().action(ChangeAction::Create).resource_record_set(set).build().unwrap();
+    let change = |set| Change::builder().action(ChangeAction::Upsert).resource_record_set(set).build().unwrap();
     let batch = ChangeBatch::builder().set_changes(Some(sets.into_iter().map(change).collect())).build().unwrap();
     dns.change_resource_record_sets().hosted_zone_id(zone).change_batch(batch).send().await.unwrap();
 }
@@ -86,6 +89,8 @@ pub enum Fault {
     AnswerLost,
     /// Carried out, and never answered.
     Held,
+    /// Carried out as a server does that does not know a part of it.
+    Without(&'static str),
 }
 
 #[derive(Default)]
@@ -156,9 +161,16 @@ impl Proxy {
         if let Some(Fault::Throttled(code)) = fault {
             return xml(StatusCode::BAD_REQUEST, error(code));
         }
+        let (mut headers, mut body) = (parts.headers, body);
+        if let Some(Fault::Without(part)) = fault {
+            let text = String::from_utf8(body.to_vec()).unwrap();
+            assert!(text.contains(part), "{text} lacks {part}");
+            body = text.replace(part, "").into();
+            headers.remove("content-length");
+        }
         let sent = reqwest::Client::new()
             .request(parts.method.clone(), format!("{target}{path}"))
-            .headers(parts.headers)
+            .headers(headers)
             .body(body)
             .send()
             .await
@@ -172,7 +184,8 @@ impl Proxy {
             _ => {}
         }
         let status = sent.status();
-        xml(status, sent.text().await.unwrap())
+        // MiniStack writes them as Python does, which the SDK cannot read.
+        xml(status, sent.text().await.unwrap().replace(">True<", ">true<").replace(">False<", ">false<"))
     }
 }
 

@@ -156,13 +156,25 @@ fn ports() -> u16 {
 }
 
 pub async fn seaweedfs() -> Server {
+    seaweedfs_for(true).await
+}
+
+/// One that takes everybody, whatever the signature: what somebody has changed on the way is carried out too.
+pub async fn open_seaweedfs() -> Server {
+    seaweedfs_for(false).await
+}
+
+async fn seaweedfs_for(known: bool) -> Server {
     let (dir, base) = (folder(), ports());
     let identity = r#"{"identities":[{"name":"t","credentials":[{"accessKey":"test","secretKey":"testtest"}],"actions":["Admin","Read","Write","List","Tagging"]}]}"#;
     std::fs::write(dir.path().join("s3.json"), identity).unwrap();
     std::fs::create_dir(dir.path().join("data")).unwrap();
     let mut command = Command::new(installed("weed"));
     command.args(["server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-dir=data", "-master.telemetry=false", "-filer", "-s3"]);
-    command.args(["-s3.config=s3.json", "-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=100", "-master.volumeSizeLimitMB=64"]);
+    command.args(["-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=100", "-master.volumeSizeLimitMB=64"]);
+    if known {
+        command.arg("-s3.config=s3.json");
+    }
     for (n, name) in ["s3", "master", "volume", "filer"].iter().enumerate() {
         command.arg(format!("-{name}.port={}", base + n as u16));
     }
