@@ -157,6 +157,7 @@ pub fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ("sealed", "some", b"MUSTER1I plain".to_vec()),
         ("directory", "two", directory),
         ("index", "one", encode(&[PackEntry { pack: id(8), size: 2_000, pieces: pieces() }])),
+        ("index", "twice", encode(&[pieces()[..1].to_vec(), pieces()].map(|pieces| PackEntry { pack: id(8), size: 2_000, pieces }))),
         ("list", "kinds", entries()),
         ("extents", "two", extents),
         ("snapshot", "one", json(&snapshot())),
