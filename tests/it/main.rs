@@ -41,6 +41,8 @@ mod fault_proxy;
 mod fuzz_seeds;
 #[cfg(feature = "lab")]
 mod lab;
+#[cfg(feature = "lab")]
+mod lab_own;
 mod nodes;
 mod people;
 mod pg;
@@ -49,6 +51,7 @@ mod pg_beside;
 mod pg_disk;
 mod pg_drill;
 mod pg_fence;
+mod pg_follow;
 mod pg_keep;
 mod pg_load;
 mod pg_patroni;
