@@ -215,7 +215,7 @@ fn delay(round: usize) -> Duration {
     x ^= x >> 29;
     x = x.wrapping_mul(0xBF58_476D_1CE4_E5B9);
     x ^= x >> 32;
-    Duration::from_millis(if x % 5 == 0 { 0 } else { x % 900 })
+    Duration::from_millis(if x.is_multiple_of(5) { 0 } else { x % 900 })
 }
 
 /// The rows of the killed server, as it has them itself: a copy of it is started by itself, past everything of Muster's.
