@@ -85,7 +85,8 @@ impl Action for Admit {
             return Err(Refusal::no("not_promoted", format!("the server of `{name}` in `{region}` is still a standby"))
                 .remedy("run `database.promote` first"));
         }
-        if own && let Some(other) = other_primary(cx, &name, &region).await? {
+        // Where there is a lease it decides: an old primary that it fences may well answer, or be thawing, and is not waited for.
+        if own && !leased && let Some(other) = other_primary(cx, &name, &region).await? {
             return Err(Refusal::no("allowed_elsewhere", format!("the server of `{name}` in `{other}` can be written to; two must never"))
                 .remedy("fence it first with `database.fence`"));
         }

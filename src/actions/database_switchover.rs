@@ -4,8 +4,9 @@
 //! standby (in force from its next start, so whoever starts it from here on gets a standby), a checkpoint. Then writes
 //! pause: the poolers hold their clients, the primary is stopped in order, which sends its standby the whole log, and
 //! nothing of it lives (looked at, on its machine). The standby has replayed beyond the last record, is promoted, and
-//! the poolers, which point to it by then, let their clients go on. The old primary is started and follows. Clients that
-//! come another way see their sessions end, and connect again.
+//! the poolers, which point to it by then, let their clients go on. The old primary is started and follows; the slot in which
+//! it kept the log for the other would hold it for ever, and is dropped. Clients that come another way see their sessions
+//! end, and connect again.
 //!
 //! If the standby has not come to the end of the log within `max_pause`, or anything else fails before it is asked to
 //! promote, all goes back: the old primary is started as what it was, the poolers go on to it.
@@ -51,6 +52,9 @@ pub struct Intent {
     pub(super) timeline: u32,
     /// The standby's `wal_retrieve_retry_interval` is made short, and stays so.
     pub(super) hurry: bool,
+    /// The slot in which the old primary keeps the log for the standby until now.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(super) kept: String,
     /// They change places already.
     pub(super) nothing: bool,
     /// The write lease's epoch, if there is one.
@@ -130,7 +134,7 @@ impl Action for Switchover {
         let old = state_of(cx, name, &from).await?;
         let mut intent = Intent {
             database: name.clone(), from, to: to.clone(), max_pause: input.max_pause, system_identifier: old.system_identifier.clone(),
-            timeline: old.timeline, hurry: false, nothing: !standby.in_recovery, epoch: None, patroni: None,
+            timeline: old.timeline, hurry: false, kept: String::new(), nothing: !standby.in_recovery, epoch: None, patroni: None,
         };
         if intent.nothing {
             return Ok(Prepared { intent, change: Vec::new(), notes: vec![format!("`{to}` has the primary already, and `{}` follows it", input.database)] });

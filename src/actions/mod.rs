@@ -96,6 +96,7 @@ actions! {
     database_admit::Admit,
     database_backup::Backup,
     database_fence::Fence,
+    database_follow::Follow,
     database_promote::Promote,
     database_prove::Prove,
     database_record::Record,

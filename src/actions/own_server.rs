@@ -71,7 +71,7 @@ pub(crate) fn upstream(cx: &ReadCx, name: &DatabaseName, region: &RegionName, st
     })
 }
 
-fn conninfo(up: &Upstream, name: &str) -> SecretString {
+pub(crate) fn conninfo(up: &Upstream, name: &str) -> SecretString {
     let mut text = format!("host={} port={} user={}", conninfo_value(&up.host), up.port, conninfo_value(&up.user));
     if let Some(password) = &up.password {
         text.push_str(&format!(" password={}", conninfo_value(password.expose_secret())));

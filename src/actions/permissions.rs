@@ -23,10 +23,11 @@ pub struct Permission {
 pub type Needed = Option<BTreeSet<Permission>>;
 
 /// Actions that ask nothing of Amazon, whatever they are given. `approval` is a step of the engine's own.
-const NOTHING: [&str; 9] = [
+const NOTHING: [&str; 10] = [
     "approval",
     "condition.check",
     "database.admit",
+    "database.follow",
     "exec.command",
     "http.check",
     "metrics.check",
@@ -51,6 +52,7 @@ pub fn of(action: &str, with: &Node, estate: &Estate) -> Needed {
         | ("database", "backup" | "prove" | "record" | "restore") => step.vault(),
         ("bucket", "backup") => step.buckets(COMPARE_OBJECTS).into_iter().chain(step.vault()).collect(),
         ("bucket", "verify") => step.buckets(COMPARE_OBJECTS).into_iter().chain(step.whole_buckets()).collect(),
+        ("wheel", "take" | "release") if with.get("database").is_some() => BTreeSet::new(),
         ("wheel", "take" | "release") => step.buckets(&["s3:GetObject", "s3:PutObject", "s3:DeleteObject"]),
         ("dns" | "traffic", "shift") | ("dns", "lower_ttl") => step.zones(true),
         ("dns", "prepare") => step.zones(true).into_iter().chain(step.checks(true)).chain(step.switch()).collect(),

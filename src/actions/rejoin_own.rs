@@ -13,6 +13,7 @@ use super::{
     own_server::*,
     shared::*,
     stranded::{self, Stranded},
+    switchover_steps::{answers, let_slot_go},
 };
 use crate::model::{effect::*, ids::*};
 use crate::providers::port::*;
@@ -38,6 +39,9 @@ pub struct OwnIntent {
     /// The name beside the data directory under which the old one stays, if it must be replaced.
     kept: String,
     nothing: bool,
+    /// The write lease is the new primary's: the old one may run, and acknowledges nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    leased: bool,
 }
 
 /// How the old primary came back.
@@ -78,12 +82,11 @@ pub(super) async fn prepare(
     if new.in_recovery {
         return Err(Refusal::no("not_primary", format!("the server of `{name}` in `{primary}` is a standby, not the primary")));
     }
-    if database(cx, &name)?.lease.is_some() {
-        let lease = cx.world.lease(name.as_str())?.lease().await?;
-        if lease.allowed.as_deref().is_some_and(|allowed| allowed != primary.as_str()) {
-            return Err(not_fenced(&name, &region, "the write lease is allowed to it"));
-        }
+    let allowed = allowed(cx, &name).await?;
+    if allowed.as_deref().is_some_and(|allowed| allowed != primary.as_str()) {
+        return Err(not_fenced(&name, &region, "the write lease is allowed to it"));
     }
+    let leased = allowed.is_some();
     let machine = cx.world.machine(name.as_str(), region.as_str())?;
     let old = machine.look().await?;
     if old.system_identifier != new.system_identifier {
@@ -95,8 +98,8 @@ pub(super) async fn prepare(
     let mut nothing = false;
     if !old.dead() {
         match state_of(cx, &name, &region).await {
-            Ok(state) if !state.in_recovery => return Err(not_fenced(&name, &region, "its server is a primary, and runs")),
-            Ok(state) => nothing = state.streaming && state.timeline == new.timeline,
+            Ok(state) if !state.in_recovery && !leased => return Err(not_fenced(&name, &region, "its server is a primary, and runs")),
+            Ok(state) => nothing = state.in_recovery && state.streaming && state.timeline == new.timeline,
             Err(_) => {}
         }
     }
@@ -114,6 +117,7 @@ pub(super) async fn prepare(
         primary,
         kept,
         nothing,
+        leased,
     };
     let mut changes = Vec::new();
     if !nothing {
@@ -123,6 +127,14 @@ pub(super) async fn prepare(
     }
     let notes = if nothing { vec!["it follows that primary already".to_owned()] } else { Vec::new() };
     Ok(Prepared { intent, change: changes, notes })
+}
+
+/// The region that may hold the write lease, if there is one.
+async fn allowed(cx: &ReadCx, name: &DatabaseName) -> Result<Option<String>, Refusal> {
+    if database(cx, name)?.lease.is_none() {
+        return Ok(None);
+    }
+    Ok(cx.world.lease(name.as_str())?.lease().await?.allowed)
 }
 
 fn not_fenced(name: &DatabaseName, region: &RegionName, why: &str) -> Refusal {
@@ -171,6 +183,11 @@ pub(super) async fn apply(cx: &WriteCx, intent: &OwnIntent) -> Result<Rejoined, 
     cluster.make_slot(&intent.slot).await.map_err(half)?;
     cx.world()?;
     machine.start().await.map_err(half)?;
+    // One that only started has the slot still in which it kept the log for the new primary.
+    let kept = cluster.settings(&["primary_slot_name"]).await.ok().and_then(|mut all| all.remove("primary_slot_name")).unwrap_or_default();
+    if answers(cx, &intent.database, &intent.region).await {
+        let_slot_go(cx, &intent.database, &intent.region, &kept).await?;
+    }
     Ok(rejoined(cx, intent, None))
 }
 
@@ -179,7 +196,8 @@ fn data(cx: &ReadCx, intent: &OwnIntent) -> Result<String, ApplyError> {
     Ok(server.map(|s| s.data.display().to_string()).unwrap_or_default())
 }
 
-/// Makes sure that nothing of the old server lives. A primary that runs is never stopped here: it must be fenced.
+/// Makes sure that nothing of the old server lives. A primary that runs is stopped here only where the write lease, which is
+/// the new primary's at this very moment, fences it: as one that was killed or frozen, and came back as what it was.
 async fn quiet(cx: &WriteCx, intent: &OwnIntent, machine: &dyn MachineWrite) -> Result<MachineState, ApplyError> {
     if machine.read(&format!("{}.muster-isolated/socket", data(cx, intent)?)).await?.is_some() {
         machine.isolated_no_more().await?;
@@ -196,7 +214,13 @@ async fn quiet(cx: &WriteCx, intent: &OwnIntent, machine: &dyn MachineWrite) -> 
         )));
     }
     match state_of(cx, &intent.database, &intent.region).await {
-        Ok(state) if !state.in_recovery => Err(definite(not_fenced(&intent.database, &intent.region, "its server is a primary, and runs"))),
+        Ok(state) if !state.in_recovery => {
+            let fenced = intent.leased && allowed(cx, &intent.database).await.map_err(definite)?.as_ref() == Some(&intent.primary.0);
+            if !fenced {
+                return Err(definite(not_fenced(&intent.database, &intent.region, "its server is a primary, and runs")));
+            }
+            Ok(stop(cx, machine, PATIENCE).await?)
+        }
         // A standby of nobody or of another; or backends without a postmaster.
         _ => Ok(stop(cx, machine, PATIENCE).await?),
     }

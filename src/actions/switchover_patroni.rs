@@ -72,6 +72,7 @@ pub(super) async fn prepare(cx: &ReadCx, input: Input) -> Result<Prepared<Intent
         system_identifier: identifier.unwrap_or_default(),
         timeline,
         hurry: false,
+        kept: String::new(),
         nothing,
         epoch: None,
         patroni: Some(handover),

@@ -7,7 +7,7 @@ use super::{
     own_server::*,
     shared::*,
 };
-use crate::model::effect::*;
+use crate::model::{effect::*, ids::*};
 use crate::providers::port::*;
 use futures::future::{join_all, try_join_all};
 use serde::{Deserialize, Serialize};
@@ -76,7 +76,8 @@ pub(super) async fn preflight(cx: &ReadCx, intent: &mut Intent, old: &ServerStat
         return Err(Refusal::later("lags", format!("{who} is {behind} bytes behind its primary; a switchover starts below {MOST_BEHIND}")));
     }
     let cluster = cx.world.cluster(name.as_str(), to.as_str())?;
-    let settings = cluster.settings(&[RETRY_INTERVAL, "max_wal_senders", "max_replication_slots", "recovery_min_apply_delay"]).await?;
+    let names = [RETRY_INTERVAL, "max_wal_senders", "max_replication_slots", "recovery_min_apply_delay", "primary_slot_name"];
+    let settings = cluster.settings(&names).await?;
     if let Some(delay) = settings.get("recovery_min_apply_delay").filter(|d| setting_ms(d) != Some(0)) {
         return Err(Refusal::no("delayed", format!("{who} replays with a delay on purpose (recovery_min_apply_delay {delay})")));
     }
@@ -93,6 +94,7 @@ pub(super) async fn preflight(cx: &ReadCx, intent: &mut Intent, old: &ServerStat
             return Err(Refusal::later("paused", format!("{} is paused already, by somebody else", pooler.name())));
         }
     }
+    intent.kept = settings.get("primary_slot_name").cloned().unwrap_or_default();
     intent.hurry = settings.get(RETRY_INTERVAL).and_then(|v| setting_ms(v)).is_none_or(|ms| ms > SLOW_RETRY_MS);
     Ok(vec![format!("{behind} bytes behind, on timeline {}", old.timeline)])
 }
@@ -261,7 +263,7 @@ pub(super) async fn back(cx: &WriteCx, intent: &Intent) -> Result<(), ApplyError
     Ok(standby.drop_slot(&slot_name(&intent.from)).await?)
 }
 
-async fn send_to(cx: &WriteCx, intent: &Intent, region: &crate::model::ids::RegionName) -> Result<(), ApplyError> {
+async fn send_to(cx: &WriteCx, intent: &Intent, region: &RegionName) -> Result<(), ApplyError> {
     let target = instance(cx, &intent.database, region).map_err(definite)?;
     let (host, port) = (target.host.clone().unwrap_or_default(), target.port.unwrap_or(5432));
     let poolers = cx.world()?.poolers_mut(intent.database.as_str())?;
@@ -282,7 +284,8 @@ pub(super) async fn let_go_on(cx: &WriteCx, intent: &Intent) -> Result<(), Apply
         let lease = cx.world()?.lease_mut(intent.database.as_str())?;
         let now = lease.lease().await.map_err(half)?;
         if now.epoch == epoch + 1 && now.allowed.is_none() {
-            lease.allow(Some(intent.to.as_str()), now.epoch).await.map_err(half)?;
+            // The old server was seen dead, and comes back as a standby only: what it was granted for cannot be written to.
+            lease.hand_over(intent.to.as_str(), now.epoch).await.map_err(half)?;
         }
     }
     send_to(cx, intent, &intent.to).await.map_err(|error| match error {
@@ -301,14 +304,40 @@ pub(super) async fn follow(cx: &WriteCx, intent: &Intent) -> Result<(), ApplyErr
     cx.world()?.cluster_mut(name, to)?.make_slot(&slot_name(&intent.from)).await.map_err(half)?;
     let machine = cx.world()?.machine_mut(name, from)?;
     let state = machine.look().await.map_err(half)?;
-    if !state.dead() {
-        return Ok(());
+    if state.dead() {
+        if !state.standby_signal {
+            let up = upstream(cx, &intent.database, &intent.to, true).map_err(definite)?;
+            make_standby(&*machine, Some((&up, &intent.from))).await.map_err(half)?;
+        }
+        machine.start().await.map_err(half)?;
     }
-    if !state.standby_signal {
-        let up = upstream(cx, &intent.database, &intent.to, true).map_err(definite)?;
-        make_standby(&*machine, Some((&up, &intent.from))).await.map_err(half)?;
+    if answers(cx, &intent.database, &intent.from).await {
+        let_slot_go(cx, &intent.database, &intent.from, &intent.kept).await?;
     }
-    machine.start().await.map_err(half)
+    Ok(())
+}
+
+/// A start command of the estate may return before the server answers.
+pub(super) async fn answers(cx: &ReadCx, name: &DatabaseName, region: &RegionName) -> bool {
+    let clock = cx.world.clock();
+    let until = clock.monotonic() + RECONNECT.min(cx.deadline);
+    while state_of(cx, name, region).await.is_err() {
+        if clock.monotonic() >= until {
+            return false;
+        }
+        clock.sleep(Duration::from_millis(50)).await;
+    }
+    true
+}
+
+/// A slot that nobody uses any more holds the log for ever, on a standby too.
+pub(super) async fn let_slot_go(cx: &WriteCx, name: &DatabaseName, region: &RegionName, slot: &str) -> Result<(), ApplyError> {
+    let cluster = cx.world()?.cluster_mut(name.as_str(), region.as_str())?;
+    if unused(&cluster.slots().await.map_err(half)?, slot) { cluster.drop_slot(slot).await.map_err(half) } else { Ok(()) }
+}
+
+fn unused(slots: &[SlotUse], slot: &str) -> bool {
+    slots.iter().any(|s| s.name == slot && !s.active)
 }
 
 pub(super) async fn where_it_stands(cx: &ReadCx, intent: &Intent) -> PortResult<Seen<Output>> {
@@ -337,6 +366,9 @@ pub(super) async fn where_it_stands(cx: &ReadCx, intent: &Intent) -> PortResult<
         }
     }
     if old.streaming && old.timeline == new.timeline {
+        if unused(&cx.world.cluster(name.as_str(), intent.from.as_str())?.slots().await?, &intent.kept) {
+            return Ok(Seen::Absent);
+        }
         return Ok(Seen::Done(output(cx, intent, Some(new.timeline))));
     }
     Ok(pending(50, "the old primary does not follow yet"))

@@ -1,13 +1,18 @@
 //! `wheel.release`: let another run act on a region again.
 //!
-//! **What it does.** It writes into the wheel's object that nobody holds it, by compare-and-swap, if it is this
+//! **What it does.** It writes into the wheel's object or row that nobody holds it, by compare-and-swap, if it is this
 //! run's. If it is not (another has taken it over, or the run did without it), nothing is changed, and the output
-//! says so. The object stays, with its epoch.
+//! says so. It stays there, with its epoch.
 //!
 //! **Half-done** it never is: this run's name stands there, or it does not. **Undone** it is not: whoever needs
 //! the wheel again takes it again.
 
-use super::{contract::*, shared::*, wheel};
+use super::{
+    contract::*,
+    shared::*,
+    wheel,
+    wheel::Seat,
+};
 use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoPolicy, time::Span};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -15,14 +20,20 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
-    pub bucket: BucketName,
-    pub region: RegionName,
+    /// With `region`: where the object is that is let go of.
+    #[serde(default)]
+    pub bucket: Option<BucketName>,
+    #[serde(default)]
+    pub region: Option<RegionName>,
+    /// Instead of both: the database whose row it is.
+    #[serde(default)]
+    pub database: Option<DatabaseName>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Intent {
-    bucket: BucketName,
-    region: RegionName,
+    #[serde(flatten)]
+    seat: Seat,
     /// This run held it.
     held: bool,
 }
@@ -44,7 +55,7 @@ impl Action for Release {
         Spec {
             name: "wheel.release",
             version: 1,
-            summary: "Let another run act on a region again",
+            summary: "Let another run act on a region or a database again",
             effect: Effect::Repeatable,
             danger: Danger::None,
             undo: UndoPolicy::None,
@@ -52,33 +63,30 @@ impl Action for Release {
             example: "id: let_go\nuses: wheel.release\nwith: { bucket: models, region: west }\n",
         }
     }
-    fn reach(with: &Node, _estate: &Estate) -> Vec<Reach> {
-        reach(with, "region", Plane::Data).into_iter().chain([reach_here()]).collect()
+    fn reach(with: &Node, estate: &Estate) -> Vec<Reach> {
+        wheel::reaches(with, estate)
     }
     fn locks(_with: &Node) -> Vec<Resource> {
         Vec::new()
     }
 
     async fn prepare(cx: &ReadCx, input: Input) -> Result<Prepared<Intent>, Refusal> {
-        let Input { bucket, region } = input;
-        let found = wheel::find(&*cx.world.objects(bucket.as_str(), region.as_str())?).await?;
+        let Input { bucket, region, database } = input;
+        let seat = Seat::of(bucket, region, database)?;
+        let found = wheel::find(cx, &seat).await?;
         let held = found.as_ref().is_some_and(|found| found.wheel.is_of(&cx.run));
-        let changes = held.then(|| change(format!("wheel of {region}"), Some(format!("run {}", cx.run)), Some("nobody".into())));
-        let notes = if held { Vec::new() } else { vec![format!("the wheel of {region} is not this run's")] };
-        Ok(Prepared { intent: Intent { bucket, region, held }, change: changes.into_iter().collect(), notes })
+        let changes = held.then(|| change(format!("wheel of {}", seat.over()), Some(format!("run {}", cx.run)), Some("nobody".into())));
+        let notes = if held { Vec::new() } else { vec![format!("the wheel of {} is not this run's", seat.over())] };
+        Ok(Prepared { intent: Intent { seat, held }, change: changes.into_iter().collect(), notes })
     }
 
     async fn apply(cx: &WriteCx, intent: &Intent) -> Result<Output, ApplyError> {
-        wheel::let_go(cx, &intent.bucket, &intent.region).await?;
+        wheel::let_go(cx, &intent.seat).await?;
         Ok(Output { released: intent.held })
     }
 
     async fn observe(cx: &ReadCx, intent: &Intent) -> Seen<Output> {
-        let look = async {
-            let objects = cx.world.objects(intent.bucket.as_str(), intent.region.as_str())?;
-            wheel::find(&*objects).await
-        };
-        match look.await {
+        match wheel::find(cx, &intent.seat).await {
             Err(e) => cannot_tell(&e),
             Ok(Some(found)) if found.wheel.is_of(&cx.run) => Seen::Absent,
             Ok(_) => Seen::Done(Output { released: intent.held }),
@@ -107,7 +115,7 @@ mod tests {
         let fixture = Fixture::new(json!({ "bucket": "models", "region": "west" }));
         let bench = Bench::new(&fixture.set(|world| super::super::wheel_take::lie(world, Some("0180"))));
         assert!(!bench.run::<Release>().await.expect("nothing to do").released);
-        let objects = bench.read.world.objects("models", "west").expect("objects");
-        assert!(wheel::find(&*objects).await.expect("found").expect("there").wheel.is_of(&"0180".into()));
+        let seat = Seat::Object { bucket: "models".into(), region: "west".into() };
+        assert!(wheel::find(&bench.read, &seat).await.expect("found").expect("there").wheel.is_of(&"0180".into()));
     }
 }

@@ -1,7 +1,7 @@
 //! `wheel.take`: be the only run that acts on a region, whatever journal the others use.
 //!
-//! **What it does.** It writes this run's name into an object in a bucket of the region that the run acts on, by
-//! compare-and-swap: created only if it is absent, replaced only if its etag is still the one that was read. Who
+//! **What it does.** It writes this run's name into an object in a bucket of the region that the run acts on, or into a row of
+//! the database that it acts on, by compare-and-swap: created only if it is absent, replaced only if it is still as it was read. Who
 //! finds another run there is refused before any step acts, and told whose it is. From then on the engine looks at
 //! the object before everything that it applies or undoes: a run that was deposed finds out before its next step.
 //!
@@ -12,7 +12,12 @@
 //! on the record. **Undone** it is by letting go, which the engine also does when the run ends; a run that stops
 //! for a person keeps it.
 
-use super::{contract::*, shared::*, wheel, wheel::Wheel};
+use super::{
+    contract::*,
+    shared::*,
+    wheel,
+    wheel::{Seat, Wheel},
+};
 use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoPolicy, time::Span};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -21,9 +26,15 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields)]
 pub struct Input {
     /// A bucket of the estate; its object in that region is the wheel.
-    pub bucket: BucketName,
-    /// The region that the run acts on: in a failover the one that survives.
-    pub region: RegionName,
+    #[serde(default)]
+    pub bucket: Option<BucketName>,
+    /// The region that the run acts on: in a failover the one that survives. It goes with `bucket`.
+    #[serde(default)]
+    pub region: Option<RegionName>,
+    /// Instead of both: a database; the row in it is the wheel. For what is planned, where there is no bucket: it needs the
+    /// primary.
+    #[serde(default)]
+    pub database: Option<DatabaseName>,
     /// The run that it is taken from, if one holds it; empty for none.
     #[serde(default)]
     pub take_over: String,
@@ -34,10 +45,10 @@ pub struct Input {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Intent {
-    pub bucket: BucketName,
-    pub region: RegionName,
+    #[serde(flatten)]
+    seat: Seat,
     waived: Option<String>,
-    /// The etag that must still be there; none when nothing was.
+    /// The etag, or the row's content, that must still be there; none when nothing was.
     expect: Option<String>,
     wheel: Wheel,
 }
@@ -61,7 +72,7 @@ impl Action for Take {
         Spec {
             name: "wheel.take",
             version: 1,
-            summary: "Keep every other run from acting on a region, by a lock that lies in it",
+            summary: "Keep every other run from acting on a region or a database, by a lock that lies in it",
             effect: Effect::Repeatable,
             danger: Danger::None,
             undo: UndoPolicy::Automatic,
@@ -69,29 +80,30 @@ impl Action for Take {
             example: "id: wheel\nuses: wheel.take\nwith: { bucket: models, region: west }\non_failure: stop\n",
         }
     }
-    fn reach(with: &Node, _estate: &Estate) -> Vec<Reach> {
-        reach(with, "region", Plane::Data).into_iter().chain([reach_here()]).collect()
+    fn reach(with: &Node, estate: &Estate) -> Vec<Reach> {
+        wheel::reaches(with, estate)
     }
     fn locks(_with: &Node) -> Vec<Resource> {
         Vec::new()
     }
 
     async fn prepare(cx: &ReadCx, input: Input) -> Result<Prepared<Intent>, Refusal> {
-        let Input { bucket, region, take_over, no_wheel } = input;
+        let Input { bucket, region, database, take_over, no_wheel } = input;
+        let seat = Seat::of(bucket, region, database)?;
         let mut wheel = Wheel { epoch: 1, run: Some(cx.run.clone()), by: cx.world.who(), since: cx.world.clock().now() };
-        let what = format!("wheel of {region}");
+        let over = seat.over();
+        let what = format!("wheel of {over}");
         if !no_wheel.is_empty() {
-            let notes = vec![format!("the wheel of {region} is not taken: {no_wheel}; nothing keeps another operator from acting too")];
+            let notes = vec![format!("the wheel of {over} is not taken: {no_wheel}; nothing keeps another operator from acting too")];
             let change = vec![change(what, None, Some("not taken".into()))];
-            return Ok(Prepared { intent: Intent { bucket, region, waived: Some(no_wheel), expect: None, wheel }, change, notes });
+            return Ok(Prepared { intent: Intent { seat, waived: Some(no_wheel), expect: None, wheel }, change, notes });
         }
-        let objects = cx.world.objects(bucket.as_str(), region.as_str())?;
-        let found = wheel::find(&*objects).await.map_err(|error| wheel::without(error.into()))?;
-        let from = found.as_ref().map(|found| found.wheel.told(&bucket, &region));
+        let found = wheel::find(cx, &seat).await.map_err(|error| wheel::without(error.into()))?;
+        let from = found.as_ref().map(|found| found.wheel.told(&seat));
         if let Some(found) = &found {
             let holder = found.wheel.run.as_ref().filter(|run| **run != cx.run && run.as_str() != take_over);
             if let Some(holder) = holder {
-                return Err(Refusal::no("wheel_held", found.wheel.told(&bucket, &region)).remedy(format!(
+                return Err(Refusal::no("wheel_held", found.wheel.told(&seat)).remedy(format!(
                     "ask {} first; if that run goes no further, take it over by name with `-i take_over={holder}`",
                     found.wheel.by
                 )));
@@ -99,24 +111,24 @@ impl Action for Take {
             wheel.epoch = found.wheel.epoch + u64::from(!found.wheel.is_of(&cx.run));
         }
         let to = Some(format!("run {}, epoch {}", cx.run, wheel.epoch));
-        let expect = found.map(|found| found.etag);
-        Ok(Prepared { intent: Intent { bucket, region, waived: None, expect, wheel }, change: vec![change(what, from, to)], notes: Vec::new() })
+        let expect = found.map(|found| found.mark);
+        Ok(Prepared { intent: Intent { seat, waived: None, expect, wheel }, change: vec![change(what, from, to)], notes: Vec::new() })
     }
 
     async fn apply(cx: &WriteCx, intent: &Intent) -> Result<Output, ApplyError> {
-        let objects = cx.world()?.objects_mut(intent.bucket.as_str(), intent.region.as_str())?;
+        cx.world()?;
         if intent.waived.is_some() {
             return Ok(output(intent));
         }
-        match wheel::find(&*objects).await? {
+        match wheel::find(cx, &intent.seat).await? {
             // Sent before, and heard.
             Some(found) if found.wheel == intent.wheel => return Ok(output(intent)),
-            Some(found) if Some(&found.etag) != intent.expect.as_ref() => {
-                return Err(fail("wheel_held", found.wheel.told(&intent.bucket, &intent.region)));
+            Some(found) if Some(&found.mark) != intent.expect.as_ref() => {
+                return Err(fail("wheel_held", found.wheel.told(&intent.seat)));
             }
             _ => {}
         }
-        wheel::put(&*objects, &intent.wheel, intent.expect.as_deref()).await?;
+        wheel::put(cx, &intent.seat, &intent.wheel, intent.expect.as_deref()).await?;
         Ok(output(intent))
     }
 
@@ -124,16 +136,12 @@ impl Action for Take {
         if intent.waived.is_some() {
             return Seen::Done(output(intent));
         }
-        let look = async {
-            let objects = cx.world.objects(intent.bucket.as_str(), intent.region.as_str())?;
-            wheel::find(&*objects).await
-        };
-        match look.await {
+        match wheel::find(cx, &intent.seat).await {
             Err(e) => cannot_tell(&e),
             Ok(Some(found)) if found.wheel.is_of(&cx.run) => Seen::Done(output(intent)),
-            Ok(found) if found.as_ref().map(|found| &found.etag) == intent.expect.as_ref() => Seen::Absent,
-            Ok(Some(found)) => Seen::Differs { found: found.wheel.told(&intent.bucket, &intent.region) },
-            Ok(None) => Seen::Differs { found: format!("the wheel of `{}` is gone from bucket `{}`", intent.region, intent.bucket) },
+            Ok(found) if found.as_ref().map(|found| &found.mark) == intent.expect.as_ref() => Seen::Absent,
+            Ok(Some(found)) => Seen::Differs { found: found.wheel.told(&intent.seat) },
+            Ok(None) => Seen::Differs { found: format!("the wheel of `{}` is gone", intent.seat.over()) },
         }
     }
 
@@ -141,7 +149,7 @@ impl Action for Take {
         if intent.waived.is_some() {
             return Ok(());
         }
-        wheel::let_go(cx, &intent.bucket, &intent.region).await.map(|_| ())
+        wheel::let_go(cx, &intent.seat).await.map(|_| ())
     }
 }
 
@@ -196,6 +204,31 @@ mod tests {
         other.another_run("0192");
         assert!(matches!(Take::observe(&other.read, &old).await, Seen::Differs { found } if found.contains("run 0190")));
         assert!(matches!(Take::apply(&other.write, &Intent { wheel: Wheel { epoch: 9, ..old.wheel.clone() }, ..old }).await, Err(ApplyError::Definite(f)) if f.code == "wheel_held"));
+    }
+
+    #[tokio::test]
+    async fn one_in_a_database_is_as_good_and_is_read_while_no_primary_lives() {
+        let with = || serde_json::from_value(json!({ "database": "orders" })).expect("input");
+        let mut bench = Bench::new(&Fixture::new(json!({ "database": "orders" })));
+        let intent = bench.intent::<Take>().await;
+        assert_eq!(bench.run::<Take>().await.expect("taken").epoch, Some(1));
+        assert!(matches!(Take::observe(&bench.read, &intent).await, Seen::Done(_)));
+        // In the middle of a switchover: east has stopped, west is not promoted yet.
+        let east = ("orders".to_owned(), "east".to_owned());
+        let runs = |bench: &Bench, runs| bench.world.lock().machines.get_mut(&east).expect("east").running = runs;
+        runs(&bench, false);
+        assert!(matches!(Take::observe(&bench.read, &intent).await, Seen::Done(_)));
+        assert!(matches!(Take::undo(&bench.write, &intent, None).await, Err(ApplyError::Retry { failure, .. }) if failure.code == "no_primary"));
+        runs(&bench, true);
+        bench.another_run("0191");
+        let failure = Take::prepare(&bench.read, with()).await.expect_err("refused").failure;
+        assert!(failure.code == "wheel_held" && failure.to_string().contains("run 0190"), "{failure}");
+        // A primary that is silent may still be one.
+        let bench = Bench::new(&Fixture::new(json!({ "database": "orders" }))).down("east");
+        let failure = Take::prepare(&bench.read, with()).await.expect_err("refused").failure;
+        assert!(failure.to_string().contains("cannot be seen") && failure.to_string().contains("no_wheel"), "{failure}");
+        let both = serde_json::from_value(json!({ "database": "orders", "bucket": "models", "region": "west" })).expect("input");
+        assert_eq!(Take::prepare(&bench.read, both).await.expect_err("refused").failure.code, "input");
     }
 
     #[tokio::test]

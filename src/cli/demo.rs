@@ -4,7 +4,7 @@
 //! in a directory of its own.
 
 use super::{Done, lab, output::Output};
-use crate::lab::Lab;
+use crate::lab::{Lab, Servers};
 use crate::service::{Muster, ServiceError};
 use serde_json::{Value, json};
 use std::{
@@ -15,7 +15,7 @@ use std::{
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  muster demo\n  muster demo --scenario freeze-region --json\n  muster demo --scenario kill-region --path data-plane\n  muster demo --keep   (leaves the lab up and the journal where it is)"
+    after_help = "Examples:\n  muster demo\n  muster demo --scenario freeze-region --json\n  muster demo --scenario kill-region --path data-plane\n  muster demo --servers own\n  muster demo --keep   (leaves the lab up and the journal where it is)"
 )]
 pub struct Args {
     /// What is lost
@@ -24,6 +24,9 @@ pub struct Args {
     /// How traffic moves: through the API of Route 53, or with that killed as well
     #[arg(long, default_value = "control-plane")]
     path: TrafficPath,
+    /// Whose the database servers are: on one's own the way back is a switchover
+    #[arg(long, default_value = "rds")]
+    servers: Servers,
     /// Hold replication up for so long before the loss, so that writes are lost
     #[arg(long, value_name = "DURATION")]
     delay_replication: Option<crate::model::time::Span>,
@@ -60,7 +63,7 @@ impl Scenario {
     }
 }
 
-const SHIPPED: [(&str, &str); 8] = [
+const SHIPPED: [(&str, &str); 10] = [
     ("muster.yaml", include_str!("../../muster.yaml")),
     ("runbooks/regional-failover.yaml", include_str!("../../runbooks/regional-failover.yaml")),
     ("runbooks/failback.yaml", include_str!("../../runbooks/failback.yaml")),
@@ -68,6 +71,8 @@ const SHIPPED: [(&str, &str); 8] = [
     ("runbooks/data-plane-failover.yaml", include_str!("../../runbooks/data-plane-failover.yaml")),
     ("runbooks/data-plane-failback.yaml", include_str!("../../runbooks/data-plane-failback.yaml")),
     ("runbooks/protect.yaml", include_str!("../../runbooks/protect.yaml")),
+    ("runbooks/own-servers-protect.yaml", include_str!("../../runbooks/own-servers-protect.yaml")),
+    ("runbooks/own-servers-failback.yaml", include_str!("../../runbooks/own-servers-failback.yaml")),
     ("drills/region-loss.yaml", include_str!("../../drills/region-loss.yaml")),
 ];
 
@@ -153,6 +158,7 @@ fn scenario(drill: &str, args: &Args) -> String {
     let drill =
         drill.replace("\n  - kill: { region: east }", &format!("{delay}{control}\n  - {}: {{ region: east }}", args.scenario.fault()));
     match args.path {
+        TrafficPath::ControlPlane if args.servers == Servers::Own => drill.replace("runbook: failback", "runbook: own-servers-failback"),
         TrafficPath::ControlPlane => drill,
         TrafficPath::DataPlane => drill
             .replace("runbook: regional-failover", "runbook: data-plane-failover")
@@ -162,10 +168,11 @@ fn scenario(drill: &str, args: &Args) -> String {
 
 async fn whole(muster: &mut Muster, args: &Args, output: &Output) -> Done {
     output.say("starting two regions on this machine");
-    let lab = lab::start(&muster.state, muster.interrupt.clone(), output).await?;
+    let lab = lab::start(&muster.state, args.servers, muster.interrupt.clone(), output).await?;
     muster.faults = Some(Arc::new(lab));
     output.say("backing up and verifying what would be failed over to");
-    if let Some(code) = ahead(muster, "protect", args, output).await? {
+    let protect = if args.servers == Servers::Own { "own-servers-protect" } else { "protect" };
+    if let Some(code) = ahead(muster, protect, args, output).await? {
         return Ok(code);
     }
     if args.path == TrafficPath::DataPlane {

@@ -4,13 +4,15 @@ use super::{
     Done,
     output::{Output, table},
 };
-use crate::lab::{Lab, LabError, Options, process_main};
+use crate::lab::{Lab, LabError, Options, Servers, process_main};
 use crate::service::{Muster, ServiceError};
 use serde_json::json;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  muster lab up\n  muster drill run region-loss\n  muster lab down")]
+#[command(
+    after_help = "Examples:\n  muster lab up\n  muster drill run region-loss\n  muster lab down\n  muster lab up --servers own   (PostgreSQL that Muster reaches itself, as on machines of one's own)"
+)]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -19,7 +21,11 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum Command {
     /// Start two regions, and what stands outside of them; writes an estate file
-    Up,
+    Up {
+        /// Whose the database servers are
+        #[arg(long, default_value = "rds")]
+        servers: Servers,
+    },
     /// Stop everything and remove it, also what a crash left behind
     Down,
     /// The processes and their addresses
@@ -73,7 +79,7 @@ pub fn attach(muster: &Muster) -> Option<Lab> {
 
 pub async fn main(args: Args, muster: &Muster, output: &Output) -> Done {
     let said = match args.command {
-        Command::Up => return up(muster, output).await,
+        Command::Up { servers } => return up(muster, servers, output).await,
         Command::Status => return status(muster, output),
         Command::Down => {
             let was = Lab::down(&muster.state).await?;
@@ -105,11 +111,12 @@ fn count(verb: &str, processes: usize, region: &str) -> String {
 /// Starts a lab; an interruption takes down what had come up.
 pub async fn start(
     state: &std::path::Path,
+    servers: Servers,
     mut interrupt: tokio::sync::watch::Receiver<bool>,
     output: &Output,
 ) -> Result<Lab, ServiceError> {
     let progress = |text: &str| output.say(format!("  {text}"));
-    let options = Options { progress: &progress, ..Options::default() };
+    let options = Options { servers, progress: &progress, ..Options::default() };
     let interrupted = tokio::select! {
         lab = Lab::up(state, options) => return Ok(lab?),
         told = interrupt.wait_for(|stop| *stop) => told.is_ok(),
@@ -119,8 +126,8 @@ pub async fn start(
     Err(ServiceError::Usage(why.to_owned()))
 }
 
-async fn up(muster: &Muster, output: &Output) -> Done {
-    let lab = start(&muster.state, super::output::interrupts(), output).await?;
+async fn up(muster: &Muster, servers: Servers, output: &Output) -> Done {
+    let lab = start(&muster.state, servers, super::output::interrupts(), output).await?;
     let estate = lab.estate_path();
     output.object(&json!({ "up": true, "estate": estate, "processes": lab.status()?.len() }));
     if !output.json {

@@ -189,7 +189,8 @@ impl Underway {
         Ok(events.iter().filter(|stored| matches!(stored.event.body, Body::Claimed { .. })).count() > 1)
     }
 
-    /// Writes sent straight to the region that was lost, now that it is back: a fenced one acknowledges none.
+    /// Writes sent straight to the region that was lost, now that it is back: a fenced one acknowledges none. Where its
+    /// service writes into the new primary instead, what it acknowledges is there, and is no stray.
     pub(super) async fn stray_writes(&self) -> Option<u64> {
         let probes = &self.state.drill.probes;
         // Without a ledger the probe may ask for no write at all, and an answer is no acknowledgement of one.
@@ -199,7 +200,7 @@ impl Underway {
         let address = endpoint.targets.get(&fault.target().region).copied()?;
         let spec = super::probe::ProbeSpec::new(endpoint, http);
         let (clock, client) = (&self.conductor.ports.clock, &self.conductor.ports.http);
-        let mut acknowledged = 0;
+        let mut acknowledged = Vec::new();
         for _ in 0..STRAY_TRIES {
             let id = clock.new_id();
             let request = HttpRequest {
@@ -211,10 +212,16 @@ impl Underway {
                 timeout: Some(Duration::from_millis(500)),
             };
             let answer = client.send(request).await;
-            acknowledged += u64::from(answer.is_ok_and(|answer| (200..300).contains(&answer.status)));
+            if answer.is_ok_and(|answer| (200..300).contains(&answer.status)) {
+                let now = clock.now();
+                acknowledged.push(LedgerEntry { id, sent: now, acked: now });
+            }
             clock.sleep(Duration::from_millis(50)).await;
         }
-        Some(acknowledged)
+        // Where it cannot be asked what the new primary has, none of them is known to be there.
+        let there =
+            if acknowledged.is_empty() { BTreeSet::new() } else { self.present(RunRole::Main, &acknowledged).await.unwrap_or_default() };
+        Some(acknowledged.iter().filter(|entry| !there.contains(&entry.id)).count() as u64)
     }
 
     pub(super) async fn compare_with_found(&mut self) -> Result<(), DrillError> {

@@ -2,11 +2,12 @@
 
 use super::{
     model::GOLDEN_KEY,
-    plan::{LEASE, LabPlan, NAME, RECORD_TTL_S, RegionPlan, ZONE_ID, bucket_of, instance_of},
+    pg::USER,
+    plan::{LEASE, LabPlan, NAME, RECORD_TTL_S, RegionPlan, Servers, ZONE_ID, bucket_of, instance_of},
 };
 use std::fmt::Write;
 
-/// The text of `muster.yaml`. Where the databases answer is left to the RDS API to say.
+/// The text of `muster.yaml`. Where Amazon's databases answer is left to the RDS API to say.
 #[must_use]
 pub fn estate_yaml(plan: &LabPlan) -> String {
     let secret = |name: &str| quoted(&plan.secret_file(name).display().to_string());
@@ -19,21 +20,21 @@ pub fn estate_yaml(plan: &LabPlan) -> String {
     };
     let mut out = String::from("# Written by `muster lab up`: two regions in a box. `muster lab down` removes it.\nlab: true\nregions:\n");
     for (name, region) in &plan.regions {
+        let rds = if plan.servers == Servers::Rds { format!(", rds: \"http://{}\"", region.at(region.rds)) } else { String::new() };
         let _ = write!(
             out,
-            "  {name}:\n    aws:\n      region: {}\n{}      endpoints: {{ s3: \"http://{}\", rds: \"http://{}\" }}\n",
+            "  {name}:\n    aws:\n      region: {}\n{}      endpoints: {{ s3: \"http://{}\"{rds} }}\n",
             region.aws_region,
             keys("      "),
             region.at(region.s3),
-            region.at(region.rds)
         );
     }
     out.push_str("services:\n  scoring:\n    objectives: { rto: 60s, rpo: 5s }\n    uses: [predictions, models, inference, vault]\n");
+    let (engine, instances) = databases(plan);
     let _ = write!(
         out,
-        "databases:\n  predictions:\n    engine: rds-postgres\n    name: postgres\n    user: postgres\n    password: {{ file: {} }}\n    instances:\n{}    lease: {{ url: \"http://{}\", name: {LEASE} }}\n    tables: [predictions]\n",
+        "databases:\n  predictions:\n    engine: {engine}\n    name: {USER}\n    user: {USER}\n    password: {{ file: {} }}\n    instances:\n{instances}    lease: {{ url: \"http://{}\", name: {LEASE} }}\n    tables: [predictions]\n",
         secret("database_password"),
-        each(plan, |name, _| format!("      {name}: {{ id: {} }}\n", instance_of(name))),
         plan.outside.at(plan.outside.lease)
     );
     let _ = write!(out, "buckets:\n  models:\n{}", each(plan, |name, _| format!("    {name}: {{ bucket: {} }}\n", bucket_of(name))));
@@ -55,6 +56,24 @@ pub fn estate_yaml(plan: &LabPlan) -> String {
         plan.outside.at(plan.outside.route53)
     );
     out
+}
+
+/// The engine, and a line for each region's server.
+fn databases(plan: &LabPlan) -> (&'static str, String) {
+    match plan.servers {
+        Servers::Rds => ("rds-postgres", each(plan, |name, _| format!("      {name}: {{ id: {} }}\n", instance_of(name)))),
+        Servers::Own => {
+            let bin = quoted(&plan.pg_bin.display().to_string());
+            let server = |name: &str, region: &RegionPlan| {
+                let data = quoted(&plan.data_dir(name, &instance_of(name)).display().to_string());
+                format!(
+                    "      {name}:\n        host: \"{}\"\n        port: {}\n        server: {{ data: {data}, bin: {bin} }}\n",
+                    region.address, region.postgres
+                )
+            };
+            ("postgres", each(plan, server))
+        }
+    }
 }
 
 fn each(plan: &LabPlan, line: impl Fn(&str, &RegionPlan) -> String) -> String {
@@ -83,5 +102,12 @@ mod tests {
         assert_eq!(estate.databases["predictions"].instances["west"].id.as_deref(), Some("predictions-west"));
         assert_eq!(estate.databases["predictions"].tables, ["predictions"]);
         assert!(estate.repositories["vault"].url.ends_with("/vault"));
+
+        let own = LabPlan { servers: Servers::Own, ..plan };
+        let estate = crate::runbook::load::load_estate("muster.yaml", estate_yaml(&own).as_bytes()).unwrap().estate;
+        let west = &estate.databases["predictions"].instances["west"];
+        assert_eq!(west.server.as_ref().unwrap().data, own.data_dir("west", "predictions-west"));
+        assert_eq!((west.host.clone(), west.port), (Some(own.regions["west"].address.to_string()), Some(own.regions["west"].postgres)));
+        assert!(estate.databases["predictions"].lease.is_some());
     }
 }

@@ -4,7 +4,7 @@ use super::{
     Lab,
     error::{LabError, LabResult},
     instances::RegionState,
-    plan::{Knobs, OUTSIDE, REGIONS, instance_of, read_json, write_json},
+    plan::{Knobs, OUTSIDE, REGIONS, Servers, instance_of, read_json, write_json},
     process::{self, Proc, below},
     up::OUTSIDE_ROLES,
 };
@@ -50,11 +50,17 @@ impl Lab {
         let mut out = Vec::new();
         for region in REGIONS {
             let place = self.plan.region(region)?;
-            let state: RegionState = read_json(&self.plan.rds_file(region))?;
-            for instance in state.instances.values().filter(|i| i.wants_server()) {
-                out.push((region.to_owned(), format!("postgres:{}", instance.id), place.at(instance.port)));
+            let mut roles = vec!["s3", "inference"];
+            if self.plan.servers == Servers::Own {
+                out.push((region.to_owned(), format!("postgres:{}", instance_of(region)), place.at(place.postgres)));
+            } else {
+                let state: RegionState = read_json(&self.plan.rds_file(region))?;
+                for instance in state.instances.values().filter(|i| i.wants_server()) {
+                    out.push((region.to_owned(), format!("postgres:{}", instance.id), place.at(instance.port)));
+                }
+                roles.insert(1, "rds");
             }
-            for role in ["s3", "rds", "inference"] {
+            for role in roles {
                 out.push((region.to_owned(), role.to_owned(), self.address(region, role)?));
             }
         }
@@ -104,7 +110,7 @@ impl Lab {
         process::kill_all(&self.plan.dir(region).join("pg"), &*self.clock).await
     }
 
-    /// SIGKILL to what changes things and serves nobody: the region's RDS API, and that of Route 53, which stands in
+    /// SIGKILL to what changes things and serves nobody: the region's RDS API (if the servers are Amazon's), and that of Route 53, which stands in
     /// `us-east-1` for all regions. DNS and its health checkers go on.
     /// # Errors
     /// When there is no such region, or a process does not end.

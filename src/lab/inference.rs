@@ -1,12 +1,16 @@
 //! The service that recovers: predicts with the model from its region's bucket, and acknowledges a recorded
 //! prediction only when it held the write lease both before the write and after the commit.
+//!
+//! Over Amazon's servers it writes to its own region's database, and holds the lease for it all the time. Over servers of
+//! one's own it writes to the primary, wherever that is: the lease says where, it is asked for when a write comes and kept
+//! only while writes come. So the name can move before the database does, and a switchover is all that clients feel.
 
 use super::{
     error::{LabError, LabResult},
     instances::RegionState,
     model::{FEATURES, Model, ONNX_KEY},
     pg::{self, connect_options},
-    plan::{LEASE, LabPlan, bucket_of, instance_of, read_json},
+    plan::{LEASE, LabPlan, Servers, bucket_of, instance_of, read_json},
     sdk, web,
 };
 use crate::providers::clock::Clock;
@@ -21,21 +25,27 @@ use secrecy::SecretString;
 use serde::Deserialize;
 use sqlx::{PgPool, postgres::PgPoolOptions};
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
 const RENEW_EVERY: Duration = Duration::from_millis(250);
+/// Where the lease also says which server to write to, and whoever waits for the answer is a client.
+const RENEW_OFTEN: Duration = Duration::from_millis(50);
+/// For so long after a write it is kept.
+const IN_USE: Duration = Duration::from_secs(1);
 const RENEW_LIMIT: Duration = Duration::from_millis(400);
 const WRITE_LIMIT: Duration = Duration::from_millis(1_500);
 const MODEL_LIMIT: Duration = Duration::from_secs(5);
 const MODEL_EVERY: Duration = Duration::from_secs(1);
 
-/// What was granted: the epoch, and until when on our monotonic clock.
-#[derive(Clone, Copy, Debug, Default)]
+/// What was granted: the epoch, until when on our monotonic clock, and for which region's database.
+#[derive(Clone, Debug, Default)]
 struct Grant {
     epoch: u64,
     until: Duration,
+    region: String,
 }
 
 struct Service {
@@ -43,10 +53,16 @@ struct Service {
     region: String,
     clock: Arc<dyn Clock>,
     password: SecretString,
+    client: reqwest::Client,
     grant: Mutex<Grant>,
+    /// The region whose database is written to, as far as is known.
+    target: Mutex<String>,
+    /// When a write last came.
+    used: Mutex<Option<Duration>>,
+    asking: tokio::sync::Mutex<()>,
     model: RwLock<Option<Arc<Model>>>,
-    /// The pool, and the port that it leads to.
-    pool: Mutex<Option<(u16, PgPool)>>,
+    /// For each region a pool, and the port that it leads to.
+    pools: Mutex<BTreeMap<String, (u16, PgPool)>>,
 }
 
 #[derive(Deserialize)]
@@ -69,27 +85,79 @@ fn unavailable(cause: impl Into<String>) -> No {
 }
 
 impl Service {
-    /// The epoch of the lease, while it is surely ours.
-    fn held(&self) -> Result<u64, No> {
-        let grant = *self.grant.lock().unwrap_or_else(PoisonError::into_inner);
+    /// The lease, while it is surely ours.
+    fn held(&self) -> Result<Grant, No> {
+        let grant = locked(&self.grant).clone();
         if self.clock.monotonic() < grant.until {
-            return Ok(grant.epoch);
+            return Ok(grant);
         }
         Err(unavailable(format!("no write lease: region {} is not granted `{LEASE}`", self.region)))
     }
 
-    /// Asks for the lease on and on. A refusal ends it at once; silence lets it run out.
-    async fn keep_lease(self: Arc<Self>) {
-        let client = reqwest::Client::new();
+    fn own(&self) -> bool {
+        self.plan.servers == Servers::Own
+    }
+
+    /// The lease for one write.
+    async fn lease(&self) -> Result<Grant, No> {
+        if !self.own() {
+            return self.held();
+        }
+        *locked(&self.used) = Some(self.clock.monotonic());
+        if self.held().is_err() {
+            // One asks for all that wait.
+            let _one = self.asking.lock().await;
+            if self.held().is_err() {
+                self.renew().await;
+            }
+        }
+        self.held()
+    }
+
+    /// Asks for the lease. A refusal ends it at once; silence lets it run out.
+    async fn renew(&self) {
         let url = format!("http://{}/leases/{LEASE}/acquire", self.plan.outside.at(self.plan.outside.lease));
-        let ask = serde_json::json!({ "region": self.region, "holder": format!("inference-{}", std::process::id()) });
-        loop {
+        // A refusal may name another region to ask for, once.
+        for _ in 0..2 {
+            let region = locked(&self.target).clone();
+            let ask = serde_json::json!({ "region": region, "holder": format!("inference-{}", std::process::id()) });
             // Counted from before the request leaves: we always stop before the authority believes that we have.
             let before = self.clock.monotonic();
-            if let Some(grant) = acquire(&client, &url, &ask, before).await {
-                *self.grant.lock().unwrap_or_else(PoisonError::into_inner) = grant;
+            match acquire(&self.client, &url, &ask, before).await {
+                Some(Answer::Granted { epoch, until }) => {
+                    *locked(&self.grant) = Grant { epoch, until, region };
+                    return;
+                }
+                Some(Answer::Refused { allowed }) => {
+                    *locked(&self.grant) = Grant::default();
+                    match allowed.filter(|other| self.own() && *other != region && self.plan.regions.contains_key(other)) {
+                        Some(other) => *locked(&self.target) = other,
+                        None => return,
+                    }
+                }
+                None => return,
             }
-            self.clock.sleep(RENEW_EVERY).await;
+        }
+    }
+
+    async fn keep_lease(self: Arc<Self>) {
+        loop {
+            let used = *locked(&self.used);
+            if !self.own() {
+                self.renew().await;
+            } else if used.is_some_and(|at| self.clock.monotonic().saturating_sub(at) < IN_USE) {
+                let _one = self.asking.lock().await;
+                self.renew().await;
+            }
+            self.clock.sleep(if self.own() { RENEW_OFTEN } else { RENEW_EVERY }).await;
+        }
+    }
+
+    /// What was granted is of no use: the next write asks afresh.
+    fn forget(&self, useless: &Grant) {
+        let mut grant = locked(&self.grant);
+        if self.own() && grant.epoch == useless.epoch {
+            *grant = Grant::default();
         }
     }
 
@@ -116,26 +184,34 @@ impl Service {
         }
     }
 
-    /// Connections to the region's database, found through the record of the region's RDS API.
-    fn pool(&self) -> Result<PgPool, No> {
-        let state: RegionState = read_json(&self.plan.rds_file(&self.region)).map_err(|e| unavailable(e.to_string()))?;
-        let id = instance_of(&self.region);
-        let port = state.instances.get(&id).map(|i| i.port).ok_or_else(|| unavailable(format!("the region has no database {id}")))?;
-        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, pool)) = pool.as_ref().filter(|(known, _)| *known == port) {
+    /// Where a region's database listens: Amazon's is found through the record of the region's RDS API.
+    fn port(&self, region: &str) -> Result<u16, No> {
+        if self.own() {
+            return Ok(self.plan.region(region).map_err(|e| unavailable(e.to_string()))?.postgres);
+        }
+        let state: RegionState = read_json(&self.plan.rds_file(region)).map_err(|e| unavailable(e.to_string()))?;
+        let id = instance_of(region);
+        state.instances.get(&id).map(|i| i.port).ok_or_else(|| unavailable(format!("the region has no database {id}")))
+    }
+
+    /// Connections to a region's database.
+    fn pool(&self, region: &str) -> Result<PgPool, No> {
+        let port = self.port(region)?;
+        let mut pools = locked(&self.pools);
+        if let Some((_, pool)) = pools.get(region).filter(|(known, _)| *known == port) {
             return Ok(pool.clone());
         }
-        let address = self.plan.region(&self.region).map_err(|e| unavailable(e.to_string()))?.address;
+        let address = self.plan.region(region).map_err(|e| unavailable(e.to_string()))?.address;
         let options = connect_options(address, port, &self.password).application_name("inference");
         let fresh = PgPoolOptions::new().max_connections(8).acquire_timeout(Duration::from_secs(1)).connect_lazy_with(options);
-        *pool = Some((port, fresh.clone()));
+        pools.insert(region.to_owned(), (port, fresh.clone()));
         Ok(fresh)
     }
 
     /// One committed row; the same prediction again is the same row.
-    async fn write(&self, id: &str, label: i64) -> Result<(), No> {
+    async fn write(&self, region: &str, id: &str, label: i64) -> Result<(), No> {
         let label = i32::try_from(label).map_err(|_| unavailable("the label is out of range"))?;
-        let pool = self.pool()?;
+        let pool = self.pool(region)?;
         let insert = sqlx::query(
             "insert into predictions (id, label, region, at) values ($1, $2, $3, clock_timestamp()) on conflict (id) do nothing",
         )
@@ -161,28 +237,44 @@ impl Service {
         let (label, scores) = model.predict(&ask.features).map_err(|e| unavailable(e.to_string()))?;
         let mut epoch = None;
         if ask.record {
-            let before = self.held()?;
-            self.write(&ask.id, label).await?;
+            let before = self.lease().await?;
+            if let Err(no) = self.write(&before.region, &ask.id, label).await {
+                self.forget(&before);
+                return Err(no);
+            }
             // Whoever lost the lease meanwhile may have written where nobody will look: not acknowledged.
-            if self.held()? != before {
+            if self.held()?.epoch != before.epoch {
                 return Err(unavailable("the write lease changed hands during the write"));
             }
-            epoch = Some(before);
+            epoch = Some(before.epoch);
         }
         Ok(Json(serde_json::json!({ "id": ask.id, "label": label, "scores": scores, "region": self.region, "epoch": epoch }))
             .into_response())
     }
 }
 
-/// A grant, `Some` of nothing when refused, `None` when the authority said neither.
-async fn acquire(client: &reqwest::Client, url: &str, ask: &serde_json::Value, before: Duration) -> Option<Grant> {
+/// What the authority says.
+enum Answer {
+    Granted { epoch: u64, until: Duration },
+    Refused { allowed: Option<String> },
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// `None` when the authority neither granted nor refused.
+async fn acquire(client: &reqwest::Client, url: &str, ask: &serde_json::Value, before: Duration) -> Option<Answer> {
     let answer = client.post(url).json(ask).timeout(RENEW_LIMIT).send().await.ok()?;
-    if answer.status() == StatusCode::CONFLICT {
-        return Some(Grant::default());
+    let refused = answer.status() == StatusCode::CONFLICT;
+    let body: Option<serde_json::Value> = answer.json().await.ok();
+    if refused {
+        let allowed = body.and_then(|body| Some(body.get("allowed")?.as_str()?.to_owned()));
+        return Some(Answer::Refused { allowed });
     }
-    let body: serde_json::Value = answer.json().await.ok()?;
+    let body = body?;
     let ttl = Duration::from_millis(body.get("ttl_ms")?.as_u64()?);
-    (body.get("granted")?.as_bool()?).then_some(Grant { epoch: body.get("epoch")?.as_u64()?, until: before + ttl })
+    (body.get("granted")?.as_bool()?).then_some(Answer::Granted { epoch: body.get("epoch")?.as_u64()?, until: before + ttl })
 }
 
 async fn load(client: &aws_sdk_s3::Client, bucket: &str) -> LabResult<(Model, Option<String>)> {
@@ -207,7 +299,8 @@ async fn predict(State(service): State<Arc<Service>>, ask: Result<Json<Ask>, Jso
 async fn health(State(service): State<Arc<Service>>) -> Response {
     let model = service.model.read().unwrap_or_else(PoisonError::into_inner).is_some();
     let status = if model { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(serde_json::json!({ "region": service.region, "model": model, "epoch": service.held().ok() }))).into_response()
+    (status, Json(serde_json::json!({ "region": service.region, "model": model, "epoch": service.held().ok().map(|grant| grant.epoch) })))
+        .into_response()
 }
 
 /// Serves until the process is killed.
@@ -222,9 +315,13 @@ pub async fn serve(plan: Arc<LabPlan>, region: &str, clock: Arc<dyn Clock>) -> R
         plan,
         region: region.to_owned(),
         clock,
+        client: reqwest::Client::new(),
         grant: Mutex::default(),
+        target: Mutex::new(region.to_owned()),
+        used: Mutex::default(),
+        asking: tokio::sync::Mutex::default(),
         model: RwLock::new(None),
-        pool: Mutex::new(None),
+        pools: Mutex::default(),
     });
     tokio::spawn(service.clone().keep_lease());
     tokio::spawn(service.clone().keep_model(client));

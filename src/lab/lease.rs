@@ -61,6 +61,9 @@ pub struct Acquire {
 pub struct Allow {
     region: Option<String>,
     expect_epoch: u64,
+    /// What was granted before can commit nothing any more: its server is stopped.
+    #[serde(default)]
+    ended: bool,
 }
 
 impl Authority {
@@ -123,6 +126,9 @@ impl Authority {
         write_json(&self.file, &all)?;
         let Some(lease) = leases.get_mut(name) else { return Ok(None) };
         lease.kept = next;
+        if ask.ended {
+            (lease.to, lease.ends, lease.ends_at) = (None, self.clock.monotonic(), self.clock.now());
+        }
         Ok(Some((true, self.state(name, lease))))
     }
 }
@@ -195,16 +201,20 @@ mod tests {
         assert_eq!(one.acquire("p", &ask("east")), Some(Ok((1, 80))));
         assert_eq!(one.acquire("p", &ask("west")), Some(Err((1, Some("east".into())))));
         assert_eq!(one.acquire("q", &ask("west")), None);
-        let (moved, state) = one.allow("p", Allow { region: Some("west".into()), expect_epoch: 1 }).unwrap().unwrap();
+        let (moved, state) = one.allow("p", Allow { region: Some("west".into()), expect_epoch: 1, ended: false }).unwrap().unwrap();
         assert!(moved && state.epoch == 2 && state.remaining_ms > 0, "moving it does not end what was granted: {state:?}");
         assert!(one.acquire("p", &ask("west")).unwrap().is_err(), "never two regions at once");
-        let (moved, state) = one.allow("p", Allow { region: None, expect_epoch: 1 }).unwrap().unwrap();
+        let (moved, state) = one.allow("p", Allow { region: None, expect_epoch: 1, ended: false }).unwrap().unwrap();
         assert!(!moved && state.epoch == 2);
         assert!(one.acquire("p", &ask("east")).unwrap().is_err());
+        assert!(one.acquire("p", &ask("west")).unwrap().is_err());
+        let (moved, state) = one.allow("p", Allow { region: Some("west".into()), expect_epoch: 2, ended: true }).unwrap().unwrap();
+        assert!(moved && state.remaining_ms == 0, "whoever asked knows that what was granted can commit nothing: {state:?}");
+        assert_eq!(one.acquire("p", &ask("west")), Some(Ok((3, 80))));
 
         let two = Authority::open(file, clock.clone()).unwrap();
         let state = two.get("p").unwrap();
-        assert!(state.remaining_ms > 0 && state.epoch == 2 && state.allowed.as_deref() == Some("west"), "{state:?}");
+        assert!(state.remaining_ms > 0 && state.epoch == 3 && state.allowed.as_deref() == Some("west"), "{state:?}");
         clock.sleep(Duration::from_millis(90)).await;
         let state = two.get("p").unwrap();
         assert!(state.remaining_ms == 0 && state.expired_at.is_some(), "{state:?}");

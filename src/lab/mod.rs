@@ -32,6 +32,7 @@ pub mod zone;
 
 pub use error::{LabError, LabResult};
 pub use faults::ProcessStatus;
+pub use plan::Servers;
 pub use up::Options;
 
 use crate::providers::clock::{Clock, SystemClock};

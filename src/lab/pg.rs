@@ -3,7 +3,7 @@
 
 use super::{
     error::{LabError, LabResult, What},
-    plan::{LabPlan, write_secret},
+    plan::{LabPlan, Servers, write_secret},
     process::{self, below},
 };
 use crate::providers::clock::Clock;
@@ -127,10 +127,6 @@ impl Postgres {
         let done = self.program(&server.region, "initdb", &args, Duration::from_mins(1)).await;
         let _ = fs::remove_file(&password);
         done?;
-        let main = server.data.join("postgresql.conf");
-        let mut conf = fs::read_to_string(&main).what(text(&main))?;
-        conf.push_str("include 'muster.conf'\n");
-        fs::write(&main, conf).what(text(&main))?;
         self.configure(server, None)
     }
 
@@ -151,17 +147,18 @@ impl Postgres {
         self.program(region, "pg_basebackup", &args, Duration::from_mins(2)).await
     }
 
-    /// Writes the part of the configuration that is this server's own; a standby when `upstream` is given.
+    /// Writes the server's configuration, all of it in the one file that is kept when the directory is taken back to another
+    /// server's state; a standby when `upstream` is given.
     /// # Errors
     /// When the files cannot be written.
     pub fn configure(&self, server: &Server, upstream: Option<&Upstream>) -> LabResult<()> {
-        let path = server.data.join("muster.conf");
+        let path = server.data.join("postgresql.conf");
         let mut conf = SETTINGS.to_owned();
         conf.push_str(&format!("listen_addresses = '{}'\nport = {}\ncluster_name = '{}'\n", server.address, server.port, server.instance));
         if let Some(up) = upstream {
             conf.push_str(&format!(
                 "primary_conninfo = 'host={} port={} user={USER} password={} application_name={} sslmode=disable'\nprimary_slot_name = '{}'\n",
-                up.address, up.port, self.password.expose_secret(), server.instance, slot_name(&server.instance),
+                up.address, up.port, self.password.expose_secret(), server.instance, self.slot(server),
             ));
             let signal = server.data.join("standby.signal");
             fs::write(&signal, "").what(text(&signal))?;
@@ -169,6 +166,15 @@ impl Postgres {
         }
         write_secret(&path, &SecretString::from(conf))?;
         self.give(&path)
+    }
+
+    /// The slot in which its primary keeps the log for it; of servers of one's own it is the one that Muster would make.
+    #[must_use]
+    pub fn slot(&self, server: &Server) -> String {
+        match self.plan.servers {
+            Servers::Rds => slot_name(&server.instance),
+            Servers::Own => format!("muster_{}", server.region),
+        }
     }
 
     /// Starts the server and waits until it answers queries.

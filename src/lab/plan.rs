@@ -44,6 +44,17 @@ pub struct OutsidePlan {
     pub lease: u16,
 }
 
+/// Whose the database servers are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Servers {
+    /// Amazon's: behind an API of the shape of RDS, which promotes, copies and deletes them
+    #[default]
+    Rds,
+    /// One's own: reached through SQL and their machine, so that a primary and its standby can change places
+    Own,
+}
+
 /// Written as `lab.json`, in the state directory and in the lab's home.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LabPlan {
@@ -55,6 +66,8 @@ pub struct LabPlan {
     /// Whom PostgreSQL runs as, when we are root.
     pub run_as: Option<(u32, u32)>,
     pub pg_bin: PathBuf,
+    #[serde(default)]
+    pub servers: Servers,
     /// False until `up` has finished: what is left of it must be cleaned up.
     pub complete: bool,
 }
@@ -219,7 +232,7 @@ pub fn draw(home: PathBuf, exe: PathBuf, pg_bin: PathBuf, run_as: Option<(u32, u
     let resolver = udp_port(outside)?;
     let mut next = || port(outside, &mut held);
     let outside = OutsidePlan { address: outside, dns, resolver, route53: next()?, lease: next()? };
-    Ok(LabPlan { home, exe, regions, outside, run_as, pg_bin, complete: false })
+    Ok(LabPlan { home, exe, regions, outside, run_as, pg_bin, servers: Servers::default(), complete: false })
 }
 
 /// Held open until all are drawn, so that the system gives each only once.

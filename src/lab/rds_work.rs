@@ -223,7 +223,7 @@ fn remove(dir: &std::path::Path) -> LabResult<()> {
 /// # Errors
 /// When one of the three fails.
 pub async fn make_replica(postgres: &Postgres, server: &Server, upstream: &Upstream) -> LabResult<()> {
-    let slot = slot_name(&server.instance);
+    let slot = postgres.slot(server);
     postgres.make_slot(upstream, &slot).await?;
     postgres.copy(&server.region, upstream, Some(&slot), &server.data).await?;
     postgres.configure(server, Some(upstream))?;

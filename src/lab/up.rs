@@ -12,7 +12,7 @@ use super::{
     model::{GOLDEN, GOLDEN_KEY, ONNX, ONNX_KEY},
     pg::{self, Upstream, remove_interlock},
     plan::{
-        self, Knobs, LEASE, LEASE_TTL_MS, LabPlan, NAME, OUTSIDE, RECORD_TTL_S, REGIONS, ZONE, bucket_of, instance_of, write_json,
+        self, Knobs, LEASE, LEASE_TTL_MS, LabPlan, NAME, OUTSIDE, RECORD_TTL_S, REGIONS, Servers, ZONE, bucket_of, instance_of, write_json,
         write_secret,
     },
     process,
@@ -44,13 +44,14 @@ pub struct Options<'a> {
     /// The `muster` to run the processes from; this one when left out.
     pub exe: Option<PathBuf>,
     pub dns_delay_ms: u64,
+    pub servers: Servers,
     /// Told what is being done, for people.
     pub progress: &'a (dyn Fn(&str) + Send + Sync),
 }
 
 impl Default for Options<'_> {
     fn default() -> Self {
-        Self { exe: None, dns_delay_ms: 50, progress: &|_| {} }
+        Self { exe: None, dns_delay_ms: 50, servers: Servers::default(), progress: &|_| {} }
     }
 }
 
@@ -69,7 +70,8 @@ impl Lab {
             Some(exe) => exe,
             None => std::env::current_exe().what("this program's own path")?,
         };
-        let plan = plan::draw(plan::home_for(&state), exe, pg_bin, pg::run_as())?;
+        let drawn = plan::draw(plan::home_for(&state), exe, pg_bin, pg::run_as())?;
+        let plan = LabPlan { servers: options.servers, ..drawn };
         let started = Self::start(&state, plan, &options).await;
         if started.is_err() {
             let _ = Self::down(&state).await;
@@ -103,7 +105,7 @@ impl Lab {
         Ok(lab)
     }
 
-    /// The primary in the east, its standby in the west, and the APIs in front of them.
+    /// The primary in the east, its standby in the west, and the APIs in front of them if they are Amazon's.
     async fn start_databases(&self, options: &Options<'_>) -> LabResult<()> {
         let (east, west) = (self.plan.region("east")?, self.plan.region("west")?);
         let primary = self.postgres.server("east", &instance_of("east"), east.address, east.postgres);
@@ -114,6 +116,9 @@ impl Lab {
         (options.progress)("the primary is up in the east; copying it to the west");
         let upstream = Upstream { address: east.address, port: east.postgres };
         make_replica(&self.postgres, &standby, &upstream).await?;
+        if self.plan.servers == Servers::Own {
+            return self.streaming(&upstream).await;
+        }
         for (region, source) in [("east", None), ("west", Some(east.arn(&instance_of("east"))))] {
             let mut instance = Instance::new(&instance_of(region), self.plan.region(region)?.postgres, source, &*self.clock);
             "available".clone_into(&mut instance.status);
@@ -290,6 +295,12 @@ fn lay_out(state: &Path, plan: &LabPlan, options: &Options<'_>, clock: &dyn Cloc
             if *place != OUTSIDE || matches!(part, "" | "log") {
                 fs::create_dir_all(&dir).what(dir.display().to_string())?;
                 mode(&dir, open)?;
+                // A server of one's own keeps things beside its directory.
+                if part == "pg"
+                    && let Some((uid, gid)) = plan.run_as
+                {
+                    std::os::unix::fs::chown(&dir, Some(uid), Some(gid)).what(dir.display().to_string())?;
+                }
             }
         }
     }

@@ -217,7 +217,8 @@ impl RunState {
     pub fn wheels(&self) -> Vec<&StepId> {
         let place = |known: &StepState| {
             let intent = known.intent.as_ref()?;
-            Some((intent.get("bucket")?.clone(), intent.get("region")?.clone()))
+            let at = ["bucket", "region", "database"].map(|part| intent.get(part).cloned());
+            at.iter().any(Option::is_some).then_some(at)
         };
         let named = |name: &'static str| {
             let steps = self.plan.steps.iter().filter(move |step| step.kind.uses() == name);

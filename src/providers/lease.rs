@@ -67,12 +67,21 @@ impl LeaseRead for HttpLease {
 #[async_trait]
 impl LeaseWrite for HttpLease {
     async fn allow(&self, region: Option<&str>, expect_epoch: u64) -> PortResult<LeaseState> {
-        let body = serde_json::json!({ "region": region, "expect_epoch": expect_epoch }).to_string();
+        self.change(&serde_json::json!({ "region": region, "expect_epoch": expect_epoch })).await
+    }
+
+    async fn hand_over(&self, region: &str, expect_epoch: u64) -> PortResult<LeaseState> {
+        self.change(&serde_json::json!({ "region": region, "expect_epoch": expect_epoch, "ended": true })).await
+    }
+}
+
+impl HttpLease {
+    async fn change(&self, ask: &serde_json::Value) -> PortResult<LeaseState> {
         let request = HttpRequest {
             method: "POST".to_owned(),
             url: self.url(Some("allow"))?,
             headers: BTreeMap::from([("content-type".to_owned(), "application/json".to_owned())]),
-            body: Some(body.into_bytes()),
+            body: Some(ask.to_string().into_bytes()),
             connect_to: None,
             timeout: Some(TIMEOUT),
         };

@@ -35,6 +35,7 @@ mod postgres_keys;
 mod postgres_rows;
 mod postgres_rowsum;
 mod postgres_sql;
+mod postgres_wheel;
 pub mod process;
 #[cfg(feature = "aws")]
 pub mod rds;

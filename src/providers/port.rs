@@ -259,6 +259,8 @@ pub trait SqlRead: Send + Sync {
     async fn present(&self, table: &str, column: &str, ids: &[String]) -> PortResult<Vec<String>>;
     /// How many sessions of clients there are, beside ours and replication.
     async fn sessions(&self) -> PortResult<u64>;
+    /// The wheel that lies in the database, as it was written.
+    async fn wheel(&self) -> PortResult<Option<String>>;
 }
 
 #[async_trait]
@@ -269,6 +271,8 @@ pub trait SqlWrite: SqlRead {
     async fn make_writable(&self) -> PortResult<()>;
     /// Writes a row to a canary table of Muster's own and reads it back.
     async fn prove_writable(&self, mark: &str) -> PortResult<()>;
+    /// Puts a wheel in the place of the one that is expected there (`None`: none is), or nothing: then `Conflict`.
+    async fn swap_wheel(&self, expect: Option<&str>, wheel: &str) -> PortResult<()>;
 }
 
 // ---------------------------------------------------------------- HTTP
@@ -327,6 +331,9 @@ pub trait LeaseWrite: LeaseRead {
     /// From now on only `region` is granted the lease (`None`: nobody). Compare-and-swap on the epoch:
     /// `Conflict` when it is no longer `expect_epoch`. What was granted before runs out by itself.
     async fn allow(&self, region: Option<&str>, expect_epoch: u64) -> PortResult<LeaseState>;
+    /// The same, for whoever has seen that what was granted before can commit nothing any more, since its server is
+    /// stopped: it keeps nobody waiting. An authority that does not know this lets it run out all the same.
+    async fn hand_over(&self, region: &str, expect_epoch: u64) -> PortResult<LeaseState>;
 }
 
 // ---------------------------------------------------------------- processes on this machine

@@ -396,6 +396,10 @@ impl SqlRead for Postgres {
         .await
     }
 
+    async fn wheel(&self) -> PortResult<Option<String>> {
+        self.read_wheel().await
+    }
+
     async fn sessions(&self) -> PortResult<u64> {
         let trouble = self.reading();
         self.with(Doing::Reading, READ, |mut c| async move {
@@ -441,6 +445,10 @@ impl SqlWrite for Postgres {
             Ok(())
         })
         .await
+    }
+
+    async fn swap_wheel(&self, expect: Option<&str>, wheel: &str) -> PortResult<()> {
+        self.write_wheel(expect, wheel).await
     }
 
     async fn prove_writable(&self, mark: &str) -> PortResult<()> {

@@ -197,6 +197,9 @@ pub const CANARY: [&str; 2] = [
     "CREATE TABLE IF NOT EXISTS muster.canary (mark text PRIMARY KEY, at timestamptz NOT NULL DEFAULT clock_timestamp())",
 ];
 
+/// Who may act on the database; one row at most.
+pub const WHEEL: &str = "CREATE TABLE IF NOT EXISTS muster.wheel (one boolean PRIMARY KEY DEFAULT true CHECK (one), holder text NOT NULL)";
+
 /// Roles that a fence keeps from logging in.
 pub const REVOKED: &str =
     "CREATE TABLE IF NOT EXISTS muster.revoked (role text PRIMARY KEY, at timestamptz NOT NULL DEFAULT clock_timestamp())";

@@ -3,19 +3,52 @@
 
 use crate::drill_support::*;
 use rustix::process::Signal;
+use serde_json::Value;
 use std::{collections::BTreeSet, time::Duration};
 
 /// The whole demo; what it promises whatever is lost.
 fn recovers_from(scenario: &str) {
-    let ran = recovers(scenario, "control-plane");
-    let view = ran.result();
+    let ran = recovers(scenario, "control-plane", "own");
+    through_the_control_plane(ran.result());
+    home_by_a_switchover(&ran);
+}
+
+fn through_the_control_plane(view: &Value) {
     assert_eq!(view["traffic"]["path"], "control-plane", "{view}");
     assert!(view["traffic"]["control_plane_calls"].as_u64().unwrap() > 0, "{view}");
 }
 
+/// The way back: primary and standby change places under load, and what clients feel is that and no more.
+fn home_by_a_switchover(ran: &Ran) {
+    let then = &ran.result()["then"];
+    let run = then["run"].as_str().unwrap();
+    let of_run = |kind: &str, step: &str| {
+        let is = |event: &&&Value| event["run"] == run && event["body"]["kind"] == kind && event["body"]["step"] == step;
+        ran.events().iter().filter(is).map(|event| (*event).clone()).collect::<Vec<_>>()
+    };
+    let switched = of_run("verified", "switch").pop().unwrap_or_else(|| panic!("no switchover: {}", ran.story));
+    let output = &switched["body"]["output"];
+    assert_eq!((&output["to"], &output["rejoined"]), (&"east".into(), &true.into()), "{switched}");
+    // The name had moved before, while writes went on.
+    let moved = of_run("verified", "traffic").pop().unwrap_or_else(|| panic!("no traffic moved: {}", ran.story));
+    assert!(moved["seq"].as_u64().unwrap() < switched["seq"].as_u64().unwrap(), "{moved} {switched}");
+    let (held, felt) = (output["write_pause_ms"].as_u64().unwrap(), then["write_pause_ms"].as_u64().unwrap());
+    println!("the way back: writes held for {held} ms, none acknowledged for {felt} ms, {} acknowledged", then["acknowledged_writes"]);
+    assert!(felt < held + 1_000, "clients felt {felt} ms of a pause of {held} ms");
+}
+
+#[test]
+fn demo_on_amazons_servers_comes_back_by_fence_and_promotion() {
+    let ran = recovers("kill-region", "control-plane", "rds");
+    through_the_control_plane(ran.result());
+    let steps: Vec<_> =
+        ran.events().iter().filter(|event| event["body"]["kind"] == "verified").map(|e| e["body"]["step"].clone()).collect();
+    assert!(steps.contains(&"admit".into()) && !steps.contains(&"switch".into()), "{steps:?}");
+}
+
 #[test]
 fn demo_fails_over_through_the_data_plane_with_the_control_plane_killed() {
-    let ran = recovers("kill-region", "data-plane");
+    let ran = recovers("kill-region", "data-plane", "own");
     let view = ran.result();
     assert_eq!(view["traffic"], serde_json::json!({ "path": "data-plane", "control_plane_calls": 0 }), "{view}");
     let bodies = ran.events().into_iter().map(|event| &event["body"]);
@@ -26,16 +59,16 @@ fn demo_fails_over_through_the_data_plane_with_the_control_plane_killed() {
     assert_eq!((&traffic["uses"], &traffic["status"]), (&"dns.standby_takes_over".into(), &"succeeded".into()));
 }
 
-fn recovers(scenario: &str, path: &str) -> Ran {
+fn recovers(scenario: &str, path: &str, servers: &str) -> Ran {
     let desk = Desk::new();
-    let ran = desk.muster(&["demo", "--scenario", scenario, "--path", path]);
+    let ran = desk.muster(&["demo", "--scenario", scenario, "--path", path, "--servers", servers]);
     assert_eq!(ran.code, Some(0), "{}", ran.story);
     let view = ran.result();
     assert_eq!((&view["verdict"], reasons(view).as_str()), (&"pass".into(), ""), "{view}");
     assert!(view["rpo"]["acknowledged_writes"].as_u64().unwrap() > 100, "{view}");
     assert!(view["rpo"]["lost_writes"].is_u64(), "{view}");
     assert!(view["rto"]["actual_ms"].as_i64().unwrap() < 15_000, "{view}");
-    println!("{scenario}, {path}: RTA {} ms in parts {:?}, whole demo {:?}", view["rto"]["actual_ms"], parts(view), ran.took);
+    println!("{scenario}, {path}, {servers}: RTA {} ms in parts {:?}, whole demo {:?}", view["rto"]["actual_ms"], parts(view), ran.took);
     let then = &view["then"];
     assert_eq!((&then["status"], &then["as_found"]), (&"succeeded".into(), &true.into()), "{then}");
     assert_eq!((&then["lost_writes"], &then["stray_writes"]), (&0.into(), &0.into()), "{then}");

@@ -2,7 +2,7 @@
 
 use aws_sdk_rds::config::{BehaviorVersion, Credentials, Region};
 use aws_sdk_route53::types::{Change, ChangeAction, ChangeBatch, ResourceRecord, ResourceRecordSet, RrType};
-use muster::lab::{Lab, Options, plan, process};
+use muster::lab::{Lab, Options, Servers, plan, process};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use std::{
@@ -21,10 +21,13 @@ pub(crate) struct Box {
 
 impl Box {
     pub async fn up() -> Self {
+        Self::of(Servers::Rds).await
+    }
+    pub async fn of(servers: Servers) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let began = Instant::now();
         let exe = Some(PathBuf::from(env!("CARGO_BIN_EXE_muster")));
-        let lab = Lab::up(&dir.path().join("state"), Options { exe, ..Options::default() }).await.unwrap();
+        let lab = Lab::up(&dir.path().join("state"), Options { exe, servers, ..Options::default() }).await.unwrap();
         println!("up in {:?}", began.elapsed());
         let home = lab.plan().home.clone();
         Self { lab, _dir: dir, home }
@@ -51,7 +54,7 @@ impl Box {
             sqlx::query_scalar("select count(*) from predictions where id = $1").bind(id.to_owned()).fetch_one(&pool).await.unwrap();
         count == 1
     }
-    async fn allow(&self, region: Option<&str>) -> Value {
+    pub async fn allow(&self, region: Option<&str>) -> Value {
         let base = format!("http://{}/leases/predictions", self.lab.plan().outside.at(self.lab.plan().outside.lease));
         let client = reqwest::Client::new();
         let now: Value = client.get(&base).send().await.unwrap().json().await.unwrap();
@@ -59,7 +62,7 @@ impl Box {
         client.post(format!("{base}/allow")).json(&body).send().await.unwrap().json().await.unwrap()
     }
     /// Until no grant can be outstanding.
-    async fn lease_over(&self) {
+    pub async fn lease_over(&self) {
         let base = format!("http://{}/leases/predictions", self.lab.plan().outside.at(self.lab.plan().outside.lease));
         until("the lease runs out", || async {
             let now: Value = reqwest::get(&base).await.unwrap().json().await.unwrap();

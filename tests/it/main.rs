@@ -45,6 +45,8 @@ mod fuzz_seeds;
 mod fuzzers;
 #[cfg(feature = "lab")]
 mod lab;
+#[cfg(feature = "lab")]
+mod lab_own;
 mod nodes;
 #[cfg(feature = "lab")]
 mod paging;
@@ -55,6 +57,7 @@ mod pg_beside;
 mod pg_disk;
 mod pg_drill;
 mod pg_fence;
+mod pg_follow;
 mod pg_keep;
 mod pg_load;
 mod pg_patroni;

@@ -2,12 +2,14 @@
 //! Muster gone at every point on the way. And the unplanned: a primary that is killed.
 
 use crate::{
+    pg::Cluster,
     pg_load::{Load, Route, missing},
     pg_yard::{REWINDABLE, Yard, apply, finish, observed, prepare, session, until},
 };
 use serde_json::json;
 use sqlx::Executor;
 use std::{
+    collections::BTreeSet,
     process::Command,
     time::{Duration, Instant},
 };
@@ -43,6 +45,8 @@ async fn switchovers(count: usize) {
         assert_eq!(out["rejoined"], true, "{out}");
         assert_eq!(out["timeline_after"].as_u64(), out["timeline_before"].as_u64().map(|t| t + 1), "{out}");
         pauses.push(out["write_pause_ms"].as_u64().expect("measured"));
+        let old = yard.cluster(if to == "west" { "east" } else { "west" });
+        assert_eq!(old.sql("SELECT count(*) FROM pg_replication_slots WHERE NOT active"), "0", "it keeps the log for nobody");
         load.flows().await;
         assert_eq!(yard.writable().await, [to]);
     }
@@ -120,7 +124,8 @@ async fn a_third_node_follows_whoever_leads() {
     }
 }
 
-/// As an operator does it, with the shipped runbook; and what Patroni manages is left to it.
+/// As an operator does it, with the shipped runbook and no bucket; one operator at a time, as the database itself says; and what
+/// Patroni manages is left to it.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_shipped_runbook_switches_over_and_leaves_patronis_servers_alone() {
     let yard = Yard::up(REWINDABLE, json!({}));
@@ -132,13 +137,36 @@ async fn the_shipped_runbook_switches_over_and_leaves_patronis_servers_alone() {
     estate["lab"] = json!(false);
     std::fs::write(home.path().join("muster.yaml"), estate.to_string()).unwrap();
     let book = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("runbooks/switchover.yaml");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_muster"));
-    command.current_dir(home.path()).args(["run", book.to_str().unwrap(), "-i", "database=orders", "-i", "to=west", "--live", "--json"]);
-    let ran = command.env_remove("MUSTER_ESTATE").env_remove("MUSTER_STATE").output().unwrap();
-    let said = String::from_utf8_lossy(&ran.stdout);
-    assert_eq!(ran.status.code(), Some(0), "{said}\n{}", String::from_utf8_lossy(&ran.stderr));
+    let run = |to: &str, extra: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_muster"));
+        let to = format!("to={to}");
+        command
+            .current_dir(home.path())
+            .args(["run", book.to_str().unwrap(), "-i", "database=orders", "-i", &to, "--live", "--json"])
+            .args(extra);
+        let ran = command.env_remove("MUSTER_ESTATE").env_remove("MUSTER_STATE").output().unwrap();
+        let said = format!("{}\n{}", String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+        (ran.status.code(), said)
+    };
+    let (code, said) = run("west", &[]);
+    assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("\"succeeded\""), "{said}");
     assert_eq!(yard.writable().await, ["west"]);
+    // The wheel went with the database: taken on the one server, let go of on the other.
+    let wheel = || serde_json::from_str::<serde_json::Value>(&yard.west.sql("SELECT holder FROM muster.wheel")).unwrap();
+    assert_eq!((wheel()["epoch"].as_u64(), wheel()["run"].as_str()), (Some(1), None), "{}", wheel());
+
+    // Somebody else on another machine has it.
+    yard.west.sql(r#"UPDATE muster.wheel SET holder = '{"epoch":7,"run":"0198-other","by":"ben@laptop","since":"2026-01-01T00:00:00Z"}'"#);
+    let (code, said) = run("east", &[]);
+    assert!(code == Some(1) && said.contains("wheel_held") && said.contains("ben@laptop") && said.contains("muster.wheel"), "{said}");
+    assert_eq!((yard.writable().await, wheel()["epoch"].as_u64()), (vec!["west"], Some(7)));
+    let (code, said) = run("east", &["-i", "take_over=0198-other"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!((yard.writable().await, wheel()["epoch"].as_u64(), wheel()["run"].as_str()), (vec!["east"], Some(8), None));
+    let (code, said) = run("west", &["-i", "no_wheel=nobody else is here"]);
+    assert!(code == Some(0) && said.contains("nobody else is here"), "{said}");
+    assert_eq!((yard.writable().await, wheel()["epoch"].as_u64()), (vec!["west"], Some(8)));
     std::fs::write(yard.west.data.join("patroni.dynamic.json"), "{}").unwrap();
     assert_eq!(yard.fails("database.switchover", json!({ "database": "orders", "to": "east" })).await.code, "patroni");
     assert_eq!(yard.fails("database.fence", json!({ "database": "orders", "region": "west" })).await.code, "patroni");
@@ -180,14 +208,51 @@ async fn cut_off_anywhere_it_goes_on_and_there_are_never_two_primaries() {
     assert_eq!(missing(yard.cluster(now), &account.acknowledged), Vec::<i64>::new());
 }
 
-/// A primary is killed; what was acknowledged and is not there afterwards is counted, and is exactly what is stranded.
+/// For how long before the kill nothing more is sent to the standby: at random, the same for a round each time, and now and
+/// then not at all.
+fn delay(round: usize) -> Duration {
+    let mut x = (round as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    x ^= x >> 29;
+    x = x.wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x ^= x >> 32;
+    Duration::from_millis(if x.is_multiple_of(5) { 0 } else { x % 900 })
+}
+
+/// The rows of the killed server, as it has them itself: a copy of it is started by itself, past everything of Muster's.
+fn rows_of_the_dead(yard: &Yard, region: &str) -> BTreeSet<i64> {
+    let copy = yard.home.0.path().join("truth");
+    let copied = Command::new("cp").arg("-a").arg(&yard.cluster(region).data).arg(&copy).status().unwrap();
+    assert!(copied.success());
+    for file in ["postmaster.pid", "standby.signal"] {
+        let _ = std::fs::remove_file(copy.join(file));
+    }
+    let server = yard.cluster(region).again(&copy);
+    let rows = ids(&server);
+    drop(server);
+    std::fs::remove_dir_all(&copy).unwrap();
+    rows
+}
+
+fn ids(cluster: &Cluster) -> BTreeSet<i64> {
+    cluster.sql("SELECT id FROM writes").lines().map(|line| line.trim().parse().unwrap()).collect()
+}
+
+/// A primary is killed, with replication held up at random; what was acknowledged and is not there afterwards is counted, is
+/// what the two databases themselves say, and is in the file of what is stranded.
 async fn kills(count: usize) {
     let yard = Yard::up(REWINDABLE, json!({}));
-    let (mut outages, mut lost_in_all) = (Vec::new(), 0);
+    let (mut outages, mut lost_in_all, mut lossy) = (Vec::new(), 0, 0);
     let (mut from, mut to) = ("east", "west");
-    for _ in 0..count {
+    for round in 0..count {
         let load = Load::start(&direct(&yard), CLIENTS, EVERY);
         load.flows().await;
+        let held = delay(round);
+        if !held.is_zero() {
+            for sender in yard.cluster(from).sql("SELECT pid FROM pg_stat_replication").lines() {
+                assert!(Command::new("kill").args(["-STOP", sender]).status().unwrap().success());
+            }
+            tokio::time::sleep(held).await;
+        }
         yard.cluster(from).signal("KILL");
         let begun = Instant::now();
         let proof = yard.done("database.fence", json!({ "database": "orders", "region": from })).await["proof"].clone();
@@ -197,14 +262,26 @@ async fn kills(count: usize) {
         load.flows().await;
         let account = load.end().await;
         assert_eq!(yard.writable().await, [to]);
-        let lost = missing(yard.cluster(to), &account.acknowledged);
+        let lost: BTreeSet<i64> = missing(yard.cluster(to), &account.acknowledged).into_iter().collect();
+        let survived = ids(yard.cluster(to));
+        let truth: BTreeSet<i64> = rows_of_the_dead(&yard, from).difference(&survived).copied().collect();
+        let acknowledged: BTreeSet<i64> = account.acknowledged.iter().copied().collect();
+        // What was committed and never answered is nobody's loss; each client tries again what it was not answered.
+        let told: BTreeSet<i64> = truth.intersection(&acknowledged).copied().collect();
+        assert!(lost == told && truth.len() - told.len() <= CLIENTS as usize, "round {round}: lost {lost:?}, the databases say {truth:?}");
         let out = yard.done("database.rejoin", json!({ "database": "orders", "region": from, "primary": to })).await;
         let stranded = stranded_ids(&out);
-        assert!(lost.iter().all(|id| stranded.contains(id)), "lost {lost:?}, stranded {stranded:?}");
+        assert!(lost.iter().all(|id| stranded.contains(id)), "round {round}: lost {lost:?}, stranded {stranded:?}");
+        assert!(
+            stranded.iter().all(|id| truth.contains(id) || survived.contains(id)),
+            "round {round}: stranded {stranded:?}, truly {truth:?}"
+        );
         lost_in_all += lost.len();
+        lossy += usize::from(!lost.is_empty());
         outages.push(u64::try_from(account.longest_gap().as_millis()).unwrap());
         eprintln!(
-            "fenced after {} ms, promoted after {} ms, nothing acknowledged for {} ms, {} lost of {}, {} stranded, {}",
+            "replication held up for {} ms; fenced after {} ms, promoted after {} ms, nothing acknowledged for {} ms, {} lost of {}, {} stranded, {}",
+            held.as_millis(),
             fenced.as_millis(),
             promoted.as_millis(),
             outages.last().unwrap(),
@@ -217,7 +294,7 @@ async fn kills(count: usize) {
     }
     outages.sort_unstable();
     eprintln!(
-        "{count} kills: outage p50 {} ms, longest {} ms; {lost_in_all} acknowledged writes lost, each of them in the file of stranded writes",
+        "{count} kills: outage p50 {} ms, longest {} ms; {lost_in_all} acknowledged writes lost in {lossy} of them, as both databases say each time, each of them in the file of stranded writes",
         quantile(&outages, 0.5),
         outages.last().unwrap()
     );

@@ -210,6 +210,10 @@ impl SqlRead for Data {
     async fn sessions(&self) -> PortResult<u64> {
         self.with(|server| server.sessions)
     }
+    async fn wheel(&self) -> PortResult<Option<String>> {
+        self.with(|_| ())?;
+        Ok(self.world.lock().wheels.get(&self.name).cloned())
+    }
 }
 
 #[async_trait]
@@ -272,6 +276,19 @@ impl SqlWrite for Data {
                 return Err(PortError::Refused("cannot execute INSERT in a read-only transaction".into()));
             }
             server.canaries.insert(mark.to_owned());
+            Ok(())
+        })
+    }
+    async fn swap_wheel(&self, expect: Option<&str>, wheel: &str) -> PortResult<()> {
+        self.write(|state, _| {
+            state.listening(&self.server())?;
+            if state.servers.get(&self.server()).is_none_or(|server| server.state.in_recovery) {
+                return Err(PortError::Refused("cannot execute UPDATE in a read-only transaction".into()));
+            }
+            if state.wheels.get(&self.name).map(String::as_str) != expect {
+                return Err(PortError::Conflict { found: "another wheel".into() });
+            }
+            state.wheels.insert(self.name.clone(), wheel.to_owned());
             Ok(())
         })
     }

@@ -216,6 +216,15 @@ impl LeaseWrite for Lease {
             self.look(state)
         })
     }
+    async fn hand_over(&self, region: &str, expect_epoch: u64) -> PortResult<LeaseState> {
+        self.allow(Some(region), expect_epoch).await?;
+        let now = self.world.clock.now();
+        let mut state = self.world.lock();
+        if let Some(lease) = state.leases.get_mut(&self.database) {
+            lease.ends = lease.ends.min(now);
+        }
+        self.look(&state)
+    }
 }
 
 fn ended(code: i32, output: &str) -> ProcessEnd {

@@ -27,6 +27,13 @@ fn nobody<T>() -> PortResult<T> {
     Err(PortError::Unreachable("no server listens".into()))
 }
 
+impl super::SimMachine {
+    fn read_settings(&mut self) {
+        let pending = std::mem::take(&mut self.pending);
+        self.settings.extend(pending);
+    }
+}
+
 impl State {
     /// Does a server answer there? Those without a machine of one's own always do.
     pub(super) fn listening(&self, at: &Key2) -> PortResult<()> {
@@ -44,6 +51,7 @@ impl State {
             return;
         }
         machine.running = true;
+        machine.read_settings();
         server.state.in_recovery = machine.standby_signal;
         server.state.streaming = machine.standby_signal && upstream.is_some();
         if let Some(up) = upstream.filter(|_| machine.standby_signal) {
@@ -116,7 +124,12 @@ impl ClusterRead for Own {
     async fn slots(&self) -> PortResult<Vec<SlotUse>> {
         self.ask(|state| {
             let slots = state.machines.get(&self.at).map(|m| m.slots.clone()).unwrap_or_default();
-            slots.into_iter().map(|name| SlotUse { name, active: false, wal: Some("reserved".into()) }).collect()
+            let used = |name: &str| {
+                let uses =
+                    |at: &Key2| state.machines.get(at).and_then(|m| m.settings.get("primary_slot_name")).is_some_and(|slot| slot == name);
+                state.others(&self.at).iter().any(|at| uses(at) && state.servers.get(at).is_some_and(|s| s.state.streaming))
+            };
+            slots.into_iter().map(|name| SlotUse { active: used(&name), name, wal: Some("reserved".into()) }).collect()
         })
     }
     async fn logins(&self, _but: &[String]) -> PortResult<Vec<LoginRole>> {
@@ -182,7 +195,15 @@ impl ClusterWrite for Own {
         self.tell(|_| ())
     }
     async fn reload(&self) -> PortResult<()> {
-        self.tell(|_| ())
+        self.tell(|state| {
+            let up = state.others(&self.at).into_iter().filter_map(|k| state.servers.get(&k)).find(|s| !s.state.in_recovery).cloned();
+            let (Some(machine), Some(server)) = (state.machines.get_mut(&self.at), state.servers.get_mut(&self.at)) else { return };
+            let moved = !machine.pending.is_empty();
+            machine.read_settings();
+            if let Some(up) = up.filter(|_| moved && server.state.in_recovery && !server.state.replay_paused) {
+                (server.state.streaming, server.state.timeline, server.state.position) = (true, up.state.timeline, up.state.position);
+            }
+        })
     }
     async fn freeze(&self, _tables: &[String], _forms: &str, questions: &[String], _point: &str) -> PortResult<Frozen> {
         let position = self.ask(|state| state.servers.get(&self.at).map(|s| s.state.position).unwrap_or_default())?;
@@ -229,10 +250,12 @@ impl MachineWrite for Own {
             state.machines.get_mut(&self.at).map(|m| m.files.insert(file.to_owned(), content.expose_secret().to_owned()));
         })
     }
-    async fn make_standby(&self, _conninfo: &SecretString, _slot: &str) -> PortResult<()> {
+    async fn make_standby(&self, conninfo: &SecretString, slot: &str) -> PortResult<()> {
         self.do_there(|state| {
             if let Some(machine) = state.machines.get_mut(&self.at) {
                 machine.standby_signal = true;
+                machine.pending.insert("primary_conninfo".into(), conninfo.expose_secret().to_owned());
+                machine.pending.insert("primary_slot_name".into(), slot.to_owned());
             }
         })
     }

@@ -42,6 +42,8 @@ pub struct SimMachine {
     pub standby_signal: bool,
     pub files: BTreeMap<String, String>,
     pub settings: BTreeMap<String, String>,
+    /// Written, and not read by the server yet.
+    pub pending: BTreeMap<String, String>,
     pub slots: BTreeSet<String>,
 }
 
@@ -80,6 +82,8 @@ pub struct State {
     /// Only those of one's own.
     pub machines: BTreeMap<Key2, SimMachine>,
     pub poolers: Vec<SimPooler>,
+    /// By database: every server of one has the row.
+    pub wheels: BTreeMap<String, String>,
     pub leases: BTreeMap<String, SimLease>,
     pub records: BTreeMap<(String, String, String), RecordSet>,
     pub weights: BTreeMap<(String, String, String), Vec<WeightedSet>>,
