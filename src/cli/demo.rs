@@ -15,7 +15,7 @@ use std::{
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  muster demo\n  muster demo --scenario freeze-region --json\n  muster demo --scenario kill-region --path data-plane\n  muster demo --servers own\n  muster demo --keep   (leaves the lab up and the journal where it is)"
+    after_help = "Examples:\n  muster demo\n  muster demo --scenario freeze-region --json\n  muster demo --scenario kill-region --path data-plane\n  muster demo --servers rds   (Amazon's servers, as its API has them)\n  muster demo --keep   (leaves the lab up and the journal where it is)"
 )]
 pub struct Args {
     /// What is lost
@@ -25,7 +25,7 @@ pub struct Args {
     #[arg(long, default_value = "control-plane")]
     path: TrafficPath,
     /// Whose the database servers are: on one's own the way back is a switchover
-    #[arg(long, default_value = "rds")]
+    #[arg(long, default_value = "own")]
     servers: Servers,
     /// Hold replication up for so long before the loss, so that writes are lost
     #[arg(long, value_name = "DURATION")]

@@ -397,4 +397,6 @@ logging_collector = off
 log_destination = stderr
 log_line_prefix = '%m [%p] '
 timezone = UTC
+log_timezone = UTC
+lc_messages = C
 ";
