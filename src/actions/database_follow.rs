@@ -103,9 +103,7 @@ impl Action for Follow {
         }
     }
     fn reach(with: &Node, estate: &Estate) -> Vec<Reach> {
-        let regions = text(with, "database").and_then(|name| estate.databases.get(name)).map(|d| d.instances.keys().cloned().collect::<Vec<_>>());
-        let all = regions.unwrap_or_default().into_iter().map(|region| Reach { place: Place::Region(region), plane: Plane::Data });
-        all.chain([reach_here()]).collect()
+        reach_servers(with, estate).chain([reach_here()]).collect()
     }
     fn locks(with: &Node) -> Vec<Resource> {
         locks(with, "database", "database")
@@ -216,6 +214,11 @@ async fn look(cx: &ReadCx, intent: &Intent, new: &ServerState, region: &RegionNa
         return Ok(None);
     }
     let told = parts(&was);
+    // What Muster would put on record must be free of secrets, and what it changes it must be able to put back.
+    if was.contains("://") || told.iter().any(|(key, _)| key == "sslpassword") {
+        return Err(Refusal::no("conninfo", format!("primary_conninfo of {who} is a URI or holds an `sslpassword`, which Muster does not take down"))
+            .remedy("write it as `host=… port=… user=…`, with the key's passphrase elsewhere"));
+    }
     let from = database(cx, name)?.instances.iter().find(|(_, at)| leads_to(&told, at)).map(|(region, _)| region.clone());
     let had_password = told.iter().any(|(key, _)| key == "password");
     // As it stood, where nothing in it is secret.
@@ -410,6 +413,19 @@ mod tests {
         bench.world.lock().servers.get_mut(&at()).expect("east").state.in_recovery = false;
         let named = serde_json::from_value(serde_json::json!({ "database": "orders", "primary": "west", "regions": ["east"] })).expect("input");
         assert_eq!(Follow::prepare(&bench.read, named).await.expect_err("refused").failure.code, "not_a_standby");
+    }
+
+    #[tokio::test]
+    async fn what_it_follows_by_a_uri_is_neither_changed_nor_told() {
+        for was in ["postgres://repl:geheim@old.test/db", "host=old.test sslpassword=geheim"] {
+            let bench = Bench::new(&fixture());
+            let east = ("orders".to_owned(), "east".to_owned());
+            bench.world.lock().machines.get_mut(&east).expect("east").settings.insert("primary_conninfo".into(), was.into());
+            let with = serde_json::from_value(serde_json::json!({ "database": "orders", "primary": "west" })).expect("input");
+            let prepared = Follow::prepare(&bench.read, with).await.expect("left");
+            let said = format!("{} {:?} {:?}", serde_json::to_string(&prepared.intent).expect("an intent"), prepared.change, prepared.notes);
+            assert!(said.contains("primary_conninfo") && !said.contains("geheim"), "{said}");
+        }
     }
 
     #[test]

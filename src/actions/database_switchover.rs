@@ -104,9 +104,7 @@ impl Action for Switchover {
         }
     }
     fn reach(with: &Node, estate: &Estate) -> Vec<Reach> {
-        let regions = text(with, "database").and_then(|name| estate.databases.get(name)).map(|d| d.instances.keys().cloned().collect::<Vec<_>>());
-        let all = regions.unwrap_or_default().into_iter().map(|region| Reach { place: Place::Region(region), plane: Plane::Data });
-        all.chain([reach_here()]).collect()
+        reach_servers(with, estate).chain([reach_here()]).collect()
     }
     fn locks(with: &Node) -> Vec<Resource> {
         locks(with, "database", "database")

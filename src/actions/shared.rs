@@ -35,6 +35,13 @@ pub(crate) fn reach(with: &Node, field: &str, plane: Plane) -> Option<Reach> {
     text(with, field).map(|region| Reach { place: Place::Region(region.into()), plane })
 }
 
+/// Every region that the database named in `with` has a server in.
+pub(crate) fn reach_servers(with: &Node, estate: &Estate) -> impl Iterator<Item = Reach> {
+    let database = text(with, "database").and_then(|name| estate.databases.get(name));
+    let regions: Vec<_> = database.into_iter().flat_map(|d| d.instances.keys().cloned()).collect();
+    regions.into_iter().map(|region| Reach { place: Place::Region(region), plane: Plane::Data })
+}
+
 /// What a change of an endpoint's records goes through. Route 53 has one control plane for all regions; a zone of one's
 /// own has a primary server, which stands in a region or outside of all.
 pub(crate) fn reach_dns(with: &Node, field: &str, estate: &Estate) -> Vec<Reach> {

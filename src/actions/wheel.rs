@@ -181,12 +181,7 @@ pub(crate) async fn let_go(cx: &WriteCx, seat: &Seat) -> Result<bool, ApplyError
 
 /// What it needs: the region of the object, or every region that the database has a server in.
 pub(crate) fn reaches(with: &Node, estate: &Estate) -> Vec<Reach> {
-    let database = text(with, "database").and_then(|name| estate.databases.get(name));
-    let servers = database
-        .into_iter()
-        .flat_map(|d| d.instances.keys())
-        .map(|region| Reach { place: Place::Region(region.clone()), plane: Plane::Data });
-    reach(with, "region", Plane::Data).into_iter().chain(servers).chain([reach_here()]).collect()
+    reach(with, "region", Plane::Data).into_iter().chain(reach_servers(with, estate)).chain([reach_here()]).collect()
 }
 
 /// What a person may do who cannot reach the place where it lies.
