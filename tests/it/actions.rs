@@ -206,9 +206,11 @@ async fn a_broken_off_backup_leaves_no_manifest(stage: &Stage) {
     assert!(there.head(intent["manifest"].as_str().unwrap()).await.unwrap().is_none());
     let half = there.list("part/", None).await.unwrap().objects.len();
     assert!(half > 0 && half < 6, "{half} of 6 were copied: the test proves nothing");
-    // The same intent once more copies only the rest.
+    // The same intent once more copies only the rest, and what was on its way: a copy whose request was dropped may be
+    // listed by then and yet not whole. The two that had to be done for the sixth to begin are not copied again.
     let output = finish(&stage.cx("broken", u64::MAX, Duration::from_secs(30)), &*action, &with, &intent).await.unwrap();
-    assert_eq!(output["copied"].as_u64(), Some(6 - half as u64), "{output}");
+    let copied = output["copied"].as_u64().unwrap();
+    assert!((6 - half as u64..=4).contains(&copied), "{half} were there: {output}");
     stage.done("bucket.verify", backup()).await;
 }
 

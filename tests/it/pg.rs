@@ -259,6 +259,16 @@ impl Cluster {
         String::from_utf8(out.stdout).unwrap().trim().to_owned()
     }
 
+    /// Drops a replication slot as soon as nobody holds it: a stream that ended, or a standby that tries again and again,
+    /// holds it for a moment longer.
+    pub fn drop_slot(&self, slot: &str) {
+        self.sql(&format!(
+            "DO $$ BEGIN FOR i IN 1..200 LOOP BEGIN PERFORM pg_drop_replication_slot('{slot}'); RETURN; \
+             EXCEPTION WHEN object_in_use THEN PERFORM pg_sleep(0.05); END; END LOOP; \
+             RAISE 'the slot was in use for ten seconds'; END $$"
+        ));
+    }
+
     /// From now on a commit is acknowledged when the standby has it as well.
     pub fn await_standby(&self) {
         self.sql("ALTER SYSTEM SET synchronous_standby_names = '*'");

@@ -142,7 +142,7 @@ fn states(programs: Programs) {
     eventually("the receiver is gone", || receiver(&west).is_empty());
     let answer = is(("not_replicating", "no_receiver"), &east, &west, &home);
     assert!(answer["replica"]["why"].as_str().unwrap().contains("`west` on the primary is not in use"), "{answer}");
-    east.sql("SELECT pg_drop_replication_slot('west')");
+    east.drop_slot("west");
     west.sql(&format!("ALTER SYSTEM SET primary_conninfo = 'host=127.0.0.1 port={} user=postgres'", east.port));
     west.sql("SELECT pg_reload_conf()");
     is(("not_replicating", "slot_missing"), &east, &west, &home);
@@ -167,7 +167,7 @@ fn states(programs: Programs) {
     west.sql(&format!("ALTER SYSTEM SET primary_conninfo = 'host=127.0.0.1 port={} user=postgres'", east.port));
     west.sql("SELECT pg_reload_conf()");
     is(("not_replicating", "slot_lost"), &east, &west, &home);
-    east.sql("SELECT pg_drop_replication_slot('west')");
+    east.drop_slot("west");
     west.sql("ALTER SYSTEM SET primary_slot_name = ''");
     west.sql("SELECT pg_reload_conf()");
     std::thread::sleep(Duration::from_millis(300));

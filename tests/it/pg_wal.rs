@@ -361,7 +361,7 @@ fn what_cannot_go_on_says_why() {
     wait("the stream", || receive.said().contains("\"streaming\""));
     assert_eq!(receive.stop(), Some(0));
     // The slot is dropped behind its back, and the server removes what was not received.
-    cluster.sql("SELECT pg_drop_replication_slot('muster')");
+    cluster.drop_slot("muster");
     for _ in 0..6 {
         cluster.sql("CREATE TABLE IF NOT EXISTS t (n int); INSERT INTO t SELECT generate_series(1, 1000)");
         cluster.sql("SELECT pg_switch_wal()");
