@@ -54,6 +54,14 @@ impl Seat {
     }
 }
 
+/// The inputs that name a seat, as a schema tells them, so that a file without is found wrong before anything runs.
+pub(crate) fn places() -> serde_json::Value {
+    serde_json::json!([
+        { "type": "object", "required": ["bucket", "region"] },
+        { "type": "object", "required": ["database"] },
+    ])
+}
+
 /// Where it lies in its bucket.
 pub(crate) const KEY: &str = ".muster/wheel.json";
 

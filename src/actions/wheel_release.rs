@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("oneOf" = wheel::places()))]
 pub struct Input {
     /// With `region`: where the object is that is let go of.
     #[serde(default)]

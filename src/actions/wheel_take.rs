@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("oneOf" = wheel::places()))]
 pub struct Input {
     /// A bucket of the estate; its object in that region is the wheel.
     #[serde(default)]

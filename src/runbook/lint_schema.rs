@@ -76,6 +76,10 @@ impl<'a> SchemaCheck<'a> {
     /// A choice holds if one of its branches does. If none does, the errors of the branch that was
     /// meant are shown, else the words that would do.
     fn choice(&self, node: &Node, choices: &'a [Value], path: &str, depth: usize, found: &mut Found) {
+        if let Some(sets) = choices.iter().map(keys_alone).collect::<Option<Vec<_>>>() {
+            found.extend(self.one_set(node, &sets, path));
+            return;
+        }
         let mut nearest: Option<Found> = None;
         for choice in choices {
             let mut inner = Vec::new();
@@ -94,6 +98,19 @@ impl<'a> SchemaCheck<'a> {
         let words: Vec<&str> = choices.iter().flat_map(words).collect();
         let made = if words.is_empty() { self.wrong(node, path, "another kind of value") } else { self.none_of(node, path) };
         found.push(made.maybe_help(suggest(&text_of(node).unwrap_or_default(), words)));
+    }
+
+    /// Of several sets of keys exactly one, and nothing of the others.
+    fn one_set(&self, node: &Node, sets: &[Vec<&str>], path: &str) -> Option<Diagnostic> {
+        let NodeValue::Map(entries) = &node.value else { return None };
+        let given: Vec<&str> = entries.iter().map(|(key, _)| key.name.as_str()).filter(|name| sets.concat().contains(name)).collect();
+        if sets.iter().any(|set| set.len() == given.len() && set.iter().all(|name| given.contains(name))) {
+            return None;
+        }
+        let each = sets.iter().map(|set| set.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" and "));
+        let wanted = each.collect::<Vec<_>>().join(", or ");
+        let found = if given.is_empty() { "none of them".to_owned() } else { format!("`{}`", given.join("`, `")) };
+        Some(self.source.error(node.pos, "missing-key", format!("expected either {wanted}; found {found} (in `{path}`)")))
     }
 
     fn none_of(&self, node: &Node, path: &str) -> Diagnostic {
@@ -250,6 +267,14 @@ fn words_for(kind: &str) -> &str {
         "object" => "a map",
         other => other,
     }
+}
+
+/// The keys that a branch asks for, if that is all that it says.
+fn keys_alone(schema: &Value) -> Option<Vec<&str>> {
+    if schema.get("properties").is_some() {
+        return None;
+    }
+    schema.get("required")?.as_array().map(|keys| keys.iter().filter_map(Value::as_str).collect())
 }
 
 /// The words that a schema allows.

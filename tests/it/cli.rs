@@ -119,6 +119,25 @@ fn every_action_is_documented_from_its_types() {
 }
 
 #[test]
+fn a_wheel_lies_in_one_place() {
+    let place = Place::new();
+    for (with, found) in [
+        ("{ bucket: models, region: west }", None),
+        ("{ database: predictions, no_wheel: alone }", None),
+        ("{}", Some("none of them")),
+        ("{ bucket: models }", Some("`bucket`")),
+        ("{ database: predictions, region: west }", Some("`database`, `region`")),
+        ("{ bucket: models, region: west, database: predictions }", Some("`bucket`, `region`, `database`")),
+    ] {
+        place.file("wheel.yaml", &format!("runbook: wheel\nsteps:\n  - id: wheel\n    uses: wheel.take\n    with: {with}\n"));
+        let said = place.plain(&["validate", "wheel.yaml"]);
+        let told = found.map(|found| format!("expected either `bucket` and `region`, or `database`; found {found} (in `with`)"));
+        assert_eq!(said.err.contains("found "), told.is_some(), "{with}: {}", said.err);
+        assert!(told.is_none_or(|told| said.err.contains(&told)), "{with}: {}", said.err);
+    }
+}
+
+#[test]
 fn an_unknown_action_has_a_suggestion() {
     let said = here(&Place::new(), &["actions", "exec.comand"]).expect(2);
     assert!(said.err.contains("there is no action `exec.comand`") && said.err.contains("exec.command"), "{}", said.err);

@@ -94,17 +94,7 @@ async fn a_process_that_is_killed_between_the_effect_and_its_record_makes_nothin
             let good = changes(&stage, case, &format!("{n} good"), None).await;
             snapshots(&stage, &format!("{n} killed")).await;
             let (before, calls) = (all(&stage).await, stage.proxy.passed(call));
-            stage.place.book(&format!("  - id: act\n    uses: {name}\n    with: {with}\n"));
-            stage.proxy.fault(call, 1, Fault::HoldAfter);
-            let said = tokio::task::block_in_place(|| {
-                let running = stage.place.start(&["run", "book.yaml", "--live", "--json"]);
-                stage.place.until_told(&format!("{name}: the effect"), || stage.proxy.holding() == 1, || running.told());
-                running.signal("KILL");
-                running.end();
-                stage.proxy.let_go();
-                stage.place.muster(&["resume"])
-            });
-            assert_eq!(said.expect(0).statuses(), ["succeeded"], "{which:?} {name}");
+            stage.killed_before_its_record(name, call, with);
             let after = all(&stage).await;
             let killed = ([0, 1, 2, 3].map(|n| after[n] - before[n]), stage.proxy.passed(call) - calls);
             assert_eq!(killed, good, "{which:?} {name}");

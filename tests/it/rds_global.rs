@@ -117,18 +117,8 @@ async fn an_answer_that_is_lost_moves_the_writer_once() {
 async fn a_process_that_is_killed_between_the_move_and_its_record_moves_it_once() {
     let stage = stage().await;
     let proof = proof(&stage, "east").await;
-    for ((name, call), region, there, asks) in [(FAIL, "west", WEST, with("west", &proof)), (SWITCH, "east", EAST, to("east"))] {
-        stage.place.book(&format!("  - id: act\n    uses: {name}\n    with: {asks}\n"));
-        stage.proxy.fault(call, 1, Fault::HoldAfter);
-        let said = tokio::task::block_in_place(|| {
-            let running = stage.place.start(&["run", "book.yaml", "--live", "--json"]);
-            stage.place.until_told(&format!("{name}: the effect"), || stage.proxy.holding() == 1, || running.told());
-            running.signal("KILL");
-            running.end();
-            stage.proxy.let_go();
-            stage.place.muster(&["resume"])
-        });
-        assert_eq!(said.expect(0).statuses(), ["succeeded"], "{name} to {region}");
+    for ((name, call), there, asks) in [(FAIL, WEST, with("west", &proof)), (SWITCH, EAST, to("east"))] {
+        stage.killed_before_its_record(name, call, &asks);
         assert_eq!((stage.proxy.passed(call), writer(&stage).await.as_str()), (1, there), "{name}");
     }
 }

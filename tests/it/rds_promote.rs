@@ -103,17 +103,7 @@ async fn a_replica_is_promoted_once_whatever_becomes_of_the_answer() {
 async fn a_process_that_is_killed_between_the_promotion_and_its_record_promotes_once() {
     let pair = pair().await;
     pair.as_documented();
-    pair.stage.place.book(&format!("  - id: act\n    uses: database.promote\n    with: {}\n", pair.with()));
-    pair.stage.proxy.fault(CALL, 1, Fault::HoldAfter);
-    let said = tokio::task::block_in_place(|| {
-        let running = pair.stage.place.start(&["run", "book.yaml", "--live", "--json"]);
-        pair.stage.place.until_told("the promotion", || pair.stage.proxy.holding() == 1, || running.told());
-        running.signal("KILL");
-        running.end();
-        pair.stage.proxy.let_go();
-        pair.stage.place.muster(&["resume"])
-    });
-    assert_eq!(said.expect(0).statuses(), ["succeeded"]);
+    pair.stage.killed_before_its_record("database.promote", CALL, &pair.with());
     assert_eq!((pair.stage.proxy.passed(CALL), pair.is_primary()), (1, true));
 }
 

@@ -2,7 +2,7 @@
 //! regions that goes through the proxy, and the engine's rule for one step.
 
 use super::{
-    fault_proxy::FaultProxy,
+    fault_proxy::{Fault, FaultProxy},
     place::Place,
     stores_servers::{Server, ministack, moto},
 };
@@ -149,6 +149,22 @@ impl Stage {
             }
         }
         Err("it never came through".to_owned())
+    }
+
+    /// One step of the real program, which is killed while its call has had its effect and the answer is on its way; then
+    /// `resume`, which must succeed.
+    pub fn killed_before_its_record(&self, name: &str, call: &str, with: &Value) {
+        self.place.book(&format!("  - id: act\n    uses: {name}\n    with: {with}\n"));
+        self.proxy.fault(call, 1, Fault::HoldAfter);
+        let said = tokio::task::block_in_place(|| {
+            let running = self.place.start(&["run", "book.yaml", "--live", "--json"]);
+            self.place.until_told(&format!("{name}: the effect"), || self.proxy.holding() == 1, || running.told());
+            running.signal("KILL");
+            running.end();
+            self.proxy.let_go();
+            self.place.muster(&["resume"])
+        });
+        assert_eq!(said.expect(0).statuses(), ["succeeded"], "{name}, {with}");
     }
 
     /// A check, whose answer is that of `apply`.

@@ -174,10 +174,15 @@ impl Bench {
     }
     /// Kills the program once the request is carried out and not answered, and goes on with its run.
     async fn killed_after(&self, path: &'static str) -> super::place::Said {
+        self.killed_at(path, 1).await
+    }
+    /// The same for the request of this number.
+    async fn killed_at(&self, path: &'static str, number: usize) -> super::place::Said {
         let before = self.proxy.changes(path);
+        (1..number).for_each(|_| self.proxy.fault(path, Fault::Nothing));
         self.proxy.fault(path, Fault::Held);
         let running = self.place.start(&["run", "book.yaml", "--live", "--json"]);
-        while self.proxy.changes(path) == before {
+        while self.proxy.changes(path) < before + number {
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
         running.signal("KILL");
@@ -198,6 +203,29 @@ async fn dns_prepare_is_undone_exactly() {
         bench.run().expect(1);
         assert_eq!((bench.sets().await, checks(&bench.dns).await.len()), (before, 0), "{which:?}");
         assert_eq!((bench.proxy.changes("/healthcheck"), bench.proxy.changes("/rrset")), (1, 2), "{which:?}: there and back");
+    }
+}
+
+/// The answer to the batch that puts the records back is lost, or the program is killed before it: they are found as they
+/// were, nothing is sent a third time, and the check goes as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn dns_prepare_is_undone_once_whatever_is_lost() {
+    for which in BOTH {
+        for killed in [false, true] {
+            let bench = Bench::new(which, 60).await;
+            let before = bench.sets().await;
+            book(&bench.place, PREPARE, true);
+            let said = if killed {
+                bench.killed_at("/rrset", 2).await
+            } else {
+                bench.proxy.fault("/rrset", Fault::Nothing);
+                bench.proxy.fault("/rrset", Fault::AnswerLost);
+                bench.run()
+            };
+            said.expect(1);
+            assert_eq!((bench.sets().await, checks(&bench.dns).await.len()), (before, 0), "{which:?}, {killed}");
+            assert_eq!((bench.proxy.changes("/healthcheck"), bench.proxy.changes("/rrset")), (1, 2), "{which:?}, {killed}");
+        }
     }
 }
 

@@ -83,6 +83,8 @@ pub async fn checks(dns: &Client) -> Vec<String> {
 /// What becomes of the next request that matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
+    /// None: this one goes well, and the next in line meets the next.
+    Nothing,
     /// Turned away before it is carried out.
     Throttled(&'static str),
     /// Carried out, and answered with an error of the server's.
