@@ -268,8 +268,8 @@ async fn kills(count: usize) {
         let admitted = yard.done("database.admit", json!({ "database": "orders", "region": to, "proof": proof })).await;
         assert!(admitted.get("poolers_left").is_none(), "{admitted}");
         through.flows().await;
-        let pooled_gap = begun.elapsed();
         let (mut account, through) = (load.end().await, through.end().await);
+        let pooled_gap = through.longest_gap();
         account.acknowledged.extend(through.acknowledged);
         assert_eq!(yard.writable().await, [to]);
         let lost: BTreeSet<i64> = missing(yard.cluster(to), &account.acknowledged).into_iter().collect();
@@ -293,7 +293,7 @@ async fn kills(count: usize) {
         lossy += usize::from(!lost.is_empty());
         outages.push(u64::try_from(account.longest_gap().as_millis()).unwrap());
         eprintln!(
-            "replication held up for {} ms; fenced after {} ms, promoted after {} ms, nothing acknowledged for {} ms, through the pooler again after {} ms, {} lost of {}, {} stranded, {}",
+            "replication held up for {} ms; fenced after {} ms, promoted after {} ms, nothing acknowledged for {} ms, and through the pooler for {} ms, {} lost of {}, {} stranded, {}",
             held.as_millis(),
             fenced.as_millis(),
             promoted.as_millis(),
