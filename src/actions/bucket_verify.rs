@@ -370,6 +370,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_sample_of_all_objects_is_read_on_both_sides() {
+        for (sample, least, most) in [(1.0, 400, 400), (0.25, 60, 140), (0.0, 0, 0)] {
+            let mut against = fixture();
+            against.with = serde_json::json!({ "bucket": "models", "from": "east", "to": "west", "against": "source", "sample": sample, "prefix": "many/" });
+            let bench = Bench::new(&against);
+            let now = bench.read.world.clock().now();
+            for (n, region) in (0..400).flat_map(|n| ["east", "west"].map(|region| (n, region))) {
+                bench.world.lock().object("models", region, &format!("many/{n}"), b"12345", now);
+            }
+            let set = bench.run::<Verify>().await.expect("equal").set.expect("against the source");
+            let read = set.same_by.get(&By::Content).copied().unwrap_or(0);
+            assert!((least..=most).contains(&read) && set.read_bytes == 5 * read, "{sample}: {read} read, {} bytes", set.read_bytes);
+            assert_eq!((set.objects, set.same_by.values().sum::<u64>()), (400, 400));
+        }
+    }
+
+    #[tokio::test]
     async fn without_the_source_the_manifest_decides() {
         let bench = Bench::new(&fixture()).down("east");
         assert!(!bench.run::<Verify>().await.expect("equal").source_asked);
