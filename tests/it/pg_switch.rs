@@ -284,7 +284,7 @@ async fn kills(count: usize) {
         );
         let out = yard.done("database.rejoin", json!({ "database": "orders", "region": from, "primary": to })).await;
         let stranded = stranded_ids(&out);
-        assert!(lost.iter().all(|id| stranded.contains(id)), "round {round}: lost {lost:?}, stranded {stranded:?}");
+        assert!(lost.iter().all(|id| stranded.contains(id)), "round {round}: lost {lost:?}, stranded {stranded:?}; {out}");
         assert!(
             stranded.iter().all(|id| truth.contains(id) || survived.contains(id)),
             "round {round}: stranded {stranded:?}, truly {truth:?}"
