@@ -15,6 +15,7 @@ use crate::repository::{
     names::{Id, SNAPSHOTS},
     snapshot::Snapshot,
 };
+use futures::TryStreamExt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -116,9 +117,10 @@ impl Action for Copy {
         }
         if !wanted.is_empty() {
             cx.world()?;
-            let done = copy(&repository, target, &place(&intent.to), &wanted, watched.0.clone(), clock.now()).await?;
+            let done = copy(&repository, target, &place(&intent.to), &wanted, watched.0.clone(), &*clock).await?;
             if !done.damaged.is_empty() {
-                let message = format!("{} is damaged; all the rest is copied: {}", place(&intent.from), done.damaged.join("; "));
+                let (from, to) = (place(&intent.from), place(&intent.to));
+                let message = format!("not all of {from} could be copied to {to}; all the rest is: {}", done.damaged.join("; "));
                 let failure = Failure::new("source_damaged", message);
                 return Err(ApplyError::Definite(failure.remedy("`muster backup verify --read-data` tells all of it")));
             }
@@ -148,9 +150,13 @@ impl Action for Copy {
     }
 }
 
-/// A snapshot is written last, so where it is, all that it needs is too.
+/// A snapshot is written last, so where it is, all that it needs is too. One that is not what its name says is not there.
 async fn holds(store: &dyn ObjectRead, id: &Id) -> Result<bool, PortError> {
-    Ok(store.head(&id.key(SNAPSHOTS)).await?.is_some())
+    let body = match store.get(&id.key(SNAPSHOTS)).await {
+        Err(PortError::NotFound(_)) => return Ok(false),
+        other => other?,
+    };
+    Ok(Id::of(&body.chunks.try_concat().await?) == *id)
 }
 
 fn output(intent: &Intent) -> Output {

@@ -14,7 +14,6 @@ mod manifest;
 mod own_server;
 mod patroni;
 pub mod permissions;
-mod poolers;
 pub mod proof;
 mod propagation;
 mod rds_global;

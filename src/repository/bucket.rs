@@ -1,5 +1,6 @@
-//! The objects of a bucket as a source. Listed, compared with the parent by etag, version, size and time, so that what
-//! did not change is not asked for at all; the next few objects are on their way while one is stored.
+//! The objects of a bucket as a source: the current version of each. Listed, compared with the parent by etag, size and time,
+//! and by version where a listing tells it (S3's does not), so that what did not change is not asked for at all; the next few
+//! objects are on their way while one is stored.
 //!
 //! The whole listing is held and sorted, some 250 bytes an object, since not every server lists in the order of keys
 //! (SeaweedFS goes folder by folder, and so do Amazon's directory buckets).
@@ -65,9 +66,9 @@ impl Bucket {
     /// Looks at the next object and has it fetched if it is not the parent's.
     fn look_ahead(&mut self) -> Result<bool> {
         let Some(meta) = self.listed()? else { return Ok(false) };
-        let before = self.parent.at(meta.key.as_bytes())?;
+        let before = if self.reread { None } else { self.parent.at(meta.key.as_bytes())? };
         self.ahead.push_back(match before {
-            Some(before) if !self.reread && is_same(&before, &meta) => Ahead::Same(before),
+            Some(before) if is_same(&before, &meta) => Ahead::Same(before),
             _ => Ahead::Fetched(self.handle.spawn(fetch(self.objects.clone(), meta, self.handle.clone()))),
         });
         Ok(true)

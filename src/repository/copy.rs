@@ -1,23 +1,32 @@
 //! Copying snapshots to another place: the second region's copy. The copy is the same repository, with the same
 //! identifier and keys, so objects go over as they are, and the provider copies them itself where both places are its
 //! own. Every object that passes through here is compared with the digest in its name.
+//!
+//! The place to copy to may be pruned meanwhile, and has marks of its own. So whoever copies is a writer there as a backup
+//! is: what lies there in marked packs does not count as held, and before a snapshot is committed it is looked whether all
+//! that it needs is there and stays. A pack that is there under its name is not carried again even if it is marked, since
+//! there is no second place for it; if its mark is old, the last look stores anew what is needed of it.
 
 use super::{
     RepositoryError, Result,
-    index::{self, Index, PackEntry},
+    index::{Index, PackEntry},
     marks,
     names::{CONFIG, Id, KEYS, PACKS, SNAPSHOTS},
-    open::{AT_ONCE, Repository, put, put_sealed},
+    open::{AT_ONCE, Repository, put, put_index},
     progress::Progress,
-    rescue::used,
-    seal::Kind,
+    recovery::Cluster,
+    rescue::{LOOKS, LastLook, is_gone, used},
     snapshot::Snapshot,
     wal_keep,
+    write::Writer,
 };
-use crate::providers::port::{ObjectMeta, ObjectWrite, PortError};
+use crate::providers::{
+    clock::Clock,
+    port::{ObjectMeta, ObjectWrite, PortError},
+};
 use futures::{StreamExt, stream};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
@@ -34,14 +43,15 @@ pub struct Copied {
     pub server_side: bool,
     /// Snapshots that are there now, whole.
     pub there: Vec<Id>,
-    /// What the source no longer has whole, each in a sentence: packs, and the snapshots that need them, which are not
-    /// there for it. All the rest is.
+    /// What the source no longer has whole, or the place to copy to, each in a sentence: packs, and the snapshots that need
+    /// them, which are not there for it. All the rest is.
     pub damaged: Vec<String>,
 }
 
-/// What a snapshot needs.
+/// What a snapshot needs of the packs of the source, beside what is at the place to copy to already.
 struct Needs<'a> {
     id: &'a Id,
+    snapshot: &'a Snapshot,
     packs: BTreeSet<Id>,
 }
 
@@ -52,50 +62,137 @@ pub async fn copy(
     place: &str,
     snapshots: &[(Id, Snapshot)],
     progress: Arc<Progress>,
-    now: jiff::Timestamp,
+    clock: &dyn Clock,
 ) -> Result<Copied> {
-    let target = prepare(repository, to.clone(), place).await?;
+    let target = Arc::new(prepare(repository, to.clone(), place).await?);
+    // Marks before packs, as for every writer: nothing is taken from a pack that is marked there.
+    let marked = marks::packs(&marks::load(&target).await?.whole, None);
+    let held = Index::without(&target.present().await?.packs.whole, &marked);
     let packs = repository.present().await?.packs.whole;
     let index = Index::of(&packs);
     let mut done = Copied { server_side: same_provider(repository, &*to).await, ..Copied::default() };
     let mut whole = Vec::new();
     for (id, snapshot) in snapshots {
-        match needs(repository, &index, snapshot).await {
-            Ok(packs) => whole.push(Needs { id, packs }),
-            Err(error) if of_the_source(&error) => done.damaged.push(format!("snapshot {} is not copied: {error}", id.short())),
+        match needs(repository, &index, &held, snapshot).await {
+            Ok(packs) => whole.push(Needs { id, snapshot, packs }),
+            Err(error) if of_the_source(&error) => done.damaged.push(not_copied(id, &error)),
             Err(error) => return Err(error),
         }
     }
     let mut wanted: BTreeSet<Id> = whole.iter().flat_map(|needs| needs.packs.iter().copied()).collect();
-    let old = marks::packs(&marks::load(&target).await?.whole, Some(now));
-    if let Some(marked) = wanted.iter().find(|pack| old.contains(pack)) {
-        return Err(RepositoryError::Refused(format!(
-            "{place} is about to delete {}: prune it first (muster backup prune --repo {place}), then copy again",
-            marked.key(PACKS)
-        )));
-    }
     let lost = carry(repository, &target, &*to, &wanted, &progress, &mut done).await?;
     wanted.retain(|pack| !lost.contains_key(pack));
     done.damaged.extend(lost.values().cloned());
     write_index(&target, &*to, &packs, &wanted).await?;
     (done.wal, done.wal_bytes) = wal_keep::copy(repository, &target, &*to, snapshots).await?;
-    // A snapshot is written last, and only where all that it needs is: so what is there is whole.
-    for Needs { id, packs } in whole {
-        if let Some(pack) = packs.iter().find(|pack| lost.contains_key(pack)) {
-            done.damaged.push(format!("snapshot {} is not copied: it needs {}", id.short(), pack.key(PACKS)));
-            continue;
+    whole.retain(|needs| match needs.packs.iter().find(|pack| lost.contains_key(pack)) {
+        Some(pack) => {
+            done.damaged.push(not_copied(needs.id, &format!("it needs {}", pack.key(PACKS))));
+            false
         }
-        let key = id.key(SNAPSHOTS);
-        if to.head(&key).await.map_err(RepositoryError::store(&key))?.is_none() {
-            put(&*to, &key, repository.read(&key).await?.into()).await?;
-            done.snapshots += 1;
-        }
-        done.there.push(*id);
-    }
+        None => true,
+    });
+    let carried = packs.iter().filter(|entry| wanted.contains(&entry.pack)).map(|entry| (entry.pack, entry.size));
+    let relied: Vec<(Id, u64)> = held.packs().copied().chain(carried).collect();
+    let writer = Arc::new(Writer::new(target, to, Arc::default()));
+    commit(repository, &writer, &relied, whole, clock, &mut done).await?;
+    done.there.sort_by_key(|there| snapshots.iter().position(|(id, _)| id == there));
     Ok(done)
 }
 
-/// Carries over the packs that are not there yet. Answers those that the source no longer has whole, and why.
+fn not_copied(id: &Id, why: &dyn std::fmt::Display) -> String {
+    format!("snapshot {} is not copied: {why}", id.short())
+}
+
+/// A snapshot is written last, and only where all that it needs is: so what is there is whole.
+async fn commit(
+    repository: &Repository,
+    writer: &Arc<Writer>,
+    relied: &[(Id, u64)],
+    whole: Vec<Needs<'_>>,
+    clock: &dyn Clock,
+    done: &mut Copied,
+) -> Result<()> {
+    let target = &writer.repository;
+    let there = target.list(SNAPSHOTS).await?;
+    let there: BTreeMap<&str, u64> = there.iter().map(|meta| (meta.key.as_str(), meta.size)).collect();
+    let mut ready = Vec::new();
+    for needs in whole {
+        let key = needs.id.key(SNAPSHOTS);
+        let bytes = repository.read(&key).await?;
+        match there.get(key.as_str()) {
+            Some(size) if *size == bytes.len() as u64 => done.there.push(*needs.id),
+            Some(size) => done.damaged.push(cut_short(&target.place, &key, *size, bytes.len() as u64)),
+            // It has been opened before: that it is another by now is nothing to go on from.
+            None if Id::of(&bytes) != *needs.id => return Err(RepositoryError::damaged(key, "it changed while it was copied")),
+            None => match lacks_its_log(repository, target, needs.snapshot, clock).await? {
+                Some(why) => done.damaged.push(not_copied(needs.id, &why)),
+                None => ready.push((needs, bytes)),
+            },
+        }
+    }
+    let gone = last_look(writer, relied, &ready, clock).await?;
+    for (Needs { id, .. }, bytes) in ready {
+        if let Some(why) = gone.get(id) {
+            let why = format!("a prune of {} has deleted what it needs meanwhile ({why}); copy again", target.place);
+            done.damaged.push(not_copied(id, &why));
+            continue;
+        }
+        put(&*writer.store, &id.key(SNAPSHOTS), bytes.into()).await?;
+        done.snapshots += 1;
+        done.there.push(*id);
+    }
+    Ok(())
+}
+
+/// What these snapshots use of packs there that may soon be deleted is stored anew there. Gives those of which something is
+/// deleted already, and what.
+async fn last_look(
+    writer: &Arc<Writer>,
+    relied: &[(Id, u64)],
+    ready: &[(Needs<'_>, Vec<u8>)],
+    clock: &dyn Clock,
+) -> Result<BTreeMap<Id, String>> {
+    let mut gone = BTreeMap::new();
+    for _ in 0..LOOKS {
+        let relied = relied.iter().copied().chain(writer.packs());
+        let Some(look) = LastLook::take(&writer.repository, relied, clock.now()).await? else { return Ok(BTreeMap::new()) };
+        gone.clear();
+        let mut stored = false;
+        for (Needs { id, snapshot, .. }, _) in ready {
+            match look.store_anew(writer, &snapshot.list).await {
+                Ok(some) => stored |= some,
+                Err(error) if is_gone(&error) => drop(gone.insert(**id, error.to_string())),
+                Err(error) => return Err(error),
+            }
+        }
+        if !stored {
+            return Ok(gone);
+        }
+    }
+    Err(RepositoryError::Refused(format!(
+        "no snapshot is copied: prunes of {} mark what they need as fast as it is stored anew; give prune there a longer --grace, and \
+         copy again",
+        writer.repository.place
+    )))
+}
+
+/// Why a base backup would not restore there for want of its log, though it does here.
+async fn lacks_its_log(repository: &Repository, target: &Repository, snapshot: &Snapshot, clock: &dyn Clock) -> Result<Option<String>> {
+    let Some(cluster) = Cluster::of(snapshot) else { return Ok(None) };
+    let Some(why) = wal_keep::lacks(target, &cluster, clock.now()).await? else { return Ok(None) };
+    if wal_keep::lacks(repository, &cluster, clock.now()).await?.is_some() {
+        return Ok(None);
+    }
+    let place = &target.place;
+    Ok(Some(format!("at {place}, {why}: prune it first (muster backup prune --repo {place}), then copy again")))
+}
+
+fn cut_short(place: &str, key: &str, there: u64, here: u64) -> String {
+    format!("{key} has {there} bytes at {place}, and {here} at the source: delete it there, and copy again")
+}
+
+/// Carries over the packs that are not there yet. Answers those that are whole in neither place, and why.
 async fn carry(
     repository: &Repository,
     target: &Repository,
@@ -104,15 +201,20 @@ async fn carry(
     progress: &Progress,
     done: &mut Copied,
 ) -> Result<BTreeMap<Id, String>> {
-    let there = target.list(PACKS).await?;
-    let there: HashSet<Id> = there.iter().filter_map(|meta| Id::in_key(&meta.key, PACKS)).collect();
+    let there = target.sizes().await?;
     let here = repository.list(PACKS).await?;
     let here: BTreeMap<Id, ObjectMeta> = here.into_iter().filter_map(|meta| Some((Id::in_key(&meta.key, PACKS)?, meta))).collect();
     let (mut missing, mut lost) = (Vec::new(), BTreeMap::new());
-    for pack in wanted.iter().filter(|pack| !there.contains(pack)) {
-        match here.get(pack) {
-            Some(meta) => missing.push(meta.clone()),
-            None => drop(lost.insert(*pack, format!("{} is missing at the source", pack.key(PACKS)))),
+    for pack in wanted {
+        let key = pack.key(PACKS);
+        match (there.get(pack), here.get(pack)) {
+            (Some(size), Some(meta)) if *size == meta.size => {}
+            // Nothing is written over.
+            (Some(size), Some(meta)) => drop(lost.insert(*pack, cut_short(&target.place, &key, *size, meta.size))),
+            (None, Some(meta)) => missing.push(meta.clone()),
+            (None, None) => drop(lost.insert(*pack, format!("{key} is missing at the source"))),
+            // Whether it is whole the last look sees.
+            (Some(_), None) => {}
         }
     }
     progress.total_bytes.store(missing.iter().map(|meta| meta.size).sum(), Relaxed);
@@ -133,9 +235,13 @@ async fn carry(
     Ok(lost)
 }
 
-async fn needs(repository: &Repository, index: &Index, snapshot: &Snapshot) -> Result<BTreeSet<Id>> {
+/// The packs of the source that have what is not held there.
+async fn needs(repository: &Repository, index: &Index, held: &Index, snapshot: &Snapshot) -> Result<BTreeSet<Id>> {
     let mut packs = BTreeSet::new();
     for chunk in used(repository, index, &snapshot.list).await? {
+        if held.contains(&chunk) {
+            continue;
+        }
         packs.insert(index.find(&chunk).ok_or(RepositoryError::NoChunk { chunk })?.0);
     }
     Ok(packs)
@@ -236,8 +342,5 @@ async fn pack(repository: &Repository, to: &dyn ObjectWrite, meta: &ObjectMeta, 
 async fn write_index(target: &Repository, to: &dyn ObjectWrite, packs: &[PackEntry], wanted: &BTreeSet<Id>) -> Result<()> {
     let named = Index::of(&target.packs().await?.whole);
     let new: Vec<PackEntry> = packs.iter().filter(|entry| wanted.contains(&entry.pack) && !named.has_pack(&entry.pack)).cloned().collect();
-    if !new.is_empty() {
-        put_sealed(to, &target.keyring, Kind::Index, &index::encode(&new)).await?;
-    }
-    Ok(())
+    put_index(to, &target.keyring, &new).await.map(drop)
 }

@@ -12,11 +12,11 @@ use super::{
     open::Repository,
     pages::{self, PageCheck},
     progress::Progress,
-    rescue::rescue,
+    rescue::secure,
     seal::Kind,
     snapshot::{Snapshot, Source as Origin, Stats},
     source::{Body, Item, Parent, Reading, Source, Unreadable},
-    write::{Buffer, Buffers, Filler, Job, Jobs, Slot, Writer, queue, work},
+    write::{Buffer, Buffers, Filler, Job, Jobs, Slot, Suspect, Writer, queue, work},
 };
 use crate::providers::{clock::Clock, port::ObjectWrite};
 use std::{
@@ -75,6 +75,8 @@ pub struct Base {
     all: Arc<Index>,
     /// If packs are missing: what is not. What they held is read anew.
     whole: Option<Arc<Index>>,
+    /// What was found damaged meanwhile.
+    suspect: Suspect,
     began: jiff::Timestamp,
 }
 
@@ -82,14 +84,15 @@ impl Base {
     /// `parent`: the snapshot to compare with.
     pub async fn load(repository: &Repository, parent: Option<(Id, Snapshot)>, clock: &dyn Clock) -> Result<Self> {
         let began = clock.now();
+        // Marks before packs: with those of a mark that is deleted in between, it is seen that they are gone.
+        let marked = marks::packs(&marks::load(repository).await?.whole, None);
         // What is damaged in the index or missing is as if it were not held: it is stored anew.
         let present = repository.present().await?;
         let packs = present.packs.whole;
         let whole = if present.gone.is_empty() { None } else { Some(Arc::new(Index::of(&packs))) };
-        let marked = marks::packs(&marks::load(repository).await?.whole, None);
         let all = Arc::new(Index::of(&packs));
         let held = if marked.is_empty() { all.clone() } else { Arc::new(Index::without(&packs, &marked)) };
-        Ok(Self { parent, held, all, whole, began })
+        Ok(Self { parent, held, all, whole, suspect: Suspect::default(), began })
     }
 
     /// The parent's entries, for the source.
@@ -97,7 +100,14 @@ impl Base {
     pub fn entries(&self, repository: &Arc<Repository>) -> Parent {
         let Some((_, snapshot)) = &self.parent else { return Parent::none() };
         let (repository, index, handle) = (repository.clone(), self.all.clone(), Handle::current());
-        let fetch = move |chunk: &Id| handle.block_on(repository.chunk(&index, chunk));
+        let suspect = self.suspect.clone();
+        let fetch = move |chunk: &Id| {
+            let content = handle.block_on(repository.chunk(&index, chunk));
+            if matches!(content, Err(RepositoryError::Damaged { .. })) {
+                suspect.add(*chunk);
+            }
+            content
+        };
         let parent = Parent::new(snapshot.list.clone(), snapshot.time, Box::new(fetch));
         match &self.whole {
             Some(whole) => parent.but_for_what_is_lost(whole.clone()),
@@ -134,7 +144,10 @@ pub async fn create_then(
     end: impl Future<Output = Result<Ended>>,
 ) -> Result<Created> {
     let started = clock.monotonic();
-    let writer = Arc::new(Writer::new(repository.clone(), store, base.held));
+    // What lies in marked packs is relied on too, by way of the parent.
+    let relied: Vec<(Id, u64)> = base.all.packs().copied().collect();
+    drop(base.all);
+    let writer = Arc::new(Writer::new(repository.clone(), store, base.held).without(base.suspect));
     let (threads, watch) = (writer.clone(), progress.clone());
     let read = tokio::task::spawn_blocking(move || read_all(&threads, source, &watch));
     let read = read.await.map_err(|e| RepositoryError::Interrupted(e.to_string()))?;
@@ -151,7 +164,7 @@ pub async fn create_then(
         return Err(stopped());
     }
     let Ended { origin, corrupt } = end.await?;
-    rescue(writer.clone(), &list, clock.now()).await?;
+    secure(&writer, &relied, &list, &*clock).await?;
     let written = writer.written();
     (stats.bytes_new, stats.chunks_new, stats.bytes_stored) = (written.new_bytes, written.new_chunks, written.stored);
     stats.unreadable = unreadable.len() as u64;

@@ -2,7 +2,8 @@
 //!
 //! An index object has the directories of packs: a number of packs, then for each its id (32 bytes), its size (a
 //! number) and its directory, as in the pack itself. A backup writes one when its packs are safely stored. Several may
-//! name the same pack. In memory a chunk takes 48 bytes and the share of the table that is empty: between 60 and 110
+//! name the same pack, and no object is longer than stores take in one piece: what is to be named is divided among as
+//! many as it takes ([`parts`]). In memory a chunk takes 48 bytes and the share of the table that is empty: between 60 and 110
 //! bytes, so for chunks of 1 MiB less than 110 MiB for each TiB of content.
 
 use super::{
@@ -15,6 +16,14 @@ use std::{
     collections::{HashMap, HashSet},
     hash::{BuildHasherDefault, Hasher},
 };
+
+/// The plain form of an index object has at most so many bytes, unless a single pack takes more (one of chunks of a few
+/// bytes each: up to 32 MiB). It does not compress, and a store may take no more than 64 MiB in one piece. Small in tests,
+/// so that little makes several.
+const MOST: usize = if cfg!(test) { 400 } else { 16 << 20 };
+/// What a pack takes in it at most, beside its pieces, and what each of these takes: numbers below 2^32 have five bytes.
+const OF_PACK: usize = 32 + 10 + 5;
+const OF_PIECE: usize = 32 + 5 + 5;
 
 /// One pack and what is in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +43,24 @@ pub fn encode(packs: &[PackEntry]) -> Vec<u8> {
         put_directory(&mut out, &entry.pieces);
     }
     out
+}
+
+/// These packs, divided into what each index object names. Without packs there is nothing to be named.
+#[must_use]
+pub fn parts(packs: &[PackEntry]) -> Vec<&[PackEntry]> {
+    let (mut parts, mut begin, mut length) = (Vec::new(), 0, 0);
+    for (at, entry) in packs.iter().enumerate() {
+        let takes = OF_PACK + OF_PIECE * entry.pieces.len();
+        if at > begin && length + takes > MOST {
+            parts.push(&packs[begin..at]);
+            (begin, length) = (at, 0);
+        }
+        length += takes;
+    }
+    if begin < packs.len() {
+        parts.push(&packs[begin..]);
+    }
+    parts
 }
 
 pub fn decode(id: &Id, bytes: &[u8]) -> Result<Vec<PackEntry>> {
@@ -161,6 +188,21 @@ mod tests {
     fn what_is_written_is_read() {
         let packs = vec![entry(1, &[10, 11, 12]), entry(2, &[]), entry(3, &[13])];
         assert_eq!(read(&encode(&packs)), Ok(packs));
+    }
+
+    #[test]
+    fn no_object_is_too_long_and_nothing_is_left_out() {
+        let packs: Vec<PackEntry> = (0..40).map(|n| entry(n, &(0..n % 5).collect::<Vec<u8>>())).collect();
+        let divided = parts(&packs);
+        assert!(divided.len() > 5 && divided.iter().all(|part| encode(part).len() <= MOST), "{}", divided.len());
+        assert_eq!(divided.concat(), packs);
+        // No two that follow each other would have fitted into one.
+        let takes = |part: &[PackEntry]| part.iter().map(|e| OF_PACK + OF_PIECE * e.pieces.len()).sum::<usize>();
+        assert!(divided.windows(2).all(|two| takes(two[0]) + takes(&two[1][..1]) > MOST));
+        // A pack that alone is too long stands alone; no packs take no object.
+        let long = [entry(1, &[1]), entry(2, &(0..20).collect::<Vec<u8>>()), entry(3, &[2])];
+        assert_eq!(parts(&long).iter().map(|part| part.len()).collect::<Vec<_>>(), [1, 1, 1]);
+        assert!(parts(&[]).is_empty());
     }
 
     #[test]

@@ -1,5 +1,9 @@
 //! Object Lock: what a snapshot needs is retained until a given instant, so that nobody, not even with the bucket's
 //! credentials, deletes it before. Packs that older snapshots wrote are renewed; retention is never shortened.
+//!
+//! Of a database that is the log from the start of the base backup to its stop, without which it is nothing, and the
+//! histories of timelines. What comes after the stop is written by others, later, and is retained by whatever the bucket
+//! does by default.
 
 use super::{
     RepositoryError, Result,
@@ -39,8 +43,10 @@ pub async fn lock(
         // Without its log a base backup is nothing.
         let line = wal_line::look(repository, &cluster.system, cluster.segment_size).await?;
         let reach = line.reach(&cluster.base, cluster.base.timeline, Some(cluster.base.stop));
-        let whole = reach.needed.iter().map(|segment| WalName::File(SegmentName::Whole(*segment)));
-        keys.extend(whole.map(|name| wal_name::key(&cluster.system, &name)));
+        let histories = line.histories.keys().map(|timeline| WalName::File(SegmentName::History(*timeline)));
+        // The last segment may have come in pieces: a standby does not fill it up.
+        let names = line.objects(&reach.needed).into_iter().chain(histories);
+        keys.extend(names.map(|name| wal_name::key(&cluster.system, &name)));
     }
     for folder in [KEYS, INDEX] {
         keys.extend(repository.list(folder).await?.into_iter().map(|meta| meta.key));

@@ -4,12 +4,14 @@
 //! use a marked pack, by way of its parent or since it looked before the mark was made. The rule that makes this safe
 //! without a lock:
 //! - who writes takes nothing from a marked pack that it knows of, but stores it anew;
-//! - who commits a snapshot looks at the marks once more. What it uses of a pack whose mark is older than half the
-//!   grace it stores anew before it commits;
+//! - who commits a snapshot looks at the marks once more, and then whether every pack is there that it relies on, those that
+//!   it has written itself included. What it uses of a pack whose mark is older than half the grace it stores anew before it
+//!   commits; if some of it is gone, it commits nothing;
 //! - who deletes a pack looks at all snapshots when the mark is older than the grace, and keeps the pack if one of them
 //!   uses it.
 //!
-//! So a snapshot that relies on a marked pack was there half a grace before anybody deletes it. Ages are those of the
+//! So a snapshot that relies on a marked pack was there half a grace before anybody deletes it, however long it took to make.
+//! Marks are always looked at before packs: whoever deletes deletes the packs first. Ages are those of the
 //! store's clock; half a grace (twelve hours, if nobody says otherwise) is what clocks may differ by.
 
 use super::{
@@ -45,6 +47,11 @@ impl Mark {
     pub fn age_s(&self, now: jiff::Timestamp) -> u64 {
         u64::try_from(now.as_second() - self.made.as_second()).unwrap_or(0)
     }
+    /// Nobody who commits a snapshot relies on what it names any more.
+    #[must_use]
+    pub fn is_half_over(&self, now: jiff::Timestamp) -> bool {
+        self.age_s(now) >= self.marked.grace_s / 2
+    }
 }
 
 pub async fn load(repository: &Repository) -> Result<Found<Vec<Mark>>> {
@@ -69,6 +76,6 @@ pub async fn load(repository: &Repository) -> Result<Found<Vec<Mark>>> {
 /// The packs of all marks, or of those that are older than half their grace.
 #[must_use]
 pub fn packs(marks: &[Mark], old_at: Option<jiff::Timestamp>) -> HashSet<Id> {
-    let counts = |mark: &&Mark| old_at.is_none_or(|now| mark.age_s(now) >= mark.marked.grace_s / 2);
+    let counts = |mark: &&Mark| old_at.is_none_or(|now| mark.is_half_over(now));
     marks.iter().filter(counts).flat_map(|mark| mark.marked.packs.iter().copied()).collect()
 }

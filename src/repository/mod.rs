@@ -39,6 +39,8 @@ pub mod progress;
 pub mod proof;
 pub mod prune;
 pub mod prune_plan;
+#[cfg(test)]
+mod race_tests;
 pub mod recovery;
 pub mod rekey;
 pub mod rescue;

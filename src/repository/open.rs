@@ -219,16 +219,42 @@ impl Repository {
         pack::open_directory(&self.keyring, pack, &header, &end, size)
     }
 
-    /// The content of one chunk, by one request for its header and one for itself.
+    /// The content of one chunk, by one request for its header and one for itself. Where it is damaged, another pack may have
+    /// it whole: a backup that found it so has stored it anew.
     pub async fn chunk(&self, index: &Index, chunk: &Id) -> Result<Vec<u8>> {
+        match self.first_copy(index, chunk).await {
+            Err(error @ RepositoryError::Damaged { .. }) => self.other_copy(index, chunk).await?.ok_or(error),
+            other => other,
+        }
+    }
+
+    /// The same, and that it is damaged is told even where another pack has it whole.
+    pub(super) async fn first_copy(&self, index: &Index, chunk: &Id) -> Result<Vec<u8>> {
         let (pack, piece) = index.find(chunk).ok_or(RepositoryError::NoChunk { chunk: *chunk })?;
+        self.chunk_in(&pack, &piece).await
+    }
+
+    async fn other_copy(&self, index: &Index, chunk: &Id) -> Result<Option<Vec<u8>>> {
+        let (packs, damaged) = (self.packs().await?.whole, index.find(chunk).map(|(pack, _)| pack));
+        for entry in packs.iter().filter(|entry| Some(entry.pack) != damaged) {
+            let Some(piece) = entry.pieces.iter().find(|piece| piece.chunk == *chunk) else { continue };
+            match self.chunk_in(&entry.pack, piece).await {
+                Ok(content) => return Ok(Some(content)),
+                Err(RepositoryError::Damaged { .. } | RepositoryError::Missing { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    async fn chunk_in(&self, pack: &Id, piece: &Piece) -> Result<Vec<u8>> {
         let key = pack.key(PACKS);
         let header = self.range(&key, 0, HEADER as u64).await?;
         let mut sealed = self.range(&key, u64::from(piece.offset), u64::from(piece.stored)).await?;
-        let damaged = |why| RepositoryError::damaged(format!("chunk {} in {key}", chunk.short()), why);
+        let damaged = |why| RepositoryError::damaged(format!("chunk {} in {key}", piece.chunk.short()), why);
         let object = seal::unlock(&self.keyring, Kind::Pack, &header).map_err(damaged)?;
         let mut opener = pack::Opener::default();
-        opener.open(&self.keyring, &object, &piece, &mut sealed).map_err(damaged)?;
+        opener.open(&self.keyring, &object, piece, &mut sealed).map_err(damaged)?;
         Ok(opener.content)
     }
 
@@ -326,10 +352,25 @@ pub async fn put(store: &dyn ObjectWrite, key: &str, body: Bytes) -> Result<()> 
 
 /// Writes a sealed object of one segment; gives its name and size.
 pub async fn put_sealed(store: &dyn ObjectWrite, keyring: &Keyring, kind: Kind, plain: &[u8]) -> Result<(Id, u64)> {
+    if plain.len() > pack::MOST_PLAIN {
+        let (folder, length) = (kind.folder(), plain.len());
+        return Err(RepositoryError::Refused(format!("an object of {folder} would have {length} bytes, which nobody could read again")));
+    }
     let (id, stored) = seal::whole(keyring, kind, &super::pack::squeeze(plain))?;
     let size = stored.len() as u64;
     put(store, &id.key(kind.folder()), stored.into()).await?;
     Ok((id, size))
+}
+
+/// Writes what names these packs: as many index objects as it takes. Gives their names, and their size in all.
+pub async fn put_index(store: &dyn ObjectWrite, keyring: &Keyring, packs: &[PackEntry]) -> Result<(Vec<Id>, u64)> {
+    let (mut ids, mut size) = (Vec::new(), 0);
+    for part in index::parts(packs) {
+        let (id, stored) = put_sealed(store, keyring, Kind::Index, &index::encode(part)).await?;
+        ids.push(id);
+        size += stored;
+    }
+    Ok((ids, size))
 }
 
 /// Does it until it succeeds or is refused, a few times at most.

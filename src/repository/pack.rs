@@ -189,5 +189,5 @@ pub fn expand(stored: &[u8]) -> std::result::Result<Vec<u8>, Malformed> {
     Ok(plain)
 }
 
-/// No index, snapshot or list of marks is longer.
-const MOST_PLAIN: usize = 1 << 30;
+/// No index, snapshot or list of marks is longer: what is, is neither written nor read.
+pub const MOST_PLAIN: usize = 1 << 30;

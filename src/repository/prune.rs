@@ -7,14 +7,14 @@
 
 use super::{
     RepositoryError, Result,
-    index::{self, ById, Ids, Index, PackEntry},
+    index::{ById, Ids, Index, PackEntry},
     marks::{self, Marked},
     names::{INDEX, Id, MARKS, PACKS, SNAPSHOTS},
-    open::{AT_ONCE, Repository, put_sealed, retried},
+    open::{AT_ONCE, Repository, put_index, put_sealed, retried},
     pack::Opener,
     progress::Progress,
     prune_plan::{Facts, Plan, plan},
-    rescue::used,
+    rescue::used_strictly,
     seal::{self, Kind},
     wal_keep::{self, WalPlan},
     write::{Filler, Writer},
@@ -70,11 +70,13 @@ pub async fn look(repository: &Repository, now: jiff::Timestamp) -> Result<Look>
     let mut packs = merge(packs.whole, repository.packs().await?.whole);
     // A pack that is missing is no other copy of what it held.
     let sizes = repository.sizes().await?;
+    let named = packs.len();
     packs.retain(|entry| sizes.get(&entry.pack) == Some(&entry.size));
+    let gone = packs.len() < named;
     let index = Index::of(&packs);
     let mut needed = Ids::default();
     for (_, snapshot) in &snapshots.whole {
-        needed.extend(used(repository, &index, &snapshot.list).await?);
+        needed.extend(used_strictly(repository, &index, &snapshot.list).await?);
     }
     if let Some(chunk) = needed.iter().find(|chunk| !index.contains(chunk)) {
         whole(vec![RepositoryError::NoChunk { chunk: *chunk }])?;
@@ -82,12 +84,12 @@ pub async fn look(repository: &Repository, now: jiff::Timestamp) -> Result<Look>
     let strays = sizes.iter().map(|(pack, size)| (*pack, *size));
     let mut strays: Vec<(Id, u64)> = strays.filter(|(pack, _)| packs.binary_search_by_key(pack, |entry| entry.pack).is_err()).collect();
     strays.sort_unstable();
-    let facts = Facts { packs: &packs, strays: &strays, used: &needed, marks: &marks.whole, now, indexes: indexes.len() };
+    let facts = Facts { packs: &packs, strays: &strays, used: &needed, marks: &marks.whole, now, indexes: indexes.len(), gone };
     let mut plan = plan(&facts);
     let wal = wal_keep::look(repository, &snapshots.whole, &marks.whole, now).await?;
     let retained = retained(repository, &plan.delete, &sizes, now).await?;
     if !retained.is_empty() {
-        plan.keep(&retained, &marks.whole, indexes.len());
+        plan.keep(&retained, &marks.whole);
     }
     Ok(Look { plan, wal, packs, used: needed, indexes })
 }
@@ -170,8 +172,9 @@ pub async fn prune(
     if plan.fold_index {
         let gone: HashSet<Id> = plan.delete.iter().copied().collect();
         packs.retain(|entry| !gone.contains(&entry.pack));
-        let (folded, _) = put_sealed(&*store, &repository.keyring, Kind::Index, &index::encode(&packs)).await?;
-        for old in indexes.iter().filter(|old| **old != folded) {
+        // All that is new is there before any of the old goes.
+        let (folded, _) = put_index(&*store, &repository.keyring, &packs).await?;
+        for old in indexes.iter().filter(|old| !folded.contains(old)) {
             delete(&*store, &old.key(INDEX)).await?;
         }
     }

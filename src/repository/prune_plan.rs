@@ -1,7 +1,7 @@
 //! What a prune does, decided from what there is: pure, so that every rule can be tested without a store.
 
 use super::{
-    index::{ById, Ids, PackEntry},
+    index::{self, ById, Ids, PackEntry},
     marks::Mark,
     names::Id,
 };
@@ -12,8 +12,8 @@ const TOLERATED: u64 = 5;
 /// Packs below this size are put together once there are so many of them; what is unused in them counts as everywhere.
 const SMALL: u64 = super::pack::ENOUGH as u64 / 4;
 const MANY_SMALL: usize = 8;
-/// The index is put together once it has more parts.
-const MANY_INDEXES: usize = 16;
+/// The index is put together once it has so many parts more than it must have.
+const MANY_INDEXES: usize = 15;
 
 /// What there is.
 pub struct Facts<'a> {
@@ -27,6 +27,8 @@ pub struct Facts<'a> {
     pub now: jiff::Timestamp,
     /// How many index objects there are.
     pub indexes: usize,
+    /// They name packs that are gone, of which nobody needs anything.
+    pub gone: bool,
 }
 
 /// What is to be done, in this order.
@@ -40,8 +42,10 @@ pub struct Plan {
     pub delete: Vec<Id>,
     /// Marks of which nothing is left to do.
     pub settled: Vec<Id>,
-    /// The index is written anew, as one.
+    /// The index is written anew, in as few parts as it takes.
     pub fold_index: bool,
+    /// That is due, whether or not anything is deleted.
+    fold_due: bool,
     /// Marked, and not old enough.
     pub waiting: u64,
     /// Marked long enough ago, but the store retains them: Object Lock.
@@ -55,7 +59,7 @@ pub struct Plan {
 
 impl Plan {
     /// These packs stay, since the store retains them: in the index, and under their marks, for a later run.
-    pub fn keep(&mut self, retained: &[(Id, u64, jiff::Timestamp)], marks: &[Mark], indexes: usize) {
+    pub fn keep(&mut self, retained: &[(Id, u64, jiff::Timestamp)], marks: &[Mark]) {
         let kept: HashSet<Id> = retained.iter().map(|(pack, _, _)| *pack).collect();
         self.delete.retain(|pack| !kept.contains(pack));
         self.delete_bytes -= retained.iter().map(|(_, size, _)| size).sum::<u64>().min(self.delete_bytes);
@@ -64,7 +68,7 @@ impl Plan {
         self.settled.retain(|mark| !needed.contains(mark));
         self.retained = kept.len() as u64;
         self.retained_until = retained.iter().map(|(_, _, until)| *until).max();
-        self.fold_index = !self.delete.is_empty() || indexes > MANY_INDEXES;
+        self.fold_index = !self.delete.is_empty() || self.fold_due;
     }
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -106,7 +110,8 @@ pub fn plan(facts: &Facts) -> Plan {
     }
     plan.mark.extend(&plan.repack);
     judge_marks(facts, &live, &mut plan);
-    plan.fold_index = !plan.delete.is_empty() || facts.indexes > MANY_INDEXES;
+    plan.fold_due = facts.gone || facts.indexes > MANY_INDEXES + index::parts(facts.packs).len().max(1);
+    plan.fold_index = !plan.delete.is_empty() || plan.fold_due;
     plan
 }
 
@@ -191,7 +196,7 @@ mod tests {
     fn decide(packs: &[PackEntry], used: &[u8], marks: &[Mark]) -> Plan {
         let used = used.iter().map(|c| Id([*c; 32])).collect();
         let now = jiff::Timestamp::from_second(1000).unwrap();
-        plan(&Facts { packs, strays: &[], used: &used, marks, now, indexes: 1 })
+        plan(&Facts { packs, strays: &[], used: &used, marks, now, indexes: 1, gone: false })
     }
     /// However few there are.
     #[test]
@@ -233,11 +238,26 @@ mod tests {
         let marks = [mark(50, &[1, 2], 0), mark(51, &[3], 0)];
         let mut plan = decide(&packs, &[], &marks);
         let until = jiff::Timestamp::from_second(2000).unwrap();
-        plan.keep(&[(Id([2; 32]), u64::from(BIG), until)], &marks, 1);
+        plan.keep(&[(Id([2; 32]), u64::from(BIG), until)], &marks);
         assert_eq!((plan.delete.clone(), plan.settled.clone(), plan.retained), (ids(&[1, 3]), ids(&[51]), 1));
         assert_eq!((plan.delete_bytes, plan.retained_until, plan.fold_index), (2 * u64::from(BIG), Some(until), true));
-        plan.keep(&[(Id([1; 32]), u64::from(BIG), until), (Id([3; 32]), u64::from(BIG), until)], &marks, 1);
+        plan.keep(&[(Id([1; 32]), u64::from(BIG), until), (Id([3; 32]), u64::from(BIG), until)], &marks);
         assert_eq!((plan.delete, plan.fold_index, plan.delete_bytes), (vec![], false, 0));
+    }
+
+    #[test]
+    fn an_index_is_put_together_when_it_is_in_pieces_and_not_since_it_is_large() {
+        let packs: Vec<PackEntry> = (1..=200).map(|n| pack(n, &[(n, BIG)])).collect();
+        let used: Ids = (1..=200).map(|c| Id([c; 32])).collect();
+        let parts = index::parts(&packs).len();
+        assert!(parts > 20, "{parts}");
+        let folds = |packs: &[PackEntry], indexes, gone| {
+            let now = jiff::Timestamp::from_second(1000).unwrap();
+            plan(&Facts { packs, strays: &[], used: &used, marks: &[], now, indexes, gone }).fold_index
+        };
+        assert!(!folds(&packs, parts, false) && !folds(&packs, parts + 15, false) && folds(&packs, parts + 16, false));
+        assert!(!folds(&packs[..1], 16, false) && folds(&packs[..1], 17, false));
+        assert!(folds(&packs, parts, true), "what is gone is named no more");
     }
 
     #[test]

@@ -116,8 +116,16 @@ impl Parent {
         Ok(extents.iter().flat_map(Extent::chunks).all(|chunk| whole.contains(chunk)))
     }
 
-    /// The parent's entry for this path, unless it is lost. Paths must be asked for in ascending order.
+    /// The parent's entry for this path, unless it is lost: a parent that is damaged costs reading again, not the backup.
+    /// Paths must be asked for in ascending order.
     pub fn at(&mut self, path: &[u8]) -> Result<Option<Entry>> {
+        match self.meet(path) {
+            Err(RepositoryError::Damaged { .. } | RepositoryError::Missing { .. } | RepositoryError::NoChunk { .. }) => Ok(None),
+            other => other,
+        }
+    }
+
+    fn meet(&mut self, path: &[u8]) -> Result<Option<Entry>> {
         loop {
             while let Some(entry) = self.entries.next_if(|entry| entry.path.as_slice() <= path) {
                 if entry.path == path {
@@ -152,5 +160,25 @@ mod tests {
         let mut parent = Parent::new(ids, jiff::Timestamp::UNIX_EPOCH, Box::new(move |id| Ok(chunks[usize::from(id.0[0])].clone())));
         let found: Vec<bool> = ["a", "aa", "c", "d", "e", "f", "g"].iter().map(|p| parent.at(p.as_bytes()).unwrap().is_some()).collect();
         assert_eq!(found, [true, false, false, true, false, true, false]);
+    }
+
+    #[test]
+    fn what_is_damaged_of_the_parent_is_passed_over_and_what_the_store_refuses_is_not() {
+        let entry = |path: &str| Entry { path: path.into(), node: Node::Fifo { meta: Meta::default() } };
+        let fetch = move |id: &Id| match id.0[0] {
+            0 => Err(RepositoryError::damaged("packs/0", "a bit has flipped")),
+            1 => Err(RepositoryError::Missing { object: "packs/1".to_owned() }),
+            2 => {
+                let mut out = Vec::new();
+                entry("f").encode(&mut out);
+                Ok(out)
+            }
+            _ => Err(RepositoryError::Refused("no".to_owned())),
+        };
+        let ids = (0..4).map(|n| Id([n; 32])).collect();
+        let mut parent = Parent::new(ids, jiff::Timestamp::UNIX_EPOCH, Box::new(fetch));
+        let found: Vec<bool> = ["a", "b", "f"].iter().map(|p| parent.at(p.as_bytes()).unwrap().is_some()).collect();
+        assert_eq!(found, [false, false, true]);
+        assert!(matches!(parent.at(b"g"), Err(RepositoryError::Refused(_))));
     }
 }

@@ -218,7 +218,7 @@ async fn a_copy_killed_at_any_request_is_never_half_a_snapshot() {
     let snapshots = bench.repository.snapshots().await.unwrap().whole;
     let (repository, snapshots, bench, place) = (&bench.repository, &snapshots, &bench, other.path());
     let deaths = sweep(other.path(), |store| async move {
-        let done = copy::copy(repository, store, "there", snapshots, Arc::default(), jiff::Timestamp::UNIX_EPOCH).await;
+        let done = copy::copy(repository, store, "there", snapshots, Arc::default(), &*bench.clock).await;
         let there: Arc<dyn ObjectWrite> = Arc::new(Directory::new(place.to_owned()));
         if let Ok(copied) = Repository::open(there.clone(), "there", &unlock()).await {
             let copy = Bench { store: there, clock: bench.clock.clone(), repository: Arc::new(copied) };
@@ -236,7 +236,7 @@ async fn a_copy_killed_at_any_request_is_never_half_a_snapshot() {
 }
 
 /// A clock that is ahead of the store's.
-struct Ahead(SystemClock, Duration);
+pub(super) struct Ahead(pub SystemClock, pub Duration);
 
 #[async_trait]
 impl Clock for Ahead {
@@ -257,7 +257,7 @@ impl Clock for Ahead {
     }
 }
 
-const HOUR: Duration = Duration::from_hours(1);
+pub(super) const HOUR: Duration = Duration::from_hours(1);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_that_relied_on_what_is_to_be_deleted_stores_it_anew() {

@@ -209,12 +209,7 @@ impl Tree {
         if self.options.reread {
             return Ok(None);
         }
-        let entry = match self.parent.at(&self.path) {
-            Ok(entry) => entry,
-            // A parent that is damaged costs reading again, not the backup.
-            Err(RepositoryError::Damaged { .. } | RepositoryError::Missing { .. } | RepositoryError::NoChunk { .. }) => None,
-            Err(why) => return Err(why),
-        };
+        let entry = self.parent.at(&self.path)?;
         let Some(Entry { node: Node::File { meta, ctime, inode, content }, .. }) = entry else { return Ok(None) };
         let lay_still = i128::from(ctime.seconds) * 1_000_000_000 + i128::from(ctime.nanos) < self.parent.began - STEP;
         let same = (content.size, meta.mtime, ctime, inode) == (seen.size, seen.mtime, seen.ctime, seen.inode);

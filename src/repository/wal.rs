@@ -215,7 +215,11 @@ pub async fn systems(repository: &Repository) -> Result<BTreeSet<String>> {
 /// Reads every one of these objects. Gives what is wrong with those that are not what was written.
 pub async fn check(repository: &Repository, listed: &[Listed]) -> Result<Vec<RepositoryError>> {
     let keys: Vec<String> = listed.iter().map(|one| wal_name::key(&one.system, &one.name)).collect();
-    let each = stream::iter(keys).map(|key| async move {
+    check_keys(repository, &keys).await
+}
+
+pub(super) async fn check_keys(repository: &Repository, keys: &[String]) -> Result<Vec<RepositoryError>> {
+    let each = stream::iter(keys.to_vec()).map(|key| async move {
         match open(repository, &key).await {
             // Gone since it was listed.
             Ok(_) | Err(RepositoryError::Missing { .. }) => Ok(None),

@@ -8,19 +8,19 @@
 
 use super::{
     RepositoryError, Result,
-    marks::Mark,
+    marks::{self, Mark},
     names::{Id, WAL},
     open::{AT_ONCE, Repository, put, retried},
     recovery::Cluster,
     snapshot::Snapshot,
     verify::{Depth, Touched, Verified},
-    wal::{self, Listed},
+    wal::{self, Listed, check_keys},
     wal_line,
     wal_name::{self, Segment, SegmentName, WalName},
 };
 use crate::providers::port::{ObjectWrite, PortError};
 use futures::{StreamExt, TryStreamExt, stream};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// What a prune does to logs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -163,6 +163,23 @@ pub async fn verify(
     Ok(())
 }
 
+/// Why a base backup does not restore: something of the log from its start to its stop is missing, or about to be deleted.
+/// That comes to be when another base backup of the cluster began later and ended sooner, by more than half a grace.
+pub async fn lacks(repository: &Repository, cluster: &Cluster, now: jiff::Timestamp) -> Result<Option<String>> {
+    let marks = marks::load(repository).await?.whole;
+    let old = marks.iter().filter(|mark| mark.is_half_over(now));
+    let old: HashSet<&str> = old.flat_map(|mark| mark.marked.wal.iter().map(String::as_str)).collect();
+    // All of it is of one timeline, so no history is asked: a damaged one of another timeline is no reason.
+    let mut line = wal_line::Line::new(cluster.segment_size);
+    wal::list(repository, &wal_name::folder(&cluster.system)).await?.iter().for_each(|one| line.add(&one.name));
+    let reach = line.reach(&cluster.base, cluster.base.timeline, Some(cluster.base.stop));
+    if let Some(first) = reach.missing.first() {
+        return Ok(Some(format!("segment {first} of its log is missing")));
+    }
+    let mut keys = line.objects(&reach.needed).into_iter().map(|name| wal_name::key(&cluster.system, &name));
+    Ok(keys.find(|key| old.contains(key.as_str())).map(|key| format!("{key} is marked, and may be deleted any time")))
+}
+
 /// The log that these snapshots need goes to another place of the same repository: each object is opened on the way, since
 /// its name does not tell whether it is whole. Gives how many were not there yet, and their bytes.
 pub async fn copy(repository: &Repository, target: &Repository, to: &dyn ObjectWrite, snapshots: &[(Id, Snapshot)]) -> Result<(u64, u64)> {
@@ -173,10 +190,22 @@ pub async fn copy(repository: &Repository, target: &Repository, to: &dyn ObjectW
     }
     let listed = wal::list(repository, WAL).await?;
     let needless: HashSet<String> = unneeded(&listed, &clusters).iter().map(|one| wal_name::key(&one.system, &one.name)).collect();
-    let there: HashSet<String> = wal::list(target, WAL).await?.iter().map(|one| wal_name::key(&one.system, &one.name)).collect();
+    let there = wal::list(target, WAL).await?;
+    let there: HashMap<String, u64> = there.iter().map(|one| (wal_name::key(&one.system, &one.name), one.size)).collect();
     let wanted = listed.iter().filter(|one| systems.contains(one.system.as_str()));
     let wanted: Vec<(String, u64)> = wanted.map(|one| (wal_name::key(&one.system, &one.name), one.size)).collect();
-    let missing: Vec<(String, u64)> = wanted.into_iter().filter(|(key, _)| !needless.contains(key) && !there.contains(key)).collect();
+    let (mut missing, mut differing) = (Vec::new(), Vec::new());
+    for (key, size) in wanted.into_iter().filter(|(key, _)| !needless.contains(key)) {
+        match there.get(&key) {
+            None => missing.push((key, size)),
+            Some(other) if *other != size => differing.push(key),
+            Some(_) => {}
+        }
+    }
+    // Of another size may be what somebody else has put there, compressed otherwise, or what is cut short.
+    if let Some(error) = check_keys(target, &differing).await?.first() {
+        return Err(RepositoryError::Refused(format!("at {}: {error}; delete it there, and copy again", target.place)));
+    }
     let total = (missing.len() as u64, missing.iter().map(|(_, size)| size).sum());
     let each = stream::iter(missing.into_iter().map(Ok::<_, RepositoryError>));
     each.try_for_each_concurrent(AT_ONCE / 4, |(key, _)| async move {

@@ -169,6 +169,20 @@ impl Line {
         (from..end).map(|number| self.on_path(path, base, number)).collect()
     }
 
+    /// The objects that hold these segments: whole, or else the pieces that there are.
+    #[must_use]
+    pub fn objects(&self, segments: &[Segment]) -> Vec<WalName> {
+        let of = |segment: &Segment| {
+            let number = segment.number(self.size);
+            let Some(have) = self.timelines.get(&segment.timeline) else { return Vec::new() };
+            if have.whole.contains(&number) {
+                return vec![WalName::File(SegmentName::Whole(*segment))];
+            }
+            have.pieces.get(&number).map(|pieces| cover(pieces)).unwrap_or_default().into_iter().map(WalName::Piece).collect()
+        };
+        segments.iter().flat_map(of).collect()
+    }
+
     /// Runs of segments that are there, of one timeline: the first and the last of each.
     #[must_use]
     pub fn runs(&self, timeline: u32) -> Vec<(u64, u64)> {
@@ -257,6 +271,21 @@ mod tests {
         assert_eq!(names(&none.reach(&base(AT, 2 * AT + 300), 1, None).missing), ["1/1", "1/2"]);
         let short = line(&["000000010000000000000001.00000000-00000100"], &[]);
         assert_eq!(names(&short.reach(&base(AT, AT + 300), 1, None).missing), ["1/1"]);
+    }
+
+    #[test]
+    fn what_holds_a_segment_is_found() {
+        let all = [
+            "000000010000000000000001",
+            "000000010000000000000001.00000000-00001000",
+            "000000010000000000000002.00000000-00001000",
+            "000000010000000000000002.00000800-00002000",
+            "000000010000000000000002.00000100-00000200",
+        ];
+        let line = line(&all, &[]);
+        let reach = line.reach(&base(AT + 40, 2 * AT + 300), 1, Some(Lsn(2 * AT + 300)));
+        let names: Vec<String> = line.objects(&reach.needed).iter().map(ToString::to_string).collect();
+        assert_eq!(names, [all[0], all[2], all[3]]);
     }
 
     #[test]

@@ -3,10 +3,18 @@
 
 use super::{
     RepositoryError,
+    marks::Marked,
+    open::put_sealed,
+    recovery::Cluster,
+    seal::Kind,
+    sweep_tests::HOUR,
     tests::{Bench, noise},
     wal::{Put, WalStore, check, list, systems},
-    wal_name::{Piece, Segment, WalName},
+    wal_keep,
+    wal_line::Base,
+    wal_name::{Piece, Segment, SegmentName, WalName},
 };
+use crate::providers::port::Lsn;
 use bytes::Bytes;
 
 const SYSTEM: &str = "7445172393480321234";
@@ -88,4 +96,67 @@ async fn pieces_give_what_there_is_of_a_segment() {
     std::fs::write(path(8_192, 20_000), b"MUSTER1W garbage").unwrap();
     assert!(matches!(wal.get_pieces(five).await, Err(RepositoryError::Damaged { .. })), "and never passed over");
     assert_eq!(wal.get_pieces(segment(6)).await.unwrap(), None, "another segment's are not its own");
+}
+
+#[tokio::test]
+async fn a_base_backup_whose_log_is_gone_or_about_to_go_is_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::new(dir.path()).await;
+    let wal = WalStore::new(bench.repository.clone(), bench.store.clone(), SYSTEM.to_owned()).unwrap();
+    let size = 16 << 20;
+    let base = Base { timeline: 1, start: Lsn(3 * u64::from(size) + 40), stop: Lsn(4 * u64::from(size) + 300) };
+    let cluster = Cluster { system: SYSTEM.to_owned(), version: 150_018, segment_size: size, base };
+    let lacks = async |later| wal_keep::lacks(&bench.repository, &cluster, bench.clock.now() + later).await.unwrap().unwrap_or_default();
+    wal.put(&SegmentName::Whole(segment(3)), content(1)).await.unwrap();
+    assert!(lacks(HOUR * 0).await.contains("000000010000000000000004 of its log is missing"));
+    // The last one in pieces, as from a standby; and a damaged history of another timeline is no matter.
+    wal.put_piece(segment(4), 0, content(2)).await.unwrap();
+    std::fs::create_dir_all(dir.path().join(format!("wal/{SYSTEM}/00000002"))).unwrap();
+    std::fs::write(dir.path().join(format!("wal/{SYSTEM}/00000002/00000002.history")), b"damaged").unwrap();
+    assert_eq!(lacks(HOUR * 0).await, "");
+    for name in [WalName::File(SegmentName::Whole(segment(3))), WalName::Piece(Piece { segment: segment(4), from: 0, to: 1 << 20 })] {
+        let marked = Marked { packs: Vec::new(), wal: vec![wal.key(&name)], grace_s: 24 * 3600 };
+        let plain = serde_json::to_vec(&marked).unwrap();
+        let (mark, _) = put_sealed(&*bench.store, &bench.repository.keyring, Kind::Marks, &plain).await.unwrap();
+        assert_eq!(lacks(HOUR * 11).await, "", "the mark is young");
+        let why = lacks(HOUR * 13).await;
+        assert!(why.contains(&wal.key(&name)) && why.contains("marked"), "{why}");
+        bench.store.delete(&mark.key(super::names::MARKS)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_is_cut_short_of_a_log_at_the_place_to_copy_to_is_told() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let bench = Bench::new(dir.path()).await;
+    let made = bench.backup(&super::tests::some_files()).await;
+    let wal = WalStore::new(bench.repository.clone(), bench.store.clone(), SYSTEM.to_owned()).unwrap();
+    wal.put(&SegmentName::Whole(segment(3)), content(1)).await.unwrap();
+    let mut snapshot = made.snapshot.clone();
+    snapshot.source = super::snapshot::Source::Postgres {
+        url: String::new(),
+        system_identifier: SYSTEM.to_owned(),
+        version: 150_018,
+        timeline: 1,
+        start: Lsn(3 * (16 << 20) + 40),
+        stop: Lsn(3 * (16 << 20) + 300),
+        wal_segment_size: 16 << 20,
+        from_standby: false,
+        tablespaces: std::collections::BTreeMap::new(),
+    };
+    let plain = serde_json::to_vec(&snapshot).unwrap();
+    put_sealed(&*bench.store, &bench.repository.keyring, Kind::Snapshot, &plain).await.unwrap();
+    let snapshots = bench.repository.snapshots().await.unwrap().whole;
+    let copied = async || {
+        let to = std::sync::Arc::new(crate::providers::directory::Directory::new(other.path().to_owned()));
+        super::copy::copy(&bench.repository, to, "there", &snapshots, std::sync::Arc::default(), &*bench.clock).await
+    };
+    assert_eq!(copied().await.unwrap().wal, 1);
+    let path = other.path().join(wal.key(&WalName::File(SegmentName::Whole(segment(3)))));
+    let whole = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    let why = copied().await.unwrap_err().to_string();
+    assert!(why.contains("delete it there") && why.contains("000000010000000000000003"), "{why}");
+    std::fs::write(&path, &whole).unwrap();
+    assert_eq!(copied().await.unwrap().there.len(), 2);
 }

@@ -8,11 +8,10 @@ use super::{
     RepositoryError, Result,
     codec::{Encoder, Hint},
     entry::Extent,
-    index,
     index::{Index, PackEntry},
     list::Sink,
     names::{Id, PACKS},
-    open::{Repository, put, put_sealed},
+    open::{Repository, put, put_index, put_sealed},
     pack::{Pack, Packer},
     pages::{self, Gather, PageCheck},
     seal::Kind,
@@ -44,12 +43,27 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Chunks that are in the index and were found damaged while others were read: they are stored anew, since a list that has
+/// not changed would be the very same chunk.
+#[derive(Clone, Default)]
+pub struct Suspect(Arc<Mutex<HashSet<Id>>>);
+
+impl Suspect {
+    pub fn add(&self, chunk: Id) {
+        lock(&self.0).insert(chunk);
+    }
+    fn has(&self, chunk: &Id) -> bool {
+        lock(&self.0).contains(chunk)
+    }
+}
+
 /// What all threads of one writing share.
 pub struct Writer {
     pub repository: Arc<Repository>,
     pub store: Arc<dyn ObjectWrite>,
     /// What is held already and may be relied on.
     held: Arc<Index>,
+    suspect: Suspect,
     fresh: Mutex<HashSet<Id>>,
     /// Changed pages of databases that wait for their chunk to be full.
     gathering: Mutex<Gather>,
@@ -64,6 +78,8 @@ pub struct Writer {
 struct Done {
     /// Stored, and not named by an index object yet.
     packs: Mutex<Vec<PackEntry>>,
+    /// All that were stored, and their sizes.
+    all: Mutex<Vec<(Id, u64)>>,
     failure: Mutex<Option<RepositoryError>>,
     failed: AtomicBool,
     new_bytes: AtomicU64,
@@ -95,6 +111,7 @@ impl Writer {
             repository,
             store,
             held,
+            suspect: Suspect::default(),
             fresh: Mutex::default(),
             gathering: Mutex::default(),
             uploads: Mutex::default(),
@@ -102,6 +119,11 @@ impl Writer {
             done: Arc::default(),
             handle: Handle::current(),
         }
+    }
+    /// What is found damaged while it writes does not count as held.
+    #[must_use]
+    pub fn without(self, suspect: Suspect) -> Self {
+        Self { suspect, ..self }
     }
     #[must_use]
     pub fn has_failed(&self) -> bool {
@@ -118,9 +140,14 @@ impl Writer {
             stored: self.done.stored.load(Relaxed),
         }
     }
+    /// The packs that it has stored so far, and their sizes.
+    #[must_use]
+    pub fn packs(&self) -> Vec<(Id, u64)> {
+        lock(&self.done.all).clone()
+    }
     /// Was it there before, and may be relied on?
     pub fn holds(&self, chunk: &Id) -> bool {
-        self.held.contains(chunk)
+        self.held.contains(chunk) && !self.suspect.has(chunk)
     }
     /// Was it there, or is it stored by now, or about to be?
     pub fn knows(&self, chunk: &Id) -> bool {
@@ -150,7 +177,7 @@ impl Writer {
     }
     /// Must the caller store this chunk? True once for each.
     fn claim(&self, chunk: &Id) -> bool {
-        !self.held.contains(chunk) && lock(&self.fresh).insert(*chunk)
+        !self.holds(chunk) && lock(&self.fresh).insert(*chunk)
     }
 
     /// Hands a full pack over to be stored. Waits while too many are on their way. From a thread of its own.
@@ -187,6 +214,7 @@ async fn store_pack(repository: Arc<Repository>, store: Arc<dyn ObjectWrite>, do
     let stored = match put(&*store, &id.key(PACKS), pack.bytes.into()).await {
         Ok(()) => {
             done.stored.fetch_add(size, Relaxed);
+            lock(&done.all).push((id, size));
             lock(&done.packs).push(PackEntry { pack: id, size, pieces });
             write_index(&repository, &*store, &done, PER_INDEX).await
         }
@@ -198,7 +226,7 @@ async fn store_pack(repository: Arc<Repository>, store: Arc<dyn ObjectWrite>, do
     drop(permit);
 }
 
-/// Writes an index object of the packs that none names yet, if there are at least so many.
+/// Has the index name the packs that it does not name yet, if there are at least so many.
 async fn write_index(repository: &Repository, store: &dyn ObjectWrite, done: &Done, at_least: usize) -> Result<()> {
     let packs = {
         let mut packs = lock(&done.packs);
@@ -207,7 +235,7 @@ async fn write_index(repository: &Repository, store: &dyn ObjectWrite, done: &Do
         }
         std::mem::take(&mut *packs)
     };
-    let (_, size) = put_sealed(store, &repository.keyring, Kind::Index, &index::encode(&packs)).await?;
+    let (_, size) = put_index(store, &repository.keyring, &packs).await?;
     done.stored.fetch_add(size, Relaxed);
     Ok(())
 }

@@ -205,6 +205,35 @@ fn what_cannot_be_read_is_named_and_the_rest_is_there() {
 }
 
 #[test]
+fn a_file_that_changes_while_it_is_read_is_named() {
+    let place = place();
+    fs::write(place.path("src/log"), vec![7; 16 << 20]).unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let (said, told) = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut log = fs::OpenOptions::new().append(true).open(place.path("src/log")).unwrap();
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                log.write_all(b"more\n").unwrap();
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let both = (backup(&place, &["create", "src"]), plain(&place, &["create", "src"]));
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        both
+    });
+    let made = said.expect(1).last();
+    assert_eq!((&made["changed"], made["unreadable"].as_array().unwrap().len()), (&serde_json::json!(["log"]), 0), "{made}");
+    let told = told.expect(1);
+    assert!(told.err.contains("log"), "{}", told.err);
+    // It is in the snapshot, marked; the next backup reads it again, and nothing is wrong any more.
+    let shown = backup(&place, &["show", "latest", "--files"]).expect(0);
+    let log = shown.lines().into_iter().find(|line| line["file"]["path"] == "log").unwrap_or_else(|| panic!("{}", shown.out));
+    assert_eq!(log["file"]["changed_while_read"], true, "{log}");
+    let again = backup(&place, &["create", "src"]).expect(0).last();
+    assert!(again["bytes_read"].as_u64().unwrap() > 16 << 20 && again["changed"] == serde_json::json!([]), "{again}");
+}
+
+#[test]
 fn standard_input_becomes_a_file() {
     let place = place();
     let mut command =

@@ -139,7 +139,7 @@ impl Depot {
             .unwrap()
     }
     pub async fn copy(&self, to: Arc<dyn ObjectWrite>, snapshots: &[(Id, Snapshot)]) -> Copied {
-        copy(&self.repository, to, "there", snapshots, Arc::default(), Timestamp::now()).await.unwrap()
+        copy(&self.repository, to, "there", snapshots, Arc::default(), &SystemClock::new()).await.unwrap()
     }
     pub async fn forget(&self, snapshots: &[Id]) {
         prune::forget(&*self.store, snapshots).await.unwrap();

@@ -15,7 +15,7 @@ use crate::service::{
 use serde_json::json;
 
 #[derive(clap::Args)]
-#[command(after_help = format!("Examples:\n  muster backup prune --repo vault --dry-run\n  muster backup prune --repo vault                       every night, after `forget`\nIt works in two phases. What no snapshot needs is marked; a run that comes when the mark is older than its grace deletes\nit, after looking again. So backups may run meanwhile, if none of them takes longer than half the grace.\nIt alone needs the right to delete: run it with credentials of its own.\n{CODES}"))]
+#[command(after_help = format!("Examples:\n  muster backup prune --repo vault --dry-run\n  muster backup prune --repo vault                       every night, after `forget`\nIt works in two phases. What no snapshot needs is marked; a run that comes when the mark is older than its grace deletes\nit, after looking again. So backups may run meanwhile. One that takes longer than half the grace\nmay find that some of its data are deleted: it makes no snapshot then, and says so.\nIt alone needs the right to delete: run it with credentials of its own.\n{CODES}"))]
 pub struct Args {
     #[command(flatten)]
     repo: RepoArgs,

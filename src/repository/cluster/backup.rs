@@ -21,8 +21,10 @@ use crate::repository::{
     open::Repository,
     pages::PAGE,
     progress::Progress,
+    recovery,
     snapshot::{Snapshot, Source},
     wal::WalStore,
+    wal_keep, wal_line,
     wal_name::SegmentName,
 };
 use std::{
@@ -183,16 +185,31 @@ pub async fn backup(
     let pump = Task::spawn(pump(files, come, start, progress.clone()));
     let log = log.receive(started, stops, clock.clone());
     let about = who.about(cluster.source(Lsn(0), Lsn(0), &Learnt::default()));
+    let (kept, now) = (repository.clone(), clock.clone());
     let end = async move {
         let stopped = pump.done().await?;
         stop.send_replace(Some(stopped.stop));
         log.done().await?;
+        has_its_log(&kept, &cluster, (stopped.start, stopped.stop), now.now()).await?;
         let learnt = std::mem::take(&mut *lock(&learnt));
         check_manifest(&learnt)?;
         let corrupt = if stopped.corrupt { corrupt_pages(&learnt) } else { Vec::new() };
         Ok(Ended { origin: cluster.source(stopped.start, stopped.stop, &learnt), corrupt })
     };
     create_then(repository, store, Box::new(source), base, about, progress, clock, end).await
+}
+
+/// All of the log that came along is still there. Of a backup that took longer than a prune waits it may not be.
+pub(super) async fn has_its_log(repository: &Repository, cluster: &Cluster, (start, stop): (Lsn, Lsn), now: jiff::Timestamp) -> Result<()> {
+    let base = wal_line::Base { timeline: cluster.timeline, start, stop };
+    let (system, version, segment_size) = (cluster.system_identifier.clone(), cluster.version, cluster.segment_size);
+    match wal_keep::lacks(repository, &recovery::Cluster { system, version, segment_size, base }, now).await? {
+        None => Ok(()),
+        Some(why) => Err(RepositoryError::Refused(format!(
+            "no snapshot was made: {why}. A prune deletes what no base backup needs once its --grace is over, and a base backup may take \
+             half of that: give prune a longer --grace, and back up again"
+        ))),
+    }
 }
 
 impl Who {

@@ -2,7 +2,7 @@
 //! they are. The session that told it must last: when it is lost, the server ends the backup, and there is none.
 
 use super::{
-    backup::{Cluster, Log, Task, Who, corrupt_pages, parent},
+    backup::{Cluster, Log, Task, Who, corrupt_pages, has_its_log, parent},
     files::{ClusterFiles, is_its_directory},
     stream::{Learnt, Shared, lock},
 };
@@ -66,10 +66,12 @@ pub async fn backup_beside(
     let source = tokio::task::spawn_blocking(move || ClusterFiles::new(&root, parents, checked, notes, end_it)).await;
     let source = source.map_err(|e| RepositoryError::Interrupted(e.to_string()))??;
     let about = who.about(cluster.source(Lsn(0), Lsn(0), &Learnt::default()));
+    let (kept, now) = (repository.clone(), clock.clone());
     let end = async move {
         let at = stopped.await.map_err(|_| RepositoryError::Interrupted("the backup was never ended on the server".to_owned()))?;
         stop.send_replace(Some(at));
         log.done().await?;
+        has_its_log(&kept, &cluster, (start, at), now.now()).await?;
         let learnt = std::mem::take(&mut *lock(&learnt));
         let corrupt = if learnt.corrupt.is_empty() { Vec::new() } else { corrupt_pages(&learnt) };
         Ok(Ended { origin: cluster.source(start, at, &learnt), corrupt })

@@ -34,7 +34,7 @@ pub struct CopyReport {
     /// The provider copied by itself.
     pub server_side: bool,
     pub duration_ms: u64,
-    /// What the source no longer has whole, and the snapshots that are not copied for it.
+    /// What the source no longer has whole, or the place that it is copied to, and the snapshots that are not copied for it.
     pub damaged: Vec<String>,
 }
 
@@ -57,7 +57,7 @@ impl Muster {
             wanted.retain(|(_, snapshot)| ask.filter.fits(snapshot));
         }
         let _heed = self.heed(watch);
-        let done = copy(&opened.repository, to, &place, &wanted, watch.progress.clone(), self.clock.now()).await;
+        let done = copy(&opened.repository, to, &place, &wanted, watch.progress.clone(), &*self.clock).await;
         let done = done.map_err(|error| watch.failed(error, GO_ON))?;
         damaged.extend(done.damaged);
         Ok(CopyReport {
