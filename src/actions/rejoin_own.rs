@@ -186,13 +186,7 @@ pub(super) async fn apply(cx: &WriteCx, intent: &OwnIntent) -> Result<Rejoined, 
 }
 
 /// Rewinds the directory, or puts a new base backup in its place.
-async fn taken_back(
-    cx: &WriteCx,
-    intent: &OwnIntent,
-    machine: &dyn MachineWrite,
-    up: &Upstream,
-    plan: Plan,
-) -> Result<Notes, ApplyError> {
+async fn taken_back(cx: &WriteCx, intent: &OwnIntent, machine: &dyn MachineWrite, up: &Upstream, plan: Plan) -> Result<Notes, ApplyError> {
     let half = |e: PortError| ApplyError::Unknown(failure(&e));
     if plan == Plan::Rewind {
         match machine.rewind(up, REWIND.min(cx.deadline)).await {
@@ -264,7 +258,10 @@ async fn keep_stranded(
         let own = machine.read(&format!("pg_wal/{:08X}.history", old.timeline)).await?;
         return match own.as_deref().and_then(begins) {
             Some(begun) if history.last().is_some_and(|theirs| *theirs != begun) => {
-                let why = format!("it is on a timeline {0} that began at {1}, and the new primary on another timeline {0}", old.timeline, begun.1);
+                let why = format!(
+                    "it is on a timeline {0} that began at {1}, and the new primary on another timeline {0}",
+                    old.timeline, begun.1
+                );
                 whole(cx, &why)
             }
             // It is of the new history already: it was a standby, or came back before.
@@ -272,7 +269,8 @@ async fn keep_stranded(
         };
     }
     let Some((_, parted)) = history.iter().find(|(timeline, _)| *timeline == old.timeline).copied() else {
-        let why = format!("timeline {}, which it is on, is not in the history of the new primary (timeline {})", old.timeline, intent.timeline);
+        let why =
+            format!("timeline {}, which it is on, is not in the history of the new primary (timeline {})", old.timeline, intent.timeline);
         return whole(cx, &why);
     };
     if old.state == "shut down" && old.checkpoint < parted {
@@ -310,7 +308,7 @@ async fn keep_stranded(
 
 /// The timeline that a history file says it left last, and where.
 fn begins(history: &str) -> Option<(u32, Lsn)> {
-    let mut words = history.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')).next_back()?.split_whitespace();
+    let mut words = history.lines().rfind(|line| !line.trim().is_empty() && !line.starts_with('#'))?.split_whitespace();
     Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
 }
 

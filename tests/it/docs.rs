@@ -227,7 +227,8 @@ fn wrong_with_row(cells: &[&str], sources: &[BTreeMap<String, String>]) -> Optio
         };
         text += &with_what_it_calls(functions, test);
     }
-    let mut heard = words.split('`').skip(1).step_by(2).flat_map(|word| word.split('…')).map(str::trim).filter(|w| !w.is_empty()).peekable();
+    let mut heard =
+        words.split('`').skip(1).step_by(2).flat_map(|word| word.split('…')).map(str::trim).filter(|w| !w.is_empty()).peekable();
     if heard.peek().is_none() {
         return Some(format!("no word says what is heard: {defect}"));
     }

@@ -203,7 +203,8 @@ fn a_server_restored_to_a_point_has_that_points_rows_and_says_where_it_is() {
     estate(&vault);
     let cluster = filled(&vault);
     vault.base_backup(&cluster);
-    let at = "SELECT pg_current_wal_insert_lsn() || ' ' || to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
+    let at =
+        "SELECT pg_current_wal_insert_lsn() || ' ' || to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
     let mut marks = Vec::new();
     for n in 1..=3 {
         cluster.sql(&format!("INSERT INTO ledger VALUES ({n})"));

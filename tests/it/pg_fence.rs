@@ -168,7 +168,10 @@ fn asking_for_passwords() -> (Yard, tempfile::TempDir) {
 }
 
 async fn refused(port: u16) -> String {
-    session(port, "app", "postgres").await.err().map(|e| e.to_string()).unwrap_or_else(|| panic!("it was let in"))
+    match session(port, "app", "postgres").await {
+        Ok(_) => panic!("it was let in"),
+        Err(why) => why.to_string(),
+    }
 }
 
 /// A moment after the server was told to read its file again.

@@ -205,7 +205,10 @@ async fn a_timeline_of_the_same_number_is_not_taken_for_the_same_history() {
     yard.east.promote();
     yard.east.sql("INSERT INTO writes (id) VALUES (7000)");
     yard.east.sql("CHECKPOINT");
-    assert_eq!(yard.fails("database.rejoin", json!({ "database": "orders", "region": "east", "primary": "west" })).await.code, "not_fenced");
+    assert_eq!(
+        yard.fails("database.rejoin", json!({ "database": "orders", "region": "east", "primary": "west" })).await.code,
+        "not_fenced"
+    );
     yard.east.shut_down();
     let out = rejoined(&yard).await;
     assert_eq!((out["how"].as_str(), out["stranded"].is_null()), (Some("copied"), true), "{out}");

@@ -69,7 +69,11 @@ impl Vault {
     pub fn archiving_as(&self, initdb: &[&str], more: &str) -> Cluster {
         let command =
             format!("{} wal archive %p --repo {} --key-file {}", env!("CARGO_BIN_EXE_muster"), self.repo.display(), self.key.display());
-        Cluster::with_initdb(&self.home, initdb, &format!("fsync=off\narchive_mode=on\narchive_command='{command}'\nmax_wal_senders=6\n{more}"))
+        Cluster::with_initdb(
+            &self.home,
+            initdb,
+            &format!("fsync=off\narchive_mode=on\narchive_command='{command}'\nmax_wal_senders=6\n{more}"),
+        )
     }
 
     /// A base backup of a server, as a snapshot of this repository; gives its identifier.
