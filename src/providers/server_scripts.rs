@@ -157,6 +157,7 @@ if [ -z "$size" ]; then echo "pg_controldata does not say how long a segment of 
 segment() { printf '%08X%08X%08X' "$1" "$((0x${2%/*}))" "$((0x${2#*/} / size))"; }
 written_after() {
   for later in "$data/pg_wal/${1%????????????????}"????????????????; do
+    if [ ! -e "$later" ]; then continue; fi
     name=${later##*/}; place=${name#????????}
     own=$(printf ' %08x %08x' "$((0x${place#????????} * size))" "$((0x${place%????????}))")
     if [ "$name" \> "$1" ] && [ "$(od -An -tx4 -j8 -N8 "$later")" = "$own" ]; then echo "$name"; fi
