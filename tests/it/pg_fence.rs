@@ -188,6 +188,16 @@ async fn west(yard: &Yard) -> ServerState {
     yard.world.sql("orders", "west").unwrap().state().await.unwrap()
 }
 
+/// The standby follows as the role that the estate names; one that came by another role would be kept out as well, as soon
+/// as it had to begin anew.
+fn follow_as_replication(yard: &Yard) {
+    let conninfo = format!("host=127.0.0.1 port={} user=repl password=r", yard.east.port);
+    yard.west.sql(&format!("ALTER SYSTEM SET primary_conninfo = '{conninfo}'"));
+    yard.west.sql("SELECT pg_reload_conf()");
+    let repl = "SELECT count(*) FROM pg_stat_replication WHERE usename = 'repl' AND state = 'streaming'";
+    until("the standby follows as that role", || yard.east.sql(repl) == "1");
+}
+
 async fn streams(yard: &Yard) {
     let end = Instant::now() + Duration::from_secs(30);
     while !west(yard).await.streaming {
@@ -242,6 +252,7 @@ async fn pg_hba_is_closed_and_put_back_byte_for_byte() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_closed_pg_hba_outlives_a_restart_of_the_primary() {
     let (yard, _secret) = asking_for_passwords();
+    follow_as_replication(&yard);
     let proof = fence(&yard, &["hba_closed"], true).await;
     yard.east.shut_down();
     yard.east.start_again();
@@ -254,6 +265,7 @@ async fn a_closed_pg_hba_outlives_a_restart_of_the_primary() {
 #[tokio::test(flavor = "multi_thread")]
 async fn roles_that_are_kept_out_stay_out_after_a_crash_of_the_primary() {
     let yard = Yard::up(REWINDABLE, json!({}));
+    follow_as_replication(&yard);
     let proof = fence(&yard, &["access_revoked"], true).await;
     yard.east.signal("KILL");
     until("the last process ends", || !living(&yard.east));
