@@ -286,7 +286,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_proof_is_void_for_another_region_database_or_epoch() {
-        for (field, value) in [("region", json!("west")), ("database", json!("other")), ("epoch", json!(3))] {
+        // Nor when it has run out.
+        let past = json!("2020-01-01T00:00:00Z");
+        for (field, value) in [("region", json!("west")), ("database", json!("other")), ("epoch", json!(3)), ("expires", past)] {
             let mut wrong = serde_json::to_value(proof()).expect("json");
             wrong[field] = value;
             let bench = Bench::new(&fenced(json!({ "database": "predictions", "region": "west", "proof": wrong })));

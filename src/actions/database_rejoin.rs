@@ -74,9 +74,13 @@ pub struct Output {
     /// How a server of one's own came back; `null` where this machine does not know, or nothing was to be done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub how: Option<How>,
-    /// What only the old primary had; absent when there was nothing.
+    /// What only the old primary had; absent when there was nothing, or when that cannot be told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stranded: Option<Stranded>,
+    /// Why it cannot be told what only the old primary had, such as a hole in its log; absent when it is known. Its
+    /// directory is then not rewound, and stays whole (`old_directory`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stranded_unknown: Option<String>,
     /// Where the old directory stays, if a new base backup took its place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub old_directory: Option<String>,
@@ -226,19 +230,20 @@ impl Action for Rejoin {
 impl PartialEq for Output {
     fn eq(&self, other: &Self) -> bool {
         let of = |o: &Self| (o.instance.clone(), o.final_snapshot.clone(), o.position, o.how, o.stranded.clone(), o.old_directory.clone());
-        of(self) == of(other)
+        of(self) == of(other) && self.stranded_unknown == other.stranded_unknown
     }
 }
 
 fn output(intent: &RdsIntent, position: Option<Lsn>) -> Output {
     let kept = !intent.nothing && intent.old_resource.is_some();
     let final_snapshot = kept.then(|| intent.final_snapshot.clone());
-    Output { instance: intent.instance.clone(), final_snapshot, position, how: None, stranded: None, old_directory: None }
+    let instance = intent.instance.clone();
+    Output { instance, final_snapshot, position, how: None, stranded: None, stranded_unknown: None, old_directory: None }
 }
 
 fn own_output(rejoined: own::Rejoined) -> Output {
-    let own::Rejoined { instance, position, how, old_directory, stranded } = rejoined;
-    Output { instance, final_snapshot: None, position, how, stranded, old_directory }
+    let own::Rejoined { instance, position, how, old_directory, stranded, unknown } = rejoined;
+    Output { instance, final_snapshot: None, position, how, stranded, stranded_unknown: unknown, old_directory }
 }
 
 fn replica_of(info: &InstanceInfo, intent: &RdsIntent) -> bool {

@@ -6,7 +6,9 @@
 //! beside it; `pg_rewind`; its configuration back, and a standby's on top; a slot on the new primary; started. A server
 //! that stopped in order before the other was promoted has nothing beyond that point, and is only started. Where it
 //! cannot be rewound (no checksums and no `wal_log_hints`, a log with holes, an unrelated history) a new base backup
-//! takes its place, and the old directory stays beside it: nothing is ever deleted.
+//! takes its place, and the old directory stays beside it: nothing is ever deleted. Where nobody can tell what it
+//! committed beyond that point (a hole, a history that the new primary does not know, log that is not understood) it is not
+//! rewound even if it could be: its directory is then the only account, stays whole, and the output says so and why.
 
 use super::{
     contract::*,
@@ -68,6 +70,8 @@ pub(super) struct Rejoined {
     pub how: Option<How>,
     pub old_directory: Option<String>,
     pub stranded: Option<Stranded>,
+    /// Why nobody can tell what is stranded.
+    pub unknown: Option<String>,
 }
 
 pub(super) async fn prepare(
@@ -153,28 +157,18 @@ pub(super) async fn apply(cx: &WriteCx, intent: &OwnIntent) -> Result<Rejoined, 
     cluster.checkpoint().await?;
     let up = upstream(cx, &intent.database, &intent.primary, false).map_err(definite)?;
     let begun = machine.read(&format!("{}.muster-own/complete", data(cx, intent)?)).await?.is_some();
-    let plan = if begun { Plan::Rewind } else { keep_stranded(cx, intent, &*machine, &*cluster, &old).await? };
+    let plan = match begun {
+        true if stranded::unknown(cx).is_some() => Plan::Copy,
+        true => Plan::Rewind,
+        false => keep_stranded(cx, intent, &*machine, &*cluster, &old).await?,
+    };
     let half = |e: PortError| ApplyError::Unknown(failure(&e));
     let mut notes = Notes { how: Some(How::Started), old_directory: None };
     if plan != Plan::Start {
+        let before = told(cx);
+        let copied = begun && before.how == Some(How::Copied) && old.timeline == intent.timeline;
         machine.keep_configuration().await?;
-        notes.how = Some(How::Rewound);
-        let rewound = if plan == Plan::Rewind {
-            machine.rewind(&up, REWIND.min(cx.deadline)).await
-        } else {
-            Err(PortError::Refused("not tried".into()))
-        };
-        match rewound {
-            Ok(()) => {}
-            Err(PortError::Refused(_)) => {
-                let from = upstream(cx, &intent.database, &intent.primary, true).map_err(definite)?;
-                notes = Notes {
-                    how: Some(How::Copied),
-                    old_directory: Some(machine.copy(&from, &intent.kept, COPY.min(cx.deadline)).await.map_err(half)?),
-                };
-            }
-            Err(e) => return Err(half(e)),
-        }
+        notes = if copied { before } else { taken_back(cx, intent, &*machine, &up, plan).await? };
         machine.restore_configuration().await.map_err(half)?;
     }
     remember(cx, &notes);
@@ -189,6 +183,24 @@ pub(super) async fn apply(cx: &WriteCx, intent: &OwnIntent) -> Result<Rejoined, 
         let_slot_go(cx, &intent.database, &intent.region, &kept).await?;
     }
     Ok(rejoined(cx, intent, None))
+}
+
+/// Rewinds the directory, or puts a new base backup in its place.
+async fn taken_back(cx: &WriteCx, intent: &OwnIntent, machine: &dyn MachineWrite, up: &Upstream, plan: Plan) -> Result<Notes, ApplyError> {
+    let half = |e: PortError| ApplyError::Unknown(failure(&e));
+    if plan == Plan::Rewind {
+        match machine.rewind(up, REWIND.min(cx.deadline)).await {
+            Ok(()) => return Ok(Notes { how: Some(How::Rewound), old_directory: None }),
+            Err(PortError::Refused(_)) => {}
+            Err(e) => return Err(half(e)),
+        }
+    }
+    let from = upstream(cx, &intent.database, &intent.primary, true).map_err(definite)?;
+    let mut notes = Notes { how: Some(How::Copied), old_directory: Some(format!("{}.{}", data(cx, intent)?, intent.kept)) };
+    // Whoever goes on after a crash finds a directory of the new history, and must not take it for one that was rewound.
+    remember(cx, &notes);
+    notes.old_directory = Some(machine.copy(&from, &intent.kept, COPY.min(cx.deadline)).await.map_err(half)?);
+    Ok(notes)
 }
 
 fn data(cx: &ReadCx, intent: &OwnIntent) -> Result<String, ApplyError> {
@@ -241,23 +253,41 @@ async fn keep_stranded(
     cluster: &dyn ClusterWrite,
     old: &MachineState,
 ) -> Result<Plan, ApplyError> {
-    if old.timeline == intent.timeline {
-        // It is of the new history already: it was a standby, or came back before.
-        return Ok(Plan::Start);
-    }
     let history = cluster.history(intent.timeline).await?;
+    if old.timeline == intent.timeline {
+        let own = machine.read(&format!("pg_wal/{:08X}.history", old.timeline)).await?;
+        return match own.as_deref().and_then(begins) {
+            Some(begun) if history.last().is_some_and(|theirs| *theirs != begun) => {
+                let why = format!(
+                    "it is on a timeline {0} that began at {1}, and the new primary on another timeline {0}",
+                    old.timeline, begun.1
+                );
+                whole(cx, &why)
+            }
+            // It is of the new history already: it was a standby, or came back before.
+            _ => Ok(Plan::Start),
+        };
+    }
     let Some((_, parted)) = history.iter().find(|(timeline, _)| *timeline == old.timeline).copied() else {
-        return Ok(Plan::Copy);
+        let why =
+            format!("timeline {}, which it is on, is not in the history of the new primary (timeline {})", old.timeline, intent.timeline);
+        return whole(cx, &why);
     };
     if old.state == "shut down" && old.checkpoint < parted {
         return Ok(Plan::Start);
     }
     let beyond = match stranded::beyond(cx, machine, old.timeline, parted).await {
         Ok(beyond) => beyond,
-        // With a hole in its log nobody can list them: the directory is kept whole.
-        Err(PortError::Refused(_)) => return Ok(Plan::Copy),
+        Err(PortError::Refused(why)) => return whole(cx, &format!("its log from {parted} on cannot be read: {why}")),
         Err(e) => return Err(e.into()),
     };
+    if let Some(strange) = &beyond.log.strange {
+        return whole(cx, &format!("its log has a record that is not understood: {strange}"));
+    }
+    if old.checkpoint >= parted && beyond.log.last.is_none_or(|last| last < old.checkpoint) {
+        let end = beyond.log.last.unwrap_or(parted);
+        return whole(cx, &format!("its log can be read to {end} only, and its latest checkpoint is at {}", old.checkpoint));
+    }
     let Some(last) = beyond.log.last else { return Ok(Plan::Start) };
     let clean = old.state.starts_with("shut down");
     if !beyond.log.committed.is_empty() && stranded::kept(cx).is_none() || !clean {
@@ -272,7 +302,20 @@ async fn keep_stranded(
         machine.isolated_no_more().await?;
         asked?;
     }
+    stranded::known(cx);
     Ok(if old.rewindable { Plan::Rewind } else { Plan::Copy })
+}
+
+/// The timeline that a history file says it left last, and where.
+fn begins(history: &str) -> Option<(u32, Lsn)> {
+    let mut words = history.lines().rfind(|line| !line.trim().is_empty() && !line.starts_with('#'))?.split_whitespace();
+    Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
+}
+
+/// Nobody can tell what is stranded: that goes on record before anything is done, and the directory is kept whole.
+fn whole(cx: &ReadCx, why: &str) -> Result<Plan, ApplyError> {
+    stranded::cannot_tell(cx, why)?;
+    Ok(Plan::Copy)
 }
 
 fn remember(cx: &ReadCx, notes: &Notes) {
@@ -282,11 +325,14 @@ fn remember(cx: &ReadCx, notes: &Notes) {
     }
 }
 
+fn told(cx: &ReadCx) -> Notes {
+    std::fs::read(stranded::place(cx, "how")).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+}
+
 fn rejoined(cx: &ReadCx, intent: &OwnIntent, position: Option<Lsn>) -> Rejoined {
-    let notes: Notes =
-        std::fs::read(stranded::place(cx, "how")).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+    let Notes { how, old_directory } = told(cx);
     let instance = format!("{} in {}", intent.database, intent.region);
-    Rejoined { instance, position, how: notes.how, old_directory: notes.old_directory, stranded: stranded::kept(cx) }
+    Rejoined { instance, position, how, old_directory, stranded: stranded::kept(cx), unknown: stranded::unknown(cx) }
 }
 
 /// The server's state, if it is a standby that looks for its log in this step's slot.
@@ -309,5 +355,17 @@ pub(super) async fn observe(cx: &ReadCx, intent: &OwnIntent) -> Seen<Rejoined> {
         Ok(Some(_)) => pending(100, "the standby does not stream yet"),
         Ok(None) | Err(PortError::Unreachable(_)) => Seen::Absent,
         Err(e) => cannot_tell(&e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_says_where_its_timeline_begins() {
+        let text = "1\t0/3000148\tno recovery target specified\n\n2\t0/50000A0\tno recovery target specified\n";
+        assert_eq!(begins(text), Some((2, Lsn(0x0500_00A0))));
+        assert_eq!((begins(""), begins("words\n")), (None, None));
     }
 }

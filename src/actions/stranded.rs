@@ -4,7 +4,8 @@
 //! Which they are, the log says: what was committed after the point where the new primary's history left this
 //! timeline. Their rows are read from the old server itself, started apart as a standby of nobody: nobody else reaches
 //! it, and it cannot write. A row is one of theirs by the transaction that it bears. Of what they deleted only the
-//! places are known; the rows as they were are the new primary's.
+//! places are known; the rows as they were are the new primary's. A table that was dropped, truncated or rewritten
+//! afterwards has another file by then: what was done to the old one is counted, and its rows are not listed.
 
 use super::{
     contract::*,
@@ -35,6 +36,10 @@ pub struct Stranded {
     pub rows: u64,
     /// Rows that they deleted; only their places are in the file.
     pub deleted: u64,
+    /// Rows that they wrote or deleted in files that no table has any more, since it was dropped, truncated or rewritten
+    /// after that: these are counted here, and not listed.
+    #[serde(default)]
+    pub unlisted: u64,
     /// Where the two histories part.
     #[schemars(with = "String")]
     pub from: Lsn,
@@ -80,6 +85,21 @@ pub(crate) fn kept(cx: &ReadCx) -> Option<Stranded> {
     (digest(&known.file).ok()? == known.sha256).then_some(known)
 }
 
+/// Puts on record that nobody can tell what is stranded, before anything is done to the directory.
+pub(crate) fn cannot_tell(cx: &ReadCx, why: &str) -> PortResult<()> {
+    std::fs::write(place(cx, "unknown"), why).map_err(|e| trouble("the record that it is not known what is stranded", &e))
+}
+
+/// They could be listed after all: an earlier attempt could not, and somebody put the log back.
+pub(crate) fn known(cx: &ReadCx) {
+    let _ = std::fs::remove_file(place(cx, "unknown"));
+}
+
+/// Why they cannot be told, if that is so.
+pub(crate) fn unknown(cx: &ReadCx) -> Option<String> {
+    std::fs::read_to_string(place(cx, "unknown")).ok()
+}
+
 fn digest(path: &Path) -> std::io::Result<String> {
     let (mut file, mut hash, mut chunk) = (std::fs::File::open(path)?, Sha256::new(), vec![0; 65_536]);
     loop {
@@ -104,10 +124,14 @@ pub(crate) async fn keep(
     let target = place(cx, "jsonl");
     let mut out = std::fs::File::create(&target).map_err(|e| trouble("the file of stranded writes", &e))?;
     let mut write = |line: &serde_json::Value| writeln!(out, "{line}").map_err(|e| trouble("the file of stranded writes", &e));
-    let mut deleted = 0;
+    let (mut deleted, mut unlisted) = (0, 0);
     for one in &beyond.log.committed {
         write(&transaction(one, &names))?;
-        deleted += one.files.iter().filter(|(file, _)| names.contains_key(file)).map(|(_, done)| done.deleted.len() as u64).sum::<u64>();
+        let count = |of: fn(&Owner) -> bool, what: fn(&Done) -> u64| {
+            one.files.iter().filter(|(file, _)| of(&owner(&names, file))).map(|(_, done)| what(done)).sum::<u64>()
+        };
+        deleted += count(|o| matches!(o, Owner::Table(..)), |done| done.deleted.len() as u64);
+        unlisted += count(|o| *o == Owner::Nobody, |done| done.inserted + done.updated + done.deleted.len() as u64);
     }
     let mut rows = 0;
     for (database, tables) in by_database(&beyond.log, &names) {
@@ -127,18 +151,30 @@ pub(crate) async fn keep(
     out.sync_all().map_err(|e| trouble("the file of stranded writes", &e))?;
     let sha256 = digest(&target).map_err(|e| trouble("the file of stranded writes", &e))?;
     let transactions = beyond.log.committed.len() as u64;
-    let found = Stranded { file: target, sha256, transactions, rows, deleted, from: beyond.from, timeline: beyond.timeline };
+    let found = Stranded { file: target, sha256, transactions, rows, deleted, unlisted, from: beyond.from, timeline: beyond.timeline };
     let summary = serde_json::to_vec(&found).map_err(|e| trouble("the summary of stranded writes", &e))?;
     std::fs::write(place(cx, "json"), summary).map_err(|e| trouble("the summary of stranded writes", &e))?;
     Ok(found)
 }
 
-/// A user's table: its database, and its name as SQL takes it.
-type Table = (String, String);
+/// Whose a file of the log is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Owner {
+    /// A user's table: its database, and its name as SQL takes it.
+    Table(String, String),
+    /// A catalog, or out-of-line values of a table: no rows of anybody's.
+    System,
+    /// No relation has it any more.
+    Nobody,
+}
 
-/// The user's tables among the files that were written to. Catalogs, indexes and out-of-line values are not rows of
-/// anybody's.
-async fn files(cx: &ReadCx, machine: &dyn MachineWrite, user: &str, log: &Log) -> Result<BTreeMap<File, Table>, Refusal> {
+/// What the relations that are there say. Catalogs that all databases share are in none.
+fn owner(names: &BTreeMap<File, Owner>, file: &File) -> Owner {
+    if file.database == 0 { Owner::System } else { names.get(file).cloned().unwrap_or(Owner::Nobody) }
+}
+
+/// Whose the files are that were written to.
+async fn files(cx: &ReadCx, machine: &dyn MachineWrite, user: &str, log: &Log) -> Result<BTreeMap<File, Owner>, Refusal> {
     let touched: BTreeSet<File> = log.committed.iter().flat_map(|t| t.files.keys().copied()).collect();
     let answers = place(cx, "names");
     let mut found = BTreeMap::new();
@@ -152,9 +188,9 @@ async fn files(cx: &ReadCx, machine: &dyn MachineWrite, user: &str, log: &Log) -
         }
         let plain = name.trim_matches('"').replace("\"\"", "\"");
         let tables = format!(
-            "SELECT pg_relation_filenode(c.oid), format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-             WHERE c.relkind IN ('r', 'm') AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_(toast|temp)' \
-             AND pg_relation_filenode(c.oid) IN ({});",
+            "SELECT pg_relation_filenode(c.oid), CASE WHEN c.relkind IN ('r', 'm') AND n.nspname NOT IN ('pg_catalog', 'information_schema') \
+             AND n.nspname !~ '^pg_(toast|temp)' THEN format('%I.%I', n.nspname, c.relname) ELSE '' END \
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE pg_relation_filenode(c.oid) IN ({});",
             numbers.join(", ")
         );
         let named = place(cx, "tables");
@@ -162,7 +198,8 @@ async fn files(cx: &ReadCx, machine: &dyn MachineWrite, user: &str, log: &Log) -
         for line in lines(&named)? {
             let Some((number, table)) = line.split_once('|') else { continue };
             let number = number.parse().map_err(|e| trouble("a table's file", &e))?;
-            found.insert(File { database, number }, (plain.clone(), table.to_owned()));
+            let owner = if table.is_empty() { Owner::System } else { Owner::Table(plain.clone(), table.to_owned()) };
+            found.insert(File { database, number }, owner);
         }
         let _ = std::fs::remove_file(&named);
     }
@@ -178,12 +215,12 @@ fn lines(path: &Path) -> PortResult<Vec<String>> {
 /// Blocks and transactions, by table.
 type Touched = (BTreeSet<u32>, BTreeSet<u32>);
 
-fn by_database(log: &Log, names: &BTreeMap<File, Table>) -> BTreeMap<String, BTreeMap<String, Touched>> {
+fn by_database(log: &Log, names: &BTreeMap<File, Owner>) -> BTreeMap<String, BTreeMap<String, Touched>> {
     let mut all: BTreeMap<String, BTreeMap<String, Touched>> = BTreeMap::new();
     for one in &log.committed {
         for (file, done) in &one.files {
-            let Some((database, table)) = names.get(file) else { continue };
-            let touched = all.entry(database.clone()).or_default().entry(table.clone()).or_default();
+            let Owner::Table(database, table) = owner(names, file) else { continue };
+            let touched = all.entry(database).or_default().entry(table).or_default();
             touched.0.extend(&done.blocks);
             touched.1.insert(one.xid);
             touched.1.extend(&one.parts);
@@ -205,23 +242,45 @@ fn rows_sql(table: &str, (blocks, xids): &Touched) -> String {
     )
 }
 
-fn transaction(one: &Transaction, names: &BTreeMap<File, Table>) -> serde_json::Value {
-    let did = |(file, done): (&File, &Done)| {
-        let (database, table) = names.get(file)?;
+fn transaction(one: &Transaction, names: &BTreeMap<File, Owner>) -> serde_json::Value {
+    let (mut tables, mut gone, mut others) = (Vec::new(), Vec::new(), 0);
+    for (file, done) in &one.files {
         let deleted: Vec<String> = done.deleted.iter().map(|(block, line)| format!("({block},{line})")).collect();
-        Some(json!({ "database": database, "table": table, "inserted": done.inserted, "updated": done.updated, "deleted": deleted }))
-    };
-    let tables: Vec<_> = one.files.iter().filter_map(did).collect();
-    let others = one.files.keys().filter(|file| !names.contains_key(file)).count();
+        let mut did = json!({ "inserted": done.inserted, "updated": done.updated, "deleted": deleted });
+        match owner(names, file) {
+            Owner::System => others += 1,
+            Owner::Table(database, table) => {
+                (did["database"], did["table"]) = (json!(database), json!(table));
+                tables.push(did);
+            }
+            Owner::Nobody => {
+                (did["database_number"], did["file_number"]) = (json!(file.database), json!(file.number));
+                gone.push(did);
+            }
+        }
+    }
     json!({
         "transaction": one.xid, "subtransactions": one.parts, "committed_at": one.at, "lsn": one.lsn,
-        "tables": tables, "catalogs_and_others": others,
+        "tables": tables, "gone": gone, "catalogs_and_others": others,
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_no_table_has_any_more_is_told_by_its_number() {
+        let file = |database, number| File { database, number };
+        let names = [(file(5, 1), Owner::Table("shop".into(), "public.t".into())), (file(5, 2), Owner::System)].into();
+        let done = Done { inserted: 3, deleted: vec![(0, 9)], ..Done::default() };
+        let files = [(0, 1260), (5, 1), (5, 2), (5, 7)].map(|(database, number)| (file(database, number), done.clone())).into();
+        let one = Transaction { xid: 7, parts: Vec::new(), at: String::new(), lsn: Lsn(1), files };
+        let line = transaction(&one, &names);
+        assert_eq!((line["tables"][0]["table"].as_str(), line["tables"].as_array().map(Vec::len)), (Some("public.t"), Some(1)), "{line}");
+        assert_eq!((line["gone"][0]["file_number"].as_u64(), line["gone"].as_array().map(Vec::len)), (Some(7), Some(1)), "{line}");
+        assert_eq!((line["gone"][0]["inserted"].as_u64(), line["catalogs_and_others"].as_u64()), (Some(3), Some(2)), "{line}");
+    }
 
     #[test]
     fn a_tables_name_stays_a_name() {

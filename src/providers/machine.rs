@@ -283,6 +283,56 @@ primary_slot_name = 'muster_east'
         }
     }
 
+    /// What comes of a dump of timeline 1 in segments of 1 MiB, by number (and whether they were written, or are kept to be
+    /// used again), where `pg_waldump` ends with these words.
+    async fn dumped(from: u64, segments: &[(u64, bool)], words: &str) -> PortResult<()> {
+        let dir = tempfile::tempdir().unwrap();
+        let bin = dir.path().join("bin");
+        std::fs::create_dir_all(&bin).unwrap();
+        std::fs::create_dir(dir.path().join("pg_wal")).unwrap();
+        let waldump = format!("echo 'rmgr: Heap'; echo 'pg_waldump: error: {words}' >&2; exit 1");
+        for (name, text) in
+            [("pg_ctl", ""), ("pg_waldump", &*waldump), ("pg_controldata", "echo 'Bytes per WAL segment:                1048576'")]
+        {
+            std::fs::write(bin.join(name), format!("#!/bin/sh\n{text}\n")).unwrap();
+            std::fs::set_permissions(bin.join(name), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        for (number, written) in segments {
+            let address = if *written { number << 20 } else { 1 << 20 };
+            let header = [&[0x10, 0xD1, 7, 0, 1, 0, 0, 0][..], &address.to_le_bytes(), &[0; 8192]].concat();
+            std::fs::write(dir.path().join(format!("pg_wal/00000001{:08X}{:08X}", number >> 12, number & 0xFFF)), header).unwrap();
+        }
+        let server = Server { data: dir.path().to_owned(), bin: Some(bin), ..Server::default() };
+        let machine = Machine::new("orders in east".into(), server, "127.0.0.1".into(), 1);
+        let into = dir.path().join("into");
+        machine.dump_log(1, Lsn(from), &into, Duration::from_secs(20)).await?;
+        assert_eq!(std::fs::read_to_string(into).unwrap(), "rmgr: Heap\n");
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_log_is_told_from_a_hole_in_it() {
+        const GONE: &str = "could not find file \"000000010000000000000005\": No such file or directory";
+        const BROKEN: &str = "error in WAL record at 0/4000A8: invalid record length at 0/500028: wanted 24, got 0";
+        let (within_4, at_5, within_5) = ((4 << 20) + 100, 5 << 20, (5 << 20) + 100);
+        for (what, from, segments, words, hole) in [
+            ("it ends with a segment", within_4, &[(4, true)][..], GONE, None),
+            ("what follows is to be used again", within_4, &[(4, true), (6, false), (7, false)], GONE, None),
+            ("what follows was written", within_4, &[(4, true), (6, true)], GONE, Some("later segments are there")),
+            ("nothing was written after they parted", at_5, &[(4, true)], GONE, None),
+            ("what they have in common is not there", within_5, &[(4, true)], GONE, Some("in which the two histories part")),
+            ("it ends in a segment", within_4, &[(4, true), (5, false), (6, false)], BROKEN, None),
+            ("it ends in a record that was going on", within_4, &[(4, true), (5, true), (6, false)], BROKEN, None),
+            ("it is damaged", within_4, &[(4, true), (5, true), (6, true)], BROKEN, Some("cannot be read beyond 0/4000A8")),
+        ] {
+            match (dumped(from, segments, words).await, hole) {
+                (Ok(()), None) => {}
+                (Err(PortError::Refused(why)), Some(hole)) => assert!(why.contains(hole), "{what}: {why}"),
+                (other, _) => panic!("{what}: {other:?}"),
+            }
+        }
+    }
+
     #[test]
     fn a_value_cannot_leave_its_place_in_a_connection_string() {
         assert_eq!(conninfo_value(r"a' host=evil \"), r"'a\' host=evil \\'");

@@ -145,18 +145,37 @@ cd / && mv "$data" "$old" && mv "$new" "$data" || exit 1
 sync; echo "$old"
 "#;
 
-/// `$1` timeline, `$2` from where. It fails where the log ends, as it always does; a segment that is missing before the
-/// last is another matter.
+/// `$1` timeline, `$2` from where. It fails where the log ends, as it always does; log that is missing or damaged before
+/// its end is another matter, and ends with 3. Then later segments are there: such as were written, whose first page bears
+/// their own address, and not such as are kept to be used again. (What `pg_waldump` names where it fails is the last record
+/// that is good. Of one that goes on in the next segment a crash may have left the beginning, so that segment alone says
+/// nothing.) A history that parts within a segment was in that segment.
 pub const DUMP: &str = r#"
 { errors=$(TZ=UTC LC_ALL=C "$bin/pg_waldump" -p "$data/pg_wal" -t "$1" -s "$2" 2>&1 >&3); code=$?; } 3>&1
+size=$(LC_ALL=C "$bin/pg_controldata" -D "$data" | sed -n 's/^Bytes per WAL segment: *//p')
+if [ -z "$size" ]; then echo "pg_controldata does not say how long a segment of the log is" >&2; exit 1; fi
+segment() { printf '%08X%08X%08X' "$1" "$((0x${2%/*}))" "$((0x${2#*/} / size))"; }
+written_after() {
+  for later in "$data/pg_wal/${1%????????????????}"????????????????; do
+    if [ ! -e "$later" ]; then continue; fi
+    name=${later##*/}; place=${name#????????}
+    own=$(printf ' %08x %08x' "$((0x${place#????????} * size))" "$((0x${place%????????}))")
+    if [ "$name" \> "$1" ] && [ "$(od -An -tx4 -j8 -N8 "$later")" = "$own" ]; then echo "$name"; fi
+  done
+}
 case $errors in
   *"could not find file "*)
-    missing=${errors#*\"}; missing=${missing%%\"*}; line=${missing%????????????????}
-    for segment in "$data/pg_wal/$line"????????????????; do
-      if [ "${segment##*/}" \> "$missing" ]; then echo "$missing is missing, and later segments are there" >&2; exit 3; fi
-    done
+    missing=${errors#*\"}; missing=${missing%%\"*}; later=$(written_after "$missing")
+    if [ -n "$later" ]; then echo "$missing is missing, and later segments are there" >&2; exit 3; fi
+    if [ "$missing" = "$(segment "$1" "$2")" ] && [ "$((0x${2#*/} % size))" -gt 40 ]; then
+      echo "$missing is missing, in which the two histories part" >&2; exit 3
+    fi
     exit 0 ;;
-  *"error in WAL record at"*|*"could not find a valid record after"*) exit 0 ;;
+  *"error in WAL record at "*|*"could not find a valid record after "*)
+    at=${errors##*"error in WAL record at "}; at=${at##*"could not find a valid record after "}; at=${at%%:*}; at=${at%%[!0-9A-F/]*}
+    later=$(written_after "$(segment "$1" "$at")" | sed 1d)
+    if [ -n "$later" ]; then echo "the log cannot be read beyond $at, and later segments are there" >&2; exit 3; fi
+    exit 0 ;;
 esac
 if [ $code -ne 0 ]; then echo "$errors" >&2; fi
 exit $code

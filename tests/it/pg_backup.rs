@@ -402,6 +402,35 @@ fn what_is_refused_says_what_to_do() {
     assert!(said.err.contains("postgres://"), "{}", said.err);
 }
 
+/// What logical dumps are for: the next version.
+#[test]
+fn a_logical_dump_moves_a_database_into_18() {
+    let (place, home, newer) = (place(), Home::new(), Home::new());
+    let cluster = Cluster::primary(&home);
+    cluster.database("app");
+    cluster.sql_in("app", "CREATE TABLE t (n bigserial PRIMARY KEY, h text NOT NULL, at timestamptz DEFAULT now())");
+    cluster.sql_in("app", "INSERT INTO t (h) SELECT md5(g::text) FROM generate_series(1, 20000) g");
+    cluster.sql_in("app", "CREATE INDEX by_hash ON t (h)");
+    cluster.sql_in("app", "CREATE VIEW few AS SELECT h FROM t WHERE n < 10");
+    backup(&place, &["create", &cluster.url("app"), "--logical"]).expect(0);
+    backup(&place, &["restore", "latest", "--to", "out"]).expect(0);
+    let eighteen = Cluster::of(&newer, crate::pg::Programs::Eighteen, "max_connections=20\nfsync=off\n");
+    assert!(eighteen.sql("SHOW server_version").starts_with("18") && !cluster.sql("SHOW server_version").starts_with("18"));
+    eighteen.database("app");
+    let (port, dump) = (eighteen.port.to_string(), place.path("out/app.dump"));
+    let args = ["-h", "127.0.0.1", "-p", &port, "-U", "postgres", "--exit-on-error", "-d", "app", dump.to_str().unwrap()];
+    let done = Command::new(eighteen.program("pg_restore")).args(args).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    for ask in [
+        "SELECT count(*) || md5(string_agg(h, ',' ORDER BY n)) || sum(extract(epoch FROM at)) FROM t",
+        "SELECT string_agg(h, ',' ORDER BY h) FROM few",
+        "SELECT last_value FROM t_n_seq",
+        "SELECT string_agg(indexdef, ',' ORDER BY indexdef) FROM pg_indexes WHERE schemaname = 'public'",
+    ] {
+        assert_eq!(eighteen.sql_in("app", ask), cluster.sql_in("app", ask), "{ask}");
+    }
+}
+
 #[test]
 fn a_logical_dump_is_a_stream_and_a_failed_one_is_none() {
     let (place, home) = (place(), Home::new());

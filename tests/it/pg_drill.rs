@@ -7,7 +7,7 @@ use crate::{
     place::Said,
 };
 use serde_json::Value;
-use std::{fs, path::Path, process::Command};
+use std::{fs, os::unix::fs::FileExt, path::Path, process::Command};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const CHECKED: &str = "runbook: checked
@@ -26,6 +26,11 @@ steps:
 const STARTED: &str = "runbook: started
 steps:
   - { id: restore, uses: database.restore, with: { repository: vault, to: @/restored } }
+";
+const UNTIL: &str = "runbook: until
+inputs: { until: { type: string }, to: { type: string } }
+steps:
+  - { id: restore, uses: database.restore, with: { repository: vault, to: \"{{ inputs.to }}\", until: \"{{ inputs.until }}\" } }
 ";
 
 /// An estate beside the vault, with the shipped drill and runbook.
@@ -46,6 +51,7 @@ pub fn estate(vault: &Vault) {
     }
     write("runbooks/checked.yaml", CHECKED);
     write("runbooks/started.yaml", STARTED);
+    write("runbooks/until.yaml", UNTIL);
 }
 
 pub fn muster(vault: &Vault, args: &[&str]) -> Said {
@@ -82,7 +88,7 @@ pub fn left(vault: &Vault) -> Vec<String> {
 }
 
 pub fn filled(vault: &Vault) -> Cluster {
-    let cluster = vault.archiving("track_commit_timestamp=on\n");
+    let cluster = vault.archiving_as(&["--data-checksums"], "track_commit_timestamp=on\n");
     cluster.sql("CREATE TABLE canary (id text primary key)");
     cluster.sql("INSERT INTO canary VALUES ('planted')");
     cluster.sql("CREATE TABLE ledger (n bigint primary key)");
@@ -110,7 +116,9 @@ fn the_shipped_drill_recovers_measures_and_leaves_nothing() {
     assert_eq!(left(&vault), Vec::<String>::new());
     // What is on record is what was found, and its point is that of the newest commit.
     let output = &view["steps"][0]["output"];
-    assert!(output["segments"].as_u64().unwrap() >= 2 && output["checks"].as_array().unwrap().len() == 2, "{output}");
+    assert!(output["segments"].as_u64().unwrap() >= 2, "{output}");
+    let checks: Vec<_> = output["checks"].as_array().unwrap().iter().map(|c| (c["name"].as_str().unwrap(), c["ok"].as_bool())).collect();
+    assert_eq!(checks, [("structure", Some(true)), ("pages", Some(true))], "{output}");
     let committed = cluster
         .sql("SELECT to_char(pg_xact_commit_timestamp(xmin) AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US') FROM ledger LIMIT 1");
     let recovered = view["restore"]["recovered_point"].as_str().unwrap();
@@ -135,6 +143,101 @@ fn the_shipped_drill_recovers_measures_and_leaves_nothing() {
     let gap = muster(&vault, &["drill", "run", "database-restore"]);
     assert!(gap.code == Some(1) && gap.last().to_string().contains(&segment), "{} {}", gap.out, gap.err);
     assert_eq!(left(&vault), Vec::<String>::new());
+}
+
+/// What a copy cannot be opened without is there, and yet it is no good: each is planted alone, and named.
+#[test]
+fn a_damaged_page_and_a_damaged_index_make_the_proof_fail() {
+    let vault = Vault::new();
+    estate(&vault);
+    let cluster = filled(&vault);
+    vault.base_backup(&cluster);
+    // What compares the keys of this index becomes another function, as a library that sorts otherwise would.
+    let compared = |order: &str| {
+        cluster.sql(&format!(
+            "CREATE OR REPLACE FUNCTION compared(int, int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT btint4cmp({order})'"
+        ))
+    };
+    compared("$1, $2");
+    cluster.sql(
+        "CREATE OPERATOR CLASS fickle FOR TYPE int4 USING btree AS OPERATOR 1 <, OPERATOR 2 <=, OPERATOR 3 =, OPERATOR 4 >=, OPERATOR 5 >, \
+         FUNCTION 1 compared(int, int)",
+    );
+    cluster.sql("CREATE TABLE rotten (n int, pad text) WITH (autovacuum_enabled = off)");
+    cluster.sql("INSERT INTO rotten SELECT g, repeat('x', 200) FROM generate_series(1, 2000) g");
+    cluster.sql("CREATE INDEX crooked ON rotten (n fickle)");
+    archive_all(&cluster);
+    let proved = || muster(&vault, &["drill", "run", "database-restore"]);
+    let sound = proved();
+    assert_eq!(sound.code, Some(0), "{} {}", sound.out, sound.err);
+    compared("$2, $1");
+    archive_all(&cluster);
+    let crooked = proved();
+    let words = ["structure: ", "item order invariant violated", "crooked"];
+    assert!(crooked.code == Some(1) && words.iter().all(|word| crooked.out.contains(word)), "{} {}", crooked.out, crooked.err);
+    assert!(!crooked.out.contains("pages: "), "{}", crooked.out);
+    compared("$1, $2");
+    cluster.sql("DROP INDEX crooked");
+
+    // Bytes of a page change under the server; the base backup says so, and is kept. Nothing writes to that page afterwards.
+    cluster.sql("VACUUM (FREEZE) rotten");
+    cluster.sql("CHECKPOINT");
+    let file = cluster.sql("SELECT pg_relation_filepath('rotten')");
+    let on_disk = fs::OpenOptions::new().write(true).open(cluster.data.join(&file)).unwrap();
+    on_disk.write_all_at(b"rot", 8192 * 41 + 5000).unwrap();
+    let url = format!("postgres://postgres@127.0.0.1:{}/", cluster.port);
+    let made = vault.muster(&["backup", "create", &url]).expect(1).last();
+    assert_eq!(made["corrupt"], serde_json::json!([format!("{file} block 41")]));
+    archive_all(&cluster);
+    let rotten = proved();
+    let words = ["pages: ", "checksum verification failed", "block 41"];
+    assert!(rotten.code == Some(1) && words.iter().all(|word| rotten.out.contains(word)), "{} {}", rotten.out, rotten.err);
+    assert_eq!(left(&vault), Vec::<String>::new());
+}
+
+/// Who restored to a point asks the server, and hears the rows of that point and no others; and the step says to which
+/// position it came.
+#[test]
+fn a_server_restored_to_a_point_has_that_points_rows_and_says_where_it_is() {
+    let vault = Vault::new();
+    estate(&vault);
+    let cluster = filled(&vault);
+    vault.base_backup(&cluster);
+    let at =
+        "SELECT pg_current_wal_insert_lsn() || ' ' || to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
+    let mut marks = Vec::new();
+    for n in 1..=3 {
+        cluster.sql(&format!("INSERT INTO ledger VALUES ({n})"));
+        let (position, time) = cluster.sql(at).split_once(' ').map(|(p, t)| (p.to_owned(), t.to_owned())).unwrap();
+        marks.push((position, time));
+    }
+    archive_all(&cluster);
+    let ends: Vec<String> = marks.iter().map(|(position, _)| position.clone()).collect();
+    for (name, until, rows) in [("position", &marks[0].0, 1), ("time", &marks[1].1, 2), ("latest", &"latest".to_owned(), 3)] {
+        let to = vault.dir().join(name);
+        let args = ["run", "until", "-i", &format!("until={until}"), "-i", &format!("to={}", to.display()), "--live"];
+        let ran = muster(&vault, &args);
+        assert_eq!(ran.code, Some(0), "{name}: {} {}", ran.out, ran.err);
+        let output = ran.last()["steps"][0]["output"].clone();
+        let asked = Command::new(cluster.bin.join("psql"))
+            .args(["-h", output["socket"].as_str().unwrap(), "-p", &output["port"].to_string(), "-U", "postgres", "-wAtXc"])
+            .arg("SELECT count(*) || ' ' || max(n) FROM ledger")
+            .output()
+            .unwrap();
+        let pid = fs::read_to_string(to.join("postmaster.pid")).unwrap().lines().next().unwrap().to_owned();
+        let _ = Command::new("kill").args(["-QUIT", &pid]).status().unwrap();
+        crate::pg_vault::wait("its end", || !Path::new("/proc").join(&pid).exists());
+        let _ = fs::remove_dir_all(output["socket"].as_str().unwrap());
+        assert_eq!(String::from_utf8_lossy(&asked.stdout).trim(), format!("{rows} {rows}"), "{name}: {output}");
+        // It has replayed what was written before the mark, and nothing of the next row.
+        let position = output["position"].as_str().unwrap();
+        let within = format!("SELECT '{position}'::pg_lsn >= '{}'::pg_lsn", ends[rows - 1]);
+        assert_eq!(cluster.sql(&within), "t", "{name}: {output}, marks {ends:?}");
+        if let Some(next) = ends.get(rows) {
+            assert_eq!(cluster.sql(&format!("SELECT '{position}'::pg_lsn < '{next}'::pg_lsn")), "t", "{name}: {output}, marks {ends:?}");
+        }
+        assert_eq!(output["timeline"], 2, "{output}");
+    }
 }
 
 #[test]

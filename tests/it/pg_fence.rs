@@ -5,10 +5,13 @@ use crate::{
     pg::Cluster,
     pg_yard::{REWINDABLE, Yard, apply, finish, observed, prepare, session, undo, until},
 };
-use muster::providers::port::WorldWrite;
+use muster::providers::port::{ServerState, WorldRead, WorldWrite};
 use serde_json::{Value, json};
 use sqlx::Executor;
-use std::{process::Command, time::Duration};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 async fn fence(yard: &Yard, by: &[&str], planned: bool) -> Value {
     yard.done("database.fence", json!({ "database": "orders", "region": "east", "planned": planned, "by": by })).await["proof"].clone()
@@ -131,6 +134,13 @@ async fn roles_are_kept_out_and_let_in_again_exactly_as_they_were() {
     assert_eq!(yard.east.sql(logins), before, "also who could not log in before");
     session(yard.east.port, "app", "postgres").await.unwrap().execute("INSERT INTO writes VALUES (3)").await.unwrap();
 
+    // Somebody lets one of them in again: the proof is void.
+    let proof = fence(&yard, &["access_revoked"], true).await;
+    let mut own = session(yard.east.port, "muster", "postgres").await.unwrap();
+    own.execute("SET default_transaction_read_only = off").await.unwrap();
+    own.execute("ALTER ROLE app LOGIN").await.unwrap();
+    void(&yard, &proof, "`access_revoked` does not hold any more").await;
+
     // Promoted under it, the new primary lets them in when it is admitted, and not before.
     let proof = fence(&yard, &["access_revoked"], true).await;
     yard.done("database.promote", json!({ "database": "orders", "region": "west", "proof": proof })).await;
@@ -140,9 +150,11 @@ async fn roles_are_kept_out_and_let_in_again_exactly_as_they_were() {
     assert_eq!(yard.west.sql(logins), before);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn pg_hba_is_closed_and_put_back_byte_for_byte() {
-    // Passwords, as it should be; the loophole is a role that has one.
+const STRICT: &str =
+    "# ours\nhost all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\nhost replication all 127.0.0.1/32 trust\n";
+
+/// East asks for passwords, as it should be; the loophole is a role that has one. With the folder of Muster's own.
+fn asking_for_passwords() -> (Yard, tempfile::TempDir) {
     let secret = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| {
         std::fs::write(secret.path().join(name), text).unwrap();
@@ -150,11 +162,61 @@ async fn pg_hba_is_closed_and_put_back_byte_for_byte() {
     };
     let extra = json!({ "password": file("m", "m"), "replication": { "password": file("r", "r") } });
     let yard = Yard::up(REWINDABLE, extra);
-    let hba = yard.east.data.join("pg_hba.conf");
-    let strict =
-        "# ours\nhost all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\nhost replication all 127.0.0.1/32 trust\n";
-    std::fs::write(&hba, strict).unwrap();
+    std::fs::write(yard.east.data.join("pg_hba.conf"), STRICT).unwrap();
     yard.east.sql("SELECT pg_reload_conf()");
+    (yard, secret)
+}
+
+async fn refused(port: u16) -> String {
+    match session(port, "app", "postgres").await {
+        Ok(_) => panic!("it was let in"),
+        Err(why) => why.to_string(),
+    }
+}
+
+/// A moment after the server was told to read its file again.
+async fn let_in(port: u16, wanted: bool) {
+    let end = Instant::now() + Duration::from_secs(10);
+    while session(port, "app", "postgres").await.is_ok() != wanted {
+        assert!(Instant::now() < end, "whether clients are let in never became {wanted}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Asked as Muster does, since nobody else may be let in.
+async fn west(yard: &Yard) -> ServerState {
+    yard.world.sql("orders", "west").unwrap().state().await.unwrap()
+}
+
+/// The standby follows as the role that the estate names; one that came by another role would be kept out as well, as soon
+/// as it had to begin anew.
+fn follow_as_replication(yard: &Yard) {
+    let conninfo = format!("host=127.0.0.1 port={} user=repl password=r", yard.east.port);
+    yard.west.sql(&format!("ALTER SYSTEM SET primary_conninfo = '{conninfo}'"));
+    yard.west.sql("SELECT pg_reload_conf()");
+    let repl = "SELECT count(*) FROM pg_stat_replication WHERE usename = 'repl' AND state = 'streaming'";
+    until("the standby follows as that role", || yard.east.sql(repl) == "1");
+}
+
+async fn streams(yard: &Yard) {
+    let end = Instant::now() + Duration::from_secs(30);
+    while !west(yard).await.streaming {
+        assert!(Instant::now() < end, "the standby does not stream");
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+}
+
+/// `database.promote` with this proof is refused, for this reason, and nothing is promoted.
+async fn void(yard: &Yard, proof: &Value, why: &str) {
+    let failed = yard.fails("database.promote", json!({ "database": "orders", "region": "west", "proof": proof })).await;
+    assert!(failed.code == "proof_void" && failed.to_string().contains(why), "{}: {failed}", failed.code);
+    assert!(west(yard).await.in_recovery);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pg_hba_is_closed_and_put_back_byte_for_byte() {
+    let (yard, _secret) = asking_for_passwords();
+    let hba = yard.east.data.join("pg_hba.conf");
     let mut held = session(yard.east.port, "app", "postgres").await.unwrap();
     let cx = yard.next("fence");
     let with = json!({ "database": "orders", "region": "east", "planned": true, "by": ["hba_closed", "pooler_paused"] });
@@ -163,18 +225,56 @@ async fn pg_hba_is_closed_and_put_back_byte_for_byte() {
     assert_eq!((proof["kind"].as_str(), proof["also"][0].as_str()), (Some("hba_closed"), Some("pooler_paused")));
     assert!(proof["expires"].is_string(), "a pause may be ended by anybody: {proof}");
     assert!(held.execute("INSERT INTO writes VALUES (1)").await.is_err());
-    let refused = session(yard.east.port, "app", "postgres").await.unwrap_err().to_string();
-    assert!(refused.contains("pg_hba.conf"), "{refused}");
+    assert!(refused(yard.east.port).await.contains("pg_hba.conf"));
     assert!(yard.west.sql("SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'") == "1", "replication goes on");
-    // Somebody opens a part of it: the proof is void.
+    // Somebody puts back what stood in pg_hba.conf, and the server reads it: clients write again, and the proof is void.
+    let closed = std::fs::read_to_string(&hba).unwrap();
+    let read_again = |text: &str| {
+        std::fs::write(&hba, text).unwrap();
+        kill("-HUP", &postmaster(&yard.east));
+    };
+    read_again(STRICT);
+    let_in(yard.east.port, true).await;
+    void(&yard, &proof, "`hba_closed` does not hold any more").await;
+    read_again(&closed);
+    let_in(yard.east.port, false).await;
+    // Somebody opens another part of it.
     let pooler = yard.world.poolers_mut("orders").unwrap().remove(0);
     pooler.resume().await.unwrap();
-    let with = json!({ "database": "orders", "region": "west", "proof": proof });
-    assert_eq!(yard.fails("database.promote", with).await.code, "proof_void");
+    void(&yard, &proof, "`pooler_paused` does not hold any more").await;
     undo(&cx, "database.fence", &intent).await.unwrap();
-    assert_eq!(std::fs::read_to_string(&hba).unwrap(), strict);
+    assert_eq!(std::fs::read_to_string(&hba).unwrap(), STRICT);
     assert!(!yard.east.data.join("pg_hba.conf.muster-open").exists());
     session(yard.east.port, "app", "postgres").await.unwrap().execute("INSERT INTO writes VALUES (2)").await.unwrap();
+}
+
+/// What is closed stays closed when the server is started again, and may be promoted on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_pg_hba_outlives_a_restart_of_the_primary() {
+    let (yard, _secret) = asking_for_passwords();
+    follow_as_replication(&yard);
+    let proof = fence(&yard, &["hba_closed"], true).await;
+    yard.east.shut_down();
+    yard.east.start_again();
+    streams(&yard).await;
+    assert!(refused(yard.east.port).await.contains("pg_hba.conf"));
+    yard.done("database.promote", json!({ "database": "orders", "region": "west", "proof": proof })).await;
+    assert_eq!(yard.writable().await, ["west"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_that_are_kept_out_stay_out_after_a_crash_of_the_primary() {
+    let yard = Yard::up(REWINDABLE, json!({}));
+    follow_as_replication(&yard);
+    let proof = fence(&yard, &["access_revoked"], true).await;
+    yard.east.signal("KILL");
+    until("the last process ends", || !living(&yard.east));
+    yard.start_by_hand("east");
+    streams(&yard).await;
+    assert!(refused(yard.east.port).await.contains("not permitted to log in"));
+    yard.done("database.promote", json!({ "database": "orders", "region": "west", "proof": proof })).await;
+    yard.done("database.admit", json!({ "database": "orders", "region": "west", "proof": proof })).await;
+    assert_eq!(yard.writable().await, ["west"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,9 @@
 //! What prune, verify and copy do with the log of a real server; and what `wal status` says of it.
 
-use crate::pg_vault::{Vault, archive_all, give, wait};
+use crate::{
+    pg_drill::{estate, muster},
+    pg_vault::{Vault, archive_all, give, wait},
+};
 use std::{fs, path::Path};
 
 fn segments(repo: &Path) -> Vec<String> {
@@ -131,4 +134,72 @@ fn a_server_that_cannot_archive_and_a_slot_that_nobody_holds_are_told() {
         cluster.sql("SELECT wal_status FROM pg_replication_slots") == "lost"
     });
     told(&["--slot", "muster"], "is lost");
+}
+
+const READY: &str = "runbook: ready
+inputs: { age: { type: string } }
+steps:
+  - { id: ready, uses: readiness.check, on_failure: stop, with: { region: east, repositories: [vault], max_log_age: \"{{ inputs.age }}\" } }
+";
+
+/// Takes a segment out of the repository, its pieces as well; gives what puts it back.
+fn taken(vault: &Vault, segment: &str) -> impl FnOnce() + use<> {
+    let aside = vault.dir().join("aside");
+    fs::create_dir_all(&aside).unwrap();
+    let objects = vault.log().into_iter().filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(segment));
+    let moved: Vec<_> = objects.map(|path| (aside.join(path.file_name().unwrap()), path)).collect();
+    assert!(!moved.is_empty(), "the repository has no {segment}");
+    moved.iter().for_each(|(to, from)| fs::rename(from, to).unwrap());
+    move || moved.iter().for_each(|(from, to)| fs::rename(from, to).unwrap())
+}
+
+/// Before a failover, and with the repository alone.
+#[test]
+fn readiness_names_a_base_backup_without_its_log_a_gap_and_a_log_that_stands_still() {
+    let vault = Vault::new();
+    estate(&vault);
+    let path = vault.dir().join("runbooks/ready.yaml");
+    fs::write(&path, READY).unwrap();
+    give(&path);
+    let cluster = vault.archiving("");
+    cluster.sql("CREATE TABLE ledger (n bigint primary key)");
+    let url = format!("postgres://postgres@127.0.0.1:{}/", cluster.port);
+    let made = vault.muster(&["backup", "create", &url]).expect(0).last();
+    let start = made["cluster"]["start"].as_str().unwrap().to_owned();
+    let first = cluster.sql(&format!("SELECT pg_walfile_name('{start}')"));
+    let mut segments = Vec::new();
+    for n in 1..=3 {
+        cluster.sql(&format!("INSERT INTO ledger VALUES ({n})"));
+        segments.push(archive_all(&cluster));
+    }
+    let ready = |age: &str| muster(&vault, &["run", "ready", "-i", &format!("age={age}"), "--live"]);
+    let told = |age: &str, words: &[&str]| {
+        let said = ready(age);
+        assert_eq!(said.code, Some(1), "{} {}", said.out, said.err);
+        words.iter().for_each(|word| assert!(said.out.contains(word), "no `{word}` in {}", said.out));
+    };
+    // Whatever is said below is said of the log alone.
+    assert_eq!(muster(&vault, &["drill", "run", "database-restore"]).code, Some(0));
+    let whole = ready("1h");
+    assert!(whole.code == Some(0) && whole.out.contains("\"whole\""), "{} {}", whole.out, whole.err);
+
+    let put_back = taken(&vault, &segments[1]);
+    told("1h", &["gap", &segments[1]]);
+    put_back();
+    let put_back = taken(&vault, &first);
+    told("1h", &["unusable", &first]);
+    put_back();
+    // The archiver stands still, and the server goes on.
+    cluster.sql("ALTER SYSTEM SET archive_command = '/bin/false'");
+    cluster.sql("SELECT pg_reload_conf()");
+    cluster.sql("INSERT INTO ledger VALUES (4)");
+    cluster.sql("SELECT pg_switch_wal()");
+    wait("its failure", || cluster.sql("SELECT failed_count > 0 FROM pg_stat_archiver") == "t");
+    std::thread::sleep(std::time::Duration::from_millis(2_100));
+    told("2s", &["stalled"]);
+    cluster.sql("ALTER SYSTEM RESET archive_command");
+    cluster.sql("SELECT pg_reload_conf()");
+    archive_all(&cluster);
+    let again = ready("1h");
+    assert_eq!(again.code, Some(0), "{} {}", again.out, again.err);
 }

@@ -1,14 +1,18 @@
 //! After a failover: what only the old primary has is listed, row by row, before its directory is touched; then it
-//! follows the new one, rewound or copied, and nothing of its own configuration is lost.
+//! follows the new one, rewound or copied, and nothing of its own configuration is lost. Where that cannot be told, it is
+//! said, and nothing is touched.
 
-use crate::pg_yard::{REWINDABLE, Yard, session, until};
+use crate::{
+    pg::{Cluster, Programs},
+    pg_yard::{REWINDABLE, Yard, session, until},
+};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use sqlx::Executor;
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, fs, os::unix::fs::FileExt, path::Path, time::Duration};
 
-/// East writes what west never gets; then east is killed, fenced, and west promoted.
-async fn diverge(yard: &Yard) -> Value {
+/// East writes what west never gets, and `more`; then east is killed, fenced, and west promoted.
+async fn diverge<T>(yard: &Yard, more: impl FnOnce(&Cluster) -> T) -> T {
     yard.east.sql("CREATE TABLE \"Odd 'Name\" (k int PRIMARY KEY, v text, j json)");
     yard.east.sql("INSERT INTO \"Odd 'Name\" SELECT g, 'old', '{}' FROM generate_series(1, 100) g");
     yard.east.sql("CREATE DATABASE other");
@@ -22,8 +26,10 @@ async fn diverge(yard: &Yard) -> Value {
     client.execute("INSERT INTO writes (id) SELECT g FROM generate_series(1000, 1009) g").await.unwrap();
     client.execute("BEGIN; UPDATE \"Odd 'Name\" SET v = 'new', j = '{\"a\":\n1}' WHERE k = 5; SAVEPOINT s; INSERT INTO \"Odd 'Name\" VALUES (200, 'sub'); COMMIT").await.unwrap();
     client.execute("DELETE FROM \"Odd 'Name\" WHERE k = 7").await.unwrap();
+    client.execute("COPY writes (id) FROM PROGRAM 'seq 2000 2004'").await.unwrap();
     client.execute("BEGIN; INSERT INTO writes (id) VALUES (5000); ROLLBACK").await.unwrap();
     yard.east.sql_in("other", "INSERT INTO t VALUES (42)");
+    let more = more(&yard.east);
     let mut open = session(yard.east.port, "postgres", "postgres").await.unwrap();
     open.execute("BEGIN; INSERT INTO writes (id) VALUES (6000)").await.unwrap();
     client.execute("CHECKPOINT").await.unwrap();
@@ -31,11 +37,17 @@ async fn diverge(yard: &Yard) -> Value {
     let proof = yard.done("database.fence", json!({ "database": "orders", "region": "east" })).await["proof"].clone();
     yard.done("database.promote", json!({ "database": "orders", "region": "west", "proof": proof })).await;
     yard.west.sql("INSERT INTO writes (id) VALUES (1)");
-    proof
+    more
+}
+
+fn nothing_more(_: &Cluster) {}
+
+async fn rejoined(yard: &Yard) -> Value {
+    yard.done("database.rejoin", json!({ "database": "orders", "region": "east", "primary": "west" })).await
 }
 
 fn lines(out: &Value) -> Vec<Value> {
-    let text = std::fs::read_to_string(out["stranded"]["file"].as_str().unwrap_or_else(|| panic!("nothing stranded: {out}"))).unwrap();
+    let text = fs::read_to_string(out["stranded"]["file"].as_str().unwrap_or_else(|| panic!("nothing stranded: {out}"))).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
@@ -47,17 +59,26 @@ fn exactly_what_is_stranded(out: &Value) {
         .map(|l| format!("{}.{} {}", l["database"].as_str().unwrap(), l["table"].as_str().unwrap(), l["row"]))
         .collect();
     let ids: Vec<i64> = all.iter().filter(|l| l["table"] == "public.writes").filter_map(|l| l["row"]["id"].as_i64()).collect();
-    assert_eq!(ids.iter().copied().collect::<BTreeSet<_>>(), (1000..=1009).collect(), "not the one rolled back, not the open one");
+    assert_eq!(
+        ids.iter().copied().collect::<BTreeSet<_>>(),
+        (1000..=1009).chain(2000..=2004).collect(),
+        "not the one rolled back, not the open one"
+    );
     let odd: Vec<&Value> = all.iter().filter(|l| l["table"] == "public.\"Odd 'Name\"").map(|l| &l["row"]).collect();
     assert_eq!(odd.len(), 2, "{rows:?}");
     assert!(odd.iter().any(|r| r["k"] == 5 && r["v"] == "new" && r["j"]["a"] == 1) && odd.iter().any(|r| r["k"] == 200), "{odd:?}");
     assert!(all.iter().any(|l| l["database"] == "other" && l["row"]["k"] == 42));
-    assert_eq!(rows.len(), 13);
-    assert_eq!((out["stranded"]["rows"].as_u64(), out["stranded"]["deleted"].as_u64()), (Some(13), Some(1)));
+    assert_eq!(rows.len(), 18);
+    assert_eq!((out["stranded"]["rows"].as_u64(), out["stranded"]["deleted"].as_u64()), (Some(18), Some(1)));
+    assert!(out["stranded"]["unlisted"] == 0 && out["stranded_unknown"].is_null(), "{out}");
+    // The deleted row stood at its place, the seventh of the first block; and what was copied in counts row by row.
+    let did: Vec<&Value> = all.iter().filter_map(|l| l["tables"].as_array()).flatten().collect();
+    assert!(did.iter().any(|t| t["table"] == "public.\"Odd 'Name\"" && t["deleted"] == json!(["(0,7)"])), "{did:?}");
+    assert!(did.iter().any(|t| t["table"] == "public.writes" && t["inserted"] == 5), "{did:?}");
     let transactions: Vec<&Value> = all.iter().filter(|l| l.get("committed_at").is_some()).collect();
     assert_eq!(transactions.len() as u64, out["stranded"]["transactions"].as_u64().unwrap());
-    assert_eq!(transactions.len(), 4, "{transactions:?}");
-    let bytes = std::fs::read(out["stranded"]["file"].as_str().unwrap()).unwrap();
+    assert_eq!(transactions.len(), 5, "{transactions:?}");
+    let bytes = fs::read(out["stranded"]["file"].as_str().unwrap()).unwrap();
     assert_eq!(out["stranded"]["sha256"], format!("sha256:{}", hex::encode(Sha256::digest(bytes))));
 }
 
@@ -70,11 +91,10 @@ fn follows(yard: &Yard) {
     assert_eq!(yard.west.sql("SELECT slot_name || active FROM pg_replication_slots"), "muster_easttrue");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_only_the_old_primary_has_is_listed_to_the_row_and_it_is_rewound() {
-    let yard = Yard::up(REWINDABLE, json!({}));
-    diverge(&yard).await;
-    let out = yard.done("database.rejoin", json!({ "database": "orders", "region": "east", "primary": "west" })).await;
+async fn listed_and_rewound(programs: Programs) {
+    let yard = Yard::of(programs, REWINDABLE, json!({}));
+    diverge(&yard, nothing_more).await;
+    let out = rejoined(&yard).await;
     assert_eq!(out["how"], "rewound", "{out}");
     exactly_what_is_stranded(&out);
     follows(&yard);
@@ -85,27 +105,137 @@ async fn what_only_the_old_primary_has_is_listed_to_the_row_and_it_is_rewound() 
     assert!(ready.contains("database/orders machine") && ready.contains("\"quick\""), "{ready}");
     yard.east.sql("ALTER SYSTEM RESET wal_retrieve_retry_interval");
     let conf = yard.east.data.join("postgresql.conf");
-    let text = std::fs::read_to_string(&conf).unwrap().replace("wal_retrieve_retry_interval=50ms", "");
-    std::fs::write(&conf, text).unwrap();
+    let text = fs::read_to_string(&conf).unwrap().replace("wal_retrieve_retry_interval=50ms", "");
+    fs::write(&conf, text).unwrap();
     yard.east.sql("SELECT pg_reload_conf()");
     until("the default is in force", || yard.east.sql("SHOW wal_retrieve_retry_interval") == "5s");
     let slow = yard.done("readiness.check", json!({ "region": "east" })).await.to_string();
     assert!(slow.contains("\"slow\"") && slow.contains("set it to 50ms"), "{slow}");
     assert_eq!(yard.writable().await, ["west"]);
     // Nothing is left to do, and nothing is done.
-    let again = yard.done("database.rejoin", json!({ "database": "orders", "region": "east", "primary": "west" })).await;
+    let again = rejoined(&yard).await;
     assert!(again["how"].is_null(), "{again}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_the_old_primary_has_is_listed_to_the_row_and_it_is_rewound() {
+    listed_and_rewound(Programs::Debian).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_the_old_primary_has_is_listed_to_the_row_and_it_is_rewound_in_18() {
+    listed_and_rewound(Programs::Eighteen).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_rewound_is_copied_and_the_old_directory_stays() {
     let yard = Yard::up("max_connections=60\nfsync=off\n", json!({}));
-    diverge(&yard).await;
-    let out = yard.done("database.rejoin", json!({ "database": "orders", "region": "east", "primary": "west" })).await;
+    diverge(&yard, nothing_more).await;
+    let out = rejoined(&yard).await;
     assert_eq!(out["how"], "copied", "{out}");
     exactly_what_is_stranded(&out);
-    let old = std::path::Path::new(out["old_directory"].as_str().unwrap());
+    kept(&yard, &out);
+    follows(&yard);
+}
+
+/// The old directory, which stays beside the new one.
+fn kept<'a>(yard: &Yard, out: &'a Value) -> &'a Path {
+    let old = Path::new(out["old_directory"].as_str().unwrap_or_else(|| panic!("nothing is kept: {out}")));
     assert!(old.join("PG_VERSION").exists() && old != yard.east.data);
+    old
+}
+
+/// East's log beyond the point where they part goes over four segments, of which something is spoilt; `why` is said, nothing is
+/// called listed, and the directory stays, though it could be rewound.
+async fn nobody_can_tell(spoil: impl Fn(&[std::path::PathBuf]), why: &str) {
+    let yard = Yard::up(REWINDABLE, json!({}));
+    let segments: Vec<String> = diverge(&yard, |east| {
+        let mut done: Vec<String> = Vec::new();
+        for id in 3000..3003 {
+            done.push(east.sql("SELECT pg_walfile_name(pg_switch_wal())"));
+            east.sql(&format!("INSERT INTO writes (id) VALUES ({id})"));
+        }
+        done.push(east.sql("SELECT pg_walfile_name(pg_current_wal_lsn())"));
+        done
+    })
+    .await;
+    assert_eq!(segments.iter().collect::<BTreeSet<_>>().len(), 4, "{segments:?}");
+    let files: Vec<_> = segments.iter().map(|name| yard.east.data.join("pg_wal").join(name)).collect();
+    spoil(&files);
+    let out = rejoined(&yard).await;
+    assert_eq!(out["how"], "copied", "{out}");
+    assert!(out["stranded"].is_null(), "{out}");
+    let said = out["stranded_unknown"].as_str().unwrap_or_else(|| panic!("it is called nothing: {out}"));
+    let why = segments.iter().enumerate().fold(why.to_owned(), |why, (n, name)| why.replace(&format!("segment {n}"), name));
+    assert!(said.contains(&why), "no `{why}` in `{said}`");
+    let old = kept(&yard, &out);
+    assert!(old.join("pg_wal").join(&segments[3]).exists());
+    follows(&yard);
+}
+
+/// What the log holds from this offset on is gone, as after a disk's failure.
+fn zeroed(file: &Path, from: u64) {
+    let length = fs::metadata(file).unwrap().len();
+    let zeros = vec![0; usize::try_from(length - from).unwrap()];
+    fs::OpenOptions::new().write(true).open(file).unwrap().write_all_at(&zeros, from).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hole_in_the_old_primarys_log_is_not_taken_for_nothing_stranded() {
+    nobody_can_tell(|segments| fs::remove_file(&segments[1]).unwrap(), "segment 1 is missing").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_in_the_old_primarys_log_is_not_taken_for_its_end() {
+    nobody_can_tell(|segments| zeroed(&segments[1], 40), "the log cannot be read beyond").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_ends_before_its_own_checkpoint_does_not_end_there() {
+    nobody_can_tell(|segments| zeroed(&segments[3], 40), "its latest checkpoint is at").await;
+}
+
+/// Both were promoted by themselves: each has a timeline 2 of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_timeline_of_the_same_number_is_not_taken_for_the_same_history() {
+    let yard = Yard::up(REWINDABLE, json!({}));
+    diverge(&yard, nothing_more).await;
+    // Somebody makes the old one a primary again, behind everybody's back.
+    yard.start_by_hand("east");
+    yard.east.promote();
+    yard.east.sql("INSERT INTO writes (id) VALUES (7000)");
+    yard.east.sql("CHECKPOINT");
+    assert_eq!(
+        yard.fails("database.rejoin", json!({ "database": "orders", "region": "east", "primary": "west" })).await.code,
+        "not_fenced"
+    );
+    yard.east.shut_down();
+    let out = rejoined(&yard).await;
+    assert_eq!((out["how"].as_str(), out["stranded"].is_null()), (Some("copied"), true), "{out}");
+    assert!(out["stranded_unknown"].as_str().is_some_and(|why| why.contains("another timeline 2")), "{out}");
+    // What was kept has what nobody listed.
+    let old = kept(&yard, &out);
+    let truth = yard.east.again(old);
+    assert_eq!(truth.sql("SELECT count(*) FROM writes WHERE id IN (1000, 2004, 7000)"), "3");
+    drop(truth);
+    follows(&yard);
+}
+
+/// A table that was rewritten after it was written to has another file: what was done to the old one is counted.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_a_table_that_was_rewritten_afterwards_are_counted() {
+    let yard = Yard::up(REWINDABLE, json!({}));
+    diverge(&yard, |east| east.sql("VACUUM FULL writes")).await;
+    let out = rejoined(&yard).await;
+    let count = |name: &str| out["stranded"][name].as_u64();
+    assert_eq!((count("unlisted"), count("rows"), count("deleted")), (Some(15), Some(3), Some(1)), "{out}");
+    let gone: Vec<u64> = lines(&out)
+        .iter()
+        .filter_map(|l| l["gone"].as_array())
+        .flatten()
+        .map(|file| file["inserted"].as_u64().unwrap_or_else(|| panic!("{file}")))
+        .collect();
+    assert_eq!(gone, [10, 5], "{out}");
     follows(&yard);
 }
 
@@ -126,7 +256,7 @@ async fn one_that_stopped_in_order_only_starts() {
     let proof = yard.done("database.fence", json!({ "database": "orders", "region": "east", "planned": true })).await["proof"].clone();
     yard.done("database.promote", json!({ "database": "orders", "region": "west", "proof": proof })).await;
     yard.west.sql("INSERT INTO writes (id) VALUES (1)");
-    let out = yard.done("database.rejoin", json!({ "database": "orders", "region": "east", "primary": "west" })).await;
+    let out = rejoined(&yard).await;
     assert_eq!(out["how"], "started", "{out}");
     assert!(out["stranded"].is_null(), "{out}");
     follows(&yard);

@@ -220,6 +220,35 @@ fn a_replica_of_another_history_is_no_replica() {
     assert!(answer["tables"].is_null() && answer["primary"].is_string(), "{answer}");
 }
 
+/// Somebody brings the primary back from an older copy of its disk; and a standby that is left with the archive.
+#[test]
+fn a_primary_that_was_set_back_and_a_standby_that_has_only_the_archive_are_named() {
+    let home = Home::new();
+    let east = Cluster::primary(&home);
+    east.sql(READER);
+    east.sql("CREATE TABLE t (id int PRIMARY KEY)");
+    let west = east.standby(&home);
+    in_step(&east, &west);
+    east.shut_down();
+    let copy = home.0.path().join("older");
+    assert!(Command::new("cp").arg("-a").args([&east.data, &copy]).status().unwrap().success());
+    east.start_again();
+    east.sql("INSERT INTO t SELECT generate_series(1, 10000)");
+    in_step(&east, &west);
+    east.shut_down();
+    let older = east.again(&copy);
+    let answer = is(("not_replicating", "ahead_of_primary"), &older, &west, &home);
+    assert!(answer["replica"]["why"].as_str().unwrap().contains("the primary has only written"), "{answer}");
+    older.shut_down();
+
+    west.sql("ALTER SYSTEM SET primary_conninfo = ''");
+    west.sql("ALTER SYSTEM SET restore_command = 'false'");
+    west.sql("SELECT pg_reload_conf()");
+    east.start_again();
+    eventually("the receiver is gone", || receiver(&west).is_empty());
+    is(("not_replicating", "archive_only"), &east, &west, &home);
+}
+
 #[test]
 fn settings_that_stop_replay_are_named() {
     let home = Home::new();

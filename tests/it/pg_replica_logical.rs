@@ -87,6 +87,16 @@ fn logical(programs: Programs) {
     assert_eq!(table(&answer, "public.left_out")["state"], "not_replicated");
     assert!(named(&answer, "sequence public.numbers value") && named(&answer, "table public.left_out publication"), "{answer}");
 
+    // What somebody changed on one of them alone.
+    let extension = if programs == Programs::Eighteen { "vector" } else { "amcheck" };
+    east.sql(&format!("CREATE EXTENSION {extension}"));
+    east.sql("CREATE ROLE clerk LOGIN");
+    west.sql("ALTER TABLE items ALTER name TYPE varchar(60)");
+    let (_, answer) = verify(&east, &west, &home, &["--max-load", "100"]);
+    let bad = |what: &str| answer["structure"].as_array().unwrap().iter().find(|d| d["what"] == what).and_then(|d| d["bad"].as_bool());
+    let found = [bad(&format!("extension {extension}")), bad("role clerk"), bad("column public.items.name")];
+    assert_eq!(found, [Some(true), Some(false), Some(true)], "{answer}");
+
     west.sql("ALTER SUBSCRIPTION s DISABLE");
     eventually("nobody applies", || west.sql("SELECT count(*) FROM pg_stat_subscription WHERE pid IS NOT NULL") == "0");
     let (code, answer) = verify(&east, &west, &home, &["--state-only"]);

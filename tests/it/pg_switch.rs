@@ -2,7 +2,7 @@
 //! Muster gone at every point on the way. And the unplanned: a primary that is killed.
 
 use crate::{
-    pg::Cluster,
+    pg::{Cluster, Programs},
     pg_load::{Load, Route, missing},
     pg_yard::{REWINDABLE, Yard, apply, finish, observed, prepare, session, until},
 };
@@ -239,8 +239,8 @@ fn ids(cluster: &Cluster) -> BTreeSet<i64> {
 
 /// A primary is killed, with replication held up at random; what was acknowledged and is not there afterwards is counted, is
 /// what the two databases themselves say, and is in the file of what is stranded.
-async fn kills(count: usize) {
-    let yard = Yard::up(REWINDABLE, json!({}));
+async fn kills(programs: Programs, count: usize) {
+    let yard = Yard::of(programs, REWINDABLE, json!({}));
     let (mut outages, mut lost_in_all, mut lossy) = (Vec::new(), 0, 0);
     let (mut from, mut to) = ("east", "west");
     for round in 0..count {
@@ -309,11 +309,16 @@ fn stranded_ids(out: &serde_json::Value) -> Vec<i64> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_primary_that_is_killed_is_fenced_and_its_standby_promoted() {
-    kills(2).await;
+    kills(Programs::Debian, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_is_killed_is_fenced_and_its_standby_promoted_in_18() {
+    kills(Programs::Eighteen, 2).await;
 }
 
 mod soak {
-    use super::{Command, kills, switchovers};
+    use super::{Command, Programs, kills, switchovers};
 
     fn many() -> usize {
         std::env::var("SOAK").ok().and_then(|n| n.parse().ok()).unwrap_or(200)
@@ -330,6 +335,6 @@ mod soak {
     #[tokio::test(flavor = "multi_thread")]
     #[ignore = "long: make soak"]
     async fn primaries_killed() {
-        kills(many()).await;
+        kills(Programs::Debian, many()).await;
     }
 }

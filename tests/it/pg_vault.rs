@@ -62,9 +62,18 @@ impl Vault {
 
     /// A server that archives here.
     pub fn archiving(&self, more: &str) -> Cluster {
+        self.archiving_as(&[], more)
+    }
+
+    /// The same, made by `initdb` with these options as well.
+    pub fn archiving_as(&self, initdb: &[&str], more: &str) -> Cluster {
         let command =
             format!("{} wal archive %p --repo {} --key-file {}", env!("CARGO_BIN_EXE_muster"), self.repo.display(), self.key.display());
-        Cluster::with(&self.home, &format!("fsync=off\narchive_mode=on\narchive_command='{command}'\nmax_wal_senders=6\n{more}"))
+        Cluster::with_initdb(
+            &self.home,
+            initdb,
+            &format!("fsync=off\narchive_mode=on\narchive_command='{command}'\nmax_wal_senders=6\n{more}"),
+        )
     }
 
     /// A base backup of a server, as a snapshot of this repository; gives its identifier.

@@ -387,14 +387,39 @@ fn what_cannot_go_on_says_why() {
     assert!(!systems.is_empty() && Path::new(&vault.repo).exists());
 }
 
+/// The old primary was taken for lost, and a copy of its disk started in its place; then it turns out to live, and archives.
 #[test]
 fn two_servers_of_one_history_are_heard() {
+    let vault = Vault::new();
+    let old = vault.archiving("");
+    old.sql("CREATE TABLE ledger (n bigint primary key)");
+    archive_all(&old);
+    old.shut_down();
+    let copy = vault.dir().join("copy");
+    assert!(std::process::Command::new("cp").arg("-a").args([&old.data, &copy]).status().unwrap().success());
+    let new = old.again(&copy);
+    new.sql("INSERT INTO ledger VALUES (1)");
+    let segment = archive_all(&new);
+    let object = vault.log().into_iter().find(|path| path.ends_with(&segment)).unwrap();
+    let stored = fs::read(&object).unwrap();
+    old.start_again();
+    old.sql("INSERT INTO ledger VALUES (2)");
+    assert_eq!(old.sql("SELECT pg_walfile_name(pg_switch_wal())"), segment, "both are in the same segment of the same timeline");
+    wait("the refusal", || old.sql("SELECT failed_count > 0 FROM pg_stat_archiver") == "t");
+    assert_eq!(old.sql("SELECT last_failed_wal FROM pg_stat_archiver"), segment);
+    let log = fs::read_to_string(old.data.with_extension("log")).unwrap();
+    assert!(log.contains("Two servers write one history"), "{log}");
+    assert_eq!(fs::read(&object).unwrap(), stored, "what was archived first stays");
+}
+
+/// A copy that was restored looks in the archive for a timeline that nobody has taken.
+#[test]
+fn a_restored_copy_takes_a_timeline_of_its_own() {
     let vault = Vault::new();
     let cluster = vault.archiving("");
     cluster.sql("CREATE TABLE ledger (n bigint primary key)");
     let snapshot = vault.base_backup(&cluster);
     archive_all(&cluster);
-    // A copy that archives to the same place, and the same copy once more: both are on timeline 2.
     let first = vault.recovered(&snapshot, "first", "latest");
     first.sql("INSERT INTO ledger VALUES (1)");
     archive_all(&first);
@@ -402,14 +427,6 @@ fn two_servers_of_one_history_are_heard() {
     vault.restore(&snapshot, "second", &["--timeline", "1", "--port", &port.to_string()]).expect(0);
     let second = Cluster::on(&vault.dir().join("second"), port).unwrap_or_else(|log| panic!("{log}"));
     wait("the end of recovery", || second.sql("SELECT pg_is_in_recovery()") == "f");
-    second.sql("INSERT INTO ledger VALUES (2)");
-    if second.sql("SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)") == "00000002" {
-        second.sql("SELECT pg_switch_wal()");
-        wait("the refusal", || second.sql("SELECT failed_count > 0 FROM pg_stat_archiver") == "t");
-        let log = fs::read_to_string(vault.dir().join("second.log")).unwrap();
-        assert!(log.contains("Two servers write one history"), "{log}");
-    } else {
-        // It saw in the archive that timeline 2 is taken.
-        assert_eq!(second.sql("SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"), "00000003");
-    }
+    let timeline = |cluster: &Cluster| cluster.sql("SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)");
+    assert_eq!((timeline(&first), timeline(&second)), ("00000002".to_owned(), "00000003".to_owned()));
 }

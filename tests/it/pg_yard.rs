@@ -1,7 +1,7 @@
 //! A primary in east, its standby in west and a PgBouncer before them, with the estate that describes them, and what it
 //! takes to carry out single actions on them as the engine would.
 
-use crate::pg::{Cluster, Home, free_port, other_user};
+use crate::pg::{Cluster, Home, Programs, free_port, other_user};
 use muster::{
     actions::{contract::*, find},
     model::{effect::*, estate::Estate, node::Node, plan::Scope},
@@ -48,8 +48,13 @@ impl Drop for Yard {
 impl Yard {
     /// `extra` is merged into the database of the estate.
     pub fn up(settings: &str, extra: Value) -> Self {
+        Self::of(Programs::Debian, settings, extra)
+    }
+
+    /// The same with servers of either version.
+    pub fn of(programs: Programs, settings: &str, extra: Value) -> Self {
         let home = Home::new();
-        let east = Cluster::with(&home, settings);
+        let east = Cluster::of(&home, programs, settings);
         let roles = "CREATE ROLE muster SUPERUSER LOGIN PASSWORD 'm'; CREATE ROLE repl REPLICATION LOGIN PASSWORD 'r';
                      CREATE ROLE app LOGIN PASSWORD 'a'; CREATE ROLE idle NOLOGIN; CREATE TABLE writes (id bigint PRIMARY KEY, at timestamptz DEFAULT clock_timestamp());
                      GRANT ALL ON writes TO app";

@@ -3,5 +3,5 @@
 #[test]
 #[ignore = "half an hour: make soak"]
 fn replica_checks_under_load_find_what_is_wrong_and_nothing_else() {
-    crate::pg_replica_soak::fifty_checks();
+    crate::pg_replica_soak::checks(std::env::var("ROUNDS").map_or(50, |n| n.parse().unwrap()));
 }
