@@ -8,7 +8,7 @@ use super::{
     index::PackEntry,
     list,
     marks::Marked,
-    names::{CONFIG, Id, INDEX, KEYS, MARKS, PACKS, PROOFS, SNAPSHOTS, WAL},
+    names::{CONFIG, INDEX, Id, KEYS, MARKS, PACKS, PROOFS, SNAPSHOTS, WAL},
     open::{Repository, put_sealed},
     proof::{self, Level, Proof},
     rekey,
@@ -123,7 +123,9 @@ impl Yard {
             for opened in [first, second] {
                 match opened.map(|_| ()).unwrap_err() {
                     RepositoryError::Damaged { object, .. } => assert!(object.ends_with("config"), "{at}: {object}"),
-                    error @ RepositoryError::WrongKey { .. } => assert!(error.to_string().contains("`config` was changed"), "{at}: {error}"),
+                    error @ RepositoryError::WrongKey { .. } => {
+                        assert!(error.to_string().contains("`config` was changed"), "{at}: {error}")
+                    }
                     RepositoryError::Version { found } => assert_ne!(found, 1, "{at}"),
                     error => panic!("{at}: {error}"),
                 }

@@ -8,7 +8,7 @@ use super::{
     globs::Globs,
     index::{self, PackEntry},
     keys::{Slot, Stretch, Unlock},
-    names::{Id, INDEX, KEYS, PACKS},
+    names::{INDEX, Id, KEYS, PACKS},
     open::{Repository, put},
     pack::Packer,
     rekey,
@@ -209,7 +209,8 @@ async fn an_index_that_is_gone_is_made_again_from_the_packs() {
     assert!(all.len() == 2 && count >= 4, "{all:?}");
     // A part of it, and all of it.
     for lost in [vec![all[0].0], vec![all[1].0], vec![all[0].0, all[1].0]] {
-        let kept: Vec<(PathBuf, Vec<u8>)> = lost.iter().map(|id| dir.path().join(id.key(INDEX))).map(|p| (p.clone(), fs::read(p).unwrap())).collect();
+        let kept: Vec<(PathBuf, Vec<u8>)> =
+            lost.iter().map(|id| dir.path().join(id.key(INDEX))).map(|p| (p.clone(), fs::read(p).unwrap())).collect();
         kept.iter().for_each(|(path, _)| fs::remove_file(path).unwrap());
         for (made, expected) in [(&first, &before), (&second, &contents(&files))] {
             let (done, back) = restored(&bench.repository, &made.snapshot).await;

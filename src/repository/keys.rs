@@ -96,7 +96,7 @@ impl Keyring {
         // Strings and numbers: this cannot fail.
         serde_json::to_vec(&plain).unwrap_or_default()
     }
-    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+    pub(super) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let plain: Plain = serde_json::from_slice(bytes).ok()?;
         let key = |text: &str| {
             let mut key = [0; 32];
@@ -288,6 +288,22 @@ mod tests {
             assert!(again.open(&Id([2; 32]), &right).unwrap().is_none());
             let text = format!("{again:?}");
             assert!(!text.contains(&hex::encode(keyring.chunk.expose_secret())), "{text}");
+        }
+    }
+
+    #[test]
+    fn wrapping_keys_are_those_of_the_document() {
+        let document = include_str!("../../docs/repository-format.md");
+        let (numbers, keyring) = ((0..32).collect::<Vec<u8>>(), Keyring::new().unwrap());
+        let stretch = Stretch::Argon2id { memory_kib: 65_536, passes: 3, lanes: 4 };
+        for (unlock, stretch, expected) in [
+            (passphrase("correct horse"), stretch, "577f1ff37e9a3e52c97d39f8e83891c1b73b0e87ffe0429cee8ede2fb005fe44"),
+            (key_file(&numbers), Stretch::Blake3, "0632851d8baf2b695b1b0ad632c8207d1bd9eccb9485966bd4d5793a164c48e5"),
+        ] {
+            let slot = Slot { stretch, salt: hex::encode(&numbers[..16]), ..slot(&keyring, &unlock) };
+            assert_eq!(slot.fault(), None);
+            assert_eq!(hex::encode(slot.stretched(&unlock).unwrap().unwrap()), expected);
+            assert!(document.contains(expected));
         }
     }
 

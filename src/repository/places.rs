@@ -95,11 +95,7 @@ impl Places {
 
     #[must_use]
     pub fn detours(&self) -> Detours {
-        Detours {
-            chunks: self.served.load(Relaxed),
-            strays: self.from_strays.load(Relaxed),
-            lost_index: self.lost_index.load(Relaxed),
-        }
+        Detours { chunks: self.served.load(Relaxed), strays: self.from_strays.load(Relaxed), lost_index: self.lost_index.load(Relaxed) }
     }
 }
 
@@ -132,11 +128,7 @@ impl Index {
 impl Detours {
     #[must_use]
     pub fn and(self, more: Self) -> Self {
-        Self {
-            chunks: self.chunks + more.chunks,
-            strays: self.strays || more.strays,
-            lost_index: self.lost_index || more.lost_index,
-        }
+        Self { chunks: self.chunks + more.chunks, strays: self.strays || more.strays, lost_index: self.lost_index || more.lost_index }
     }
 
     /// In sentences.

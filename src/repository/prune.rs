@@ -53,12 +53,10 @@ pub struct Look {
 /// Looks at everything and decides. Refuses a repository in which something cannot be read: what that needs is not known.
 pub async fn look(repository: &Repository, now: jiff::Timestamp) -> Result<Look> {
     let whole = |damaged: Vec<RepositoryError>| match damaged.into_iter().next() {
-        Some(error) => {
-            Err(RepositoryError::Refused(format!(
-                "nothing is pruned while something is damaged: {error}; `muster backup verify` names all of it, and docs/backups.md, \
+        Some(error) => Err(RepositoryError::Refused(format!(
+            "nothing is pruned while something is damaged: {error}; `muster backup verify` names all of it, and docs/backups.md, \
                  \"What is damaged\", says what heals each (`muster backup forget ID` lets go of a damaged snapshot)"
-            )))
-        }
+        ))),
         None => Ok(()),
     };
     // Marks before snapshots: a snapshot that relies on a marked pack was there before the mark is old.

@@ -110,7 +110,8 @@ pub async fn verify(
     let listed = std::mem::take(&mut found.problems);
     bad.extend(read(&repository, strays, &progress, &mut found).await?);
     stray.damaged.extend(std::mem::replace(&mut found.problems, listed));
-    let mut sought = Sought { repository: &repository, index: &index, bad: nowhere_whole(&repository, &index, bad).await?, relied: Ids::default() };
+    let mut sought =
+        Sought { repository: &repository, index: &index, bad: nowhere_whole(&repository, &index, bad).await?, relied: Ids::default() };
     for (id, snapshot) in &snapshots {
         sought.check_snapshot(id, snapshot, &mut found).await?;
     }
@@ -194,7 +195,9 @@ impl Stray {
             ));
         }
         if relied.is_empty() && !stand_in && found.touched.is_empty() {
-            found.notices.extend(self.damaged.into_iter().map(|damaged| format!("{damaged} (no index names that pack, and no snapshot needs it)")));
+            found
+                .notices
+                .extend(self.damaged.into_iter().map(|damaged| format!("{damaged} (no index names that pack, and no snapshot needs it)")));
         } else {
             found.problems.extend(self.damaged);
         }

@@ -70,7 +70,8 @@ pub async fn main(args: Args, muster: &Muster, output: &Output) -> Done {
     } else {
         told(&done, output);
     }
-    Ok(u8::from(!done.damaged.is_empty()))
+    // What is only to be forgotten is damaged still.
+    Ok(u8::from(!done.damaged.is_empty() || (done.dry_run && !done.forgotten_damaged.is_empty())))
 }
 
 fn told(done: &Forgotten, output: &Output) {
@@ -93,7 +94,11 @@ fn told(done: &Forgotten, output: &Output) {
         output.line(table.trim_fmt());
     }
     for id in &done.forgotten_damaged {
-        output.line(format!("snapshot {}, which cannot be read, is {}", short(id), if done.dry_run { "to be forgotten" } else { "forgotten" }));
+        output.line(format!(
+            "snapshot {}, which cannot be read, is {}",
+            short(id),
+            if done.dry_run { "to be forgotten" } else { "forgotten" }
+        ));
     }
     let (forgotten, kept) = ((done.forgotten.len() + done.forgotten_damaged.len()) as u64, done.kept.len());
     let would = if done.dry_run { "would be forgotten" } else { "forgotten" };

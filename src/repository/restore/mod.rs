@@ -221,7 +221,8 @@ fn write(work: &mut Work, needed: Vec<u32>, fresh: bool) -> Result<()> {
     for places in gone.chunk_by(|a, b| chunk_of(a) == chunk_of(b)) {
         let chunk = &work.plan.chunks[chunk_of(&places[0]) as usize];
         let pack = &work.plan.packs[chunk.pack as usize];
-        let why = format!("{}, which holds chunk {}, is missing from the repository", pack.key(super::names::PACKS), chunk.piece.chunk.short());
+        let why =
+            format!("{}, which holds chunk {}, is missing from the repository", pack.key(super::names::PACKS), chunk.piece.chunk.short());
         let lost = (!work.elsewhere(&mut worker, &chunk.piece.chunk, pack)?).then_some(why);
         places.iter().try_for_each(|place| work.put(&mut worker, *place, lost.as_deref()))?;
     }
