@@ -311,7 +311,9 @@ async fn one_of_two(change: impl Fn(&Path, &PackEntry) -> bool) {
     }
     assert!(changed >= 2 && notes > 0, "{changed} packs were changed, and {notes} notes told of it");
     // In both it is lost.
-    all.iter().for_each(|entry| drop(change(&dir.path().join(entry.pack.key(PACKS)), entry)));
+    for entry in &all {
+        change(&dir.path().join(entry.pack.key(PACKS)), entry);
+    }
     assert!(!verified(&bench.repository, Depth::All).await.touched.is_empty());
     assert!(!restored(&bench.repository, &made[0]).await.0.damaged.is_empty());
 }

@@ -21,10 +21,7 @@ use super::{
     snapshot::Snapshot,
     verify_packs::{Bad, Read, read_packs},
 };
-use std::{
-    collections::HashMap,
-    sync::{Arc, atomic::Ordering::Relaxed},
-};
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 /// How much is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,7 +132,7 @@ async fn read(repository: &Arc<Repository>, packs: Vec<PackEntry>, progress: &Ar
 
 /// Of what cannot be had from one pack: what no other has whole either, and why.
 async fn nowhere_whole(repository: &Repository, index: &Index, bad: Vec<Bad>) -> Result<ById<String>> {
-    let mut chunks: HashMap<Id, (Vec<Id>, String)> = HashMap::new();
+    let mut chunks: ById<(Vec<Id>, String)> = ById::default();
     for Bad { chunk, pack, why } in bad {
         chunks.entry(chunk).or_insert_with(|| (Vec::new(), why)).0.push(pack);
     }
