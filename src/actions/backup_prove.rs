@@ -158,7 +158,7 @@ impl Action for Prove {
             None => Ok(Output { first_file_at: tried.first_file_at, restored_at: tried.restored_at, ..output(intent, &proof) }),
             Some(why) => {
                 let message = format!("snapshot {} of {} does not restore: {why}", intent.snapshot.short(), intent.source);
-                let remedy = "`muster backup verify --read-data` names what is damaged; back up anew while the source is there";
+                let remedy = "`muster backup verify --read-data` names what is damaged: take that object away, then back up again while the source is there, or copy it from a second place";
                 Err(ApplyError::Definite(Failure::new("not_proven", message).remedy(remedy)))
             }
         }

@@ -102,7 +102,7 @@ fn damaged(found: &Verified) -> Failure {
     let message =
         format!("{} objects are damaged, {} files are touched: {}{more}", found.problems.len(), found.touched.len(), told.join("; "));
     Failure::new("damaged", message)
-        .remedy("the next `backup.create` stores anew what its source still has; `muster backup verify --read-data` names all")
+        .remedy("`muster backup verify --read-data` names all: once what is damaged is taken away, the next `backup.create` stores anew what its source still has")
 }
 
 #[cfg(test)]

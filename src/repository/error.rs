@@ -17,9 +17,12 @@ pub enum RepositoryError {
     Occupied { place: String, found: String },
     #[error("the repository has format version {found}; this Muster knows version {}: use a newer one", super::names::VERSION)]
     Version { found: u64 },
-    /// No key slot opens with what was given.
-    #[error("the password or key file opens none of the repository's {slots} keys (or its `config` was changed: the keys are bound to it)")]
-    WrongKey { slots: usize },
+    /// No key slot opens with what was given. Those that are damaged are not among the slots.
+    #[error(
+        "the password or key file opens none of the repository's {slots} keys (or its `config` was changed: the keys are bound to it){}",
+        besides(.damaged)
+    )]
+    WrongKey { slots: usize, damaged: Vec<String> },
     /// A stored object is not what was written.
     #[error("{object} is damaged: {why}")]
     Damaged { object: String, why: String },
@@ -47,6 +50,14 @@ pub enum RepositoryError {
     Interrupted(String),
 }
 
+/// Keys that could not be tried, since they are damaged: one of them may be the one that is meant.
+fn besides(damaged: &[String]) -> String {
+    const TOLD: usize = 3;
+    let Some(last) = damaged.len().min(TOLD).checked_sub(1) else { return String::new() };
+    let more = if damaged.len() > TOLD { format!("; and {} more", damaged.len() - TOLD) } else { String::new() };
+    format!(". Besides, {}{more}", damaged[..=last].join("; "))
+}
+
 impl From<PgError> for RepositoryError {
     fn from(error: PgError) -> Self {
         Self::Server(error.into())
@@ -56,6 +67,12 @@ impl From<PgError> for RepositoryError {
 impl RepositoryError {
     pub(crate) fn damaged(object: impl Into<String>, why: impl std::fmt::Display) -> Self {
         Self::Damaged { object: object.into(), why: why.to_string() }
+    }
+    /// Is something of the repository damaged or gone, and the rest may be had all the same? Any other error is one of
+    /// the place, or of this machine.
+    #[must_use]
+    pub fn is_loss(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::Missing { .. } | Self::NoChunk { .. })
     }
     pub(crate) fn malformed(object: impl Into<String>) -> impl FnOnce(Malformed) -> Self {
         let object = object.into();

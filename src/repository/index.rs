@@ -10,6 +10,7 @@ use super::{
     RepositoryError, Result,
     names::{INDEX, Id},
     pack::{Piece, put_directory, take_directory},
+    places::Places,
     wire::{Malformed, Reader, put_number},
 };
 use std::{
@@ -112,6 +113,8 @@ pub struct Index {
     packs: Vec<(Id, u64)>,
     by_pack: ById<u32>,
     chunks: ById<Place>,
+    /// Where else chunks lie. Filled only when something is not where it says.
+    pub(super) others: tokio::sync::OnceCell<Places>,
 }
 
 impl Index {

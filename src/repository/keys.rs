@@ -9,6 +9,7 @@
 use super::{
     RepositoryError, Result,
     names::{Id, KEYS},
+    seal::TAG,
 };
 use crate::providers::clock;
 use argon2::{Algorithm, Argon2, Params, Version};
@@ -95,7 +96,7 @@ impl Keyring {
         // Strings and numbers: this cannot fail.
         serde_json::to_vec(&plain).unwrap_or_default()
     }
-    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+    pub(super) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let plain: Plain = serde_json::from_slice(bytes).ok()?;
         let key = |text: &str| {
             let mut key = [0; 32];
@@ -174,9 +175,39 @@ impl Slot {
         Ok((Id::of(&bytes).key(KEYS), bytes))
     }
 
+    /// Why this can be no slot that Muster wrote, if it cannot. Whoever may write to the place may put one there, so it
+    /// is looked at before it is tried.
+    #[must_use]
+    pub fn fault(&self) -> Option<String> {
+        let bytes = |text: &str| hex::decode(text).ok().map(|bytes| bytes.len());
+        if bytes(&self.salt) != Some(16) {
+            return Some("its salt is not 16 bytes in hexadecimal digits".to_owned());
+        }
+        if bytes(&self.nonce) != Some(12) || bytes(&self.keyring).is_none_or(|length| length <= TAG) {
+            return Some("its nonce or keyring is not in hexadecimal digits, or too short".to_owned());
+        }
+        let Stretch::Argon2id { memory_kib, passes, lanes } = self.stretch else { return None };
+        if memory_kib > MOST_MEMORY_KIB || passes > MOST_PASSES {
+            return Some("it asks for more memory or passes than any key of Muster's".to_owned());
+        }
+        Params::new(memory_kib, passes, lanes, Some(32)).err().map(|why| why.to_string())
+    }
+
+    /// What it takes to try it: memory times passes.
+    #[must_use]
+    pub fn cost(&self) -> u64 {
+        match self.stretch {
+            Stretch::Argon2id { memory_kib, passes, .. } => u64::from(memory_kib) * u64::from(passes),
+            Stretch::Blake3 => 0,
+        }
+    }
+
     /// The keyring, if this slot opens with that.
     pub fn open(&self, config: &Id, unlock: &Unlock) -> Result<Option<Keyring>> {
         let damaged = || RepositoryError::damaged(self.name(), "it is no key slot of this format");
+        if let Some(why) = self.fault() {
+            return Err(RepositoryError::damaged(self.name(), why));
+        }
         let Some(key) = self.wrapping_key(unlock)? else { return Ok(None) };
         let mut sealed = hex::decode(&self.keyring).map_err(|_| damaged())?;
         let Ok(plain) = key.open_in_place(self.nonce().ok_or_else(damaged)?, self.bound_to(config), &mut sealed) else {
@@ -198,16 +229,18 @@ impl Slot {
         hex::decode_to_slice(&self.nonce, &mut nonce).ok()?;
         Some(Nonce::assume_unique_for_key(nonce))
     }
-    /// `None`: the slot is for another kind of secret.
     fn wrapping_key(&self, unlock: &Unlock) -> Result<Option<LessSafeKey>> {
+        let Some(key) = self.stretched(unlock)? else { return Ok(None) };
+        let key = UnboundKey::new(&AES_256_GCM, &key).map_err(|_| RepositoryError::damaged(self.name(), "its key cannot be used"))?;
+        Ok(Some(LessSafeKey::new(key)))
+    }
+    /// The bytes of the wrapping key. `None`: the slot is for another kind of secret.
+    fn stretched(&self, unlock: &Unlock) -> Result<Option<[u8; 32]>> {
         let damaged = |why: &str| RepositoryError::damaged(self.name(), why);
         let salt = hex::decode(&self.salt).map_err(|_| damaged("its salt is not hexadecimal"))?;
         let mut key = [0; 32];
         match (unlock, self.stretch) {
             (Unlock::Passphrase(text), Stretch::Argon2id { memory_kib, passes, lanes }) => {
-                if memory_kib > MOST_MEMORY_KIB || passes > MOST_PASSES {
-                    return Err(damaged("it asks for more memory or passes than any key of Muster's"));
-                }
                 let params = Params::new(memory_kib, passes, lanes, Some(32)).map_err(|e| damaged(&e.to_string()))?;
                 Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
                     .hash_password_into(text.expose_secret().as_bytes(), &salt, &mut key)
@@ -225,8 +258,7 @@ impl Slot {
             }
             _ => return Ok(None),
         }
-        let key = UnboundKey::new(&AES_256_GCM, &key).map_err(|_| damaged("its key cannot be used"))?;
-        Ok(Some(LessSafeKey::new(key)))
+        Ok(Some(key))
     }
 }
 
@@ -260,11 +292,39 @@ mod tests {
     }
 
     #[test]
+    fn wrapping_keys_are_those_of_the_document() {
+        let document = include_str!("../../docs/repository-format.md");
+        let (numbers, keyring) = ((0..32).collect::<Vec<u8>>(), Keyring::new().unwrap());
+        let stretch = Stretch::Argon2id { memory_kib: 65_536, passes: 3, lanes: 4 };
+        for (unlock, stretch, expected) in [
+            (passphrase("correct horse"), stretch, "577f1ff37e9a3e52c97d39f8e83891c1b73b0e87ffe0429cee8ede2fb005fe44"),
+            (key_file(&numbers), Stretch::Blake3, "0632851d8baf2b695b1b0ad632c8207d1bd9eccb9485966bd4d5793a164c48e5"),
+        ] {
+            let slot = Slot { stretch, salt: hex::encode(&numbers[..16]), ..slot(&keyring, &unlock) };
+            assert_eq!(slot.fault(), None);
+            assert_eq!(hex::encode(slot.stretched(&unlock).unwrap().unwrap()), expected);
+            assert!(document.contains(expected));
+        }
+    }
+
+    #[test]
     fn what_asks_for_too_much_is_refused() {
         let keyring = Keyring::new().unwrap();
         let mut slot = slot(&keyring, &passphrase("tide"));
         slot.stretch = Stretch::Argon2id { memory_kib: u32::MAX, passes: 1, lanes: 1 };
         assert!(slot.open(&Id([1; 32]), &passphrase("tide")).is_err());
+        let good = self::slot(&keyring, &passphrase("tide"));
+        assert_eq!(good.fault(), None);
+        let (salt, nonce, empty) = ("00".repeat(15), "0g".repeat(12), String::new());
+        for bad in [
+            Slot { salt, ..good.clone() },
+            Slot { nonce, ..good.clone() },
+            Slot { keyring: empty, ..good.clone() },
+            Slot { stretch: Stretch::Argon2id { memory_kib: 65_536, passes: 3, lanes: 0 }, ..good.clone() },
+            Slot { stretch: Stretch::Argon2id { memory_kib: 8, passes: 1, lanes: 4 }, ..good },
+        ] {
+            assert!(bad.fault().is_some() && bad.open(&Id([1; 32]), &passphrase("tide")).is_err(), "{bad:?}");
+        }
         assert!(Slot::make(&Id([1; 32]), &keyring, &key_file(b"short"), String::new(), jiff::Timestamp::UNIX_EPOCH).is_err());
     }
 

@@ -3,8 +3,8 @@
 //!
 //! Read in this order: [`wire`] (numbers and names as bytes), [`seal`] (one encrypted object), [`keys`] (who may
 //! open it), `cut` and `codec` (from a file to chunks, from a chunk to its stored form), [`pack`] and [`index`]
-//! (where chunks lie), [`entry`] and [`list`] (what a snapshot holds), [`snapshot`], [`open`] (the repository as a
-//! whole), [`write`] (from bytes to packs, in parallel), [`create`] over a source ([`tree`], [`bucket`],
+//! (where chunks lie; [`places`]: where else), [`entry`] and [`list`] (what a snapshot holds), [`snapshot`], [`open`] (the
+//! repository as a whole, with the keys in [`slots`]), [`write`] (from bytes to packs, in parallel), [`create`] over a source ([`tree`], [`bucket`],
 //! [`stream`], or [`cluster`] for a database with [`pages`]), [`restore`], [`diff`], [`verify`], [`prune`] (decided by
 //! [`prune_plan`]), [`copy`], [`proof`], [`rekey`]. Beside the snapshots lies the write-ahead log of databases:
 //! [`wal_name`], [`wal_page`], [`wal_history`], [`wal`], what of it a recovery needs in [`wal_line`] and [`recovery`]
@@ -22,6 +22,10 @@ pub mod codec;
 pub mod copy;
 pub mod create;
 pub mod cut;
+#[cfg(test)]
+mod damage_sweep_tests;
+#[cfg(test)]
+mod damage_tests;
 pub mod diff;
 pub mod entry;
 pub mod error;
@@ -35,6 +39,7 @@ pub mod names;
 pub mod open;
 pub mod pack;
 pub mod pages;
+pub mod places;
 pub mod progress;
 pub mod proof;
 pub mod prune;
@@ -47,6 +52,7 @@ pub mod rescue;
 pub mod restore;
 pub mod restore_bucket;
 pub mod seal;
+pub mod slots;
 pub mod snapshot;
 pub mod source;
 pub mod stream;
@@ -69,6 +75,8 @@ pub mod wal_page;
 #[cfg(test)]
 mod wal_tests;
 pub mod wire;
+#[cfg(test)]
+mod wrapped;
 pub mod write;
 
 pub use error::{RepositoryError, Result};

@@ -7,13 +7,15 @@ use super::{
     RepositoryError, Result,
     entry::{Content, Extent},
     index,
-    index::{ById, Index, PackEntry},
+    index::{ById, Ids, Index, PackEntry},
     keys::{Keyring, Slot, Unlock},
     list,
-    names::{CONFIG, Id, KEYS, PACKS, SNAPSHOTS, VERSION},
+    names::{CONFIG, INDEX, Id, KEYS, PACKS, SNAPSHOTS, VERSION},
     pack,
     pack::Piece,
+    places::Places,
     seal::{self, HEADER, Kind},
+    slots,
     snapshot::Snapshot,
 };
 use crate::providers::port::{ObjectMeta, ObjectRead, ObjectWrite, PortError};
@@ -61,18 +63,16 @@ pub struct Present {
     pub packs: Found<Vec<PackEntry>>,
     /// What else the index names: missing, or of another size than it says. Some of that may be had all the same.
     pub gone: Vec<PackEntry>,
+    /// Packs that are there and that no index names, with their sizes: of a backup that was cut off or is under way, or
+    /// left over where a part of the index was lost.
+    pub strays: Vec<(Id, u64)>,
 }
 
 impl Repository {
     pub async fn open(store: Arc<dyn ObjectRead>, place: &str, unlock: &Unlock) -> Result<Self> {
         let config = read_config(&*store, place).await?.ok_or_else(|| RepositoryError::NoRepository { place: place.to_owned() })?;
         let (config, digest) = config;
-        let slots: Vec<Slot> = slots(&*store).await?.into_iter().map(|(_, slot)| slot).collect();
-        let (count, unlock) = (slots.len(), unlock.clone());
-        // Argon2id takes a tenth of a second and 64 MiB.
-        let opened = tokio::task::spawn_blocking(move || slots.iter().find_map(|slot| slot.open(&digest, &unlock).transpose()).transpose());
-        let opened = opened.await.map_err(|e| RepositoryError::Interrupted(e.to_string()))??;
-        let keyring = opened.ok_or(RepositoryError::WrongKey { slots: count })?;
+        let keyring = slots::open(&*store, &digest, unlock).await?;
         Ok(Self { store, place: place.to_owned(), id: config.id, config: digest, keyring })
     }
 
@@ -92,7 +92,7 @@ impl Repository {
         let (unlock, label, digest) = (unlock.clone(), label.to_owned(), Id::of(&config));
         let slot = tokio::task::spawn_blocking(move || Slot::make(&digest, &Keyring::new()?, &unlock, label, now));
         let slot = slot.await.map_err(|e| RepositoryError::Interrupted(e.to_string()))??;
-        write_slot(store, &slot).await?;
+        slots::write_slot(store, &slot).await?;
         match store.put(CONFIG, config.into(), &BTreeMap::new(), true).await {
             Ok(_) => Ok(true),
             // Somebody else was quicker; the repository is theirs, and our slot opens nothing.
@@ -134,8 +134,16 @@ impl Repository {
 
     /// Where all chunks lie.
     pub async fn index(&self) -> Result<Found<Index>> {
-        let Present { packs, gone } = self.present().await?;
+        let Present { packs, gone, .. } = self.present().await?;
         Ok(Found { whole: Index::preferring(&packs.whole, &gone), damaged: packs.damaged })
+    }
+
+    /// The same, and what packs that no index names say of themselves: for when a snapshot needs what the index lacks.
+    pub(super) async fn index_with_strays(&self) -> Result<Index> {
+        let Present { packs, gone, strays } = self.present().await?;
+        let mut all = packs.whole;
+        all.extend(self.ask_packs(strays).await?.whole);
+        Ok(Index::preferring(&all, &gone))
     }
 
     /// The packs that are there, with the size that the index says. One that is missing must not stand before another
@@ -152,9 +160,10 @@ impl Repository {
     async fn look_for_packs(&self) -> Result<Present> {
         let (mut packs, there) = (self.packs().await?, self.sizes().await?);
         let is_there = |entry: &PackEntry| there.get(&entry.pack) == Some(&entry.size);
-        let (whole, gone) = packs.whole.into_iter().partition(is_there);
+        let (whole, gone): (Vec<PackEntry>, Vec<PackEntry>) = packs.whole.into_iter().partition(is_there);
+        let strays = not_named(&there, whole.iter().chain(&gone));
         packs.whole = whole;
-        Ok(Present { packs, gone })
+        Ok(Present { packs, gone, strays })
     }
 
     /// The packs in the store, and their sizes.
@@ -166,7 +175,7 @@ impl Repository {
     /// All packs and what is in them, each once. If a part of the index is damaged, the packs that it leaves out are
     /// asked themselves.
     pub async fn packs(&self) -> Result<Found<Vec<PackEntry>>> {
-        let objects = self.load(Kind::Index).await?;
+        let objects = self.index_objects().await?;
         let mut packs: ById<PackEntry> = ById::default();
         let mut damaged = objects.damaged;
         for (id, bytes) in objects.whole {
@@ -188,6 +197,19 @@ impl Repository {
         let mut whole: Vec<PackEntry> = packs.into_values().collect();
         whole.sort_by_key(|entry| entry.pack);
         Ok(Found { whole, damaged })
+    }
+
+    /// All objects of the index. One that was there when they were listed and is gone when it is read was put into another
+    /// by a prune just now: then they are listed once more, for what it named would be missing.
+    async fn index_objects(&self) -> Result<Found<Vec<(Id, Vec<u8>)>>> {
+        for _ in 1..TRIES {
+            let listed = self.list(INDEX).await?;
+            let found = self.load_listed(Kind::Index, &listed).await?;
+            if found.whole.len() + found.damaged.len() == ids(Kind::Index, &listed).count() {
+                return Ok(found);
+            }
+        }
+        self.load(Kind::Index).await
     }
 
     /// What packs say of themselves, by their own directories.
@@ -219,36 +241,34 @@ impl Repository {
         pack::open_directory(&self.keyring, pack, &header, &end, size)
     }
 
-    /// The content of one chunk, by one request for its header and one for itself. Where it is damaged, another pack may have
-    /// it whole: a backup that found it so has stored it anew.
+    /// The content of one chunk. If it is not whole where the index says, it is sought wherever else it lies.
     pub async fn chunk(&self, index: &Index, chunk: &Id) -> Result<Vec<u8>> {
-        match self.first_copy(index, chunk).await {
-            Err(error @ RepositoryError::Damaged { .. }) => self.other_copy(index, chunk).await?.ok_or(error),
-            other => other,
-        }
+        let place = index.find(chunk);
+        let why = match &place {
+            None => RepositoryError::NoChunk { chunk: *chunk },
+            Some((pack, piece)) => match self.piece(pack, piece).await {
+                Err(why) if why.is_loss() => why,
+                other => return other,
+            },
+        };
+        let tried: Vec<Id> = place.iter().map(|(pack, _)| *pack).collect();
+        self.others(index).await?.content(self, chunk, &tried).await?.ok_or(why)
     }
 
-    /// The same, and that it is damaged is told even where another pack has it whole.
+    /// The content of one chunk where the index says, and that it is damaged even where another pack has it whole.
     pub(super) async fn first_copy(&self, index: &Index, chunk: &Id) -> Result<Vec<u8>> {
         let (pack, piece) = index.find(chunk).ok_or(RepositoryError::NoChunk { chunk: *chunk })?;
-        self.chunk_in(&pack, &piece).await
+        self.piece(&pack, &piece).await
     }
 
-    async fn other_copy(&self, index: &Index, chunk: &Id) -> Result<Option<Vec<u8>>> {
-        let (packs, damaged) = (self.packs().await?.whole, index.find(chunk).map(|(pack, _)| pack));
-        for entry in packs.iter().filter(|entry| Some(entry.pack) != damaged) {
-            let Some(piece) = entry.pieces.iter().find(|piece| piece.chunk == *chunk) else { continue };
-            match self.chunk_in(&entry.pack, piece).await {
-                Ok(content) => return Ok(Some(content)),
-                Err(RepositoryError::Damaged { .. } | RepositoryError::Missing { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(None)
+    /// Where chunks lie besides where this index says: asked for once, when it is needed.
+    pub(super) async fn others<'i>(&self, index: &'i Index) -> Result<&'i Places> {
+        index.others.get_or_try_init(|| Places::load(self, index)).await
     }
 
-    async fn chunk_in(&self, pack: &Id, piece: &Piece) -> Result<Vec<u8>> {
-        let key = pack.key(PACKS);
+    /// The content of a chunk from that place, by one request for the pack's header and one for itself.
+    pub(super) async fn piece(&self, pack: &Id, piece: &Piece) -> Result<Vec<u8>> {
+        let (key, chunk) = (pack.key(PACKS), piece.chunk);
         let header = self.range(&key, 0, HEADER as u64).await?;
         let mut sealed = self.range(&key, u64::from(piece.offset), u64::from(piece.stored)).await?;
         let damaged = |why| RepositoryError::damaged(format!("chunk {} in {key}", piece.chunk.short()), why);
@@ -291,7 +311,11 @@ impl Repository {
     /// All objects of a kind, opened; in no order.
     pub(super) async fn load(&self, kind: Kind) -> Result<Found<Vec<(Id, Vec<u8>)>>> {
         let listed = self.list(kind.folder()).await?;
-        let ids: Vec<Id> = listed.iter().filter_map(|meta| Id::in_key(&meta.key, kind.folder())).collect();
+        self.load_listed(kind, &listed).await
+    }
+
+    async fn load_listed(&self, kind: Kind, listed: &[ObjectMeta]) -> Result<Found<Vec<(Id, Vec<u8>)>>> {
+        let ids: Vec<Id> = ids(kind, listed).collect();
         let each = stream::iter(ids).map(|id| async move { (id, self.open_object(kind, &id).await) });
         let mut found = Found { whole: Vec::new(), damaged: Vec::new() };
         for (id, object) in each.buffer_unordered(AT_ONCE).collect::<Vec<_>>().await {
@@ -332,6 +356,19 @@ impl Repository {
         }
         got
     }
+}
+
+/// The objects of a kind among these.
+fn ids(kind: Kind, listed: &[ObjectMeta]) -> impl Iterator<Item = Id> {
+    listed.iter().filter_map(move |meta| Id::in_key(&meta.key, kind.folder()))
+}
+
+/// Those packs that none of these is, in the order of their names.
+pub(super) fn not_named<'p>(there: &ById<u64>, named: impl Iterator<Item = &'p PackEntry>) -> Vec<(Id, u64)> {
+    let named: Ids = named.map(|entry| entry.pack).collect();
+    let mut strays: Vec<(Id, u64)> = there.iter().filter(|(pack, _)| !named.contains(pack)).map(|(pack, size)| (*pack, *size)).collect();
+    strays.sort_unstable();
+    strays
 }
 
 /// Writes an object that is named by its bytes. Doing it again is harmless, so it is, until it is certain.
@@ -401,7 +438,7 @@ pub(super) async fn listed(store: &dyn ObjectRead, prefix: &str) -> Result<Vec<O
     }
 }
 
-async fn read_whole(store: &dyn ObjectRead, key: &str) -> std::result::Result<Vec<u8>, PortError> {
+pub(super) async fn read_whole(store: &dyn ObjectRead, key: &str) -> std::result::Result<Vec<u8>, PortError> {
     let body = store.get(key).await?;
     let size = body.meta.size;
     let bytes: Vec<u8> = body
@@ -436,33 +473,4 @@ pub fn parse_config(place: &str, bytes: &[u8]) -> Result<Config> {
         return Err(RepositoryError::Version { found: config.version });
     }
     Ok(config)
-}
-
-/// The key slots that can be read, with their places. A damaged one does not keep the others from opening the repository.
-pub async fn slots(store: &dyn ObjectRead) -> Result<Vec<(String, Slot)>> {
-    let each = all_slots(store).await?;
-    each.into_iter().filter(|slot| !matches!(slot, Err(RepositoryError::Damaged { .. } | RepositoryError::Missing { .. }))).collect()
-}
-
-/// What is wrong with those that cannot.
-pub(super) async fn damaged_slots(store: &dyn ObjectRead) -> Result<Vec<RepositoryError>> {
-    let each = all_slots(store).await?;
-    Ok(each.into_iter().filter_map(|slot| slot.err().filter(|e| matches!(e, RepositoryError::Damaged { .. }))).collect())
-}
-
-async fn all_slots(store: &dyn ObjectRead) -> Result<Vec<Result<(String, Slot)>>> {
-    let slots = listed(store, KEYS).await?;
-    let each = stream::iter(slots).map(|meta| async move {
-        let bytes = retried(&meta.key, || read_whole(store, &meta.key)).await?;
-        if Id::in_key(&meta.key, KEYS) != Some(Id::of(&bytes)) {
-            return Err(RepositoryError::damaged(&meta.key, "its bytes do not have the digest that its name says"));
-        }
-        serde_json::from_slice(&bytes).map(|slot| (meta.key.clone(), slot)).map_err(|e| RepositoryError::damaged(&meta.key, e))
-    });
-    Ok(each.buffered(AT_ONCE).collect().await)
-}
-
-pub async fn write_slot(store: &dyn ObjectWrite, slot: &Slot) -> Result<()> {
-    let (key, bytes) = slot.stored()?;
-    put(store, &key, bytes.into()).await
 }

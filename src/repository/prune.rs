@@ -12,6 +12,7 @@ use super::{
     names::{INDEX, Id, MARKS, PACKS, SNAPSHOTS},
     open::{AT_ONCE, Repository, put_index, put_sealed, retried},
     pack::Opener,
+    places::lost_to_the_index,
     progress::Progress,
     prune_plan::{Facts, Plan, plan},
     rescue::used_strictly,
@@ -52,9 +53,10 @@ pub struct Look {
 /// Looks at everything and decides. Refuses a repository in which something cannot be read: what that needs is not known.
 pub async fn look(repository: &Repository, now: jiff::Timestamp) -> Result<Look> {
     let whole = |damaged: Vec<RepositoryError>| match damaged.into_iter().next() {
-        Some(error) => {
-            Err(RepositoryError::Refused(format!("nothing is pruned while something is damaged: {error}; see `muster backup verify`")))
-        }
+        Some(error) => Err(RepositoryError::Refused(format!(
+            "nothing is pruned while something is damaged: {error}; `muster backup verify` names all of it, and docs/backups.md, \
+                 \"What is damaged\", says what heals each (`muster backup forget ID` lets go of a damaged snapshot)"
+        ))),
         None => Ok(()),
     };
     // Marks before snapshots: a snapshot that relies on a marked pack was there before the mark is old.
@@ -78,6 +80,10 @@ pub async fn look(repository: &Repository, now: jiff::Timestamp) -> Result<Look>
     for (_, snapshot) in &snapshots.whole {
         needed.extend(used_strictly(repository, &index, &snapshot.list).await?);
     }
+    // Where a part of the index is lost, it is written anew with the packs that it named.
+    let lost = lost_to_the_index(repository, &sizes, &packs, &needed, &index).await?;
+    let mend = !lost.is_empty();
+    let (packs, index) = if mend { joined(packs, lost) } else { (packs, index) };
     if let Some(chunk) = needed.iter().find(|chunk| !index.contains(chunk)) {
         whole(vec![RepositoryError::NoChunk { chunk: *chunk }])?;
     }
@@ -91,7 +97,14 @@ pub async fn look(repository: &Repository, now: jiff::Timestamp) -> Result<Look>
     if !retained.is_empty() {
         plan.keep(&retained, &marks.whole);
     }
+    plan.fold_index |= mend;
     Ok(Look { plan, wal, packs, used: needed, indexes })
+}
+
+fn joined(packs: Vec<PackEntry>, more: Vec<PackEntry>) -> (Vec<PackEntry>, Index) {
+    let packs = merge(packs, more);
+    let index = Index::of(&packs);
+    (packs, index)
 }
 
 /// Which of these packs the store retains, their sizes, and until when. A bucket with Object Lock does not refuse a

@@ -3,7 +3,9 @@
 use super::{
     RepositoryError, Result,
     keys::{Slot, Unlock},
-    open::{Repository, slots, write_slot},
+    names::{Id, KEYS},
+    open::{Found, Repository},
+    slots::{slots, write_slot},
 };
 use crate::providers::port::ObjectWrite;
 
@@ -20,7 +22,8 @@ pub async fn add(repository: &Repository, store: &dyn ObjectWrite, unlock: &Unlo
     Ok(slot)
 }
 
-/// A new generation of master key under a new key; all other keys are removed. Gives the new one and how many went.
+/// A new generation of master key under a new key; all other keys are removed, also what is damaged and may be one once
+/// more when somebody mends it. Gives the new one and how many went.
 pub async fn rotate(
     repository: &mut Repository,
     store: &dyn ObjectWrite,
@@ -28,28 +31,49 @@ pub async fn rotate(
     label: &str,
     now: jiff::Timestamp,
 ) -> Result<(Slot, usize)> {
-    let old = slots(store).await?;
+    let Found { whole, damaged } = slots(store).await?;
+    let old: Vec<String> = whole.into_iter().map(|(key, _)| key).chain(damaged.iter().filter_map(place)).collect();
     repository.keyring.rotate()?;
     let slot = add(repository, store, unlock, label, now).await?;
     // Only now: until the new key is there, the old ones open.
-    for (key, _) in &old {
+    for key in &old {
         store.delete(key).await.map_err(RepositoryError::store(key))?;
     }
     Ok((slot, old.len()))
 }
 
-/// Takes a key away, by the beginning of its identifier. The last one stays.
-pub async fn remove(store: &dyn ObjectWrite, name: &str) -> Result<Slot> {
-    let all = slots(store).await?;
-    let mut fits = all.iter().filter(|(_, slot)| !name.is_empty() && slot.id.starts_with(name));
-    let (Some((key, slot)), None) = (fits.next(), fits.next()) else {
-        return Err(RepositoryError::Refused(format!(
-            "`{name}` is not the beginning of one key's identifier: see `muster backup key list`"
-        )));
+/// What was taken away.
+pub enum Removed {
+    Key(Slot),
+    /// An object that was no key any more, or never one: its place.
+    Damaged(String),
+}
+
+/// Takes a key away, by the beginning of its identifier, or what is damaged among the keys, by that of its object's name.
+/// The last key stays.
+pub async fn remove(store: &dyn ObjectWrite, name: &str) -> Result<Removed> {
+    let Found { whole, damaged } = slots(store).await?;
+    let fits: Vec<&(String, Slot)> = whole.iter().filter(|(_, slot)| !name.is_empty() && slot.id.starts_with(name)).collect();
+    let of_object = |key: &String| !name.is_empty() && key.strip_prefix(KEYS).is_some_and(|id| id.starts_with(name));
+    let bad: Vec<String> = damaged.iter().filter_map(place).filter(of_object).collect();
+    let (key, removed) = match (&*fits, &*bad) {
+        ([_], []) if whole.len() == 1 => {
+            return Err(RepositoryError::Refused("this is the only key: without it nobody opens the repository again".to_owned()));
+        }
+        ([(key, slot)], []) => (key, Removed::Key(slot.clone())),
+        ([], [key]) => (key, Removed::Damaged(key.clone())),
+        _ => {
+            return Err(RepositoryError::Refused(format!(
+                "`{name}` is not the beginning of one key's identifier: see `muster backup key list`"
+            )));
+        }
     };
-    if all.len() == 1 {
-        return Err(RepositoryError::Refused("this is the only key: without it nobody opens the repository again".to_owned()));
-    }
     store.delete(key).await.map_err(RepositoryError::store(key))?;
-    Ok(slot.clone())
+    Ok(removed)
+}
+
+/// Where a damaged key lies.
+fn place(damaged: &RepositoryError) -> Option<String> {
+    let RepositoryError::Damaged { object, .. } = damaged else { return None };
+    Id::in_key(object, KEYS).map(|_| object.clone())
 }

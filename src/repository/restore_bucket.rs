@@ -46,6 +46,8 @@ pub struct Restored {
     pub deleted: u64,
     /// What could not be restored, and why.
     pub lost: Vec<(String, String)>,
+    /// What was damaged or missing in the repository and had from elsewhere in it.
+    pub notes: Vec<String>,
 }
 
 /// `wanted` chooses by path.
@@ -64,7 +66,7 @@ pub async fn restore(
     for chunk in &snapshot.list {
         let entries = match repository.chunk(&index, chunk).await {
             Ok(content) => list::entries(chunk, &content)?,
-            Err(error @ (RepositoryError::Damaged { .. } | RepositoryError::Missing { .. } | RepositoryError::NoChunk { .. })) => {
+            Err(error) if error.is_loss() => {
                 let lost = (format!("all entries in list chunk {}", chunk.short()), error.to_string());
                 done.lost.push(lost);
                 unknown = true;
@@ -93,6 +95,7 @@ pub async fn restore(
     } else if how.delete {
         done.deleted = remove(&*to, &keys, how.dry_run, &progress).await?;
     }
+    done.notes = index.detours().told();
     Ok(done)
 }
 
@@ -170,9 +173,7 @@ async fn one(
     progress.add(1, content.size);
     match written {
         Ok(()) => Ok(Outcome::Written(content.size)),
-        Err(error @ (RepositoryError::Damaged { .. } | RepositoryError::Missing { .. } | RepositoryError::NoChunk { .. })) => {
-            Ok(lost(&error.to_string()))
-        }
+        Err(error) if error.is_loss() => Ok(lost(&error.to_string())),
         Err(error) => Err(error),
     }
 }

@@ -57,8 +57,7 @@ pub struct ObjectKey(LessSafeKey);
 
 impl ObjectKey {
     fn new(keyring: &Keyring, header: &[u8]) -> Option<Self> {
-        let generation = u32::from_le_bytes(header.get(8..12)?.try_into().ok()?);
-        let key = blake3::keyed_hash(keyring.master(generation)?, header);
+        let key = derived(keyring, header)?;
         Some(Self(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key.as_bytes()).ok()?)))
     }
 
@@ -84,6 +83,12 @@ impl ObjectKey {
     fn open_with<'a>(&self, number: u64, more: &[u8], sealed: &'a mut [u8]) -> Option<&'a [u8]> {
         self.0.open_in_place(nonce(number), Aad::from(more), sealed).ok().map(|plain| &*plain)
     }
+}
+
+/// The key of the object that begins with this header.
+fn derived(keyring: &Keyring, header: &[u8]) -> Option<blake3::Hash> {
+    let generation = u32::from_le_bytes(header.get(8..12)?.try_into().ok()?);
+    Some(blake3::keyed_hash(keyring.master(generation)?, header))
 }
 
 fn nonce(number: u64) -> Nonce {
@@ -156,6 +161,25 @@ pub fn open_bound(keyring: &Keyring, kind: Kind, key: &str, mut stored: Vec<u8>)
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_names_and_segments_are_those_of_the_document() {
+        let document = include_str!("../../docs/repository-format.md");
+        let of = |byte: &str| byte.repeat(32);
+        let plain = format!(r#"{{"chunk":"{}","cut":"{}","current":1,"masters":{{"1":"{}"}}}}"#, of("02"), of("00"), of("01"));
+        let keyring = Keyring::from_bytes(plain.as_bytes()).unwrap();
+        let header = [&b"MUSTER1P"[..], &1u32.to_le_bytes(), &[3; 32]].concat();
+        let mut segment = b"\0content".to_vec();
+        unlock(&keyring, Kind::Pack, &header).unwrap().seal(1, &mut segment, 0).unwrap();
+        for (found, expected) in [
+            (derived(&keyring, &header).unwrap().to_hex().to_string(), "72ef19c78fc6cca7b4a426e4023985ba95fe0d523b97a4535e4774864c155cba"),
+            (keyring.chunk_id(b"content").to_string(), "48de035c57bccf0eb9da40358f7c043b4c4ed07880addd6b0596b342c9c7e5b5"),
+            (hex::encode(segment), "ad747fc1ab8c23523e4fd781933f18026afb1d8b6dcfa7ba"),
+        ] {
+            assert_eq!(found, expected);
+            assert!(document.contains(expected));
+        }
+    }
 
     #[test]
     fn what_is_bound_to_a_name_opens_under_no_other() {

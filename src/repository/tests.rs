@@ -186,46 +186,6 @@ async fn what_is_backed_up_comes_back_and_is_stored_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_flipped_bit_and_every_truncation_is_found_and_named() {
-    let dir = tempfile::tempdir().unwrap();
-    let bench = Bench::new(dir.path()).await;
-    let files = Files::from([("a", (noise(1, 3000), 1)), ("b", (noise(2, 5000), 1))]);
-    bench.backup(&files).await;
-    let mut objects = Vec::new();
-    for meta in bench.repository.list("").await.unwrap() {
-        objects.push(meta.key);
-    }
-    assert!(objects.len() >= 5, "{objects:?}");
-    for key in &objects {
-        let path = dir.path().join(key);
-        let whole = std::fs::read(&path).unwrap();
-        // Every byte of what is small, and a spread of the rest; one bit of each.
-        let step = whole.len().div_ceil(150);
-        let flips = (0..whole.len()).step_by(step).map(|at| {
-            let mut bytes = whole.clone();
-            bytes[at] ^= 1 << (at % 8);
-            bytes
-        });
-        let cuts = [0, 1, 43, whole.len() / 2, whole.len() - 1].into_iter().filter(|l| *l < whole.len()).map(|l| whole[..l].to_vec());
-        for bytes in flips.chain(cuts) {
-            std::fs::write(&path, &bytes).unwrap();
-            let found = match Repository::open(bench.store.clone(), "here", &unlock()).await {
-                Ok(opened) => verify(Arc::new(opened), None, Depth::All, [1; 32], Arc::default()).await.map(|f| f.problems.join("; ")),
-                Err(error) => Ok(error.to_string()),
-            };
-            let found = found.unwrap_or_else(|error| error.to_string());
-            let named = found.contains(key.as_str())
-                || found.contains(&key["packs/".len()..])
-                || found.contains("keys")
-                || found.contains("config");
-            assert!(!found.is_empty() && named, "{key}, {} of {} bytes: {found}", bytes.len(), whole.len());
-        }
-        std::fs::write(&path, &whole).unwrap();
-    }
-    assert!(bench.is_whole().await);
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_lost_index_is_made_good_from_the_packs() {
     let dir = tempfile::tempdir().unwrap();
     let bench = Bench::new(dir.path()).await;

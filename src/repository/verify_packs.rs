@@ -2,8 +2,8 @@
 
 use super::{
     RepositoryError, Result,
-    index::{ById, PackEntry},
-    names::PACKS,
+    index::PackEntry,
+    names::{Id, PACKS},
     open::Repository,
     pack::{self, Opener, Piece},
     progress::Progress,
@@ -25,8 +25,16 @@ pub struct Read {
     pub chunks: u64,
     pub bytes: u64,
     pub problems: Vec<String>,
-    /// Chunks that cannot be had from where the index says, and why.
-    pub bad: ById<String>,
+    /// What cannot be had from these packs.
+    pub bad: Vec<Bad>,
+}
+
+/// A chunk that cannot be had from that pack, and why. Another pack may have it whole.
+#[derive(Clone, Debug)]
+pub struct Bad {
+    pub chunk: Id,
+    pub pack: Id,
+    pub why: String,
 }
 
 /// Blocking, inside a runtime's thread for that.
@@ -71,12 +79,12 @@ fn read_pack(repository: &Repository, handle: &Handle, entry: &PackEntry, opener
             Ok(bytes) => bytes,
             // Cut short: what was read before is still there.
             Err(error @ RepositoryError::Damaged { .. }) => {
-                all_bad(&mut read, pieces, &error.to_string());
+                all_bad(&mut read, &entry.pack, pieces, &error.to_string());
                 from = until;
                 continue;
             }
             Err(error @ RepositoryError::Missing { .. }) => {
-                all_bad(&mut read, &entry.pieces, &error.to_string());
+                all_bad(&mut read, &entry.pack, &entry.pieces, &error.to_string());
                 return Ok(Read { packs: 0, ..read });
             }
             Err(error) => return Err(error),
@@ -88,8 +96,8 @@ fn read_pack(repository: &Repository, handle: &Handle, entry: &PackEntry, opener
                 seal::unlock(&repository.keyring, Kind::Pack, &bytes).map_err(|why| RepositoryError::damaged(&key, why).to_string()).ok();
         }
         match &object {
-            Some(object) => open_pieces(repository, &key, (pieces, from), object, &mut bytes, opener, &mut read),
-            None => all_bad(&mut read, pieces, &format!("{key} is damaged: its beginning cannot be opened")),
+            Some(object) => open_pieces(repository, &entry.pack, (pieces, from), object, &mut bytes, opener, &mut read),
+            None => all_bad(&mut read, &entry.pack, pieces, &format!("{key} is damaged: its beginning cannot be opened")),
         }
         if last {
             // Its own directory: what would be left if the index were lost.
@@ -127,15 +135,15 @@ fn end_of(piece: &Piece) -> u64 {
     u64::from(piece.offset) + u64::from(piece.stored)
 }
 
-fn all_bad(read: &mut Read, pieces: &[Piece], why: &str) {
-    read.bad.extend(pieces.iter().map(|piece| (piece.chunk, why.to_owned())));
+fn all_bad(read: &mut Read, pack: &Id, pieces: &[Piece], why: &str) {
+    read.bad.extend(pieces.iter().map(|piece| Bad { chunk: piece.chunk, pack: *pack, why: why.to_owned() }));
     read.problems.push(why.to_owned());
 }
 
 /// Opens the pieces in these bytes of a pack, of which the first has that place.
 fn open_pieces(
     repository: &Repository,
-    key: &str,
+    pack: &Id,
     (pieces, from): (&[Piece], u64),
     object: &ObjectKey,
     bytes: &mut [u8],
@@ -150,8 +158,8 @@ fn open_pieces(
         };
         read.chunks += 1;
         if let Err(why) = opened {
-            let why = format!("chunk {} in {key} is damaged: {why}", piece.chunk.short());
-            read.bad.insert(piece.chunk, why.clone());
+            let why = format!("chunk {} in {} is damaged: {why}", piece.chunk.short(), pack.key(PACKS));
+            read.bad.push(Bad { chunk: piece.chunk, pack: *pack, why: why.clone() });
             read.problems.push(why);
         }
     }

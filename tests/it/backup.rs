@@ -283,6 +283,78 @@ fn packs(place: &Place) -> Vec<std::path::PathBuf> {
     folders.flat_map(|folder| fs::read_dir(folder).unwrap().map(|pack| pack.unwrap().path())).collect()
 }
 
+/// Turns one bit of what is stored there.
+fn turn_a_bit(path: &std::path::Path) {
+    let mut bytes = fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_damaged_snapshot_stops_pruning_until_it_is_forgotten_by_its_name() {
+    let place = place();
+    let first = text(&create(&place), "snapshot").to_owned();
+    place.file("src/c.txt", "gamma");
+    create(&place);
+    turn_a_bit(&place.path("vault/snapshots").join(&first));
+    let said = backup(&place, &["prune"]).expect(2);
+    assert!(said.err.contains(&first) && said.err.contains("backup forget ID"), "{}", said.err);
+    let dry = backup(&place, &["forget", &first[..12], "--dry-run"]).expect(1).last();
+    assert_eq!((&dry["forgotten_damaged"][0], dry["damaged"].as_array().unwrap().len()), (&Value::from(first.as_str()), 0), "{dry}");
+    let said = plain(&place, &["forget", "latest", &first[..12], "--dry-run"]);
+    assert!(said.out.contains("which cannot be read, is to be forgotten") && said.out.contains("2 snapshots would be"), "{}", said.out);
+    let done = backup(&place, &["forget", &first]).expect(0).last();
+    assert_eq!(done["forgotten_damaged"].as_array().unwrap().len(), 1, "{done}");
+    assert!(!place.path("vault/snapshots").join(&first).exists());
+    backup(&place, &["prune"]).expect(0);
+    backup(&place, &["verify", "--read-data"]).expect(0);
+    assert_eq!(backup(&place, &["list"]).expect(0).last()["snapshots"].as_array().unwrap().len(), 1);
+    backup(&place, &["forget", &first]).expect(2);
+}
+
+#[test]
+fn a_damaged_pack_heals_from_a_second_place_and_a_lost_index_by_pruning() {
+    let place = place();
+    create(&place);
+    backup(&place, &["copy", "--to", "second"]).expect(0);
+    let pack = packs(&place).into_iter().max_by_key(|pack| fs::metadata(pack).unwrap().len()).unwrap();
+    turn_a_bit(&pack);
+    let said = plain(&place, &["verify", "--read-data"]).expect(1);
+    assert!(said.err.contains("what heals it"), "{}", said.err);
+    fs::remove_file(&pack).unwrap();
+    place.muster(&["backup", "copy", "--repo", "second", "--to", "vault", "--password-file", "pw"]).expect(0);
+    backup(&place, &["verify", "--read-data"]).expect(0);
+
+    fs::remove_dir_all(place.path("vault/index")).unwrap();
+    let bad = backup(&place, &["verify"]).expect(1).last();
+    assert_eq!((bad["touched"].as_array().unwrap().len(), bad["problems"].as_array().unwrap().len()), (0, 1), "{bad}");
+    let said = plain(&place, &["restore", "latest", "--to", "out"]).expect(0);
+    assert!(said.err.contains("index is lost"), "{}", said.err);
+    assert_eq!(place.read("out/a.txt"), "alpha\n");
+    backup(&place, &["prune"]).expect(0);
+    backup(&place, &["verify", "--read-data"]).expect(0);
+    let again = backup(&place, &["restore", "latest", "--to", "again"]).expect(0).last();
+    assert_eq!(again["notes"].as_array().unwrap().len(), 0, "{again}");
+}
+
+#[test]
+fn what_is_no_key_is_named_and_taken_away() {
+    let place = place();
+    create(&place);
+    let planted = "00".repeat(32);
+    fs::write(place.path("vault/keys").join(&planted), "no key").unwrap();
+    let found = backup(&place, &["key", "list"]).expect(1).last();
+    assert_eq!((found["keys"].as_array().unwrap().len(), found["damaged"].as_array().unwrap().len()), (1, 1), "{found}");
+    let bad = backup(&place, &["verify"]).expect(1).last();
+    assert!(bad["problems"][0].as_str().unwrap().contains(&planted), "{bad}");
+    let gone = backup(&place, &["key", "remove", &planted[..8]]).expect(0).last();
+    assert_eq!((&gone["key"], text(&gone, "damaged")), (&Value::Null, format!("keys/{planted}").as_str()));
+    backup(&place, &["key", "list"]).expect(0);
+    backup(&place, &["verify"]).expect(0);
+}
+
 #[test]
 fn forgetting_by_a_rule_or_by_name_and_pruning() {
     let place = place();

@@ -130,6 +130,35 @@ fn safetensors() -> Vec<u8> {
     [&size.to_le_bytes()[..], &(head.len() as u64).to_le_bytes(), head, &[1; 16]].concat()
 }
 
+/// The first page of a segment, as a server of version 15 writes it.
+fn first_page() -> Vec<u8> {
+    let mut page = vec![0x10, 0xD1, 2, 0];
+    page.extend(1u32.to_le_bytes());
+    page.extend((3u64 << 20).to_le_bytes());
+    page.extend([0; 8]);
+    page.extend(7u64.to_le_bytes());
+    page.extend((1u32 << 20).to_le_bytes());
+    page.extend(8192u32.to_le_bytes());
+    page.extend([9; 24]);
+    page
+}
+
+/// What the write-ahead log of PostgreSQL has.
+fn wal() -> Vec<(&'static str, &'static str, Vec<u8>)> {
+    let history = b"# a comment\n1\t0/3000148\tno recovery target specified\n\n2\t0/50000A0\tbefore 2026-11-26 03:00:00+00\n";
+    let segment = "000000010000000A000000FE";
+    let pieces = format!("{segment}.00000000-00002000\n{segment}.00001000-00010000\n{segment}.00020000-00030000\n00000002.history\n");
+    vec![
+        ("bound", "some", b"MUSTER1W plain".to_vec()),
+        ("wal_history", "two", [&3u32.to_le_bytes()[..], history].concat()),
+        ("wal_name", "segment", segment.into()),
+        ("wal_name", "label", format!("{segment}.00000028.backup").into_bytes()),
+        ("wal_name", "key", format!("wal/7445172393480321234/00000001/{segment}.partial").into_bytes()),
+        ("wal_name", "pieces", pieces.into_bytes()),
+        ("wal_page", "first", first_page()),
+    ]
+}
+
 pub fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let key = Unlock::KeyFile(Arc::new(SecretBox::new(Box::new(vec![7; 64]))));
     let slot = Slot::make(&id(0), &Keyring::new().unwrap(), &key, "l".into(), Timestamp::UNIX_EPOCH).unwrap();
@@ -167,6 +196,7 @@ pub fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ("safetensors", "two", safetensors()),
         ("expand", "text", squeeze(&b"what is where ".repeat(30))),
     ];
+    all.extend(wal());
     all.extend(chunks().into_iter().map(|(name, bytes)| ("codec", name, bytes)));
     all
 }

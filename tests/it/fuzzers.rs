@@ -2,6 +2,9 @@
 //! at every length, with every bit turned, and some thousands of random changes. `make fuzz` looks for more, and longer.
 
 #[allow(unused_attributes)]
+#[path = "../../fuzz/fuzz_targets/bound.rs"]
+mod bound;
+#[allow(unused_attributes)]
 #[path = "../../fuzz/fuzz_targets/codec.rs"]
 mod codec;
 #[allow(unused_attributes)]
@@ -40,6 +43,15 @@ mod slot;
 #[allow(unused_attributes)]
 #[path = "../../fuzz/fuzz_targets/snapshot.rs"]
 mod snapshot;
+#[allow(unused_attributes)]
+#[path = "../../fuzz/fuzz_targets/wal_history.rs"]
+mod wal_history;
+#[allow(unused_attributes)]
+#[path = "../../fuzz/fuzz_targets/wal_name.rs"]
+mod wal_name;
+#[allow(unused_attributes)]
+#[path = "../../fuzz/fuzz_targets/wal_page.rs"]
+mod wal_page;
 
 /// In place of the fuzzer's own: its body as a function.
 #[macro_export]
@@ -50,6 +62,7 @@ macro_rules! fuzz_target {
 }
 
 const FUZZERS: &[(&str, fn(&[u8]))] = &[
+    ("bound", bound::one),
     ("codec", codec::one),
     ("config", config::one),
     ("directory", directory::one),
@@ -63,6 +76,9 @@ const FUZZERS: &[(&str, fn(&[u8]))] = &[
     ("sealed", sealed::one),
     ("slot", slot::one),
     ("snapshot", snapshot::one),
+    ("wal_history", wal_history::one),
+    ("wal_name", wal_name::one),
+    ("wal_page", wal_page::one),
 ];
 /// Changes for each seed.
 const CHANGES: u32 = 2_000;

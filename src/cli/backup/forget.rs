@@ -5,7 +5,7 @@ use super::{
         Done,
         output::{Output, seconds, table},
     },
-    CODES, RepoArgs, counted,
+    CODES, RepoArgs, counted, short,
 };
 use crate::service::{
     Muster,
@@ -19,7 +19,7 @@ use serde_json::json;
 #[derive(clap::Args)]
 #[command(after_help = format!("Examples:\n  muster backup forget --repo vault --keep-daily 7 --keep-weekly 4 --keep-monthly 12 --keep-yearly 3 --dry-run\n  muster backup forget 3f9a1c 88e0d2 --repo vault\nOf each period the last snapshot is kept, in UTC, for the newest so many periods that have one. Each source of each host\nis judged apart, and its newest snapshot always stays. Only the snapshots are deleted: `muster backup prune` frees space.\n{CODES}"))]
 pub struct Args {
-    /// Snapshots to forget, by the beginnings of their IDs; then no rule applies
+    /// Snapshots to forget, by the beginnings of their IDs, damaged ones too; then no rule applies
     #[arg(value_name = "ID", conflicts_with_all = ["keep_last", "keep_daily", "keep_weekly", "keep_monthly", "keep_yearly", "source", "tag"])]
     ids: Vec<String>,
     #[command(flatten)]
@@ -70,7 +70,8 @@ pub async fn main(args: Args, muster: &Muster, output: &Output) -> Done {
     } else {
         told(&done, output);
     }
-    Ok(u8::from(!done.damaged.is_empty()))
+    // What is only to be forgotten is damaged still.
+    Ok(u8::from(!done.damaged.is_empty() || (done.dry_run && !done.forgotten_damaged.is_empty())))
 }
 
 fn told(done: &Forgotten, output: &Output) {
@@ -92,7 +93,14 @@ fn told(done: &Forgotten, output: &Output) {
     if !table.is_empty() {
         output.line(table.trim_fmt());
     }
-    let (forgotten, kept) = (done.forgotten.len() as u64, done.kept.len());
+    for id in &done.forgotten_damaged {
+        output.line(format!(
+            "snapshot {}, which cannot be read, is {}",
+            short(id),
+            if done.dry_run { "to be forgotten" } else { "forgotten" }
+        ));
+    }
+    let (forgotten, kept) = ((done.forgotten.len() + done.forgotten_damaged.len()) as u64, done.kept.len());
     let would = if done.dry_run { "would be forgotten" } else { "forgotten" };
     output.line(format!("{} {would}, {kept} kept", counted(forgotten, "snapshot", "snapshots")));
     if forgotten > 0 && !done.dry_run {

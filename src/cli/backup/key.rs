@@ -51,7 +51,7 @@ enum Command {
     /// A key no longer opens it
     #[command(after_help = "Whoever had it may have copied what it opens: then `muster backup key rotate` as well.")]
     Remove {
-        /// The beginning of its ID
+        /// The beginning of its ID; of what is damaged among the keys, of its name under keys/
         #[arg(value_name = "ID")]
         id: String,
         #[command(flatten)]
@@ -80,10 +80,15 @@ impl NewArgs {
 
 pub async fn main(args: Args, muster: &Muster, output: &Output) -> Done {
     let gone = |key: &Key| format!("key {} ({}) is gone", short(&key.id), key.label);
+    let mut code = 0;
     let (json, lines) = match args.command {
         Command::List { repo } => {
-            let keys = muster.backup_keys(&repo.at()).await?;
-            (json!({ "keys": keys }), vec![listed(&keys)])
+            let found = muster.backup_keys(&repo.at()).await?;
+            for damaged in &found.damaged {
+                output.say(format!("{} {damaged}", output.paint("✗", "31")));
+            }
+            code = u8::from(!found.damaged.is_empty());
+            (json!(found), vec![listed(&found.keys)])
         }
         Command::Add { repo, new } => {
             let key = muster.backup_key_add(&repo.at(), &new.secret()).await?;
@@ -100,8 +105,9 @@ pub async fn main(args: Args, muster: &Muster, output: &Output) -> Done {
             (json!(done), lines)
         }
         Command::Remove { id, repo } => {
-            let key = muster.backup_key_remove(&repo.at(), &id).await?;
-            (json!({ "key": key }), vec![gone(&key)])
+            let done = muster.backup_key_remove(&repo.at(), &id).await?;
+            let damaged = done.damaged.iter().map(|place| format!("{place}, which was damaged, is gone"));
+            (json!(done), done.key.iter().map(gone).chain(damaged).collect())
         }
     };
     output.object(&json);
@@ -110,7 +116,7 @@ pub async fn main(args: Args, muster: &Muster, output: &Output) -> Done {
             output.line(line);
         }
     }
-    Ok(0)
+    Ok(code)
 }
 
 fn listed(keys: &[Key]) -> String {

@@ -113,6 +113,9 @@ fn told(report: &RestoreReport, output: &Output) {
     for lost in &done.without {
         output.say(format!("{} {} is restored, but {}", output.paint("?", "33"), lost.path, lost.why));
     }
+    for note in &done.notes {
+        output.say(format!("{} {note}", output.paint("?", "33")));
+    }
     let verb = if report.dry_run { "would be restored" } else { "restored" };
     output.line(format!(
         "snapshot {}: {}, {} {verb} to {}",

@@ -47,6 +47,9 @@ fn told(report: &VerifyReport, output: &Output) {
     for file in &report.touched {
         output.line(format!("✗ snapshot {}: {} cannot be restored: {}", short(&file.snapshot), file.path, file.why));
     }
+    for notice in &report.notices {
+        output.line(format!("· {notice}"));
+    }
     let data = match report.packs_read {
         0 => "the data were not read (--read-data)".to_owned(),
         packs => {
@@ -61,4 +64,10 @@ fn told(report: &VerifyReport, output: &Output) {
         counted(report.files, "file", "files"),
         ms(Some(report.duration_ms.into()))
     ));
+    if !report.good {
+        output.say(
+            "what heals it: take a damaged object away (keep it, some of it may be whole), then back up again while the source is there, \
+             or copy from a second place. Prune nothing before: docs/backups.md, \"What is damaged\", has each kind",
+        );
+    }
 }

@@ -11,9 +11,11 @@ use crate::repository::{
     RepositoryError, Result,
     attributes::Attributes,
     entry::shown,
-    names::PACKS,
+    index::Index,
+    names::{Id, PACKS},
     open::Repository,
     pack::{Opener, Piece},
+    places::{Detours, Places},
     progress::Progress,
     seal::{self, HEADER, Kind, ObjectKey},
 };
@@ -31,7 +33,7 @@ use std::{
         },
     },
 };
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::OnceCell};
 
 /// So many files are held open at most.
 const OPEN: usize = 256;
@@ -77,6 +79,8 @@ pub(super) struct Work {
     pub without: Mutex<Vec<Lost>>,
     /// Places whose pack is no longer there.
     pub moved: Mutex<Vec<u32>>,
+    /// Everywhere that chunks lie: asked for at the first that is damaged.
+    everywhere: OnceCell<Places>,
     open: Vec<Mutex<Option<(usize, Arc<OwnedFd>)>>>,
     failed: Mutex<Option<RepositoryError>>,
     unflushed: Mutex<u64>,
@@ -116,6 +120,7 @@ impl Work {
             written: AtomicU64::new(0),
             without: Mutex::default(),
             moved: Mutex::default(),
+            everywhere: OnceCell::new(),
             open: std::iter::repeat_with(Mutex::default).take(OPEN).collect(),
             failed: Mutex::default(),
             unflushed: Mutex::default(),
@@ -189,7 +194,8 @@ impl Work {
         let piece_of = |group: &[u32]| self.plan.chunks[chunk_of(&group[0]) as usize].piece;
         let groups: Vec<&[u32]> = job.places.chunk_by(|a, b| chunk_of(a) == chunk_of(b)).collect();
         let wanted: Vec<Range<u64>> = std::iter::once(HEADER_AT).chain(groups.iter().map(|group| range(&piece_of(group)))).collect();
-        let key = self.plan.packs[job.pack as usize].key(PACKS);
+        let pack = &self.plan.packs[job.pack as usize];
+        let key = pack.key(PACKS);
         let (mut object, mut next) = (Err("its pack is cut short"), groups.as_slice());
         for asked in coalesce(wanted.iter().cloned()) {
             self.go_on()?;
@@ -208,14 +214,14 @@ impl Work {
                 object = seal::unlock(&self.repository.keyring, Kind::Pack, header);
             }
             while let Some((group, rest)) = next.split_first().filter(|(group, _)| inside(&&range(&piece_of(group)))) {
-                self.chunk(worker, group, &piece_of(group), object.as_ref(), &mut parts, &key)?;
+                self.chunk(worker, group, &piece_of(group), object.as_ref(), &mut parts, pack)?;
                 next = rest;
             }
         }
         Ok(())
     }
 
-    /// Opens one chunk and puts it wherever it goes.
+    /// Opens one chunk and puts it wherever it goes. One that is damaged may be whole in another pack.
     fn chunk(
         &self,
         worker: &mut Worker,
@@ -223,15 +229,37 @@ impl Work {
         piece: &Piece,
         object: std::result::Result<&ObjectKey, &&'static str>,
         parts: &mut Parts,
-        key: &str,
+        pack: &Id,
     ) -> Result<()> {
         self.go_on()?;
         let opened = object.map_err(|why| *why).and_then(|object| {
             let sealed = parts.slice(range(piece)).ok_or("it is cut short")?;
             worker.opener.open(&self.repository.keyring, object, piece, sealed)
         });
-        let lost = opened.err().map(|why| format!("chunk {} in {key} is damaged: {why}", piece.chunk.short()));
+        let lost = match opened {
+            Ok(()) => None,
+            Err(_) if self.elsewhere(worker, &piece.chunk, pack)? => None,
+            Err(why) => Some(format!("chunk {} in {} is damaged: {why}", piece.chunk.short(), pack.key(PACKS))),
+        };
         places.iter().try_for_each(|place| self.put(worker, *place, lost.as_deref()))
+    }
+
+    /// Has the worker hold a chunk that is not whole in this pack, from any other that has it. False: there is none.
+    pub fn elsewhere(&self, worker: &mut Worker, chunk: &Id, but: &Id) -> Result<bool> {
+        let nothing = Index::default();
+        let content = self.handle.block_on(async {
+            let everywhere = self.everywhere.get_or_try_init(|| Places::load(&self.repository, &nothing)).await?;
+            everywhere.content(&self.repository, chunk, &[*but]).await
+        })?;
+        let found = content.is_some();
+        if let Some(content) = content {
+            worker.opener.content = content;
+        }
+        Ok(found)
+    }
+
+    pub fn detours(&self) -> Detours {
+        self.everywhere.get().map_or_else(Detours::default, Places::detours)
     }
 
     /// Puts what the worker has just opened where it goes; `lost` is why there is nothing.

@@ -9,27 +9,44 @@ use crate::repository::{
     list,
     names::Id,
     open::{AT_ONCE, Repository},
+    places::Detours,
     snapshot::Snapshot,
 };
 use futures::{StreamExt, stream};
 use std::sync::Arc;
 
-pub(super) struct Reader<'a> {
-    pub repository: &'a Repository,
+struct Reader<'a> {
+    repository: &'a Repository,
     planner: Planner<'a>,
     /// Where chunks lie has been asked a second time.
     fresh: bool,
+    /// Packs that no index names have been asked as well, and some of what was sought is in them, or it is nowhere.
+    strays: bool,
+    found: bool,
 }
 
-/// Reads the whole list. Gives the plan, and whether the index has been loaded again meanwhile.
-pub(super) async fn read(repository: &Repository, index: Arc<Index>, snapshot: &Snapshot, include: &Globs) -> Result<(Plan, bool)> {
-    let mut reader = Reader { repository, planner: Planner::new(index.clone(), include), fresh: false };
+/// What reading the list came to.
+pub(super) struct Read {
+    pub plan: Plan,
+    /// The index has been loaded again meanwhile.
+    pub fresh: bool,
+    pub detours: Detours,
+}
+
+/// Reads the whole list.
+pub(super) async fn read(repository: &Repository, index: Arc<Index>, snapshot: &Snapshot, include: &Globs) -> Result<Read> {
+    let mut reader = Reader { repository, planner: Planner::new(index.clone(), include), fresh: false, strays: false, found: false };
     reader.pass(&index, snapshot, false).await?;
     let missing = reader.planner.check();
     if !missing.is_empty() {
         reader.pass(&index, snapshot, true).await?;
     }
-    Ok((reader.planner.finish(), reader.fresh))
+    let mut detours = index.detours();
+    if !Arc::ptr_eq(&index, &reader.planner.index) {
+        detours = detours.and(reader.planner.index.detours());
+    }
+    detours.lost_index |= reader.found;
+    Ok(Read { plan: reader.planner.finish(), fresh: reader.fresh, detours })
 }
 
 impl Reader<'_> {
@@ -49,7 +66,7 @@ impl Reader<'_> {
             match content.and_then(|content| list::entries(&chunk, &content)) {
                 Ok(entries) if adopt => self.adopt(entries).await?,
                 Ok(entries) => self.plan(entries).await?,
-                Err(why) if is_loss(&why) => self.lose(&chunk, &why, adopt),
+                Err(why) if why.is_loss() => self.lose(&chunk, &why, adopt),
                 Err(why) => return Err(why),
             }
         }
@@ -59,6 +76,7 @@ impl Reader<'_> {
     async fn plan(&mut self, entries: Vec<Entry>) -> Result<()> {
         for entry in entries {
             let extents = if self.planner.wants(&entry.path) { self.extents(&entry).await? } else { Ok(Vec::new()) };
+            self.seek(&extents).await?;
             self.planner.add(entry, extents);
         }
         Ok(())
@@ -68,6 +86,7 @@ impl Reader<'_> {
         for entry in entries {
             if self.planner.awaits(&entry.path) {
                 let extents = self.extents(&entry).await?;
+                self.seek(&extents).await?;
                 self.planner.adopt(entry, extents);
             }
         }
@@ -84,9 +103,21 @@ impl Reader<'_> {
         }
         match extents {
             Ok(extents) => Ok(Ok(extents)),
-            Err(why) if is_loss(&why) => Ok(Err(why.to_string())),
+            Err(why) if why.is_loss() => Ok(Err(why.to_string())),
             Err(why) => Err(why),
         }
+    }
+
+    /// If the index does not know all of these, a part of it is lost: then packs that it does not name are asked too.
+    async fn seek(&mut self, extents: &std::result::Result<Vec<Extent>, String>) -> Result<()> {
+        let Ok(extents) = extents else { return Ok(()) };
+        let unknown = |index: &Index| extents.iter().flat_map(Extent::chunks).any(|chunk| !index.contains(chunk));
+        if !self.strays && unknown(&self.planner.index) {
+            self.strays = true;
+            self.planner.index = Arc::new(self.repository.index_with_strays().await?);
+            self.found = !unknown(&self.planner.index);
+        }
+        Ok(())
     }
 
     /// A pack is gone: a prune has folded its chunks into another, which the index names by now.
@@ -105,9 +136,4 @@ impl Reader<'_> {
             self.planner.plan.lose(path.as_bytes(), format!("what they are is not known: {why}"));
         }
     }
-}
-
-/// What costs something of the snapshot; any other error ends the restore.
-pub(super) fn is_loss(error: &RepositoryError) -> bool {
-    matches!(error, RepositoryError::Damaged { .. } | RepositoryError::Missing { .. } | RepositoryError::NoChunk { .. })
 }

@@ -21,6 +21,7 @@ mod tests;
 use super::{RepositoryError, Result, globs::Globs, open::Repository, progress::Progress, snapshot::Snapshot};
 use crate::providers::clock::{Clock, SystemClock};
 use data::{Task, Work, lock};
+use list::Read;
 use place::{FOLDER, Target, room, text};
 use plan::Plan;
 use rustix::{
@@ -82,6 +83,8 @@ pub struct Restored {
     pub damaged: Vec<Lost>,
     /// What is restored, but without some attribute or owner.
     pub without: Vec<Lost>,
+    /// What was damaged or missing in the repository and had from elsewhere in it: nothing is lost by it.
+    pub notes: Vec<String>,
     pub duration_ms: u64,
 }
 
@@ -96,14 +99,21 @@ pub async fn restore(
     let clock = SystemClock::new();
     let target = open(target, &options)?;
     let index = Arc::new(repository.index().await?.whole);
-    let (plan, fresh) = list::read(&repository, index, snapshot, &options.include).await?;
+    let Read { plan, fresh, detours } = list::read(&repository, index, snapshot, &options.include).await?;
     progress.total_files.store(plan.files.iter().filter(|file| !file.skip).count() as u64, Relaxed);
     progress.total_bytes.store(plan.bytes(), Relaxed);
-    let Some(target) = target else { return Ok(report(&plan, plan.places.iter().map(|place| u64::from(place.length)).sum(), 0)) };
+    let Some(target) = target else {
+        let bytes = plan.places.iter().map(|place| u64::from(place.length)).sum();
+        return Ok(Restored { notes: detours.told(), ..report(&plan, bytes, 0) });
+    };
     let delete = options.into == Into::Place { delete: true };
     let work = Work::new(repository, plan, target, progress, tokio::runtime::Handle::current(), delete);
-    let done = tokio::task::spawn_blocking(move || carry_out(work, &options, fresh)).await;
-    let mut restored = done.map_err(|e| RepositoryError::Interrupted(e.to_string()))??;
+    let done = tokio::task::spawn_blocking(move || {
+        let mut work = work;
+        let restored = carry_out(&mut work, &options, fresh)?;
+        Ok::<_, RepositoryError>(Restored { notes: detours.and(work.detours()).told(), ..restored })
+    });
+    let mut restored = done.await.map_err(|e| RepositoryError::Interrupted(e.to_string()))??;
     restored.duration_ms = clock.monotonic().as_millis() as u64;
     Ok(restored)
 }
@@ -135,27 +145,27 @@ fn threads() -> usize {
 }
 
 /// All that blocks.
-fn carry_out(mut work: Work, options: &RestoreOptions, fresh: bool) -> Result<Restored> {
+fn carry_out(work: &mut Work, options: &RestoreOptions, fresh: bool) -> Result<Restored> {
     let mut lost = Vec::new();
-    let folders = if options.dry_run { 0 } else { finish::folders(&work, &mut lost)? };
+    let folders = if options.dry_run { 0 } else { finish::folders(work, &mut lost)? };
     let (needed, in_place) = match options.into {
-        Into::Empty => (everything(&mut work), 0),
-        Into::Place { .. } => compare::compare(&mut work, threads())?,
+        Into::Empty => (everything(work), 0),
+        Into::Place { .. } => compare::compare(work, threads())?,
     };
     let bytes: u64 = needed.iter().map(|place| u64::from(work.plan.places[*place as usize].length)).sum();
     if options.dry_run {
         return Ok(report(&work.plan, bytes, in_place));
     }
-    check_room(&work)?;
-    write(&mut work, needed, fresh)?;
-    let others = finish::others(&work, &mut lost)?;
-    let links = finish::links(&work, &mut lost)?;
+    check_room(work)?;
+    write(work, needed, fresh)?;
+    let others = finish::others(work, &mut lost)?;
+    let links = finish::links(work, &mut lost)?;
     // What the list does not tell of may be in the part of it that is damaged.
-    let deleted = if work.delete && !work.plan.partial { finish::delete(&work, &options.include, &mut lost)? } else { 0 };
-    finish::dress_folders(&work)?;
+    let deleted = if work.delete && !work.plan.partial { finish::delete(work, &options.include, &mut lost)? } else { 0 };
+    finish::dress_folders(work)?;
     syncfs(&work.target.root).map_err(|why| work.target.wrong(b"", why))?;
     let restored = report(&work.plan, work.written.load(Relaxed), in_place);
-    Ok(tell(&work, lost, Restored { folders, others, deleted, files: links, bytes: 0, ..restored }))
+    Ok(tell(work, lost, Restored { folders, others, deleted, files: links, bytes: 0, ..restored }))
 }
 
 /// Every place is to be written.
@@ -206,15 +216,15 @@ fn write(work: &mut Work, needed: Vec<u32>, fresh: bool) -> Result<()> {
     let tasks: Vec<Task> = plan::jobs(&work.plan, moved).into_iter().map(Task::Pack).collect();
     work.run(&tasks, threads())?;
     let gone = std::mem::take(&mut *lock(&work.moved));
+    let chunk_of = |place: &u32| work.plan.places[*place as usize].chunk;
     let mut worker = data::Worker::default();
-    for place in gone {
-        let piece = &work.plan.chunks[work.plan.places[place as usize].chunk as usize];
-        let pack = work.plan.packs[piece.pack as usize].key(super::names::PACKS);
-        work.put(
-            &mut worker,
-            place,
-            Some(&format!("{pack}, which holds chunk {}, is missing from the repository", piece.piece.chunk.short())),
-        )?;
+    for places in gone.chunk_by(|a, b| chunk_of(a) == chunk_of(b)) {
+        let chunk = &work.plan.chunks[chunk_of(&places[0]) as usize];
+        let pack = &work.plan.packs[chunk.pack as usize];
+        let why =
+            format!("{}, which holds chunk {}, is missing from the repository", pack.key(super::names::PACKS), chunk.piece.chunk.short());
+        let lost = (!work.elsewhere(&mut worker, &chunk.piece.chunk, pack)?).then_some(why);
+        places.iter().try_for_each(|place| work.put(&mut worker, *place, lost.as_deref()))?;
     }
     Ok(())
 }

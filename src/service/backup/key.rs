@@ -9,8 +9,9 @@ use crate::model::estate::SecretRef;
 use crate::providers::who;
 use crate::repository::{
     keys::{Slot, Stretch, Unlock},
-    open::{Repository, slots},
+    open::Repository,
     rekey,
+    slots::slots,
 };
 use serde::Serialize;
 use std::path::PathBuf;
@@ -36,6 +37,22 @@ pub struct Key {
 }
 
 #[derive(Clone, Debug, Serialize)]
+pub struct Keys {
+    pub keys: Vec<Key>,
+    /// What lies among them and opens nothing: what is wrong with it.
+    pub damaged: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct KeyGone {
+    /// The key that is gone.
+    pub key: Option<Key>,
+    /// Or the place of what was none any more, or never one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub damaged: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
 pub struct Rotated {
     pub key: Key,
     /// The slots that are gone: whoever had one of these needs a new one.
@@ -54,16 +71,17 @@ impl Key {
 }
 
 impl Muster {
-    pub async fn backup_keys(&self, at: &Where) -> Result<Vec<Key>, ServiceError> {
+    pub async fn backup_keys(&self, at: &Where) -> Result<Keys, ServiceError> {
         let place = self.backup_place(at)?;
         let repository = place.open().await?.repository;
         let mut keys = Vec::new();
-        for (_, slot) in slots(&*repository.store).await? {
+        let found = slots(&*repository.store).await?;
+        for (_, slot) in found.whole {
             let current = opens(&repository, &slot, &place.unlock).await?;
             keys.push(Key::of(&slot, current));
         }
         keys.sort_by_key(|key| key.created);
-        Ok(keys)
+        Ok(Keys { keys, damaged: found.damaged.iter().map(ToString::to_string).collect() })
     }
 
     /// One more way to open it.
@@ -81,7 +99,7 @@ impl Muster {
         let place = self.backup_place(at)?;
         let unlock = new.unlock()?.unwrap_or_else(|| place.unlock.clone());
         let mut opened = place.open().await?.repository;
-        let old = slots(&*place.store).await?;
+        let old = slots(&*place.store).await?.whole;
         if old.len() > 1 && !revoke_others {
             return Err(ServiceError::Usage(format!(
                 "the repository has {} keys, and after this only one opens it: write --revoke-others if that is meant; then `muster backup key add` for each of the others",
@@ -96,10 +114,11 @@ impl Muster {
         Ok(Rotated { key: Key::of(&slot, true), removed, generation: opened.keyring.current() })
     }
 
-    pub async fn backup_key_remove(&self, at: &Where, name: &str) -> Result<Key, ServiceError> {
+    /// By the beginning of its identifier; what is damaged, by that of its object's name.
+    pub async fn backup_key_remove(&self, at: &Where, name: &str) -> Result<KeyGone, ServiceError> {
         let place = self.backup_place(at)?;
         let opened = place.open().await?;
-        let mut fits = slots(&*place.store).await?;
+        let mut fits = slots(&*place.store).await?.whole;
         fits.retain(|(_, slot)| !name.is_empty() && slot.id.starts_with(name));
         // Another name, or one of several, is refused below.
         if let [(_, slot)] = &*fits
@@ -109,14 +128,20 @@ impl Muster {
                 "{name} is the key that this command opened the repository with, so it stays: open it with another, or `muster backup key rotate`"
             )));
         }
-        Ok(Key::of(&rekey::remove(&*place.store, name).await?, false))
+        Ok(match rekey::remove(&*place.store, name).await? {
+            rekey::Removed::Key(slot) => KeyGone { key: Some(Key::of(&slot, false)), damaged: None },
+            rekey::Removed::Damaged(place) => KeyGone { key: None, damaged: Some(place) },
+        })
     }
 }
 
 async fn opens(repository: &Repository, slot: &Slot, unlock: &Unlock) -> Result<bool, ServiceError> {
     let (config, slot, unlock) = (repository.config, slot.clone(), unlock.clone());
     let opened = tokio::task::spawn_blocking(move || slot.open(&config, &unlock).map(|keyring| keyring.is_some())).await;
-    Ok(opened.map_err(|e| ServiceError::Usage(format!("a key could not be tried: {e}")))??)
+    match opened.map_err(|e| ServiceError::Usage(format!("a key could not be tried: {e}")))? {
+        Err(error) if error.is_loss() => Ok(false),
+        opened => Ok(opened?),
+    }
 }
 
 impl NewSecret {

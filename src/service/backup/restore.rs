@@ -124,6 +124,7 @@ impl Muster {
             bytes_in_place: done.skipped_bytes,
             deleted: done.deleted,
             damaged: done.lost.into_iter().map(|(path, why)| Lost { path, why }).collect(),
+            notes: done.notes,
             duration_ms: self.clock.monotonic().saturating_sub(began).as_millis() as u64,
             ..Restored::default()
         };

@@ -34,6 +34,8 @@ pub struct VerifyReport {
     pub problems: Vec<String>,
     /// The files that can therefore not be restored.
     pub touched: Vec<TouchedFile>,
+    /// What is worth knowing and no problem: packs that nobody needs, and what is wrong with them.
+    pub notices: Vec<String>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -71,6 +73,7 @@ impl Muster {
             duration_ms: self.clock.monotonic().saturating_sub(began).as_millis() as u64,
             problems: found.problems,
             touched: found.touched.into_iter().map(touched).collect(),
+            notices: found.notices,
         })
     }
 }

@@ -1,0 +1,101 @@
+//! A directory for tests that asks before each request whether it may, and so can refuse some, or do something just before.
+
+use crate::providers::{directory::Directory, port::*};
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+/// What is asked of the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    List,
+    Read,
+    /// An object that must not be there yet.
+    Add,
+    /// Anything else that writes over what is there, or takes it away.
+    Change,
+}
+
+type Before = Box<dyn Fn(Asked, &str) -> PortResult<()> + Send + Sync>;
+
+pub(super) struct Wrapped {
+    inner: Directory,
+    before: Before,
+}
+
+impl Wrapped {
+    pub fn new(dir: &Path, before: impl Fn(Asked, &str) -> PortResult<()> + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self { inner: Directory::new(dir.to_owned()), before: Box::new(before) })
+    }
+    fn may(&self, asked: Asked, key: &str) -> PortResult<()> {
+        (self.before)(asked, key)
+    }
+}
+
+#[async_trait]
+impl ObjectRead for Wrapped {
+    async fn list(&self, prefix: &str, after: Option<&str>) -> PortResult<ObjectPage> {
+        self.may(Asked::List, prefix)?;
+        self.inner.list(prefix, after).await
+    }
+    async fn head(&self, key: &str) -> PortResult<Option<ObjectMeta>> {
+        self.may(Asked::Read, key)?;
+        self.inner.head(key).await
+    }
+    async fn get(&self, key: &str) -> PortResult<ObjectBody> {
+        self.may(Asked::Read, key)?;
+        self.inner.get(key).await
+    }
+    async fn get_if(&self, key: &str, etag: &str) -> PortResult<ObjectBody> {
+        self.may(Asked::Read, key)?;
+        self.inner.get_if(key, etag).await
+    }
+    async fn range(&self, key: &str, from: u64, length: u64) -> PortResult<Vec<u8>> {
+        self.may(Asked::Read, key)?;
+        self.inner.range(key, from, length).await
+    }
+    fn place(&self, key: &str) -> Option<ObjectPlace> {
+        self.inner.place(key)
+    }
+    async fn provider(&self) -> PortResult<Option<String>> {
+        self.inner.provider().await
+    }
+    async fn locks(&self) -> PortResult<bool> {
+        self.inner.locks().await
+    }
+    async fn retention(&self, key: &str) -> PortResult<Option<jiff::Timestamp>> {
+        self.inner.retention(key).await
+    }
+}
+
+#[async_trait]
+impl ObjectWrite for Wrapped {
+    async fn put(&self, key: &str, body: Bytes, metadata: &BTreeMap<String, String>, only_if_absent: bool) -> PortResult<ObjectMeta> {
+        self.may(if only_if_absent { Asked::Add } else { Asked::Change }, key)?;
+        self.inner.put(key, body, metadata, only_if_absent).await
+    }
+    async fn delete(&self, key: &str) -> PortResult<()> {
+        self.may(Asked::Change, key)?;
+        self.inner.delete(key).await
+    }
+    async fn put_file(&self, key: &str, file: &Path, sha256: &str, metadata: &BTreeMap<String, String>) -> PortResult<ObjectMeta> {
+        self.may(Asked::Change, key)?;
+        self.inner.put_file(key, file, sha256, metadata).await
+    }
+    async fn put_stream(&self, key: &str, body: Chunks, metadata: &BTreeMap<String, String>) -> PortResult<ObjectMeta> {
+        self.may(Asked::Change, key)?;
+        self.inner.put_stream(key, body, metadata).await
+    }
+    async fn copy_from(&self, key: &str, from: &ObjectPlace, meta: &ObjectMeta) -> PortResult<ObjectMeta> {
+        self.may(Asked::Change, key)?;
+        self.inner.copy_from(key, from, meta).await
+    }
+    async fn retain(&self, key: &str, until: jiff::Timestamp, mode: LockMode) -> PortResult<()> {
+        self.may(Asked::Change, key)?;
+        self.inner.retain(key, until, mode).await
+    }
+    async fn swap(&self, key: &str, body: Vec<u8>, etag: Option<&str>) -> PortResult<()> {
+        self.may(Asked::Change, key)?;
+        self.inner.swap(key, body, etag).await
+    }
+}
