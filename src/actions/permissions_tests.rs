@@ -82,7 +82,11 @@ fn went_to(call: &str, place: &str) -> Option<String> {
 }
 
 fn fixtures(name: &str) -> Vec<Fixture> {
-    let more = |with: Value| Fixture { with, ..fixture(name).expect("a fixture") };
+    let more = |with: Value| {
+        let mut made = fixture(name).expect("a fixture");
+        made.with = with;
+        made
+    };
     let also = match name {
         "bucket.backup" => vec![json!({ "bucket": "models", "from": "east", "to": "west", "server_copy_above": 1 })],
         "bucket.verify" => vec![json!({ "bucket": "models", "from": "east", "to": "west", "against": "source", "checksums": true })],

@@ -148,6 +148,10 @@ impl FaultProxy {
                 return;
             }
             Some(Fault::Throttle) => return answer(&mut client, 400, &error("Throttling", "Rate exceeded")),
+            // Each service wraps its errors in its own way.
+            Some(Fault::Deny) if text.contains(" /2013-04-01/") => {
+                return answer(&mut client, 403, &error("AccessDenied", "not authorized to do this"));
+            }
             Some(Fault::Deny) => {
                 return answer(&mut client, 403, "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>");
             }
