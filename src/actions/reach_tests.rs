@@ -2,7 +2,7 @@
 //! said that it needs that region, else a plan that cannot work would pass the lint.
 
 use super::{catalogue, contract::*, contract_tests::*, fixture};
-use crate::model::{effect::*, ids::RegionName};
+use crate::model::{effect::*, ids::RegionName, node::Node};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -80,4 +80,17 @@ async fn a_comparison_with_what_may_be_lost_says_so() {
     none = none.set(|world| drop(world.lock().objects.remove(&("models".into(), "west".into(), ".muster/manifests/x.json".into()))));
     let bench = Bench::new(&none).down("east");
     assert!(through(&bench, &*find("bucket.verify")).await.is_err());
+}
+
+#[test]
+fn every_action_that_changes_a_resource_locks_it() {
+    for action in catalogue() {
+        let fixture = fixture(action.spec().name).expect("a fixture");
+        let with = Node::typed(fixture.with.clone());
+        let node = map_of(&fixture.with);
+        let noun = action.spec().name.split('.').next().expect("a noun");
+        let owns = matches!(noun, "database" | "bucket" | "dns" | "rds" | "traffic") && action.effect(&with) != Effect::Read;
+        assert_eq!(!action.locks(&node).is_empty(), owns, "{}", action.spec().name);
+        assert!(!action.reach(&node, &estate()).is_empty(), "{}: it depends on something", action.spec().name);
+    }
 }

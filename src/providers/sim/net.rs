@@ -51,7 +51,8 @@ impl DnsRead for Net {
     async fn in_sync(&self, change: &ChangeId) -> PortResult<bool> {
         self.world.asked("dns.in_sync", "");
         let now = self.world.clock.now();
-        self.world.lock().changes.get(&change.0).map(|at| *at <= now).ok_or_else(|| PortError::NotFound(format!("change {}", change.0)))
+        let state = self.world.lock();
+        state.changes.get(&change.0).map(|at| !state.stuck && *at <= now).ok_or_else(|| PortError::NotFound(format!("change {}", change.0)))
     }
 }
 
