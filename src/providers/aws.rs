@@ -84,9 +84,17 @@ impl AwsClients {
     pub(super) async fn cloudwatch_endpoint(&self, region: &str) -> PortResult<String> {
         let base = self.base().await?;
         let written = self.endpoint(|at| &at.cloudwatch).or_else(|| elsewhere(base, "CloudWatch"));
-        let fips = if base.use_fips() == Some(true) { "-fips" } else { "" };
-        let suffix = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
-        Ok(written.unwrap_or_else(|| format!("https://monitoring{fips}.{region}.{suffix}/")))
+        Ok(written.unwrap_or_else(|| aws_signed::address("monitoring", region, self.ways(base))))
+    }
+
+    /// Which of a service's addresses is asked for: FIPS, dual-stack.
+    fn ways(&self, base: &SdkConfig) -> (bool, bool) {
+        (base.use_fips() == Some(true), base.use_dual_stack() == Some(true))
+    }
+
+    /// Where RDS of another region is.
+    pub(super) async fn rds_of(&self, region: &str) -> PortResult<String> {
+        Ok(aws_signed::address("rds", region, self.ways(self.base().await?)))
     }
 
     pub(super) async fn credentials(&self) -> PortResult<SharedCredentialsProvider> {
