@@ -137,3 +137,15 @@ async fn a_role_that_cannot_end_the_sessions_does_not_begin() {
     server.sql("ALTER DATABASE orders OWNER TO limited");
     assert_eq!(fence(0)["output"]["proof"]["kind"], "security_group_closed");
 }
+
+/// The real program is killed while RDS stops the instance and the answer is on its way: it is asked to stop it once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fence_that_is_killed_before_its_record_is_closed_once() {
+    for which in [Which::Moto, Which::MiniStack] {
+        let stage = stage(which).await;
+        let with = json!({ "database": "orders", "region": "east", "by": ["instance_stopped"] });
+        stage.killed_before_its_record("database.fence", "Action=StopDBInstance", &with);
+        assert_eq!(stage.proxy.passed("Action=StopDBInstance"), 1, "{which:?}");
+        assert_eq!(stage.instances("east").instance("orders-east").await.unwrap().unwrap().status, "stopped", "{which:?}");
+    }
+}

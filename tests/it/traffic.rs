@@ -2,7 +2,7 @@
 //! Prometheus, and a region that is asked past DNS.
 
 use super::{
-    fault_proxy::FaultProxy,
+    fault_proxy::{Fault, FaultProxy},
     pg::free_port,
     place::Place,
     prometheus::{Prometheus, Service},
@@ -129,6 +129,44 @@ async fn a_stage_is_watched_only_when_every_server_has_it() {
     let failure = tokio::task::block_in_place(|| place.muster(&["run", "book.yaml", "--live"])).expect(1).step("canary")["failure"].clone();
     assert_eq!(failure["code"], "not_in_sync", "{failure}");
     assert_eq!(weights(&dns, &id).await, (0, 100), "every weight is as it was: {failure}");
+}
+
+/// Killed while Route 53 has changed the weights and the answer is on its way, at the first stage and at the last: what goes on
+/// finds the stage there, learns when it has spread, and bakes it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stage_whose_answer_died_with_the_process_bakes_all_the_same() {
+    let server = ministack().await;
+    let dns = client(&server.url());
+    let id = zone(&dns).await;
+    let (proxy, port) = (FaultProxy::before(server.port()), free_port());
+    let west = west(port);
+    let place = Place::new();
+    estate(&place, &id, &proxy.url(), port);
+    let batch = format!("POST /2013-04-01/hostedzone/{id}/rrset");
+    // Nothing answers in east, so nothing is watched on the way back.
+    let watched = "to: west, stages: [50, 100], bake: 1s, every: 100ms, paths: [/healthz]";
+    for (last, with, end) in [(false, watched, (0, 100)), (true, "to: east, stages: [50, 100], bake: 0s", (100, 0))] {
+        place.book(&format!("  - id: canary\n    uses: traffic.shift\n    on_failure: stop\n    with: {{ endpoint: inference, {with} }}\n"));
+        let (before, asked) = (proxy.passed(&batch), west.asked.load(Ordering::Relaxed));
+        if last {
+            proxy.fault(&batch, 1, Fault::Delay(Duration::ZERO));
+        }
+        proxy.fault(&batch, 1, Fault::HoldAfter);
+        let said = tokio::task::block_in_place(|| {
+            let running = place.start(&["run", "book.yaml", "--live", "--json"]);
+            place.until_told("the weights are changed", || proxy.holding() == 1, || running.told());
+            running.signal("KILL");
+            running.end();
+            proxy.let_go();
+            place.muster(&["resume"])
+        });
+        let output = said.expect(0).step("canary")["output"].clone();
+        assert_eq!(weights(&dns, &id).await, end, "{output}");
+        assert_eq!(proxy.passed(&batch) - before, 3, "two stages, and the one that was found once more, as it stood: {output}");
+        let stages = output["stages"].as_array().unwrap();
+        assert!(stages.last().is_some_and(|stage| stage["percent"] == 100), "{output}");
+        assert_eq!(west.asked.load(Ordering::Relaxed) > asked, !last, "each stage is watched: {output}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
