@@ -193,7 +193,10 @@ impl Step<'_> {
                 let one = if action.contains("switchover") { "rds:SwitchoverGlobalCluster" } else { "rds:FailoverGlobalCluster" };
                 let name = text(self.with, "global_cluster").unwrap_or("*");
                 add(&["rds:DescribeGlobalClusters"], &any);
-                add(&[one], &[vec![format!("arn:{}:rds::*:global-cluster:{name}", self.partition(None))], self.in_regions("cluster", "*")].concat());
+                add(
+                    &[one],
+                    &[vec![format!("arn:{}:rds::*:global-cluster:{name}", self.partition(None))], self.in_regions("cluster", "*")].concat(),
+                );
             }
             _ => return None,
         }
@@ -303,7 +306,8 @@ impl Step<'_> {
         let one = |repository: &Repository| {
             let (name, prefix) = repository.url.strip_prefix("s3://").map(|place| place.split_once('/').unwrap_or((place, "")))?;
             let prefix = Some(prefix.trim_matches('/')).filter(|p| !p.is_empty()).map(|p| format!("{p}/")).unwrap_or_default();
-            let (part, place) = (self.partition(repository.region.as_ref()), Bucket { bucket: name.to_owned(), prefix, ..Bucket::default() });
+            let (part, place) =
+                (self.partition(repository.region.as_ref()), Bucket { bucket: name.to_owned(), prefix, ..Bucket::default() });
             let lock = all(LOCK, &[format!("arn:{part}:s3:::{name}")]).collect::<Vec<_>>();
             Some(below(part, &place, WRITE_OBJECTS).into_iter().chain(lock))
         };

@@ -3,10 +3,10 @@
 use super::*;
 use crate::actions::{
     catalogue,
-    contract::Seen,
     contract_tests::{Bench, Fixture, estate, map_of},
     fixture,
 };
+use crate::model::effect::Seen;
 use std::time::Duration;
 
 /// What each call of a provider asks of Amazon.
@@ -166,10 +166,7 @@ fn a_step_needs_no_more_than_what_it_names() {
     let leased = needs("database.fence", json!({ "database": "predictions", "region": "east" }));
     assert!(!leased.iter().any(|p| p.contains("Modify") || p.contains("Stop")), "{leased:?}");
     let stopped = needs("database.fence", json!({ "database": "predictions", "region": "east", "by": ["instance_stopped"] }));
-    assert!(
-        stopped.iter().any(|p| p.starts_with("rds:StopDBInstance")) && !stopped.iter().any(|p| p.contains("Modify")),
-        "{stopped:?}"
-    );
+    assert!(stopped.iter().any(|p| p.starts_with("rds:StopDBInstance")) && !stopped.iter().any(|p| p.contains("Modify")), "{stopped:?}");
     let pruned = needs("rds.prune_snapshots", json!({ "database": "predictions", "region": "east", "keep_last": 1 }));
     assert!(pruned.contains("rds:DeleteDBSnapshot arn:aws:rds:us-west-2:*:snapshot:muster-*"), "{pruned:?}");
     let shift = needs("dns.shift", json!({ "endpoint": "inference", "to": "west" }));
@@ -179,13 +176,9 @@ fn a_step_needs_no_more_than_what_it_names() {
 #[test]
 fn an_expression_means_everything_that_it_could_name() {
     let any = needs("bucket.verify", json!({ "bucket": "{{ inputs.bucket }}", "from": "east", "to": "west" }));
-    assert!(
-        any.contains("s3:GetObject arn:aws:s3:::models-east/*") && any.contains("s3:ListBucket arn:aws:s3:::models-west"),
-        "{any:?}"
-    );
+    assert!(any.contains("s3:GetObject arn:aws:s3:::models-east/*") && any.contains("s3:ListBucket arn:aws:s3:::models-west"), "{any:?}");
     assert!(any.contains("s3:GetObjectAttributes arn:aws:s3:::models-west/*"), "{any:?}");
-    let key =
-        needs("rds.copy_snapshot", json!({ "database": "predictions", "from": "east", "to": "west", "kms_key": "{{ inputs.key }}" }));
+    let key = needs("rds.copy_snapshot", json!({ "database": "predictions", "from": "east", "to": "west", "kms_key": "{{ inputs.key }}" }));
     assert!(key.contains("kms:CreateGrant arn:aws:kms:*:*:key/*"), "{key:?}");
 }
 
@@ -227,7 +220,10 @@ fn resources_lie_in_the_partition_of_their_region_and_below_their_prefix() {
     all.extend(of_step("dns.prepare", json!({ "endpoint": "steady" })));
     all.extend(of_step("backup.create", json!({ "repository": "vault", "path": "." })));
     all.extend(of_step("rds.switchover_global_cluster", json!({ "database": "predictions", "global_cluster": "g" })));
-    all.extend(of_step("rds.copy_snapshot", json!({ "database": "predictions", "from": "east", "to": "west", "kms_key": "{{ inputs.key }}" })));
+    all.extend(of_step(
+        "rds.copy_snapshot",
+        json!({ "database": "predictions", "from": "east", "to": "west", "kms_key": "{{ inputs.key }}" }),
+    ));
     let strange: Vec<_> = all.iter().filter(|p| p.resource != "*" && !p.resource.starts_with("arn:aws-us-gov:")).collect();
     assert!(all.len() > 20 && strange.is_empty(), "{strange:?}");
     let holds = |action: &str, resource: &str| all.iter().any(|p| p.action == action && p.resource == resource);

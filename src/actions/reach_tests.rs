@@ -57,7 +57,10 @@ async fn what_an_action_cannot_do_without_it_says() {
                 let bench = Bench::new(&made).down(region);
                 let Err(why) = through(&bench, &*action).await else { continue };
                 needed += 1;
-                assert!(says(&*action, &with, region), "{name} with {with} fails without {region}, and does not say that it needs it: {why}");
+                assert!(
+                    says(&*action, &with, region),
+                    "{name} with {with} fails without {region}, and does not say that it needs it: {why}"
+                );
             }
         }
     }
@@ -68,7 +71,9 @@ async fn what_an_action_cannot_do_without_it_says() {
 async fn a_comparison_with_what_may_be_lost_says_so() {
     let find = |name: &str| super::find(name).expect("there");
     let bucket = |against: Value| json!({ "bucket": "models", "from": "east", "to": "west", "against": against });
-    for (against, source) in [(json!("manifest"), false), (json!("source"), true), (json!(null), true), (json!("{{ inputs.against }}"), true)] {
+    for (against, source) in
+        [(json!("manifest"), false), (json!("source"), true), (json!(null), true), (json!("{{ inputs.against }}"), true)]
+    {
         let with = bucket(against);
         assert_eq!(says(&*find("bucket.verify"), &with, "east"), source, "{with}");
         assert!(says(&*find("bucket.verify"), &with, "west"), "{with}");

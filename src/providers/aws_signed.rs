@@ -164,7 +164,8 @@ const PARTITIONS: [(&str, &str, &str); 7] = [
 /// Amazon's own address of a service, `rds` or `monitoring`, by the rules of the SDK: FIPS, dual-stack, or neither. All
 /// addresses of the government's regions are FIPS; those that have a name for it keep it.
 pub(super) fn address(service: &str, region: &str, (fips, dual): (bool, bool)) -> String {
-    let (_, plain, both) = PARTITIONS.iter().find(|(begin, ..)| region.starts_with(begin)).copied().unwrap_or(("", "amazonaws.com", "api.aws"));
+    let (_, plain, both) =
+        PARTITIONS.iter().find(|(begin, ..)| region.starts_with(begin)).copied().unwrap_or(("", "amazonaws.com", "api.aws"));
     let unnamed = region.starts_with("us-gov-") && (service == "monitoring" || !dual);
     let fips = if fips && !unnamed { "-fips" } else { "" };
     format!("https://{service}{fips}.{region}.{}/", if dual { both } else { plain })

@@ -142,8 +142,7 @@ async fn of_buckets(world: &World, estate: &Estate, needs: &Needs, permission: &
         let path = resource.split_once(":::").map_or("", |(_, path)| path);
         path.split('/').next().unwrap_or_default().to_owned()
     };
-    let needed: BTreeSet<String> =
-        needs.permissions.iter().filter(|p| p.action == permission).map(|p| bucket_of(&p.resource)).collect();
+    let needed: BTreeSet<String> = needs.permissions.iter().filter(|p| p.action == permission).map(|p| bucket_of(&p.resource)).collect();
     let mut stores: Vec<(String, PortResult<Arc<dyn ObjectRead>>)> = Vec::new();
     for (name, places) in &estate.buckets {
         let there = places.iter().filter(|(_, place)| needed.contains(&place.bucket));
@@ -221,7 +220,8 @@ async fn of_zones(world: &World, estate: &Estate, permission: &'static str) -> V
 async fn of_zone(dns: &dyn DnsRead, endpoint: &Endpoint, permission: &str) -> Option<PortResult<()>> {
     let kind = if endpoint.targets.values().all(std::net::IpAddr::is_ipv4) { "A" } else { "AAAA" };
     let sets = || dns.sets(&endpoint.zone, &endpoint.name, kind);
-    let check = || async { sets().await.ok().and_then(|all| all.into_iter().find_map(|set| set.health)).unwrap_or_else(|| NOBODY.to_owned()) };
+    let check =
+        || async { sets().await.ok().and_then(|all| all.into_iter().find_map(|set| set.health)).unwrap_or_else(|| NOBODY.to_owned()) };
     Some(match permission {
         "route53:ListResourceRecordSets" => match limited(async { sets().await.map(drop) }).await {
             Err(PortError::Refused(why)) if why.contains("ListHostedZonesByName") => {
@@ -284,7 +284,9 @@ mod tests {
 
     #[test]
     fn what_is_not_tried_is_told_for_the_right_reason() {
-        for reads in ["s3:GetReplicationConfiguration", "s3:GetObject", "route53:GetChange", "route53:ListHealthChecks", "rds:DescribeDBInstances"] {
+        for reads in
+            ["s3:GetReplicationConfiguration", "s3:GetObject", "route53:GetChange", "route53:ListHealthChecks", "rds:DescribeDBInstances"]
+        {
             assert!(!untried(reads).contains("changes"), "{reads}");
         }
         assert!(untried("kms:DescribeKey").contains("RDS"));

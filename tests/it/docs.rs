@@ -122,10 +122,12 @@ fn the_role_in_terraform_is_the_one_that_its_runbooks_need() {
         write(home.path(), name, text);
     }
     let said = muster(home.path(), &["doctor", "--permissions", "--list", "--json"]);
-    let listed: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&said.stderr)));
+    let listed: serde_json::Value =
+        serde_json::from_slice(&said.stdout).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&said.stderr)));
     assert_eq!(listed["unknown"], serde_json::json!([]));
     let role = statements(&document);
-    let texts = |list: &serde_json::Value| -> Vec<String> { list.as_array().unwrap().iter().map(|one| one.as_str().unwrap().to_owned()).collect() };
+    let texts =
+        |list: &serde_json::Value| -> Vec<String> { list.as_array().unwrap().iter().map(|one| one.as_str().unwrap().to_owned()).collect() };
     let (mut lacks, mut used) = (Vec::new(), std::collections::BTreeSet::new());
     for statement in listed["policy"]["Statement"].as_array().unwrap() {
         for action in texts(&statement["Action"]) {
@@ -144,7 +146,10 @@ fn the_role_in_terraform_is_the_one_that_its_runbooks_need() {
     let idle: Vec<&String> = role.iter().flat_map(|(actions, _)| actions).filter(|action| !used.contains(*action)).collect();
     assert!(idle.is_empty(), "the role allows what no runbook asks for: {idle:?}");
     assert!(used.len() >= 30, "{} permissions", used.len());
-    assert!(covers("arn:aws:rds:*:*:db:orders-*", "arn:aws:rds:us-east-1:*:db:orders-east") && !covers("arn:aws:rds:*:*:db:orders-*", "arn:aws:rds:*:*:db:*"));
+    assert!(
+        covers("arn:aws:rds:*:*:db:orders-*", "arn:aws:rds:us-east-1:*:db:orders-east")
+            && !covers("arn:aws:rds:*:*:db:orders-*", "arn:aws:rds:*:*:db:*")
+    );
 }
 
 #[test]

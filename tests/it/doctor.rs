@@ -107,7 +107,8 @@ async fn asked(server: Server, untold: &[&str]) {
         proxy.fault(has, usize::MAX, Fault::Deny);
         let said = doctor().expect(1);
         let found = outcomes(&said.last());
-        let refused: Vec<&String> = found.iter().filter(|(_, all)| all.iter().any(|(_, outcome)| outcome == "denied")).map(|(name, _)| name).collect();
+        let refused: Vec<&String> =
+            found.iter().filter(|(_, all)| all.iter().any(|(_, outcome)| outcome == "denied")).map(|(name, _)| name).collect();
         assert_eq!(refused, [denied], "{has} was denied: {}", said.out);
         let elsewhere = found[denied].iter().filter(|(_, outcome)| outcome == "allowed").count();
         assert_eq!(elsewhere, found[denied].len() - 1, "{denied} in one place alone: {:?}", found[denied]);

@@ -133,7 +133,11 @@ impl FaultProxy {
             rule.left = rule.left.saturating_sub(1);
             rule.fault
         });
-        state.seen.push((region.to_owned(), body.to_owned(), !matches!(fault, Some(Fault::Throttle | Fault::SlowDown | Fault::Deny | Fault::BlackHole))));
+        state.seen.push((
+            region.to_owned(),
+            body.to_owned(),
+            !matches!(fault, Some(Fault::Throttle | Fault::SlowDown | Fault::Deny | Fault::BlackHole)),
+        ));
         fault
     }
 

@@ -117,7 +117,8 @@ async fn a_role_that_cannot_end_the_sessions_does_not_begin() {
     let stage = Stage::with(Which::Moto, &(at(server.port) + FENCE), &at(standby.port)).await;
     stage.place.file("fenced", "another-one").file("usual", "first-one");
     stage.make_instance(EAST, "orders-east").await;
-    let estate = stage.place.read("muster.yaml").replace("engine: rds-postgres\n", "engine: rds-postgres\n    name: orders\n    user: limited\n");
+    let estate =
+        stage.place.read("muster.yaml").replace("engine: rds-postgres\n", "engine: rds-postgres\n    name: orders\n    user: limited\n");
     stage.place.file("muster.yaml", &estate);
     stage.place.book("  - id: fence\n    uses: database.fence\n    on_failure: stop\n    with: { database: orders, region: east, planned: true, by: [security_group_closed] }\n");
     let fence = |code| tokio::task::block_in_place(|| stage.place.muster(&["run", "book.yaml", "--live"])).expect(code).step("fence");

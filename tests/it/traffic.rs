@@ -146,7 +146,8 @@ async fn a_stage_whose_answer_died_with_the_process_bakes_all_the_same() {
     // Nothing answers in east, so nothing is watched on the way back.
     let watched = "to: west, stages: [50, 100], bake: 1s, every: 100ms, paths: [/healthz]";
     for (last, with, end) in [(false, watched, (0, 100)), (true, "to: east, stages: [50, 100], bake: 0s", (100, 0))] {
-        place.book(&format!("  - id: canary\n    uses: traffic.shift\n    on_failure: stop\n    with: {{ endpoint: inference, {with} }}\n"));
+        place
+            .book(&format!("  - id: canary\n    uses: traffic.shift\n    on_failure: stop\n    with: {{ endpoint: inference, {with} }}\n"));
         let (before, asked) = (proxy.passed(&batch), west.asked.load(Ordering::Relaxed));
         if last {
             proxy.fault(&batch, 1, Fault::Delay(Duration::ZERO));
