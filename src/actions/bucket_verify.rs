@@ -1,7 +1,8 @@
 //! `bucket.verify`: is the copy of a bucket complete and equal?
 //!
 //! **Against a manifest** (where `bucket.backup` left one): the copies are compared with it, and with the source's
-//! listing where the source answers. Content is read and hashed up to 1 GiB in all, unless told otherwise; beyond that,
+//! listing where the source answers. With `against: manifest` it therefore needs nothing of the source's region, and a failover
+//! out of it may use it; without, it may have to ask the source. Content is read and hashed up to 1 GiB in all, unless told otherwise; beyond that,
 //! the digests in the metadata are compared.
 //!
 //! **Against the source** (`against: source`, and where there is no manifest, as with the provider's own replication):
@@ -147,8 +148,10 @@ impl Action for Verify {
             example: "id: verify\nuses: bucket.verify\nwith: { bucket: models, from: east, to: west }\n",
         }
     }
+    /// Only a manifest makes it independent of the source: where none is found, the source is what it compares with.
     fn reach(with: &Node, _estate: &Estate) -> Vec<Reach> {
-        reach(with, "to", Plane::Data).into_iter().collect()
+        let fields: &[&str] = if text(with, "against") == Some("manifest") { &["to"] } else { &["from", "to"] };
+        fields.iter().filter_map(|field| reach(with, field, Plane::Data)).collect()
     }
     fn locks(_with: &Node) -> Vec<Resource> {
         Vec::new()

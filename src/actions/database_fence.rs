@@ -160,6 +160,7 @@ impl Action for Fence {
                 return Err(Refusal::no("not_primary", format!("the server of `{name}` in `{region}` is a standby, not the primary")));
             }
         }
+        ways::may_close(cx, fenced, &by).await?;
         let groups = if by.iter().any(|kind| kind.of_rds()) { rds::before(cx, fenced, &by, &mut notes).await? } else { Vec::new() };
         let roles = if by.contains(&ProofKind::AccessRevoked) { ways::roles(cx, fenced).await? } else { Vec::new() };
         all.extend(by.iter().filter(|kind| **kind != ProofKind::LeaseExpired).map(|kind| {

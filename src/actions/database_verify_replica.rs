@@ -27,6 +27,9 @@ pub struct Input {
     pub database: DatabaseName,
     /// Where the replica is.
     pub region: RegionName,
+    /// Where its primary is; when left out it is sought in every other region of the database, each of which is then needed.
+    #[serde(default)]
+    pub primary: Option<RegionName>,
     /// The largest lag that is still good; any when left out.
     #[serde(default)]
     pub max_lag: Option<Span>,
@@ -76,15 +79,23 @@ impl Action for VerifyReplica {
             example: "id: replica\nuses: database.verify_replica\nwith: { database: predictions, region: west, max_lag: 30s }\n",
         }
     }
-    fn reach(with: &Node, _estate: &Estate) -> Vec<Reach> {
-        reach(with, "region", Plane::Data).into_iter().collect()
+    /// Without its primary nothing is compared: where that is not said, it is sought in each other region.
+    fn reach(with: &Node, estate: &Estate) -> Vec<Reach> {
+        let primary = reach(with, "primary", Plane::Data);
+        let sought: Vec<Reach> = if primary.is_none() { reach_servers(with, estate).collect() } else { Vec::new() };
+        let here = reach(with, "region", Plane::Data).filter(|here| !sought.contains(here));
+        here.into_iter().chain(primary).chain(sought).collect()
     }
     fn locks(_with: &Node) -> Vec<Resource> {
         Vec::new()
     }
     async fn prepare(cx: &ReadCx, input: Input) -> Result<Prepared<Input>, Refusal> {
-        if !database(cx, &input.database)?.instances.contains_key(&input.region) {
-            return Err(Refusal::no("no_instance", format!("database `{}` has no instance in region `{}`", input.database, input.region)));
+        let instances = &database(cx, &input.database)?.instances;
+        if let Some(region) = [Some(&input.region), input.primary.as_ref()].into_iter().flatten().find(|r| !instances.contains_key(*r)) {
+            return Err(Refusal::no("no_instance", format!("database `{}` has no instance in region `{region}`", input.database)));
+        }
+        if input.primary.as_ref() == Some(&input.region) {
+            return Err(Refusal::no("same_region", format!("the replica and its primary cannot both be the server in `{}`", input.region)));
         }
         Ok(Prepared { intent: input, change: Vec::new(), notes: Vec::new() })
     }
@@ -186,10 +197,11 @@ fn row(one: &RowDifference) -> String {
     }
 }
 
-/// The other region whose server is no standby.
+/// The other region whose server is no standby; only the one that was named, if one was.
 async fn primary(cx: &ReadCx, input: &Input) -> Result<Option<(RegionName, Arc<dyn SqlRead>)>, ApplyError> {
     let all = database(cx, &input.database).map_err(definite)?;
-    for region in all.instances.keys().filter(|r| **r != input.region) {
+    let may_be = |region: &RegionName| *region != input.region && input.primary.as_ref().is_none_or(|primary| primary == region);
+    for region in all.instances.keys().filter(|region| may_be(region)) {
         let sql = cx.world.sql(input.database.as_str(), region.as_str())?;
         let asked = within(cx, Duration::from_secs(5), sql.state()).await;
         if let Ok(state) = asked

@@ -85,6 +85,9 @@ pub(crate) async fn before(cx: &ReadCx, fenced: Fenced<'_>, by: &[ProofKind], no
     let id = instance_id(cx, fenced.database, fenced.region)?;
     let info = cx.world.instances(fenced.region.as_str())?.instance(&id).await?;
     let info = info.ok_or_else(|| Refusal::no("no_instance", format!("there is no instance `{id}` in region `{}`", fenced.region)))?;
+    if let Some(cluster) = &info.cluster {
+        return Err(of_cluster(fenced, &id, cluster, by));
+    }
     if by.contains(&ProofKind::InstanceStopped) {
         if !info.replicas.is_empty() {
             notes.push(format!("`{id}` has replicas ({}): RDS may refuse to stop it", info.replicas.join(", ")));
@@ -102,6 +105,19 @@ pub(crate) async fn before(cx: &ReadCx, fenced: Fenced<'_>, by: &[ProofKind], no
     }
     let closed = written(cx, fenced)?.and_then(|f| f.security_group.as_ref());
     Ok(info.groups.into_keys().filter(|g| Some(g) != closed).collect())
+}
+
+/// Groups, master password and stopping are the cluster's: RDS refuses them of a member, or does something else with it.
+fn of_cluster(fenced: Fenced<'_>, id: &str, cluster: &str, by: &[ProofKind]) -> Refusal {
+    let way = by.iter().find(|kind| kind.of_rds()).map_or("", |kind| kind.word());
+    let message = format!(
+        "`{way}` is for an instance of its own, and `{id}` is a member of the cluster `{cluster}`: its security groups, its password and \
+         whether it runs are the cluster's"
+    );
+    Refusal::no("of_a_cluster", message).remedy(format!(
+        "fence by the write lease (databases.{}.lease, docs/lease.md): `lease_expired`, or `read_only` beside it where it is planned",
+        fenced.database
+    ))
 }
 
 fn instances(cx: &WriteCx, fenced: Fenced<'_>) -> Result<(Arc<dyn InstanceWrite>, String), ApplyError> {

@@ -75,6 +75,27 @@ pub(crate) async fn roles(cx: &ReadCx, fenced: Fenced<'_>) -> Result<Vec<String>
     Ok(roles)
 }
 
+/// How long a server is given to say what a role may.
+const RIGHTS: Duration = Duration::from_secs(5);
+
+/// Whoever may not make the database read-only and end its sessions must not take the lease or change the groups first, and
+/// stop half-way. A server that cannot be asked says nothing of it.
+pub(crate) async fn may_close(cx: &ReadCx, fenced: Fenced<'_>, by: &[ProofKind]) -> Result<(), Refusal> {
+    if !by.iter().any(|kind| matches!(kind, ProofKind::ReadOnly | ProofKind::AccessRevoked | ProofKind::SecurityGroupClosed)) {
+        return Ok(());
+    }
+    let (name, region) = (fenced.database, fenced.region);
+    let sql = cx.world.sql(name.as_str(), region.as_str())?;
+    let lacks = within(cx, RIGHTS, async { sql.lacks_to_close().await }).await.unwrap_or_default();
+    if lacks.is_empty() {
+        return Ok(());
+    }
+    let user = &database(cx, name)?.user;
+    let message = format!("user `{user}` could not close `{name}` in `{region}`: it {}", lacks.join(", "));
+    Err(Refusal::no("lacks_rights", message)
+        .remedy(format!("ALTER DATABASE … OWNER TO \"{user}\"; GRANT pg_monitor, pg_signal_backend TO \"{user}\" (docs/aws.md)")))
+}
+
 fn replicators(cx: &ReadCx, fenced: Fenced<'_>) -> Result<Vec<String>, Refusal> {
     Ok(database(cx, fenced.database)?.replication.iter().map(|login| login.user.clone()).collect())
 }

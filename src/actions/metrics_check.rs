@@ -34,18 +34,41 @@ pub struct Input {
     pub patience: Span,
 }
 
-/// One figure and its limits; at least one of them.
+/// One figure and its limits; at least one of them, or what it measures.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Gate {
     /// PromQL that gives one number: `sum(rate(errors[1m])) / sum(rate(requests[1m]))`.
     pub query: String,
-    /// The largest that is good.
+    /// What it measures, where that has a usual limit: then `max` may be left out.
+    #[serde(default)]
+    pub kind: Option<Kind>,
+    /// The largest that is good; when left out, that of `kind`.
     #[serde(default)]
     pub max: Option<f64>,
     /// The smallest that is good.
     #[serde(default)]
     pub min: Option<f64>,
+}
+
+/// What a figure is, as far as its limit goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// The share of requests that fail: at most 0.01, one in a hundred.
+    ErrorRate,
+    /// Within how many seconds 95 of 100 requests are answered: at most 0.5.
+    P95,
+}
+
+impl Gate {
+    /// The largest that is good, as written or as usual for what it is.
+    fn largest(&self) -> Option<f64> {
+        self.max.or(match self.kind? {
+            Kind::ErrorRate => Some(0.01),
+            Kind::P95 => Some(0.5),
+        })
+    }
 }
 
 fn five_seconds() -> Span {
@@ -126,9 +149,9 @@ pub(super) fn precheck(input: &Input) -> Result<(), Refusal> {
         return no("`every: 0s` would ask without end".into());
     }
     for (name, gate) in &input.gates {
-        let limits = [gate.max, gate.min];
+        let limits = [gate.largest(), gate.min];
         if limits == [None, None] {
-            return no(format!("gate `{name}` has neither `max` nor `min`: anything would be good"));
+            return no(format!("gate `{name}` has neither `max` nor `min` nor a `kind`: anything would be good"));
         }
         if limits.iter().flatten().any(|limit| limit.is_nan()) {
             return no(format!("a limit of gate `{name}` is not a number"));
@@ -269,7 +292,7 @@ fn judge(input: &Input, figures: &BTreeMap<String, f64>) -> Result<(), ApplyErro
     let mut bad = Vec::new();
     for (name, gate) in &input.gates {
         let Some(&figure) = figures.get(name) else { continue };
-        if let Some(max) = gate.max.filter(|max| figure > *max) {
+        if let Some(max) = gate.largest().filter(|max| figure > *max) {
             bad.push(format!("`{name}` is {figure}, more than {max}"));
         }
         if let Some(min) = gate.min.filter(|min| figure < *min) {
@@ -315,6 +338,28 @@ mod tests {
         assert!(failure.message.contains("0.02, more than 0.01"), "{failure}");
         answers(&bench.world, "[[0,\"+Inf\"]]");
         assert_eq!(bench.failed::<Check>().await.code, "metrics_out_of_bounds");
+    }
+
+    /// One in a hundred that fail, and half a second, unless the gate says otherwise.
+    #[tokio::test]
+    async fn what_a_figure_is_gives_its_usual_limit() {
+        let closed = async |gate: serde_json::Value, sample: &'static str| {
+            let with = json!({ "url": "http://127.0.0.1:9090", "gates": { "it": gate } });
+            let bench = Bench::new(&Fixture::new(with).set(|world| answers(world, "[[0,\"0\"]]")));
+            answers(&bench.world, sample);
+            bench.run::<Check>().await.err().map(|failure| failure.message)
+        };
+        let more = |found: Option<String>, limit: &str| assert!(found.as_ref().is_some_and(|m| m.contains(&format!("more than {limit}"))), "{found:?}");
+        let rate = || json!({ "query": "q", "kind": "error_rate" });
+        assert_eq!(closed(rate(), "[[0,\"0.01\"]]").await, None);
+        more(closed(rate(), "[[0,\"0.011\"]]").await, "0.01");
+        let p95 = || json!({ "query": "q", "kind": "p95" });
+        assert_eq!(closed(p95(), "[[0,\"0.5\"]]").await, None);
+        more(closed(p95(), "[[0,\"0.6\"]]").await, "0.5");
+        let own = json!({ "query": "q", "kind": "p95", "max": 2 });
+        assert_eq!(closed(own.clone(), "[[0,\"1.9\"]]").await, None, "what is written counts");
+        more(closed(own, "[[0,\"2.1\"]]").await, "2");
+        assert_eq!(closed(json!({ "query": "q", "max": 1 }), "[[0,\"0.9\"]]").await, None, "without a kind nothing is assumed");
     }
 
     #[tokio::test]

@@ -51,6 +51,8 @@ mod wheel;
 mod cluster_fixture;
 #[cfg(test)]
 pub mod contract_tests;
+#[cfg(test)]
+mod reach_tests;
 
 use crate::model::{
     catalogue::{ActionInfo, Catalogue},

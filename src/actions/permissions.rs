@@ -3,7 +3,7 @@
 
 use super::shared::text;
 use crate::model::{
-    estate::{Database, DnsProvider, Engine, Estate},
+    estate::{Bucket, Database, DnsProvider, Engine, Estate, Repository},
     ids::*,
     node::{Node, NodeValue},
 };
@@ -38,8 +38,12 @@ const NOTHING: [&str; 10] = [
 
 const READ_OBJECTS: &[&str] = &["s3:GetObject"];
 const COMPARE_OBJECTS: &[&str] = &["s3:GetObject", "s3:GetObjectAttributes"];
+/// An upload in parts, and one that the provider copies (`UploadPartCopy`), ask for no more than `PutObject` where they go to.
+const RECEIVE_OBJECTS: &[&str] = &["s3:GetObject", "s3:GetObjectAttributes", "s3:PutObject", "s3:AbortMultipartUpload"];
+const SWITCH_OBJECTS: &[&str] = &["s3:GetObject", "s3:PutObject", "s3:DeleteObject"];
 const WRITE_OBJECTS: &[&str] =
     &["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload", "s3:GetObjectRetention", "s3:PutObjectRetention"];
+const LOCK: &[&str] = &["s3:GetBucketObjectLockConfiguration"];
 
 #[must_use]
 pub fn of(action: &str, with: &Node, estate: &Estate) -> Needed {
@@ -48,19 +52,27 @@ pub fn of(action: &str, with: &Node, estate: &Estate) -> Needed {
     Some(match (noun, verb) {
         _ if NOTHING.contains(&action) => BTreeSet::new(),
         ("rds", _) | ("database", "snapshot" | "promote" | "fence" | "rejoin" | "verify_replica") => step.rds(action)?,
-        ("backup", "create" | "copy" | "forget" | "prove" | "restore" | "verify")
-        | ("database", "backup" | "prove" | "record" | "restore") => step.vault(),
-        ("bucket", "backup") => step.buckets(COMPARE_OBJECTS).into_iter().chain(step.vault()).collect(),
-        ("bucket", "verify") => step.buckets(COMPARE_OBJECTS).into_iter().chain(step.whole_buckets()).collect(),
+        ("backup", "create") => step.vault().into_iter().chain(step.source()).collect(),
+        ("backup", "copy" | "forget" | "prove" | "restore" | "verify") | ("database", "backup" | "prove" | "record" | "restore") => {
+            step.vault()
+        }
+        ("bucket", "backup") => step.buckets("from", COMPARE_OBJECTS).into_iter().chain(step.buckets("to", RECEIVE_OBJECTS)).collect(),
+        ("bucket", "verify") => {
+            let sides = ["from", "to"].map(|side| step.buckets(side, COMPARE_OBJECTS));
+            let whole = &["s3:GetBucketVersioning", "s3:GetReplicationConfiguration", "s3:ListBucketVersions"];
+            sides.into_iter().flatten().chain(step.whole_buckets(whole)).collect()
+        }
         ("wheel", "take" | "release") if with.get("database").is_some() => BTreeSet::new(),
-        ("wheel", "take" | "release") => step.buckets(&["s3:GetObject", "s3:PutObject", "s3:DeleteObject"]),
+        ("wheel", "take" | "release") => step.buckets("region", SWITCH_OBJECTS),
+        ("traffic", "shift") if with.get("golden").is_some() => step.zones(true).into_iter().chain(step.golden()).collect(),
         ("dns" | "traffic", "shift") | ("dns", "lower_ttl") => step.zones(true),
         ("dns", "prepare") => step.zones(true).into_iter().chain(step.checks(true)).chain(step.switch()).collect(),
         ("dns", "standby_takes_over") => step.switch(),
-        ("model", "golden") => step.every_bucket(READ_OBJECTS),
+        ("model", "golden") => step.golden(),
         ("readiness", "check") => {
             let rds = step.rds("database.verify_replica")?;
-            let buckets = step.every_bucket(READ_OBJECTS).into_iter().chain(step.whole_buckets());
+            let whole = &["s3:GetBucketVersioning", "s3:GetReplicationConfiguration", "s3:GetBucketObjectLockConfiguration"];
+            let buckets = step.every_bucket(READ_OBJECTS).into_iter().chain(step.whole_buckets(whole));
             rds.into_iter().chain(step.vault()).chain(buckets).chain(step.zones(false)).chain(step.checks(false)).collect()
         }
         _ => return None,
@@ -91,6 +103,13 @@ impl Step<'_> {
 
     fn aws(&self, region: &RegionName) -> Option<&str> {
         self.estate.regions.get(region).and_then(|r| r.aws.as_ref()).map(|aws| aws.region.as_str())
+    }
+
+    /// Of a region; else of the first that says where it is: an account lies in one partition.
+    fn partition(&self, region: Option<&RegionName>) -> &'static str {
+        let named = region.and_then(|region| self.aws(region));
+        let any = || self.estate.regions.keys().find_map(|region| self.aws(region));
+        named.or_else(any).map_or("aws", partition)
     }
 
     /// `arn:aws:rds:us-east-1:*:db:NAME`, of the databases in question.
@@ -174,7 +193,10 @@ impl Step<'_> {
                 let one = if action.contains("switchover") { "rds:SwitchoverGlobalCluster" } else { "rds:FailoverGlobalCluster" };
                 let name = text(self.with, "global_cluster").unwrap_or("*");
                 add(&["rds:DescribeGlobalClusters"], &any);
-                add(&[one], &[vec![format!("arn:aws:rds::*:global-cluster:{name}")], self.in_regions("cluster", "*")].concat());
+                add(
+                    &[one],
+                    &[vec![format!("arn:{}:rds::*:global-cluster:{name}", self.partition(None))], self.in_regions("cluster", "*")].concat(),
+                );
             }
             _ => return None,
         }
@@ -216,33 +238,54 @@ impl Step<'_> {
         let given = match &given.value {
             NodeValue::Text { text, .. } if text.starts_with("arn:") && !text.contains("{{") => text.clone(),
             NodeValue::Typed(Value::String(text)) if text.starts_with("arn:") => text.clone(),
-            _ => "arn:aws:kms:*:*:key/*".to_owned(),
+            _ => format!("arn:{}:kms:*:*:key/*", self.partition(None)),
         };
         all(&["kms:DescribeKey", "kms:CreateGrant"], &[given]).collect()
     }
 
-    fn buckets(&self, objects: &[&'static str]) -> BTreeSet<Permission> {
-        let places = self.named("bucket", &self.estate.buckets).into_iter().flat_map(BTreeMap::values);
-        places.flat_map(|place| bucket(&place.bucket, &place.prefix, objects)).collect()
+    /// The places of a bucket, each with its partition: in one region, or in all.
+    fn places<'e>(&self, places: &'e BTreeMap<RegionName, Bucket>, region: Option<&str>) -> Vec<(&'static str, &'e Bucket)> {
+        let there = places.iter().filter(|(name, _)| region.is_none_or(|region| name.as_str() == region));
+        there.map(|(name, place)| (self.partition(Some(name)), place)).collect()
+    }
+
+    /// The bucket that is named, in the region that a field names; in every region where that is an expression.
+    fn buckets(&self, side: &str, objects: &[&'static str]) -> BTreeSet<Permission> {
+        let named = self.named("bucket", &self.estate.buckets).into_iter();
+        named.flat_map(|places| self.places(places, text(self.with, side))).flat_map(|(part, place)| below(part, place, objects)).collect()
+    }
+
+    /// A bucket that is backed up; of a folder nothing is asked here.
+    fn source(&self) -> BTreeSet<Permission> {
+        if self.with.get("bucket").is_some() { self.buckets("region", READ_OBJECTS) } else { BTreeSet::new() }
     }
 
     fn every_bucket(&self, objects: &[&'static str]) -> BTreeSet<Permission> {
-        let places = self.estate.buckets.values().flat_map(BTreeMap::values);
-        places.flat_map(|place| bucket(&place.bucket, &place.prefix, objects)).collect()
+        let all = self.estate.buckets.values().flat_map(|places| self.places(places, None));
+        all.flat_map(|(part, place)| below(part, place, objects)).collect()
     }
 
-    /// What is asked of a bucket itself, and of its versions.
-    fn whole_buckets(&self) -> BTreeSet<Permission> {
-        let places = self.named("bucket", &self.estate.buckets).into_iter().flat_map(BTreeMap::values);
-        let names: Vec<String> = places.map(|place| format!("arn:aws:s3:::{}", place.bucket)).collect();
-        all(&["s3:GetBucketVersioning", "s3:GetReplicationConfiguration", "s3:ListBucketVersions"], &names).collect()
+    /// What is asked of a bucket itself, beside its list.
+    fn whole_buckets(&self, actions: &[&'static str]) -> BTreeSet<Permission> {
+        let named = self.named("bucket", &self.estate.buckets).into_iter().flat_map(|places| self.places(places, None));
+        let names: Vec<String> = named.map(|(part, place)| format!("arn:{part}:s3:::{}", place.bucket)).collect();
+        all(actions, &names).collect()
+    }
+
+    /// The recorded predictions of an endpoint, in the region that is asked.
+    fn golden(&self) -> BTreeSet<Permission> {
+        let golden = self.named("endpoint", &self.estate.endpoints).into_iter().filter_map(|endpoint| endpoint.golden.as_ref());
+        let places = golden.filter_map(|golden| self.estate.buckets.get(&golden.bucket));
+        let there = places.flat_map(|places| self.places(places, text(self.with, "to")));
+        there.flat_map(|(part, place)| below(part, place, READ_OBJECTS)).collect()
     }
 
     /// The switch of an endpoint, and the object beside it.
     fn switch(&self) -> BTreeSet<Permission> {
         let standbys = self.named("endpoint", &self.estate.endpoints).into_iter().filter_map(|e| e.standby.as_ref());
-        let places = standbys.filter_map(|s| self.estate.buckets.get(&s.bucket)?.get(&s.region));
-        places.flat_map(|place| bucket(&place.bucket, &place.prefix, &["s3:GetObject", "s3:PutObject", "s3:DeleteObject"])).collect()
+        let places = standbys.filter_map(|s| Some((s, self.estate.buckets.get(&s.bucket)?)));
+        let there = places.flat_map(|(s, places)| self.places(places, Some(s.region.as_str())));
+        there.flat_map(|(part, place)| below(part, place, SWITCH_OBJECTS)).collect()
     }
 
     /// The health checks behind failover records.
@@ -250,7 +293,7 @@ impl Step<'_> {
         if !self.named("endpoint", &self.estate.endpoints).into_iter().any(|e| e.standby.is_some()) {
             return BTreeSet::new();
         }
-        let one = ["arn:aws:route53:::healthcheck/*".to_owned()];
+        let one = [format!("arn:{}:route53:::healthcheck/*", self.partition(None))];
         let mut needs: BTreeSet<Permission> = all(&["route53:GetHealthCheck", "route53:GetHealthCheckStatus"], &one).collect();
         if changes {
             needs.extend(all(&["route53:DeleteHealthCheck"], &one));
@@ -260,20 +303,26 @@ impl Step<'_> {
     }
 
     fn vault(&self) -> BTreeSet<Permission> {
-        let places = self.named("repository", &self.estate.repositories).into_iter();
-        let s3 = places.filter_map(|r| r.url.strip_prefix("s3://").map(|place| place.split_once('/').unwrap_or((place, ""))));
-        s3.flat_map(|(name, prefix)| bucket(name, prefix, WRITE_OBJECTS)).collect()
+        let one = |repository: &Repository| {
+            let (name, prefix) = repository.url.strip_prefix("s3://").map(|place| place.split_once('/').unwrap_or((place, "")))?;
+            let prefix = Some(prefix.trim_matches('/')).filter(|p| !p.is_empty()).map(|p| format!("{p}/")).unwrap_or_default();
+            let (part, place) =
+                (self.partition(repository.region.as_ref()), Bucket { bucket: name.to_owned(), prefix, ..Bucket::default() });
+            let lock = all(LOCK, &[format!("arn:{part}:s3:::{name}")]).collect::<Vec<_>>();
+            Some(below(part, &place, WRITE_OBJECTS).into_iter().chain(lock))
+        };
+        self.named("repository", &self.estate.repositories).into_iter().filter_map(one).flatten().collect()
     }
 
     fn zones(&self, changes: bool) -> BTreeSet<Permission> {
         let endpoints = self.named("endpoint", &self.estate.endpoints).into_iter().filter(|e| e.provider == DnsProvider::Route53);
-        let mut needs = BTreeSet::new();
+        let (mut needs, part) = (BTreeSet::new(), self.partition(None));
         for endpoint in endpoints {
             let by_id = !endpoint.zone.contains('.');
             let zone = [if by_id {
-                format!("arn:aws:route53:::hostedzone/{}", endpoint.zone)
+                format!("arn:{part}:route53:::hostedzone/{}", endpoint.zone)
             } else {
-                "arn:aws:route53:::hostedzone/*".to_owned()
+                format!("arn:{part}:route53:::hostedzone/*")
             }];
             needs.extend(all(&["route53:ListResourceRecordSets"], &zone));
             if !by_id {
@@ -281,29 +330,36 @@ impl Step<'_> {
             }
             if changes {
                 needs.extend(all(&["route53:ChangeResourceRecordSets"], &zone));
-                needs.extend(all(&["route53:GetChange"], &["arn:aws:route53:::change/*".to_owned()]));
+                needs.extend(all(&["route53:GetChange"], &[format!("arn:{part}:route53:::change/*")]));
             }
         }
         needs
     }
 }
 
-fn arn(region: &str, kind: &str, name: &str) -> String {
-    let partition = if region.starts_with("cn-") {
-        "aws-cn"
-    } else if region.starts_with("us-gov-") {
-        "aws-us-gov"
-    } else {
-        "aws"
-    };
-    format!("arn:{partition}:rds:{region}:*:{kind}:{name}")
+fn partition(region: &str) -> &'static str {
+    // The longer beginnings first.
+    const OTHERS: [(&str, &str); 7] = [
+        ("cn-", "aws-cn"),
+        ("us-gov-", "aws-us-gov"),
+        ("us-isob-", "aws-iso-b"),
+        ("us-isof-", "aws-iso-f"),
+        ("us-iso-", "aws-iso"),
+        ("eu-isoe-", "aws-iso-e"),
+        ("eusc-", "aws-eusc"),
+    ];
+    OTHERS.iter().find(|(begin, _)| region.starts_with(begin)).map_or("aws", |(_, partition)| partition)
 }
 
-fn bucket(name: &str, prefix: &str, objects: &[&'static str]) -> BTreeSet<Permission> {
-    let prefix = prefix.trim_matches('/');
-    let below = if prefix.is_empty() { "*".to_owned() } else { format!("{prefix}/*") };
-    let whole = all(&["s3:ListBucket", "s3:GetBucketObjectLockConfiguration"], &[format!("arn:aws:s3:::{name}")]).collect::<Vec<_>>();
-    whole.into_iter().chain(all(objects, &[format!("arn:aws:s3:::{name}/{below}")])).collect()
+fn arn(region: &str, kind: &str, name: &str) -> String {
+    format!("arn:{}:rds:{region}:*:{kind}:{name}", partition(region))
+}
+
+/// The list of a bucket, and what is done to objects in it: to those whose keys begin as the estate says.
+fn below(partition: &str, place: &Bucket, objects: &[&'static str]) -> BTreeSet<Permission> {
+    let bucket = format!("arn:{partition}:s3:::{}", place.bucket);
+    let within = [format!("{bucket}/{}*", place.prefix)];
+    all(&["s3:ListBucket"], &[bucket]).chain(all(objects, &within)).collect()
 }
 
 /// The IAM policy of all of them: a statement for each set of resources, in a stable order.
@@ -323,85 +379,5 @@ pub fn policy(needs: &BTreeSet<Permission>) -> Value {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::actions::{
-        catalogue,
-        contract_tests::{estate, map_of},
-        fixture,
-    };
-
-    fn needs(action: &str, with: Value) -> BTreeSet<String> {
-        let needed = of(action, &map_of(&with), &estate()).expect("it is written down");
-        needed.into_iter().map(|p| format!("{} {}", p.action, p.resource)).collect()
-    }
-
-    #[test]
-    fn every_action_that_goes_through_rds_has_its_permissions() {
-        for action in catalogue() {
-            let name = action.spec().name;
-            let with = fixture(name).expect("a fixture").with;
-            if name.starts_with("rds.") || name.starts_with("database.") {
-                assert!(of(name, &map_of(&with), &estate()).is_some(), "{name}");
-            }
-        }
-        assert_eq!(of("no.such", &Node::typed(json!({})), &estate()), None);
-    }
-
-    #[test]
-    fn every_action_is_written_down_and_a_failover_by_the_switch_asks_s3_alone() {
-        for action in catalogue() {
-            let name = action.spec().name;
-            let with = fixture(name).expect("a fixture").with;
-            assert!(of(name, &map_of(&with), &estate()).is_some(), "{name}");
-        }
-        let fired = needs("dns.standby_takes_over", json!({ "endpoint": "steady", "to": "west" }));
-        assert!(!fired.is_empty() && fired.iter().all(|p| p.starts_with("s3:")), "{fired:?}");
-        let prepared = needs("dns.prepare", json!({ "endpoint": "steady" }));
-        assert!(prepared.contains("route53:CreateHealthCheck *"), "{prepared:?}");
-    }
-
-    #[test]
-    fn a_step_needs_no_more_than_what_it_names() {
-        let snapshot = needs("database.snapshot", json!({ "database": "predictions", "region": "east" }));
-        assert!(snapshot.contains("rds:CreateDBSnapshot arn:aws:rds:us-east-1:*:db:predictions-east"), "{snapshot:?}");
-        assert!(!snapshot.iter().any(|p| p.contains("Delete") || p.contains("Modify")), "{snapshot:?}");
-        let of_own = needs("database.fence", json!({ "database": "orders", "region": "east" }));
-        assert!(of_own.is_empty(), "a server of one's own asks nothing of Amazon: {of_own:?}");
-        let leased = needs("database.fence", json!({ "database": "predictions", "region": "east" }));
-        assert!(!leased.iter().any(|p| p.contains("Modify") || p.contains("Stop")), "{leased:?}");
-        let stopped = needs("database.fence", json!({ "database": "predictions", "region": "east", "by": ["instance_stopped"] }));
-        assert!(
-            stopped.iter().any(|p| p.starts_with("rds:StopDBInstance")) && !stopped.iter().any(|p| p.contains("Modify")),
-            "{stopped:?}"
-        );
-        let pruned = needs("rds.prune_snapshots", json!({ "database": "predictions", "region": "east", "keep_last": 1 }));
-        assert!(pruned.contains("rds:DeleteDBSnapshot arn:aws:rds:us-west-2:*:snapshot:muster-*"), "{pruned:?}");
-        let shift = needs("dns.shift", json!({ "endpoint": "inference", "to": "west" }));
-        assert!(shift.contains("route53:ListHostedZonesByName *"), "the zone is given by its name: {shift:?}");
-    }
-
-    #[test]
-    fn an_expression_means_everything_that_it_could_name() {
-        let any = needs("bucket.verify", json!({ "bucket": "{{ inputs.bucket }}", "from": "east", "to": "west" }));
-        assert!(
-            any.contains("s3:GetObject arn:aws:s3:::models-east/*") && any.contains("s3:ListBucket arn:aws:s3:::models-west"),
-            "{any:?}"
-        );
-        assert!(any.contains("s3:GetObjectAttributes arn:aws:s3:::models-west/*"), "{any:?}");
-        let key =
-            needs("rds.copy_snapshot", json!({ "database": "predictions", "from": "east", "to": "west", "kms_key": "{{ inputs.key }}" }));
-        assert!(key.contains("kms:CreateGrant arn:aws:kms:*:*:key/*"), "{key:?}");
-    }
-
-    #[test]
-    fn a_policy_has_one_statement_for_each_set_of_resources() {
-        let of = |action: &'static str, resource: &str| Permission { action, resource: resource.to_owned() };
-        let needs = [of("a:One", "*"), of("a:Two", "*"), of("a:Three", "arn:x")].into();
-        let statement = |actions: &[&str], resource: &str| json!({ "Effect": "Allow", "Action": actions, "Resource": [resource] });
-        assert_eq!(
-            policy(&needs),
-            json!({ "Version": "2012-10-17", "Statement": [statement(&["a:One", "a:Two"], "*"), statement(&["a:Three"], "arn:x")] })
-        );
-    }
-}
+#[path = "permissions_tests.rs"]
+mod tests;

@@ -1,13 +1,17 @@
 //! `traffic.shift`: move a part of an endpoint's traffic to a region, watch it, and move more.
 //!
 //! **What it does.** The endpoint's name has a weighted record in each region. For each stage the weights are changed in
-//! one atomic batch, which the provider carries out only if they stand as this step left them; then they bake: the
+//! one atomic batch, which the provider carries out only if they stand as this step left them. Then it is waited until the
+//! provider says that all of its servers have them, since nobody gets the new share before; and then they bake: the
 //! gates are held against their limits, and the region is asked, for as long as `bake` says. A gate that closes, or
-//! whose figure is missing, takes every weight back to what it was, and the step has failed. The last stage bakes, too.
+//! whose figure is missing, takes every weight back to what it was, and the step has failed; so does a change that does
+//! not spread in the step's time. The last stage bakes, too.
 //!
 //! **Half-done** it is between two stages, or while one bakes. The weights that stand there say which: the intent holds
-//! those of before and of every stage. After a crash the stage that is found bakes anew, and then it goes on. Other
-//! weights than these were set by somebody else, and nothing is touched.
+//! those of before and of every stage. After a crash the stage that is found bakes anew, also the last one, and then it
+//! goes on. It is set once more, to what stands there already: then the provider says of that change when it has
+//! spread, and with it the one before, whose identifier nobody knows. Other weights than these were set by somebody
+//! else, and nothing is touched.
 //!
 //! **Undone** it is by the weights of before, in one batch, whatever stage is found.
 
@@ -34,7 +38,8 @@ pub struct Input {
     /// Its share after each stage, in percent, growing.
     #[serde(default = "stages")]
     pub stages: Vec<u32>,
-    /// How long each stage is watched before the next.
+    /// How long each stage is watched before the next, from when all of the provider's servers have it. Caches keep the
+    /// old answers for the records' TTL beyond that: a shorter bake sees only a part of the share.
     #[serde(default = "five_minutes")]
     pub bake: Span,
     /// How often it is looked at meanwhile.
@@ -101,6 +106,9 @@ pub struct Stage {
     pub percent: u32,
     /// The provider's identifier of the change; `null` for a stage that was found there.
     pub change: Option<String>,
+    /// From the accepted change until all of the provider's servers had it; the bake begins then.
+    #[serde(default)]
+    pub in_sync_ms: u64,
     pub baked_ms: u64,
     pub gates: BTreeMap<String, Range>,
 }
@@ -151,13 +159,15 @@ impl Action for Shift {
         let last = stages.last().map_or_else(String::new, |sets| shown(sets));
         let change = vec![change(format!("weights of {} {kind}", ep.name), Some(shown(&before)), Some(last))];
         let percents: Vec<String> = input.stages.iter().map(|p| format!("{p} %")).collect();
-        let notes = vec![format!("`{}` gets {}; {} s of watching each", input.to, percents.join(", "), input.bake.ms / 1_000)];
+        let mut notes = vec![format!("`{}` gets {}; {} s of watching each", input.to, percents.join(", "), input.bake.ms / 1_000)];
+        notes.extend(shorter_than_caches(&input, &before));
         let comment = format!("muster {} {} {}", cx.run, cx.step, short_key(cx));
         let kept = cx.scratch.join(format!("{}.stages", cx.key));
         Ok(Prepared { intent: Intent { input, zone: ep.zone.clone(), before, stages, comment, notes: kept }, change, notes })
     }
 
     async fn apply(cx: &WriteCx, intent: &Intent) -> Result<Output, ApplyError> {
+        let begun = cx.read.world.clock().monotonic();
         let mut output = seen(intent).await;
         let there = standing(cx, intent).await?;
         // A stage that is found there was set by an attempt before this one, and may not have baked.
@@ -168,8 +178,10 @@ impl Action for Shift {
         };
         enough_time(cx, intent, intent.stages.len() - first)?;
         for number in first..intent.stages.len() {
-            let change = if found == Some(number) { None } else { Some(set(cx, intent, number).await?) };
-            match bake(cx, intent, number, change).await {
+            let again = found == Some(number);
+            let change = set(cx, intent, number, again).await?;
+            let until = begun + cx.deadline.saturating_sub(bakes(intent, intent.stages.len() - number));
+            match watched(cx, intent, number, Set { change, again, until }).await {
                 Ok(stage) => {
                     output.percent = stage.percent;
                     // One that an attempt before this one saw to its end has baked again.
@@ -193,7 +205,11 @@ impl Action for Shift {
             Ok(Stands::Elsewhere) => Seen::Differs { found: format!("the weights of {} are none of this step's", name(intent)) },
             Ok(Stands::At(number)) if number + 1 == intent.stages.len() => {
                 let percent = intent.input.stages.last().copied().unwrap_or(0);
-                Seen::Done(Output { percent, ..seen(intent).await })
+                match seen(intent).await {
+                    // The weights alone do not say that it has spread and was good.
+                    seen if seen.stages.iter().any(|stage| stage.percent == percent) => Seen::Done(Output { percent, ..seen }),
+                    _ => Seen::Absent,
+                }
             }
             // What is missing is done by another attempt, which goes on from here.
             Ok(_) => Seen::Absent,
@@ -225,9 +241,26 @@ fn precheck(input: &Input) -> Result<(), Refusal> {
     metrics(input, Span::from_secs(0)).map_or(Ok(()), |check| metrics_check::precheck(&check))
 }
 
+fn bakes(intent: &Intent, stages: usize) -> Duration {
+    intent.input.bake.duration().saturating_mul(u32::try_from(stages).unwrap_or(u32::MAX))
+}
+
+/// What is worth knowing before it runs: while caches answer with the old weights, a gate watches too little traffic.
+fn shorter_than_caches(input: &Input, before: &[WeightedSet]) -> Option<String> {
+    let ttl_s = before.iter().filter(|set| set.alias.is_none()).map(|set| set.record.ttl_s).max()?;
+    let shorter = input.bake.ms > 0 && input.bake.ms < u64::from(ttl_s) * 1_000;
+    shorter.then(|| {
+        format!(
+            "WARNING: a bake of {} ends before caches have let go of the old answers ({ttl_s} s): it watches less than each stage's share; \
+             make it longer, or the TTL shorter with `dns.lower_ttl`",
+            input.bake
+        )
+    })
+}
+
 /// An attempt that its deadline ends would leave the weights at some stage.
 fn enough_time(cx: &WriteCx, intent: &Intent, stages: usize) -> Result<(), ApplyError> {
-    let bakes = intent.input.bake.duration().saturating_mul(u32::try_from(stages).unwrap_or(u32::MAX));
+    let bakes = bakes(intent, stages);
     if bakes < cx.deadline {
         return Ok(());
     }
@@ -293,17 +326,60 @@ async fn standing(cx: &WriteCx, intent: &Intent) -> Result<Vec<WeightedSet>, App
     Ok(weights(&*cx.read.world.dns(intent.input.endpoint.as_str())?, intent).await?)
 }
 
-/// Goes to a stage from where the one before left the weights.
-async fn set(cx: &WriteCx, intent: &Intent, number: usize) -> Result<String, ApplyError> {
+/// Goes to a stage from where the one before left the weights; `again`, from the stage itself.
+async fn set(cx: &WriteCx, intent: &Intent, number: usize, again: bool) -> Result<String, ApplyError> {
     let dns = cx.world()?.dns_mut(intent.input.endpoint.as_str())?;
-    let from = number.checked_sub(1).and_then(|n| intent.stages.get(n)).unwrap_or(&intent.before);
     let to = intent.stages.get(number).map(Vec::as_slice).unwrap_or_default();
-    match dns.reweigh(&intent.zone, from, to, &intent.comment).await {
+    let before = number.checked_sub(1).and_then(|n| intent.stages.get(n)).unwrap_or(&intent.before);
+    match dns.reweigh(&intent.zone, if again { to } else { before }, to, &intent.comment).await {
         Ok(change) => Ok(change.0),
         Err(PortError::Conflict { found }) => Err(fail("weights_moved", format!("the weights of {} were changed by somebody else: {found}", name(intent)))),
         // Stages before this one stand.
-        Err(e) if number > 0 => Err(ApplyError::Unknown(failure(&e))),
+        Err(e) if number > 0 || again => Err(ApplyError::Unknown(failure(&e))),
         Err(e) => Err(e.into()),
+    }
+}
+
+/// A stage that was set: its change, whether it had stood there already, and until when it must have spread.
+struct Set {
+    change: String,
+    again: bool,
+    until: Duration,
+}
+
+/// Waits until a stage has spread, and bakes it.
+async fn watched(cx: &WriteCx, intent: &Intent, number: usize, set: Set) -> Result<Stage, Failure> {
+    let in_sync_ms = in_sync(cx, intent, &set).await?;
+    let change = (!set.again).then_some(set.change);
+    bake(cx, intent, number).await.map(|stage| Stage { change, in_sync_ms, ..stage })
+}
+
+/// How long one question may take.
+const ASKED: Duration = Duration::from_secs(5);
+
+/// Asks until all of the provider's servers have the change, and ever less: Route 53 takes five questions a second of a
+/// whole account. What the provider does not say is no yes.
+async fn in_sync(cx: &WriteCx, intent: &Intent, set: &Set) -> Result<u64, Failure> {
+    let (clock, id) = (cx.read.world.clock(), ChangeId(set.change.clone()));
+    let begun = clock.monotonic();
+    loop {
+        let asked = match cx.read.world.dns(intent.input.endpoint.as_str()) {
+            Ok(dns) => within(&cx.read, ASKED, async { dns.in_sync(&id).await }).await,
+            Err(e) => Err(e),
+        };
+        let now = clock.monotonic();
+        let why = match asked {
+            Ok(true) => return Ok(u64::try_from(now.saturating_sub(begun).as_millis()).unwrap_or(u64::MAX)),
+            Ok(false) => "not all of the provider's servers have it".to_owned(),
+            Err(e) => format!("the provider does not say whether its servers have it: {e}"),
+        };
+        if now >= set.until {
+            let waited = now.saturating_sub(begun).as_secs();
+            let message = format!("after {waited} s change {} has not spread: {why}", set.change);
+            return Err(Failure::new("not_in_sync", message).remedy("give the step a longer `timeout`, and look at the provider's state"));
+        }
+        let pause = (now.saturating_sub(begun) / 10).clamp(Duration::from_millis(100), Duration::from_secs(2));
+        clock.sleep(pause.min(set.until.saturating_sub(now))).await;
     }
 }
 
@@ -313,7 +389,7 @@ fn metrics(input: &Input, length: Span) -> Option<metrics_check::Input> {
 }
 
 /// Watches one stage: its figures and its paths, side by side.
-async fn bake(cx: &WriteCx, intent: &Intent, number: usize, change: Option<String>) -> Result<Stage, Failure> {
+async fn bake(cx: &WriteCx, intent: &Intent, number: usize) -> Result<Stage, Failure> {
     let (input, clock) = (&intent.input, cx.read.world.clock());
     let begun = clock.monotonic();
     let figures = async {
@@ -324,7 +400,7 @@ async fn bake(cx: &WriteCx, intent: &Intent, number: usize, change: Option<Strin
     };
     let (gates, (), ()) = futures::future::try_join3(figures, paths(cx, input), predictions(cx, input)).await.map_err(reason)?;
     let baked_ms = u64::try_from(clock.monotonic().saturating_sub(begun).as_millis()).unwrap_or(u64::MAX);
-    Ok(Stage { percent: input.stages.get(number).copied().unwrap_or(0), change, baked_ms, gates })
+    Ok(Stage { percent: input.stages.get(number).copied().unwrap_or(0), change: None, in_sync_ms: 0, baked_ms, gates })
 }
 
 /// Asks the region itself, again and again, until the bake is over.
@@ -406,7 +482,7 @@ async fn keep(intent: &Intent, output: &Output) {
 #[cfg(test)]
 pub fn fixture() -> super::contract_tests::Fixture {
     let with = serde_json::json!({ "endpoint": "inference", "to": "west", "stages": [5, 50, 100], "bake": "5s", "paths": ["/healthz"] });
-    super::contract_tests::Fixture::new(with).set(tests::weighted_world)
+    super::contract_tests::Fixture::new(with).set(tests::weighted_world).watched()
 }
 
 #[cfg(test)]

@@ -38,6 +38,51 @@ async fn every_stage_bakes_before_the_next() {
     assert!(out.stages.iter().all(|stage| stage.baked_ms >= 5_000) && bench.elapsed_ms() >= 15_000);
 }
 
+/// 300 ms pass in this world until the provider's servers have a change.
+#[tokio::test]
+async fn a_stage_bakes_from_when_it_has_spread() {
+    let bench = Bench::new(&fixture());
+    let out = bench.run::<Shift>().await.expect("shifted");
+    assert!(out.stages.iter().all(|stage| stage.in_sync_ms >= 300 && stage.change.is_some()), "{out:?}");
+    assert!(bench.elapsed_ms() >= 3 * 5_300, "{} ms: the spreading is no part of the bake", bench.elapsed_ms());
+}
+
+/// The weights stand, and the provider never says that they have spread.
+#[tokio::test]
+async fn a_change_that_does_not_spread_is_taken_back() {
+    let bench = Bench::new(&fixture());
+    bench.world.lock().stuck = true;
+    let failure = bench.failed::<Shift>().await;
+    assert!(failure.code == "not_in_sync" && failure.message.contains("at 5 %") && failure.message.contains("as it was"), "{failure}");
+    assert_eq!(standing_weights(&bench), [200, 0]);
+    assert!((14_000..30_000).contains(&bench.elapsed_ms()), "{} ms: the step's time less its bakes", bench.elapsed_ms());
+}
+
+#[tokio::test]
+async fn the_last_stage_is_done_only_when_it_was_watched() {
+    let bench = Bench::new(&fixture());
+    let intent = bench.intent::<Shift>().await;
+    bench.world.lock().weights.insert(key(), intent.stages[2].clone());
+    assert!(matches!(Shift::observe(&bench.read, &intent).await, Seen::Absent), "nobody has seen it bake");
+    let out = Shift::apply(&bench.write, &intent).await.expect("watched");
+    assert!(out.stages.len() == 1 && out.stages[0].in_sync_ms >= 300 && out.stages[0].baked_ms >= 5_000, "{out:?}");
+    assert!(matches!(Shift::observe(&bench.read, &intent).await, Seen::Done(_)));
+}
+
+#[tokio::test]
+async fn a_bake_that_ends_before_the_caches_do_is_pointed_out() {
+    let notes = |bake: &str| {
+        let with = json!({ "endpoint": "inference", "to": "west", "bake": bake, "paths": ["/healthz"] });
+        let bench = Bench::new(&Fixture::new(with).set(weighted_world));
+        async move {
+            let input = crate::model::node::decode(&bench.with).expect("an input");
+            Shift::prepare(&bench.read, input).await.map_err(|r| r.failure).expect("prepared").notes.join("; ")
+        }
+    };
+    assert!(notes("4s").await.contains("before caches have let go of the old answers (5 s)"));
+    assert!(!notes("5s").await.contains("WARNING"));
+}
+
 #[tokio::test]
 async fn a_gate_that_closes_takes_every_weight_back() {
     let bench = Bench::new(&fixture());

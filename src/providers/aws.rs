@@ -3,6 +3,7 @@
 //! Two configurations for each region: reading retries a little and gives up soon; writing never
 //! retries, so that the journal sees every attempt, and a lost answer is `Unknown`.
 
+use super::aws_signed;
 use super::counted::Counted;
 use super::port::{PortError, PortResult};
 use super::secrets;
@@ -84,9 +85,12 @@ impl AwsClients {
     pub(super) async fn cloudwatch_endpoint(&self, region: &str) -> PortResult<String> {
         let base = self.base().await?;
         let written = self.endpoint(|at| &at.cloudwatch).or_else(|| elsewhere(base, "CloudWatch"));
-        let fips = if base.use_fips() == Some(true) { "-fips" } else { "" };
-        let suffix = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
-        Ok(written.unwrap_or_else(|| format!("https://monitoring{fips}.{region}.{suffix}/")))
+        Ok(written.unwrap_or_else(|| aws_signed::address("monitoring", region, ways(base))))
+    }
+
+    /// Where RDS of another region is.
+    pub(super) async fn rds_of(&self, region: &str) -> PortResult<String> {
+        Ok(aws_signed::address("rds", region, ways(self.base().await?)))
     }
 
     pub(super) async fn credentials(&self) -> PortResult<SharedCredentialsProvider> {
@@ -159,6 +163,11 @@ pub(super) fn patient() -> RetryConfig {
 
 fn timeouts(limit: Duration) -> TimeoutConfig {
     TimeoutConfig::builder().connect_timeout(CONNECT).operation_timeout(limit).build()
+}
+
+/// Which of a service's addresses are asked for: FIPS, dual-stack.
+fn ways(base: &SdkConfig) -> (bool, bool) {
+    (base.use_fips() == Some(true), base.use_dual_stack() == Some(true))
 }
 
 async fn load(aws: Option<&Aws>) -> PortResult<SdkConfig> {

@@ -149,14 +149,35 @@ fn newest(xml: &str) -> Option<MeasuredLag> {
     })
 }
 
+/// Where Amazon's partitions are: how names of their regions begin, and their domains, the second for addresses that are
+/// reached by IPv6 as well.
+const PARTITIONS: [(&str, &str, &str); 7] = [
+    ("cn-", "amazonaws.com.cn", "api.amazonwebservices.com.cn"),
+    ("eusc-", "amazonaws.eu", "api.amazonwebservices.eu"),
+    ("us-isob-", "sc2s.sgov.gov", "api.aws.scloud"),
+    ("us-isof-", "csp.hci.ic.gov", "api.aws.hci.ic.gov"),
+    ("us-iso-", "c2s.ic.gov", "api.aws.ic.gov"),
+    ("eu-isoe-", "cloud.adc-e.uk", "api.cloud-aws.adc-e.uk"),
+    ("", "amazonaws.com", "api.aws"),
+];
+
+/// Amazon's own address of a service, `rds` or `monitoring`, by the rules of the SDK: FIPS, dual-stack, or neither. All
+/// addresses of the government's regions are FIPS; those that have a name for it keep it.
+pub(super) fn address(service: &str, region: &str, (fips, dual): (bool, bool)) -> String {
+    let (_, plain, both) =
+        PARTITIONS.iter().find(|(begin, ..)| region.starts_with(begin)).copied().unwrap_or(("", "amazonaws.com", "api.aws"));
+    let unnamed = region.starts_with("us-gov-") && (service == "monitoring" || !dual);
+    let fips = if fips && !unnamed { "-fips" } else { "" };
+    format!("https://{service}{fips}.{region}.{}/", if dual { both } else { plain })
+}
+
 /// The URL by which the region that gets a copy fetches from the one that has it. RDS asks for one where the source is
 /// encrypted, and for no other reason refuses one.
 pub(super) async fn fetch_url(clients: &AwsClients, source_region: &str, params: &[(&str, &str)], now: Timestamp) -> PortResult<String> {
     let to = clients.region().await?;
-    let suffix = if source_region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
     let mut all = params.to_vec();
     all.extend([("Version", "2014-10-31"), ("DestinationRegion", to.as_str())]);
-    let url = format!("https://rds.{source_region}.{suffix}/?{}", form(&all));
+    let url = format!("{}?{}", clients.rds_of(source_region).await?, form(&all));
     let signed = signed(clients, ("rds", source_region), ("GET", &url, ""), true, now).await?;
     let pairs: Vec<(&str, &str)> = signed.params.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     Ok(format!("{url}&{}", form(&pairs)))
@@ -188,6 +209,27 @@ mod tests {
         assert_eq!(newest(&answer("").replace("<Datapoints></Datapoints>", "<Datapoints/>")), Some(MeasuredLag::Nothing(STRETCH)));
         assert_eq!(newest("<html>busy</html>"), None);
         assert_eq!(newest(&answer(&point("yesterday", "1", "1"))), None);
+    }
+
+    #[tokio::test]
+    async fn addresses_are_those_of_the_sdk() {
+        use aws_sdk_rds::config::endpoint::{DefaultResolver, Params, ResolveEndpoint};
+        let resolver = DefaultResolver::new();
+        for region in ["us-east-1", "eu-central-1", "cn-north-1", "us-gov-west-1", "us-isob-east-1", "us-iso-east-1", "eusc-de-east-1"] {
+            for (fips, dual) in [(false, false), (true, false), (false, true), (true, true)] {
+                let params = Params::builder().region(region.to_owned()).use_fips(fips).use_dual_stack(dual).build().unwrap();
+                let theirs = ResolveEndpoint::resolve_endpoint(&resolver, &params).await.unwrap();
+                assert_eq!(address("rds", region, (fips, dual)), format!("{}/", theirs.url()), "{region}, FIPS {fips}, dual-stack {dual}");
+            }
+        }
+        // There is no resolver of CloudWatch here; as AWS's own rules have it (botocore).
+        let of = |region, fips, dual| address("monitoring", region, (fips, dual));
+        assert_eq!(of("us-east-1", true, false), "https://monitoring-fips.us-east-1.amazonaws.com/");
+        assert_eq!(of("us-east-1", false, true), "https://monitoring.us-east-1.api.aws/");
+        assert_eq!(of("us-east-1", true, true), "https://monitoring-fips.us-east-1.api.aws/");
+        assert_eq!(of("us-gov-west-1", true, false), "https://monitoring.us-gov-west-1.amazonaws.com/");
+        assert_eq!(of("us-gov-west-1", true, true), "https://monitoring.us-gov-west-1.api.aws/");
+        assert_eq!(of("cn-north-1", false, true), "https://monitoring.cn-north-1.api.amazonwebservices.com.cn/");
     }
 
     #[tokio::test]

@@ -259,6 +259,10 @@ pub trait SqlRead: Send + Sync {
     async fn present(&self, table: &str, column: &str, ids: &[String]) -> PortResult<Vec<String>>;
     /// How many sessions of clients there are, beside ours and replication.
     async fn sessions(&self) -> PortResult<u64>;
+    /// What whoever asks lacks to make the database read-only and to end its sessions, in words; nothing where it may.
+    async fn lacks_to_close(&self) -> PortResult<Vec<String>> {
+        Ok(Vec::new())
+    }
     /// The wheel that lies in the database, as it was written.
     async fn wheel(&self) -> PortResult<Option<String>>;
 }

@@ -25,6 +25,8 @@ pub struct InstanceInfo {
     pub replicates_from: Option<String>,
     /// The identifiers or ARNs of its replicas.
     pub replicas: Vec<String>,
+    /// The cluster that it is a member of (Aurora), which then has its network, its password and its life.
+    pub cluster: Option<String>,
     /// The security groups of its network, each with its state: `active`, `adding`, `removing`.
     pub groups: BTreeMap<String, String>,
     pub master_user: Option<String>,

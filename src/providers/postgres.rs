@@ -409,6 +409,26 @@ impl SqlRead for Postgres {
         })
         .await
     }
+
+    async fn lacks_to_close(&self) -> PortResult<Vec<String>> {
+        let trouble = self.reading();
+        self.with(Doing::Reading, READ, |mut c| async move {
+            let row = sqlx::query(sql::RIGHTS).fetch_one(&mut c).await.map_err(trouble)?;
+            close(c).await;
+            let mut lacks = Vec::new();
+            for (right, lack) in [
+                ("owns", "does not own the database"),
+                ("sees", "is no member of `pg_monitor`"),
+                ("ends", "is no member of `pg_signal_backend`"),
+            ] {
+                if !row.try_get::<bool, _>(right).map_err(trouble)? {
+                    lacks.push(lack.to_owned());
+                }
+            }
+            Ok(lacks)
+        })
+        .await
+    }
 }
 
 #[async_trait]

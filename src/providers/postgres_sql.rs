@@ -162,6 +162,13 @@ pub const ALTER_DATABASE: &str = "
 SELECT format('ALTER DATABASE %I ', current_database())
        || CASE WHEN $1 THEN 'SET default_transaction_read_only = on' ELSE 'RESET default_transaction_read_only' END AS alter";
 
+/// What `ALTER DATABASE`, a look at the sessions of others and their end ask of a role.
+pub const RIGHTS: &str = "
+SELECT pg_has_role(current_user, datdba, 'USAGE') AS owns,
+       pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS sees,
+       pg_has_role(current_user, 'pg_signal_backend', 'USAGE') AS ends
+  FROM pg_database WHERE datname = current_database()";
+
 /// What would let a session of this database write in spite of the database's default.
 pub const EXCEPTIONS: &str = "
 SELECT coalesce('role ' || r.rolname, 'every role') || ' in ' || coalesce('database ' || d.datname, 'every database') AS whom

@@ -67,6 +67,7 @@ fn instance(found: &DbInstance) -> InstanceInfo {
         port: endpoint.and_then(aws_sdk_rds::types::Endpoint::port).and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0),
         replicates_from: found.read_replica_source_db_instance_identifier().filter(|s| !s.is_empty()).map(str::to_owned),
         replicas: found.read_replica_db_instance_identifiers().to_vec(),
+        cluster: found.db_cluster_identifier().filter(|c| !c.is_empty()).map(str::to_owned),
         groups: found.vpc_security_groups().iter().map(|g| (text(g.vpc_security_group_id()), text(g.status()))).collect(),
         master_user: found.master_username().filter(|u| !u.is_empty()).map(str::to_owned),
         password_pending: found.pending_modified_values().is_some_and(|p| p.master_user_password().is_some()),

@@ -4,11 +4,11 @@
 use super::{Muster, ServiceError, files::Folder};
 use crate::actions::permissions::{self, Permission};
 use crate::model::{
-    estate::{Engine, Estate},
+    estate::{DnsProvider, Endpoint, Engine, Estate},
     ids::*,
 };
 use crate::providers::{
-    port::{PortError, PortResult, WorldRead},
+    port::{ChangeId, DnsRead, ObjectRead, PortError, PortResult, WorldRead},
     world::World,
 };
 use serde::Serialize;
@@ -84,10 +84,9 @@ impl Muster {
         let actions: BTreeSet<&'static str> = needs.permissions.iter().map(|p| p.action).collect();
         let mut found = Vec::new();
         for permission in actions {
-            let tried = tried(&world, estate, permission).await;
+            let tried = tried(&world, estate, needs, permission).await;
             if tried.is_empty() {
-                let why = if reads(permission) { "nothing in the estate to try it on" } else { "it changes something, so it is not tried" };
-                found.push(Checked { permission, place: None, outcome: Outcome::NotChecked, why: why.to_owned() });
+                found.push(Checked { permission, place: None, outcome: Outcome::NotChecked, why: untried(permission).to_owned() });
             }
             found.extend(tried);
         }
@@ -95,11 +94,27 @@ impl Muster {
     }
 }
 
-fn reads(permission: &str) -> bool {
-    ["rds:Describe", "cloudwatch:Get", "s3:List", "s3:GetBucket", "route53:List"].iter().any(|begin| permission.starts_with(begin))
+/// Why nothing was asked.
+fn untried(permission: &str) -> &'static str {
+    let (service, verb) = permission.split_once(':').unwrap_or_default();
+    let reads = ["Describe", "Get", "List"].iter().any(|begin| verb.starts_with(begin));
+    match (reads, service) {
+        (true, "kms") => "only RDS asks for it, of the key that a step gives, so it is not tried",
+        (true, _) => "nothing in the estate to try it on",
+        (false, _) => "it changes something, so it is not tried",
+    }
 }
 
-async fn tried(world: &World, estate: &Estate, permission: &'static str) -> Vec<Checked> {
+async fn tried(world: &World, estate: &Estate, needs: &Needs, permission: &'static str) -> Vec<Checked> {
+    match permission.split_once(':').map(|(service, _)| service) {
+        Some("rds" | "cloudwatch") => of_instances(world, estate, permission).await,
+        Some("s3") => of_buckets(world, estate, needs, permission).await,
+        Some("route53") => of_zones(world, estate, permission).await,
+        _ => Vec::new(),
+    }
+}
+
+async fn of_instances(world: &World, estate: &Estate, permission: &'static str) -> Vec<Checked> {
     let mut found = Vec::new();
     let instances = estate.databases.values().filter(|d| d.engine == Engine::RdsPostgres).flat_map(|d| &d.instances);
     let mut regions: BTreeSet<&RegionName> = BTreeSet::new();
@@ -118,23 +133,116 @@ async fn tried(world: &World, estate: &Estate, permission: &'static str) -> Vec<
         };
         found.push(judged(permission, format!("{region}: {id}"), asked));
     }
-    if permission == "s3:ListBucket" {
-        for (name, region) in estate.buckets.iter().flat_map(|(name, places)| places.keys().map(move |region| (name, region))) {
-            let asked = limited(async { world.objects(name.as_str(), region.as_str())?.list(".muster/", None).await.map(drop) }).await;
-            found.push(judged(permission, format!("{region}: {name}"), asked));
-        }
-        for name in estate.repositories.iter().filter(|(_, r)| r.url.starts_with("s3://")).map(|(name, _)| name) {
-            let asked = limited(async { world.store(name.as_str())?.list("snapshots/", None).await.map(drop) }).await;
-            found.push(judged(permission, format!("repository {name}"), asked));
+    found
+}
+
+/// In each bucket that the permission is needed on.
+async fn of_buckets(world: &World, estate: &Estate, needs: &Needs, permission: &'static str) -> Vec<Checked> {
+    let bucket_of = |resource: &str| {
+        let path = resource.split_once(":::").map_or("", |(_, path)| path);
+        path.split('/').next().unwrap_or_default().to_owned()
+    };
+    let needed: BTreeSet<String> = needs.permissions.iter().filter(|p| p.action == permission).map(|p| bucket_of(&p.resource)).collect();
+    let mut stores: Vec<(String, PortResult<Arc<dyn ObjectRead>>)> = Vec::new();
+    for (name, places) in &estate.buckets {
+        let there = places.iter().filter(|(_, place)| needed.contains(&place.bucket));
+        stores.extend(there.map(|(region, _)| (format!("{region}: {name}"), world.objects(name.as_str(), region.as_str()))));
+    }
+    for (name, repository) in &estate.repositories {
+        let bucket = repository.url.strip_prefix("s3://").map(|place| place.split('/').next().unwrap_or(place));
+        if bucket.is_some_and(|bucket| needed.contains(bucket)) {
+            stores.push((format!("repository {name}"), world.store(name.as_str())));
         }
     }
-    if permission == "route53:ListResourceRecordSets" {
-        for (name, endpoint) in estate.endpoints.iter().filter(|(_, e)| e.provider == crate::model::estate::DnsProvider::Route53) {
-            let asked = limited(async { world.dns(name.as_str())?.record(&endpoint.zone, &endpoint.name, "A").await.map(drop) }).await;
-            found.push(judged(permission, format!("endpoint {name}"), asked));
-        }
+    let mut found = Vec::new();
+    for (place, store) in stores {
+        let asked = match store {
+            Ok(store) => of_bucket(&*store, permission).await,
+            Err(e) => Some(Err(e)),
+        };
+        found.extend(asked.map(|asked| judged(permission, place, asked)));
     }
     found
+}
+
+/// `None` for what changes something.
+async fn of_bucket(store: &dyn ObjectRead, permission: &str) -> Option<PortResult<()>> {
+    Some(match permission {
+        "s3:ListBucket" => limited(async { store.list("", None).await.map(drop) }).await,
+        "s3:ListBucketVersions" => limited(async { store.versions("", None).await.map(drop) }).await,
+        "s3:GetBucketVersioning" => limited(async { store.keeps_versions().await.map(drop) }).await,
+        "s3:GetBucketObjectLockConfiguration" => limited(async { store.lock().await.map(drop) }).await,
+        "s3:GetReplicationConfiguration" => limited(async { store.replication_rules().await.map(drop) }).await,
+        "s3:GetObject" | "s3:GetObjectAttributes" | "s3:GetObjectRetention" => limited(of_object(store, permission)).await,
+        _ => return None,
+    })
+}
+
+/// Of an object that is there: one byte of it, or what is known of it. Of one that is not there nobody says who may read it,
+/// but for its content.
+async fn of_object(store: &dyn ObjectRead, permission: &str) -> PortResult<()> {
+    let page = store.list("", None).await.map_err(|e| PortError::Config(format!("no object is known to try it on: {e}")))?;
+    let Some(object) = page.objects.into_iter().find(|object| object.size > 0) else {
+        return match permission {
+            "s3:GetObject" => store.get(NOBODY).await.map(drop),
+            _ => Err(PortError::Config("there is no object to try it on".to_owned())),
+        };
+    };
+    match permission {
+        "s3:GetObject" => store.range(&object.key, 0, 1).await.map(drop),
+        "s3:GetObjectRetention" => store.retention(&object.key).await.map(drop),
+        // What may not be told is not told from what the server does not know.
+        _ => store.sums(&object.key).await?.map(drop).ok_or_else(|| PortError::Config(format!("nothing is told of {}", object.key))),
+    }
+}
+
+/// What nobody is called, neither an object nor a health check.
+const NOBODY: &str = "00000000-0000-0000-0000-000000000000";
+
+async fn of_zones(world: &World, estate: &Estate, permission: &'static str) -> Vec<Checked> {
+    let mut found = Vec::new();
+    for (name, endpoint) in estate.endpoints.iter().filter(|(_, e)| e.provider == DnsProvider::Route53) {
+        let checked = permission.contains("HealthCheck");
+        let by_name = permission == "route53:ListHostedZonesByName";
+        if (checked && endpoint.standby.is_none()) || (by_name && !endpoint.zone.contains('.')) {
+            continue;
+        }
+        let asked = match world.dns(name.as_str()) {
+            Ok(dns) => of_zone(&*dns, endpoint, permission).await,
+            Err(e) => Some(Err(e)),
+        };
+        found.extend(asked.map(|asked| judged(permission, format!("endpoint {name}"), asked)));
+    }
+    found
+}
+
+/// `None` for what changes something.
+async fn of_zone(dns: &dyn DnsRead, endpoint: &Endpoint, permission: &str) -> Option<PortResult<()>> {
+    let kind = if endpoint.targets.values().all(std::net::IpAddr::is_ipv4) { "A" } else { "AAAA" };
+    let sets = || dns.sets(&endpoint.zone, &endpoint.name, kind);
+    let check =
+        || async { sets().await.ok().and_then(|all| all.into_iter().find_map(|set| set.health)).unwrap_or_else(|| NOBODY.to_owned()) };
+    Some(match permission {
+        "route53:ListResourceRecordSets" => match limited(async { sets().await.map(drop) }).await {
+            Err(PortError::Refused(why)) if why.contains("ListHostedZonesByName") => {
+                Err(PortError::Config(format!("the zone was not found by its name: {why}")))
+            }
+            asked => asked,
+        },
+        "route53:ListHostedZonesByName" => match limited(async { sets().await.map(drop) }).await {
+            // The zone was found, and what is in it is another permission's.
+            Err(PortError::Refused(why)) if !why.contains("ListHostedZonesByName") => Ok(()),
+            asked => asked,
+        },
+        "route53:ListHealthChecks" => limited(async { dns.health_check_of("muster-doctor").await.map(drop) }).await,
+        "route53:GetHealthCheck" => limited(async { dns.health_check(&check().await).await.map(drop) }).await,
+        "route53:GetHealthCheckStatus" => {
+            let untold = || PortError::Config("nothing is told of what its checkers found".to_owned());
+            limited(async { dns.health_seen(&check().await).await?.map(drop).ok_or_else(untold) }).await
+        }
+        "route53:GetChange" => limited(async { dns.in_sync(&ChangeId("C0000000000000".to_owned())).await.map(drop) }).await,
+        _ => return None,
+    })
 }
 
 async fn limited(question: impl Future<Output = PortResult<()>>) -> PortResult<()> {
@@ -144,6 +252,8 @@ async fn limited(question: impl Future<Output = PortResult<()>>) -> PortResult<(
 
 fn judged(permission: &'static str, place: String, asked: PortResult<()>) -> Checked {
     let (outcome, why) = match asked {
+        // Of a bucket that is not there everybody is told so.
+        Err(PortError::NotFound(why)) if why.contains("NoSuchBucket") => (Outcome::NotChecked, why),
         // Whoever is told that a thing is not there was allowed to ask.
         Ok(()) | Err(PortError::NotFound(_)) => (Outcome::Allowed, "asked and answered".to_owned()),
         Err(PortError::Refused(why)) if denied(&why) => (Outcome::Denied, why),
@@ -169,5 +279,19 @@ mod tests {
         assert_eq!(outcome(Err(PortError::Refused("Call: InvalidParameter: no".into()))), Outcome::NotChecked);
         assert_eq!(outcome(Err(PortError::Unreachable("gone".into()))), Outcome::NotChecked);
         assert_eq!(outcome(Err(PortError::Config("no aws".into()))), Outcome::NotChecked);
+        assert_eq!(outcome(Err(PortError::NotFound("ListObjectsV2 s3://x/: NoSuchBucket".into()))), Outcome::NotChecked);
+    }
+
+    #[test]
+    fn what_is_not_tried_is_told_for_the_right_reason() {
+        for reads in
+            ["s3:GetReplicationConfiguration", "s3:GetObject", "route53:GetChange", "route53:ListHealthChecks", "rds:DescribeDBInstances"]
+        {
+            assert!(!untried(reads).contains("changes"), "{reads}");
+        }
+        assert!(untried("kms:DescribeKey").contains("RDS"));
+        for changes in ["s3:PutObject", "s3:AbortMultipartUpload", "kms:CreateGrant", "route53:ChangeResourceRecordSets"] {
+            assert!(untried(changes).contains("changes"), "{changes}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 //! must be found and nothing else, also when the verification is killed on the way. And what readiness says of buckets.
 
 use crate::{
-    fault_proxy::FaultProxy,
+    fault_proxy::{Fault, FaultProxy},
     stores_servers::{Server, ministack, seaweedfs},
 };
 use aws_sdk_s3::types::{
@@ -380,4 +380,58 @@ async fn seaweedfs_copies_large_objects_by_itself() {
 #[tokio::test]
 async fn ministack_copies_large_objects_by_itself() {
     copied_by_the_provider(ministack().await).await;
+}
+
+/// Copies whose answers get lost, are refused for coming too fast, or break off: each object is written once, and the manifest
+/// too, whatever becomes of an answer; and what is there is what the source holds.
+async fn copied_once(server: Server) {
+    for bucket in [EAST, WEST] {
+        server.bucket(bucket, false).await;
+    }
+    let proxy = FaultProxy::before(server.port());
+    let yard = Yard::at(server, &proxy.url(), "");
+    let (source, _) = yard.stores();
+    let book = yard.dir.path().join("copy.yaml");
+    let text = "runbook: copy\nsteps:\n  - id: copy\n    uses: bucket.backup\n    with: { bucket: models, from: east, to: west, server_copy_above: 5242880 }\n    retry: { attempts: 6, backoff: 50ms }\n    on_failure: stop\n";
+    std::fs::write(&book, text).unwrap();
+    let manifests = "PUT /models-west/.muster/manifests/";
+    let mut round = 0;
+    for (fault, passed_on) in [(Fault::SlowDown, false), (Fault::ErrorAfter, true), (Fault::CutAfter, true)] {
+        for what in ["object", "file", "parts", "manifest"] {
+            round += 1;
+            let key = format!("r{round}-{what}");
+            // In memory, by way of a file, and copied by the server in parts.
+            let size = match what {
+                "file" => 4 * 1024 * 1024 + 1,
+                "parts" => 6 * 1024 * 1024,
+                _ => 1_000 + round,
+            };
+            source.put(&key, vec![round as u8; size].into(), &BTreeMap::new(), false).await.unwrap();
+            let writes = match what {
+                "manifest" => manifests.to_owned(),
+                "parts" => "<CompleteMultipartUpload".to_owned(),
+                _ => format!("PUT /models-west/{key}"),
+            };
+            let before = (proxy.asked(&writes), proxy.passed(&writes));
+            proxy.fault(&writes, 1, fault);
+            let ended = yard.run(&["run", book.to_str().unwrap(), "--live"]);
+            assert_eq!(ended.code, Some(0), "{what}, {fault:?}: {}", ended.said);
+            assert_eq!(ended.output()["objects"], round, "{what}, {fault:?}: {}", ended.said);
+            let (asked, passed) = (proxy.asked(&writes) - before.0, proxy.passed(&writes) - before.1);
+            assert_eq!((asked, passed), (if passed_on { 1 } else { 2 }, 1), "{what}, {fault:?}: written once");
+            proxy.heal();
+        }
+    }
+    let same = yard.look("bucket.verify", "{ bucket: models, from: east, to: west, against: manifest, read_data: true }");
+    assert_eq!((same.code, same.output()["objects"].as_u64()), (Some(0), Some(round as u64)), "{}", same.said);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_on_seaweedfs_is_written_once_whatever_becomes_of_its_answer() {
+    copied_once(seaweedfs().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_on_ministack_is_written_once_whatever_becomes_of_its_answer() {
+    copied_once(ministack().await).await;
 }

@@ -118,6 +118,47 @@ fn every_action_is_documented_from_its_types() {
     insta::assert_snapshot!("action-pages", pages);
 }
 
+/// Rule 7: what compares with the region that is lost would fail in the failover, so its plan is refused.
+#[test]
+fn a_failover_that_compares_with_the_lost_region_is_refused() {
+    let place = Place::new();
+    place.file(
+        "muster.yaml",
+        "regions: { east: {}, west: {}, south: {} }\ndatabases:\n  predictions:\n    engine: postgres\n    instances: { east: { host: 127.0.0.2 }, west: { host: 127.0.0.3 }, south: { host: 127.0.0.4 } }\nbuckets:\n  models: { east: { bucket: models-east }, west: { bucket: models-west } }\n",
+    );
+    for (step, needs) in [
+        ("uses: bucket.verify\n    with: { bucket: models, from: '{{ inputs.from }}', to: '{{ inputs.to }}' }", true),
+        ("uses: bucket.verify\n    with: { bucket: models, from: '{{ inputs.from }}', to: '{{ inputs.to }}', against: source }", true),
+        ("uses: bucket.verify\n    with: { bucket: models, from: '{{ inputs.from }}', to: '{{ inputs.to }}', against: manifest }", false),
+        ("uses: database.verify_replica\n    with: { database: predictions, region: '{{ inputs.to }}' }", true),
+        ("uses: database.verify_replica\n    with: { database: predictions, region: south, primary: '{{ inputs.to }}' }", false),
+    ] {
+        let inputs = "inputs: { from: { type: region }, to: { type: region } }";
+        place.file("lost.yaml", &format!("runbook: lost\nmode: failover\n{inputs}\nsteps:\n  - id: verify\n    {step}\n"));
+        let said = place.plain(&["plan", "lost.yaml", "-i", "from=east", "-i", "to=west"]);
+        assert_eq!(said.err.contains("needs the data plane of `east`, the region that is lost"), needs, "{step}: {}", said.err);
+        assert_eq!(said.code, Some(if needs { 2 } else { 0 }), "{step}: {}", said.err);
+    }
+}
+
+/// The failovers that are shipped need nothing of the region that is lost.
+#[test]
+fn the_failovers_that_are_shipped_pass_the_lint() {
+    let place = Place::new();
+    let mut planned = 0;
+    for file in under("runbooks") {
+        let text = std::fs::read_to_string(&file).unwrap();
+        if !text.contains("\nmode: failover\n") {
+            continue;
+        }
+        planned += 1;
+        let name = file.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
+        let said = here(&place, &["plan", &name, "-i", "from=east", "-i", "to=west"]);
+        assert!(!said.err.contains("the region that is lost"), "{name}: {}", said.err);
+    }
+    assert!(planned >= 2, "{planned} failovers");
+}
+
 #[test]
 fn a_wheel_lies_in_one_place() {
     let place = Place::new();

@@ -14,6 +14,8 @@ use std::{
 pub enum Fault {
     /// Refused for being one of too many; not passed on.
     Throttle,
+    /// S3's way to refuse one of too many; not passed on.
+    SlowDown,
     /// Refused to who asks; not passed on.
     Deny,
     /// Passed on, and the answer comes so much later.
@@ -131,7 +133,11 @@ impl FaultProxy {
             rule.left = rule.left.saturating_sub(1);
             rule.fault
         });
-        state.seen.push((region.to_owned(), body.to_owned(), !matches!(fault, Some(Fault::Throttle | Fault::Deny | Fault::BlackHole))));
+        state.seen.push((
+            region.to_owned(),
+            body.to_owned(),
+            !matches!(fault, Some(Fault::Throttle | Fault::SlowDown | Fault::Deny | Fault::BlackHole)),
+        ));
         fault
     }
 
@@ -148,6 +154,13 @@ impl FaultProxy {
                 return;
             }
             Some(Fault::Throttle) => return answer(&mut client, 400, &error("Throttling", "Rate exceeded")),
+            Some(Fault::SlowDown) => {
+                return answer(&mut client, 503, "<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>");
+            }
+            // Each service wraps its errors in its own way.
+            Some(Fault::Deny) if text.contains(" /2013-04-01/") => {
+                return answer(&mut client, 403, &error("AccessDenied", "not authorized to do this"));
+            }
             Some(Fault::Deny) => {
                 return answer(&mut client, 403, "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>");
             }

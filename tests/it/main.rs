@@ -28,6 +28,8 @@ mod dns_servers;
 mod dns_shift;
 mod docs;
 #[cfg(feature = "lab")]
+mod doctor;
+#[cfg(feature = "lab")]
 mod drill;
 #[cfg(feature = "lab")]
 mod drill_crash;

@@ -117,6 +117,13 @@ fn metrics_gate_is_open_only_for_what_was_measured_and_good() {
     assert_eq!(failure["code"], "metrics_out_of_bounds", "{failure}");
     assert!(failure["message"].as_str().unwrap().contains("0.2, more than 0.01"), "{failure}");
 
+    // What a figure is gives it its usual limit.
+    check(&place, &prometheus.url, "      gates: { it: { query: error_rate, kind: error_rate } }\n");
+    let failure = place.muster(&["run", "check.yaml"]).expect(1).step("gate")["failure"].clone();
+    assert!(failure["message"].as_str().unwrap().contains("0.2, more than 0.01"), "{failure}");
+    check(&place, &prometheus.url, "      gates: { it: { query: error_rate, kind: p95 } }\n");
+    place.muster(&["run", "check.yaml"]).expect(0);
+
     // What nobody measures, what is many, and what is nothing by nothing.
     for (query, code, words) in [
         ("no_such_figure", "metrics_missing", "no such figure"),

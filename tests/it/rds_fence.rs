@@ -105,3 +105,48 @@ async fn a_closed_group_ends_the_sessions_that_had_stayed_open() {
     let mut client = session(server.port, "app", "postgres").await.unwrap();
     client.execute("INSERT INTO writes VALUES (3)").await.unwrap();
 }
+
+/// A role that may not do the second half of the fence does not begin with the first: nothing is changed at the API.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_cannot_end_the_sessions_does_not_begin() {
+    let home = Home::new();
+    let server = Cluster::primary(&home);
+    server.sql("CREATE ROLE limited LOGIN");
+    server.sql("CREATE DATABASE orders");
+    let standby = server.standby(&home);
+    let stage = Stage::with(Which::Moto, &(at(server.port) + FENCE), &at(standby.port)).await;
+    stage.place.file("fenced", "another-one").file("usual", "first-one");
+    stage.make_instance(EAST, "orders-east").await;
+    let estate =
+        stage.place.read("muster.yaml").replace("engine: rds-postgres\n", "engine: rds-postgres\n    name: orders\n    user: limited\n");
+    stage.place.file("muster.yaml", &estate);
+    stage.place.book("  - id: fence\n    uses: database.fence\n    on_failure: stop\n    with: { database: orders, region: east, planned: true, by: [security_group_closed] }\n");
+    let fence = |code| tokio::task::block_in_place(|| stage.place.muster(&["run", "book.yaml", "--live"])).expect(code).step("fence");
+    let lacking = |step: &serde_json::Value, what: &str| {
+        let text = step["failure"]["message"].as_str().unwrap_or_default();
+        assert_eq!((step["failure"]["code"].as_str(), text.contains(what)), (Some("lacks_rights"), true), "{step}");
+    };
+    let step = fence(1);
+    for what in ["does not own the database", "pg_monitor", "pg_signal_backend"] {
+        lacking(&step, what);
+    }
+    server.sql("GRANT pg_monitor, pg_signal_backend TO limited");
+    let step = fence(1);
+    lacking(&step, "does not own the database");
+    assert!(!step.to_string().contains("no member"), "{step}");
+    assert_eq!(stage.proxy.asked("Action=ModifyDBInstance"), 0, "nothing was begun");
+    server.sql("ALTER DATABASE orders OWNER TO limited");
+    assert_eq!(fence(0)["output"]["proof"]["kind"], "security_group_closed");
+}
+
+/// The real program is killed while RDS stops the instance and the answer is on its way: it is asked to stop it once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fence_that_is_killed_before_its_record_is_closed_once() {
+    for which in [Which::Moto, Which::MiniStack] {
+        let stage = stage(which).await;
+        let with = json!({ "database": "orders", "region": "east", "by": ["instance_stopped"] });
+        stage.killed_before_its_record("database.fence", "Action=StopDBInstance", &with);
+        assert_eq!(stage.proxy.passed("Action=StopDBInstance"), 1, "{which:?}");
+        assert_eq!(stage.instances("east").instance("orders-east").await.unwrap().unwrap().status, "stopped", "{which:?}");
+    }
+}

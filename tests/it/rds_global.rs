@@ -3,7 +3,7 @@
 
 use super::{
     fault_proxy::Fault,
-    rds_stage::{EAST, Stage, WEST, Which},
+    rds_stage::{EAST, NOWHERE, Stage, WEST, Which},
 };
 use aws_sdk_rds::types::GlobalClusterMember;
 use muster::providers::port::{PortError, WorldRead};
@@ -120,5 +120,29 @@ async fn a_process_that_is_killed_between_the_move_and_its_record_moves_it_once(
     for ((name, call), there, asks) in [(FAIL, WEST, with("west", &proof)), (SWITCH, EAST, to("east"))] {
         stage.killed_before_its_record(name, call, &asks);
         assert_eq!((stage.proxy.passed(call), writer(&stage).await.as_str()), (1, there), "{name}");
+    }
+}
+
+/// What closes an instance through its API is the cluster's where it is a member of one: it is refused before anything is asked,
+/// with what fences it instead.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_of_a_cluster_is_not_fenced_as_an_instance() {
+    let stage = Stage::with(Which::MiniStack, &format!("{NOWHERE}        fence: {{ security_group: sg-closed }}\n"), NOWHERE).await;
+    let rds = stage.rds(EAST).await;
+    let made = rds.create_db_cluster().db_cluster_identifier("orders-c-east").engine("aurora-postgresql");
+    made.master_username("owner").master_user_password("first-one").send().await.unwrap_or_else(|e| panic!("{e:?}"));
+    let call = rds.create_db_instance().db_instance_identifier("orders-east").engine("aurora-postgresql").db_instance_class("db.r6g.large");
+    call.db_cluster_identifier("orders-c-east").send().await.unwrap_or_else(|e| panic!("{e:?}"));
+    assert_eq!(stage.instances("east").instance("orders-east").await.unwrap().unwrap().cluster.as_deref(), Some("orders-c-east"));
+    for with in [
+        json!({ "database": "orders", "region": "east" }),
+        json!({ "database": "orders", "region": "east", "by": ["security_group_closed"] }),
+        json!({ "database": "orders", "region": "east", "by": ["instance_stopped"] }),
+    ] {
+        let refused = stage.step("database.fence", "one", with.clone()).await.unwrap_err();
+        assert!(refused.starts_with("of_a_cluster") && refused.contains("orders-c-east") && refused.contains("lease"), "{with}: {refused}");
+    }
+    for call in ["Action=ModifyDBInstance", "Action=StopDBInstance", "Action=AddTagsToResource"] {
+        assert_eq!(stage.proxy.asked(call), 0, "{call}");
     }
 }

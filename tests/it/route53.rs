@@ -5,7 +5,12 @@
 //! let anybody CREATE again what was CREATEd before. Each is used for what it has, and the rest is what the provider must
 //! not be fooled by.
 
-use super::{place::Place, rds_stage::Which, route53_servers::*};
+use super::{
+    fault_proxy::{self, FaultProxy},
+    place::Place,
+    rds_stage::Which,
+    route53_servers::*,
+};
 use muster::providers::port::*;
 use std::net::Ipv4Addr;
 
@@ -140,12 +145,13 @@ fn book(place: &Place, step: &str, then_fails: bool) {
     ));
 }
 
-/// A bench: an emulator for DNS behind a proxy, MiniStack for the bucket, one simple record.
+/// A bench: an emulator for DNS and MiniStack for the bucket, each behind a proxy, and one simple record.
 struct Bench {
     /// By way of the proxy.
     dns: aws_sdk_route53::Client,
     zone: String,
     proxy: Proxy,
+    s3: FaultProxy,
     place: Place,
     answers: Answers,
     _emulators: (Server, Server),
@@ -162,9 +168,9 @@ impl Bench {
         let (direct, proxy, place) = (client(&server.url()), Proxy::before(&server.url()).await, Place::new());
         let zone = zone(&direct, "bench").await;
         create(&direct, &zone, vec![record(EAST, ttl)]).await;
-        let answers = Answers::with(EAST);
-        estate(&place, &proxy.url, &store.url(), &zone, answers.at);
-        Self { dns: client(&proxy.url), zone, proxy, place, answers, _emulators: (server, store) }
+        let (answers, s3) = (Answers::with(EAST), FaultProxy::before(store.port()));
+        estate(&place, &proxy.url, &s3.url(), &zone, answers.at);
+        Self { dns: client(&proxy.url), zone, proxy, s3, place, answers, _emulators: (server, store) }
     }
     fn run(&self) -> super::place::Said {
         tokio::task::block_in_place(|| self.place.muster(&["run", "book.yaml", "--live"]))
@@ -298,4 +304,27 @@ async fn a_check_that_is_made_otherwise_than_asked_is_hung_on_nothing() {
         assert_eq!((bench.sets().await, checks(&bench.dns).await.len()), (before, 0), "{which:?}: as it was, and the check is gone again");
         assert_eq!(bench.proxy.changes("/rrset"), 0, "{which:?}");
     }
+}
+
+/// The program is killed while the switch is written and the answer is on its way, and while it is taken away again: it goes
+/// on with what it finds, and the switch is written and deleted once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_switch_that_is_thrown_by_a_process_that_is_killed_is_thrown_once() {
+    let bench = Bench::new(Which::MiniStack, 2).await;
+    for (to, address, call) in [("west", WEST, "PUT /models-west/.muster/switch/"), ("east", EAST, "DELETE /models-west/.muster/switch/")] {
+        book(&bench.place, &format!("uses: dns.standby_takes_over\n    with: {{ endpoint: inference, to: {to} }}"), false);
+        bench.s3.fault(call, 1, fault_proxy::Fault::HoldAfter);
+        let said = tokio::task::block_in_place(|| {
+            let running = bench.place.start(&["run", "book.yaml", "--live", "--json"]);
+            bench.place.until_told(call, || bench.s3.holding() == 1, || running.told());
+            running.signal("KILL");
+            running.end();
+            bench.s3.let_go();
+            bench.answers.moves_to(address);
+            bench.place.muster(&["resume"])
+        });
+        assert_eq!(said.expect(0).statuses(), ["succeeded"], "to {to}");
+        assert_eq!(bench.s3.passed(call), 1, "to {to}");
+    }
+    assert_eq!((bench.proxy.changes("/rrset"), bench.proxy.changes("/healthcheck")), (0, 0), "no control plane of DNS was asked to change");
 }

@@ -2,6 +2,7 @@
 //! Prometheus, and a region that is asked past DNS.
 
 use super::{
+    fault_proxy::{Fault, FaultProxy},
     pg::free_port,
     place::Place,
     prometheus::{Prometheus, Service},
@@ -18,8 +19,9 @@ use std::{
     net::{Ipv4Addr, TcpListener},
     sync::{
         Arc,
-        atomic::{AtomicU16, Ordering},
+        atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 const EAST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
@@ -53,19 +55,119 @@ async fn weights(dns: &Client, zone: &str) -> (i64, i64) {
     (of("east"), of("west"))
 }
 
-/// What answers in west, with this status.
-fn west(port: u16) -> Arc<AtomicU16> {
-    let (listener, status) = (TcpListener::bind((WEST, port)).unwrap(), Arc::new(AtomicU16::new(200)));
-    let told = status.clone();
+/// What answers in west: with this status, and how often it was asked.
+struct West {
+    status: Arc<AtomicU16>,
+    asked: Arc<AtomicUsize>,
+}
+
+fn west(port: u16) -> West {
+    let listener = TcpListener::bind((WEST, port)).unwrap();
+    let west = West { status: Arc::new(AtomicU16::new(200)), asked: Arc::default() };
+    let (status, asked) = (west.status.clone(), west.asked.clone());
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
             let _ = stream.read(&mut [0; 4096]);
-            let head = format!("HTTP/1.1 {} X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", told.load(Ordering::Relaxed));
+            asked.fetch_add(1, Ordering::Relaxed);
+            let head = format!("HTTP/1.1 {} X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", status.load(Ordering::Relaxed));
             let _ = stream.write_all(head.as_bytes());
         }
     });
-    status
+    west
+}
+
+/// The estate of an endpoint in this zone, whose API answers there.
+fn estate(place: &Place, zone: &str, url: &str, port: u16) {
+    place.file("id", "test").file("secret", "testtest");
+    place.file(
+        "muster.yaml",
+        &format!(
+            "regions: {{ east: {{}}, west: {{}} }}\nendpoints:\n  inference:\n    name: {NAME}\n    provider: route53\n    zone: {zone}\n    ttl: 5s\n\
+             \x20   targets: {{ east: {EAST}, west: {WEST} }}\n    port: {port}\n    aws:\n      region: us-east-1\n      endpoints: {{ route53: \"{url}\" }}\n\
+             \x20     credentials: {{ access_key_id: {{ file: @/id }}, secret_access_key: {{ file: @/secret }} }}\n",
+        ),
+    );
+}
+
+/// Route 53 says PENDING until all of its servers have a change. Until then nothing bakes, and nothing is done; not the
+/// last stage either. MiniStack says it once; here it goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stage_is_watched_only_when_every_server_has_it() {
+    let server = ministack().await;
+    let dns = client(&server.url());
+    let id = zone(&dns).await;
+    let (proxy, port) = (FaultProxy::before(server.port()), free_port());
+    let pending = Arc::new(AtomicBool::new(true));
+    let told = pending.clone();
+    proxy.mend("/2013-04-01/change/", move |_, body| if told.load(Ordering::Relaxed) { body.replace("INSYNC", "PENDING") } else { body });
+    let west = west(port);
+    let place = Place::new();
+    estate(&place, &id, &proxy.url(), port);
+    place.book("  - id: canary\n    uses: traffic.shift\n    on_failure: stop\n    with: { endpoint: inference, to: west, stages: [100], bake: 1s, every: 100ms, paths: [/healthz] }\n");
+
+    let mut running = place.start(&["run", "book.yaml", "--live", "--json"]);
+    while weights(&dns, &id).await != (0, 100) {
+        assert!(running.ended().is_none(), "{}", running.told());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let set = Instant::now();
+    while set.elapsed() < Duration::from_secs(3) {
+        assert!(running.ended().is_none(), "it is done, and the change is PENDING: {}", running.told());
+        assert_eq!(west.asked.load(Ordering::Relaxed), 0, "it is watched, and nobody can have got there");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    pending.store(false, Ordering::Relaxed);
+    let output = tokio::task::block_in_place(|| running.end()).expect(0).step("canary")["output"].clone();
+    let stage = &output["stages"][0];
+    assert!(stage["in_sync_ms"].as_u64().unwrap() >= 2_900 && stage["baked_ms"].as_u64().unwrap() >= 1_000, "{output}");
+    assert!(west.asked.load(Ordering::Relaxed) >= 2 && proxy.asked("/2013-04-01/change/") >= 3);
+
+    // One that never spreads is taken back, within the step's time.
+    pending.store(true, Ordering::Relaxed);
+    place.book("  - id: canary\n    uses: traffic.shift\n    on_failure: stop\n    timeout: 4s\n    with: { endpoint: inference, to: east, stages: [100], bake: 1s, every: 100ms, paths: [/healthz] }\n");
+    let failure = tokio::task::block_in_place(|| place.muster(&["run", "book.yaml", "--live"])).expect(1).step("canary")["failure"].clone();
+    assert_eq!(failure["code"], "not_in_sync", "{failure}");
+    assert_eq!(weights(&dns, &id).await, (0, 100), "every weight is as it was: {failure}");
+}
+
+/// Killed while Route 53 has changed the weights and the answer is on its way, at the first stage and at the last: what goes on
+/// finds the stage there, learns when it has spread, and bakes it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stage_whose_answer_died_with_the_process_bakes_all_the_same() {
+    let server = ministack().await;
+    let dns = client(&server.url());
+    let id = zone(&dns).await;
+    let (proxy, port) = (FaultProxy::before(server.port()), free_port());
+    let west = west(port);
+    let place = Place::new();
+    estate(&place, &id, &proxy.url(), port);
+    let batch = format!("POST /2013-04-01/hostedzone/{id}/rrset");
+    // Nothing answers in east, so nothing is watched on the way back.
+    let watched = "to: west, stages: [50, 100], bake: 1s, every: 100ms, paths: [/healthz]";
+    for (last, with, end) in [(false, watched, (0, 100)), (true, "to: east, stages: [50, 100], bake: 0s", (100, 0))] {
+        place
+            .book(&format!("  - id: canary\n    uses: traffic.shift\n    on_failure: stop\n    with: {{ endpoint: inference, {with} }}\n"));
+        let (before, asked) = (proxy.passed(&batch), west.asked.load(Ordering::Relaxed));
+        if last {
+            proxy.fault(&batch, 1, Fault::Delay(Duration::ZERO));
+        }
+        proxy.fault(&batch, 1, Fault::HoldAfter);
+        let said = tokio::task::block_in_place(|| {
+            let running = place.start(&["run", "book.yaml", "--live", "--json"]);
+            place.until_told("the weights are changed", || proxy.holding() == 1, || running.told());
+            running.signal("KILL");
+            running.end();
+            proxy.let_go();
+            place.muster(&["resume"])
+        });
+        let output = said.expect(0).step("canary")["output"].clone();
+        assert_eq!(weights(&dns, &id).await, end, "{output}");
+        assert_eq!(proxy.passed(&batch) - before, 3, "two stages, and the one that was found once more, as it stood: {output}");
+        let stages = output["stages"].as_array().unwrap();
+        assert!(stages.last().is_some_and(|stage| stage["percent"] == 100), "{output}");
+        assert_eq!(west.asked.load(Ordering::Relaxed) > asked, !last, "each stage is watched: {output}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -74,21 +176,11 @@ async fn traffic_moves_in_stages_and_back_when_a_gate_closes() {
     let (url, port) = (server.url(), free_port());
     let dns = client(&url);
     let id = zone(&dns).await;
-    let (service, status) = (Service::new(), west(port));
+    let (service, status) = (Service::new(), west(port).status);
     service.tells("0.002");
     let prometheus = Prometheus::of(&service);
     let place = Place::new();
-    place.file("id", "test").file("secret", "testtest");
-    place.file(
-        "muster.yaml",
-        &format!(
-            "regions: {{ east: {{}}, west: {{}} }}\nendpoints:\n  inference:\n    name: {NAME}\n    provider: route53\n    zone: {id}\n    ttl: 5s\n\
-             \x20   targets: {{ east: {EAST}, west: {WEST} }}\n    port: {port}\n    aws:\n      region: us-east-1\n      endpoints: {{ route53: \"{url}\" }}\n\
-             \x20     credentials: {{ access_key_id: {{ file: {id_file} }}, secret_access_key: {{ file: {secret} }} }}\n",
-            id_file = place.path("id").display(),
-            secret = place.path("secret").display(),
-        ),
-    );
+    estate(&place, &id, &url, port);
     let canary = |stages: &str, bake: &str, to: &str, rest: &str| {
         let gates = format!("      metrics: {}\n      gates: {{ error_rate: {{ query: error_rate, max: 0.01 }} }}\n", prometheus.url);
         place.file(

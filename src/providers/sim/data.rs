@@ -30,6 +30,9 @@ impl Data {
     fn server(&self) -> (String, String) {
         (self.name.clone(), self.region.clone())
     }
+    pub(super) fn asked(&self, call: &'static str) {
+        self.world.asked(call, &format!("{}@{}", self.name, self.region));
+    }
     pub(super) fn write<T>(&self, change: impl FnOnce(&mut State, Timestamp) -> PortResult<T>) -> PortResult<T> {
         self.world.up(&self.region)?;
         self.world.write(change)
@@ -60,6 +63,7 @@ const PAGE: usize = 2;
 #[async_trait]
 impl ObjectRead for Data {
     async fn list(&self, prefix: &str, after: Option<&str>) -> PortResult<ObjectPage> {
+        self.asked("objects.list");
         self.world.up(&self.region)?;
         let state = self.world.lock();
         let mut objects: Vec<ObjectMeta> = state
@@ -75,10 +79,12 @@ impl ObjectRead for Data {
         Ok(ObjectPage { objects, next })
     }
     async fn head(&self, key: &str) -> PortResult<Option<ObjectMeta>> {
+        self.asked("objects.head");
         self.world.up(&self.region)?;
         Ok(self.world.lock().objects.get(&self.key(key)).map(|o| meta(key, o, true)))
     }
     async fn get(&self, key: &str) -> PortResult<ObjectBody> {
+        self.asked("objects.get");
         self.world.up(&self.region)?;
         let state = self.world.lock();
         let object = state.objects.get(&self.key(key)).ok_or_else(|| PortError::NotFound(format!("object {key}")))?;
@@ -104,9 +110,27 @@ impl ObjectRead for Data {
         Ok(Some("sim".to_owned()))
     }
     async fn locks(&self) -> PortResult<bool> {
+        self.asked("objects.locks");
         self.world.up(&self.region).map(|()| true)
     }
+    async fn sums(&self, _key: &str) -> PortResult<Option<ObjectSums>> {
+        self.asked("objects.sums");
+        self.world.up(&self.region).map(|()| None)
+    }
+    async fn keeps_versions(&self) -> PortResult<bool> {
+        self.asked("objects.keeps_versions");
+        self.world.up(&self.region).map(|()| false)
+    }
+    async fn lock(&self) -> PortResult<BucketLock> {
+        self.asked("objects.lock");
+        self.world.up(&self.region).map(|()| BucketLock::Absent)
+    }
+    async fn replication_rules(&self) -> PortResult<Vec<ReplicationRule>> {
+        self.asked("objects.replication_rules");
+        self.world.up(&self.region).map(|()| Vec::new())
+    }
     async fn retention(&self, key: &str) -> PortResult<Option<Timestamp>> {
+        self.asked("objects.retention");
         self.world.up(&self.region)?;
         let state = self.world.lock();
         state.objects.get(&self.key(key)).map(|o| o.retained).ok_or_else(|| PortError::NotFound(format!("object {key}")))
@@ -116,6 +140,7 @@ impl ObjectRead for Data {
 #[async_trait]
 impl ObjectWrite for Data {
     async fn put(&self, key: &str, body: Bytes, metadata: &BTreeMap<String, String>, only_if_absent: bool) -> PortResult<ObjectMeta> {
+        self.asked("objects.put");
         self.write(|state, now| {
             let at = self.key(key);
             let there = state.objects.get(&at);
@@ -142,6 +167,7 @@ impl ObjectWrite for Data {
         self.put(key, body.into(), metadata, false).await
     }
     async fn swap(&self, key: &str, body: Vec<u8>, expect: Option<&str>) -> PortResult<()> {
+        self.asked("objects.swap");
         self.write(|state, now| {
             let at = self.key(key);
             let there = state.objects.get(&at);
@@ -154,6 +180,7 @@ impl ObjectWrite for Data {
         })
     }
     async fn delete(&self, key: &str) -> PortResult<()> {
+        self.asked("objects.delete");
         self.write(|state, now| {
             if state.objects.get(&self.key(key)).is_some_and(|object| object.retained.is_some_and(|until| until > now)) {
                 return Err(PortError::Refused(format!("object {key} is retained")));
@@ -163,9 +190,11 @@ impl ObjectWrite for Data {
         })
     }
     async fn put_stream(&self, key: &str, body: Chunks, metadata: &BTreeMap<String, String>) -> PortResult<ObjectMeta> {
+        self.asked("objects.put_stream");
         self.put(key, body.try_concat().await?.into(), metadata, false).await
     }
     async fn copy_from(&self, key: &str, from: &ObjectPlace, listed: &ObjectMeta) -> PortResult<ObjectMeta> {
+        self.asked("objects.copy_from");
         let (name, region) = from.bucket.split_once('@').unwrap_or((&from.bucket, ""));
         self.write(|state, now| {
             let found = state.objects.get(&(name.to_owned(), region.to_owned(), from.key.clone()));
@@ -180,6 +209,7 @@ impl ObjectWrite for Data {
         })
     }
     async fn retain(&self, key: &str, until: Timestamp, _mode: LockMode) -> PortResult<()> {
+        self.asked("objects.retain");
         self.write(|state, _| {
             let object = state.objects.get_mut(&self.key(key)).ok_or_else(|| PortError::NotFound(format!("object {key}")))?;
             if object.retained.is_some_and(|before| before > until) {

@@ -16,14 +16,17 @@ const WEEK: SignedDuration = SignedDuration::from_hours(7 * 24);
 #[async_trait]
 impl InstanceRead for Data {
     async fn instance(&self, id: &str) -> PortResult<Option<InstanceInfo>> {
+        self.asked("instances.instance");
         self.world.up(&self.region)?;
         Ok(self.world.lock().instances.get(&self.here(id)).map(|i| i.info.clone()))
     }
     async fn snapshot(&self, id: &str) -> PortResult<Option<SnapshotInfo>> {
+        self.asked("instances.snapshot");
         self.world.up(&self.region)?;
         Ok(self.world.lock().snapshots.get(&self.here(id)).map(|(s, _)| s.clone()))
     }
     async fn snapshots_of(&self, instance: &str) -> PortResult<Vec<SnapshotInfo>> {
+        self.asked("instances.snapshots_of");
         self.world.up(&self.region)?;
         let state = self.world.lock();
         Ok(state
@@ -34,10 +37,12 @@ impl InstanceRead for Data {
             .collect())
     }
     async fn global_cluster(&self, id: &str) -> PortResult<Option<GlobalCluster>> {
+        self.asked("instances.global_cluster");
         self.world.up(&self.region)?;
         Ok(self.world.lock().globals.get(id).map(|(g, _)| g.clone()))
     }
     async fn measured_lag(&self, id: &str) -> PortResult<MeasuredLag> {
+        self.asked("instances.measured_lag");
         self.world.up(&self.region)?;
         let now = self.world.clock.now();
         let told = self.world.lock().lags.get(&self.here(id)).copied();
@@ -108,6 +113,7 @@ impl Data {
 #[async_trait]
 impl InstanceWrite for Data {
     async fn create_snapshot(&self, instance: &str, id: &str, tags: &BTreeMap<String, String>) -> PortResult<()> {
+        self.asked("instances.create_snapshot");
         self.write(|state, now| {
             find(state, &self.here(instance))?;
             self.free(state, id)?;
@@ -116,6 +122,7 @@ impl InstanceWrite for Data {
         })
     }
     async fn copy_snapshot(&self, copy: &SnapshotCopy) -> PortResult<()> {
+        self.asked("instances.copy_snapshot");
         self.write(|state, now| {
             self.free(state, &copy.id)?;
             let of = state.snapshots.values().find(|(s, _)| s.arn == copy.source).map(|(s, _)| s.clone());
@@ -127,15 +134,18 @@ impl InstanceWrite for Data {
         })
     }
     async fn delete_snapshot(&self, id: &str) -> PortResult<()> {
+        self.asked("instances.delete_snapshot");
         self.write(|state, _| state.snapshots.remove(&self.here(id)).map(drop).ok_or_else(|| PortError::NotFound(format!("snapshot {id}"))))
     }
     async fn restore_to(&self, source: &str, _at: Option<Timestamp>, new: &NewInstance) -> PortResult<()> {
+        self.asked("instances.restore_to");
         self.write(|state, now| {
             find(state, &self.here(source))?;
             self.make(state, new, None, now)
         })
     }
     async fn restore_snapshot(&self, id: &str, new: &NewInstance) -> PortResult<()> {
+        self.asked("instances.restore_snapshot");
         self.write(|state, now| {
             let there = state.snapshots.contains_key(&self.here(id));
             if !there {
@@ -145,6 +155,7 @@ impl InstanceWrite for Data {
         })
     }
     async fn promote(&self, id: &str) -> PortResult<()> {
+        self.asked("instances.promote");
         self.write(|state, now| {
             let instance = find(state, &self.here(id))?;
             if instance.info.replicates_from.is_none() || instance.info.status != "available" {
@@ -156,6 +167,7 @@ impl InstanceWrite for Data {
         })
     }
     async fn create_replica(&self, source: &str, _kms_key: Option<&str>, new: &NewInstance) -> PortResult<()> {
+        self.asked("instances.create_replica");
         self.write(|state, now| {
             if !state.instances.values().any(|i| i.info.arn == source || i.info.id == source) {
                 return Err(PortError::NotFound(format!("source {source}")));
@@ -164,6 +176,7 @@ impl InstanceWrite for Data {
         })
     }
     async fn delete(&self, id: &str, final_snapshot: Option<&str>) -> PortResult<()> {
+        self.asked("instances.delete");
         self.write(|state, now| {
             let instance = find(state, &self.here(id))?;
             if instance.info.status == "deleting" {
@@ -178,6 +191,7 @@ impl InstanceWrite for Data {
         })
     }
     async fn stop(&self, id: &str) -> PortResult<()> {
+        self.asked("instances.stop");
         self.write(|state, now| {
             let instance = find(state, &self.here(id))?;
             if instance.info.status != "available" {
@@ -189,6 +203,7 @@ impl InstanceWrite for Data {
         })
     }
     async fn start(&self, id: &str) -> PortResult<()> {
+        self.asked("instances.start");
         self.write(|state, _| {
             let instance = find(state, &self.here(id))?;
             instance.info.status = "available".into();
@@ -197,15 +212,18 @@ impl InstanceWrite for Data {
         })
     }
     async fn set_groups(&self, id: &str, groups: &[String]) -> PortResult<()> {
+        self.asked("instances.set_groups");
         self.write(|state, _| {
             find(state, &self.here(id))?.info.groups = groups.iter().map(|g| (g.clone(), "active".to_owned())).collect();
             Ok(())
         })
     }
     async fn set_password(&self, id: &str, _password: &SecretString) -> PortResult<()> {
+        self.asked("instances.set_password");
         self.write(|state, _| find(state, &self.here(id)).map(drop))
     }
     async fn tag(&self, arn: &str, key: &str, value: Option<&str>) -> PortResult<()> {
+        self.asked("instances.tag");
         self.write(|state, _| {
             let found = state.instances.values_mut().find(|i| i.info.arn == arn);
             let tags = &mut found.ok_or_else(|| PortError::NotFound(arn.to_owned()))?.info.tags;
@@ -217,9 +235,11 @@ impl InstanceWrite for Data {
         })
     }
     async fn switch_global(&self, id: &str, to: &str) -> PortResult<()> {
+        self.asked("instances.switch_global");
         self.change_global(id, to)
     }
     async fn fail_over_global(&self, id: &str, to: &str) -> PortResult<()> {
+        self.asked("instances.fail_over_global");
         self.change_global(id, to)
     }
 }

@@ -22,7 +22,10 @@ pub use state::{Server, SimInstance, SimLease, SimMachine, SimObject, SimPooler,
 
 use crate::model::estate::{Estate, SecretRef};
 use crate::providers::{clock::Clock, port::*};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 /// What becomes of one write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +44,8 @@ pub struct SimWorld {
     pub(super) clock: Arc<SimClock>,
     pub(super) state: Arc<Mutex<State>>,
     pub(super) handler: Arc<Mutex<Option<Handler>>>,
+    /// What was asked of whom, beside the world: looking changes nothing in it.
+    calls: Arc<Mutex<BTreeSet<(&'static str, String)>>>,
     estate: Arc<Estate>,
 }
 
@@ -48,7 +53,7 @@ impl SimWorld {
     #[must_use]
     pub fn new(estate: Arc<Estate>) -> Self {
         let clock = Arc::new(SimClock::default());
-        Self { clock, state: Arc::new(Mutex::new(State::default())), handler: Arc::new(Mutex::new(None)), estate }
+        Self { clock, state: Arc::default(), handler: Arc::default(), calls: Arc::default(), estate }
     }
     #[must_use]
     pub fn estate(&self) -> Arc<Estate> {
@@ -101,6 +106,15 @@ impl SimWorld {
     #[must_use]
     pub fn writes(&self) -> u64 {
         self.lock().writes
+    }
+
+    /// The calls of providers so far, each with where it went.
+    #[must_use]
+    pub fn calls(&self) -> BTreeSet<(&'static str, String)> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+    pub(super) fn asked(&self, call: &'static str, place: &str) {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner).insert((call, place.to_owned()));
     }
 
     /// Every change to the world comes through here, and may meet its fault.

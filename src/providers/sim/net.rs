@@ -23,34 +23,43 @@ pub(super) struct Net {
 #[async_trait]
 impl DnsRead for Net {
     async fn record(&self, zone: &str, name: &str, kind: &str) -> PortResult<Option<RecordSet>> {
+        self.world.asked("dns.record", zone);
         Ok(self.world.lock().records.get(&(zone.into(), name.into(), kind.into())).cloned())
     }
     async fn weights(&self, zone: &str, name: &str, kind: &str) -> PortResult<Vec<WeightedSet>> {
+        self.world.asked("dns.weights", zone);
         Ok(self.world.lock().weights.get(&(zone.into(), name.into(), kind.into())).cloned().unwrap_or_default())
     }
     async fn sets(&self, zone: &str, name: &str, kind: &str) -> PortResult<Vec<RoutedSet>> {
+        self.world.asked("dns.sets", zone);
         Ok(self.world.lock().sets(&(zone.into(), name.into(), kind.into())))
     }
     async fn health_check(&self, id: &str) -> PortResult<Option<HealthCheck>> {
+        self.world.asked("dns.health_check", "");
         Ok(self.world.lock().checks.get(id).map(|spec| HealthCheck { id: id.to_owned(), spec: Some(spec.clone()) }))
     }
     async fn health_check_of(&self, reference: &str) -> PortResult<Option<HealthCheck>> {
+        self.world.asked("dns.health_check_of", "");
         self.health_check(reference).await
     }
     async fn health_seen(&self, id: &str) -> PortResult<Option<HealthSeen>> {
+        self.world.asked("dns.health_seen", "");
         let now = self.world.clock.now();
         let good = usize::from(self.world.lock().checked(id, now));
         Ok(Some(HealthSeen { good, bad: 1 - good }))
     }
     async fn in_sync(&self, change: &ChangeId) -> PortResult<bool> {
+        self.world.asked("dns.in_sync", "");
         let now = self.world.clock.now();
-        self.world.lock().changes.get(&change.0).map(|at| *at <= now).ok_or_else(|| PortError::NotFound(format!("change {}", change.0)))
+        let state = self.world.lock();
+        state.changes.get(&change.0).map(|at| !state.stuck && *at <= now).ok_or_else(|| PortError::NotFound(format!("change {}", change.0)))
     }
 }
 
 #[async_trait]
 impl DnsWrite for Net {
     async fn swap(&self, zone: &str, expect: Option<&RecordSet>, want: Option<&RecordSet>, _comment: &str) -> PortResult<ChangeId> {
+        self.world.asked("dns.swap", zone);
         let any = expect.or(want).ok_or_else(|| PortError::Refused("an empty change".into()))?;
         self.world.write(|state, now| {
             let key = (zone.to_owned(), any.name.clone(), any.kind.clone());
@@ -71,6 +80,7 @@ impl DnsWrite for Net {
     }
 
     async fn reweigh(&self, zone: &str, expect: &[WeightedSet], want: &[WeightedSet], _comment: &str) -> PortResult<ChangeId> {
+        self.world.asked("dns.reweigh", zone);
         let any = expect.first().ok_or_else(|| PortError::Refused("an empty change".into()))?;
         self.world.write(|state, now| {
             let key = (zone.to_owned(), any.record.name.clone(), any.record.kind.clone());
@@ -86,6 +96,7 @@ impl DnsWrite for Net {
     }
 
     async fn replace(&self, zone: &str, expect: &[RoutedSet], want: &[RoutedSet], comment: &str) -> PortResult<ChangeId> {
+        self.world.asked("dns.replace", zone);
         let simple = |sets: &[RoutedSet]| match sets {
             [RoutedSet { routing: Routing::Simple, alias: None, record, .. }] => Some(record.clone()),
             _ => None,
@@ -119,6 +130,7 @@ impl DnsWrite for Net {
     }
 
     async fn create_health_check(&self, reference: &str, spec: &HealthSpec) -> PortResult<HealthCheck> {
+        self.world.asked("dns.create_health_check", "");
         self.world.write(|state, _| {
             state.checks.entry(reference.to_owned()).or_insert_with(|| spec.clone());
             Ok(HealthCheck { id: reference.to_owned(), spec: state.checks.get(reference).cloned() })
@@ -126,6 +138,7 @@ impl DnsWrite for Net {
     }
 
     async fn delete_health_check(&self, id: &str) -> PortResult<()> {
+        self.world.asked("dns.delete_health_check", "");
         self.world.write(|state, _| {
             state.checks.remove(id);
             Ok(())

@@ -93,6 +93,8 @@ pub struct State {
     pub checks: BTreeMap<String, HealthSpec>,
     /// When each change is in sync.
     pub changes: BTreeMap<String, Timestamp>,
+    /// From now on none ever is.
+    pub stuck: bool,
     /// What resolvers answer for a name from an instant on, oldest first.
     pub visible: BTreeMap<String, Vec<(Timestamp, Option<RecordSet>)>>,
     /// Regions that do not answer.
