@@ -3,7 +3,8 @@
 //! **Against a manifest** (where `bucket.backup` left one): the copies are compared with it, and with the source's
 //! listing where the source answers. With `against: manifest` it therefore needs nothing of the source's region, and a failover
 //! out of it may use it; without, it may have to ask the source. Content is read and hashed up to 1 GiB in all, unless told otherwise; beyond that,
-//! the digests in the metadata are compared.
+//! the digests in the metadata are compared. The manifest and both listings are held in memory: for very many objects use
+//! `against: source`.
 //!
 //! **Against the source** (`against: source`, and where there is no manifest, as with the provider's own replication):
 //! both buckets are listed side by side and merged, whatever their size, in bounded memory; a verification that is killed
@@ -20,7 +21,7 @@ pub use super::set_tally::{Backlog, By, Found, Kind};
 use super::{contract::*, manifest, set_verify, shared::*};
 use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoPolicy, time::Span};
 use crate::providers::port::*;
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -128,6 +129,8 @@ pub struct Rule {
 }
 
 const GIB: u64 = 1024 * 1024 * 1024;
+/// So many copies are looked at at once.
+const LOOKS: usize = 32;
 
 pub struct Verify;
 
@@ -217,18 +220,12 @@ async fn check(cx: &ReadCx, input: &Input, found: (String, manifest::Manifest)) 
 
     let mut wrong: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     let entries: BTreeMap<&str, &manifest::Entry> = manifest.objects.iter().map(|e| (e.key.as_str(), e)).collect();
+    let mut looks = Vec::with_capacity(manifest.objects.len());
     for entry in &manifest.objects {
-        let now = source.as_ref().map(|s| s.get(&entry.key));
-        let kind = match copies.get(&entry.key) {
-            // Deleted at the source since: then the copy need not be there.
-            None => (now != Some(None)).then_some("missing"),
-            Some(copy) if !intact(&*target, entry, copy, read_data).await? => Some("corrupt"),
-            Some(_) => match now {
-                Some(None) => Some("extra"),
-                Some(Some(now)) if changed(&*origin, entry, now).await? => Some("stale"),
-                _ => None,
-            },
-        };
+        looks.push(look(&*target, &*origin, entry, copies.get(&entry.key), source.as_ref().map(|s| s.get(&entry.key)), read_data));
+    }
+    let kinds: Vec<Option<&str>> = futures::stream::iter(looks).buffered(LOOKS).try_collect().await?;
+    for (entry, kind) in manifest.objects.iter().zip(kinds) {
         if let Some(kind) = kind {
             wrong.entry(kind).or_default().push(entry.key.clone());
         }
@@ -245,6 +242,27 @@ async fn check(cx: &ReadCx, input: &Input, found: (String, manifest::Manifest)) 
         return Ok(Output { objects, bytes, source_asked: source.is_some(), read_data, manifest: Some(manifest_key), set: None });
     }
     Err(differs(input, &wrong))
+}
+
+/// What is wrong with one copy. `now`: the source's object, if the source could be asked.
+async fn look(
+    target: &dyn ObjectRead,
+    origin: &dyn ObjectRead,
+    entry: &manifest::Entry,
+    copy: Option<&ObjectMeta>,
+    now: Option<Option<&ObjectMeta>>,
+    read_data: bool,
+) -> Result<Option<&'static str>, ApplyError> {
+    Ok(match copy {
+        // Deleted at the source since: then the copy need not be there.
+        None => (now != Some(None)).then_some("missing"),
+        Some(copy) if !intact(target, entry, copy, read_data).await? => Some("corrupt"),
+        Some(_) => match now {
+            Some(None) => Some("extra"),
+            Some(Some(now)) if changed(origin, entry, now).await? => Some("stale"),
+            _ => None,
+        },
+    })
 }
 
 fn by_key(objects: Vec<ObjectMeta>) -> BTreeMap<String, ObjectMeta> {
@@ -352,6 +370,23 @@ mod tests {
         }
         let file = std::fs::read_to_string(set_verify::folder(&bench.read).join("differences.jsonl")).expect("a file");
         assert!(file.lines().count() == 4 && file.contains("the content differs") && file.contains("3 bytes, 2"), "{file}");
+    }
+
+    #[tokio::test]
+    async fn a_sample_of_all_objects_is_read_on_both_sides() {
+        for (sample, least, most) in [(1.0, 400, 400), (0.25, 60, 140), (0.0, 0, 0)] {
+            let mut against = fixture();
+            against.with = serde_json::json!({ "bucket": "models", "from": "east", "to": "west", "against": "source", "sample": sample, "prefix": "many/" });
+            let bench = Bench::new(&against);
+            let now = bench.read.world.clock().now();
+            for (n, region) in (0..400).flat_map(|n| ["east", "west"].map(|region| (n, region))) {
+                bench.world.lock().object("models", region, &format!("many/{n}"), b"12345", now);
+            }
+            let set = bench.run::<Verify>().await.expect("equal").set.expect("against the source");
+            let read = set.same_by.get(&By::Content).copied().unwrap_or(0);
+            assert!((least..=most).contains(&read) && set.read_bytes == 5 * read, "{sample}: {read} read, {} bytes", set.read_bytes);
+            assert_eq!((set.objects, set.same_by.values().sum::<u64>()), (400, 400));
+        }
     }
 
     #[tokio::test]

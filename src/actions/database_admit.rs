@@ -9,11 +9,13 @@
 //!
 //! **Half-done** it is between the switch and the lease: the server is made writable first, so that whoever
 //! is granted the lease can use it. The epoch tells the rest: as expected, nothing happened; one further
-//! and allowed to this region, it did; anything else was somebody else, and a person must look.
+//! and allowed to this region, it did; anything else was somebody else, and a person must look. Poolers say themselves where
+//! they send their clients.
 //!
-//! **Undone** it is by allowing nobody again, by the same compare-and-swap.
+//! **Undone** it is by allowing nobody again, by the same compare-and-swap. Poolers stay where they are: the server that they
+//! pointed to before is dead.
 
-use super::{contract::*, own_server::{is_own, other_primary}, proof::FenceProof, shared::*};
+use super::{contract::*, own_server::{is_own, other_primary}, poolers, proof::FenceProof, shared::*};
 use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoPolicy, time::Span};
 use crate::providers::port::*;
 use schemars::JsonSchema;
@@ -41,6 +43,9 @@ pub struct Intent {
     /// Roles that a fence keeps out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     roles: Vec<String>,
+    /// Poolers stand before it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pooled: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -48,6 +53,9 @@ pub struct Output {
     pub region: RegionName,
     /// The lease's epoch from now on; `null` where there is no lease.
     pub epoch: Option<u64>,
+    /// Poolers of another region that did not answer, in their own words: they send their clients where they did before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub poolers_left: Vec<String>,
 }
 
 pub struct Admit;
@@ -107,7 +115,10 @@ impl Action for Admit {
         if !roles.is_empty() {
             changes.push(change(format!("{} in {name}", roles.join(", ")), Some("may not log in".into()), Some("may log in".into())));
         }
-        Ok(Prepared { intent: Intent { database: name, region, expect_epoch, held, roles }, change: changes, notes: Vec::new() })
+        let pooled = own && !database(cx, &name)?.poolers.is_empty();
+        let (led, notes) = if pooled { poolers::foresee(cx, &name, &region).await? } else { Default::default() };
+        changes.extend(led);
+        Ok(Prepared { intent: Intent { database: name, region, expect_epoch, held, roles, pooled }, change: changes, notes })
     }
 
     async fn apply(cx: &WriteCx, intent: &Intent) -> Result<Output, ApplyError> {
@@ -132,10 +143,12 @@ impl Action for Admit {
             Some(now) if admitted(&now, intent) => Some(now.epoch),
             Some(now) => Some(cx.world()?.lease_mut(name)?.allow(Some(region), now.epoch).await?.epoch),
         };
-        Ok(Output { region: intent.region.clone(), epoch })
+        let poolers_left = if intent.pooled { poolers::lead(cx, &intent.database, &intent.region).await? } else { Vec::new() };
+        Ok(Output { region: intent.region.clone(), epoch, poolers_left })
     }
 
     async fn observe(cx: &ReadCx, intent: &Intent) -> Seen<Output> {
+        let done = |epoch, poolers_left| Seen::Done(Output { region: intent.region.clone(), epoch, poolers_left });
         let look = async {
             let (name, region) = (intent.database.as_str(), intent.region.as_str());
             let lease = match intent.expect_epoch {
@@ -143,16 +156,15 @@ impl Action for Admit {
                 Some(_) => Some(cx.world.lease(name)?.lease().await?),
             };
             let kept_out = !intent.roles.is_empty() && !cx.world.cluster(name, region)?.revoked().await?.is_empty();
-            Ok::<_, PortError>((lease, kept_out || cx.world.sql(name, region)?.state().await?.read_only))
+            let (led, left) = if intent.pooled { poolers::led(cx, &intent.database, &intent.region).await? } else { (true, Vec::new()) };
+            Ok::<_, PortError>((lease, !led || kept_out || cx.world.sql(name, region)?.state().await?.read_only, left))
         };
         match look.await {
             Err(e) => cannot_tell(&e),
-            Ok((None, closed)) => if closed { Seen::Absent } else { Seen::Done(Output { region: intent.region.clone(), epoch: None }) },
-            Ok((Some(lease), false)) if admitted(&lease, intent) => {
-                Seen::Done(Output { region: intent.region.clone(), epoch: Some(lease.epoch) })
-            }
-            Ok((Some(lease), _)) if admitted(&lease, intent) || Some(lease.epoch) == intent.expect_epoch => Seen::Absent,
-            Ok((Some(lease), _)) => {
+            Ok((None, closed, left)) => if closed { Seen::Absent } else { done(None, left) },
+            Ok((Some(lease), false, left)) if admitted(&lease, intent) => done(Some(lease.epoch), left),
+            Ok((Some(lease), ..)) if admitted(&lease, intent) || Some(lease.epoch) == intent.expect_epoch => Seen::Absent,
+            Ok((Some(lease), ..)) => {
                 let allowed = lease.allowed.as_deref().unwrap_or("nobody");
                 Seen::Differs { found: format!("the lease is at epoch {}, allowed to {allowed}", lease.epoch) }
             }

@@ -14,6 +14,7 @@ mod manifest;
 mod own_server;
 mod patroni;
 pub mod permissions;
+mod poolers;
 pub mod proof;
 mod propagation;
 mod rds_global;

@@ -5,11 +5,12 @@ use super::{
     database_switchover::{Intent, Output},
     fence_ways::start_as_primary,
     own_server::*,
+    poolers,
     shared::*,
 };
 use crate::model::{effect::*, ids::*};
 use crate::providers::port::*;
-use futures::future::{join_all, try_join_all};
+use futures::future::try_join_all;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -263,19 +264,12 @@ pub(super) async fn back(cx: &WriteCx, intent: &Intent) -> Result<(), ApplyError
     Ok(standby.drop_slot(&slot_name(&intent.from)).await?)
 }
 
+/// A switchover begins only when all poolers answer, so that one of them does not is never passed over.
 async fn send_to(cx: &WriteCx, intent: &Intent, region: &RegionName) -> Result<(), ApplyError> {
-    let target = instance(cx, &intent.database, region).map_err(definite)?;
-    let (host, port) = (target.host.clone().unwrap_or_default(), target.port.unwrap_or(5432));
-    let poolers = cx.world()?.poolers_mut(intent.database.as_str())?;
-    let each = poolers.iter().map(|pooler| async {
-        let state = pooler.state().await?;
-        if (state.host.as_str(), state.port) != (host.as_str(), port) {
-            pooler.point(&host, port).await?;
-        }
-        if state.paused { pooler.resume().await } else { Ok(()) }
-    });
-    join_all(each).await.into_iter().collect::<PortResult<Vec<()>>>()?;
-    Ok(())
+    match poolers::lead(cx, &intent.database, region).await?.pop() {
+        None => Ok(()),
+        Some(left) => Err(PortError::Unreachable(left).into()),
+    }
 }
 
 /// The new primary is one: its clients may have it.
@@ -358,12 +352,9 @@ pub(super) async fn where_it_stands(cx: &ReadCx, intent: &Intent) -> PortResult<
     if !old.in_recovery {
         return Ok(Seen::Differs { found: format!("`{}` and `{}` both have a primary", intent.from, intent.to) });
     }
-    for pooler in cx.world.poolers(name.as_str())? {
-        let state = pooler.state().await?;
-        let target = database(cx, name).ok().and_then(|d| d.instances.get(&intent.to)).and_then(|i| i.host.clone());
-        if state.paused || Some(state.host) != target {
-            return Ok(Seen::Absent);
-        }
+    let (led, left) = poolers::led(cx, name, &intent.to).await?;
+    if !led || !left.is_empty() {
+        return Ok(Seen::Absent);
     }
     if old.streaming && old.timeline == new.timeline {
         if unused(&cx.world.cluster(name.as_str(), intent.from.as_str())?.slots().await?, &intent.kept) {

@@ -5,7 +5,7 @@
 
 use super::{Done, lab, output::Output};
 use crate::lab::{Lab, Servers};
-use crate::service::{Muster, ServiceError};
+use crate::service::{Muster, ServiceError, drills::Drilled};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -63,7 +63,7 @@ impl Scenario {
     }
 }
 
-const SHIPPED: [(&str, &str); 10] = [
+const SHIPPED: [(&str, &str); 12] = [
     ("muster.yaml", include_str!("../../muster.yaml")),
     ("runbooks/regional-failover.yaml", include_str!("../../runbooks/regional-failover.yaml")),
     ("runbooks/failback.yaml", include_str!("../../runbooks/failback.yaml")),
@@ -73,8 +73,11 @@ const SHIPPED: [(&str, &str); 10] = [
     ("runbooks/protect.yaml", include_str!("../../runbooks/protect.yaml")),
     ("runbooks/own-servers-protect.yaml", include_str!("../../runbooks/own-servers-protect.yaml")),
     ("runbooks/own-servers-failback.yaml", include_str!("../../runbooks/own-servers-failback.yaml")),
-    ("drills/region-loss.yaml", include_str!("../../drills/region-loss.yaml")),
+    ("runbooks/database-restore.yaml", include_str!("../../runbooks/database-restore.yaml")),
+    (REGION_LOSS, include_str!("../../drills/region-loss.yaml")),
+    ("drills/database-restore.yaml", include_str!("../../drills/database-restore.yaml")),
 ];
+const REGION_LOSS: &str = "drills/region-loss.yaml";
 
 pub async fn main(args: Args, output: &Output) -> Done {
     // Before anything is made: whatever is interrupted from here on is also taken away again.
@@ -90,7 +93,7 @@ pub async fn main(args: Args, output: &Output) -> Done {
         }
         let text = match name {
             "muster.yaml" if args.path == TrafficPath::DataPlane => text.replace("    # standby:", "    standby:"),
-            _ if name.starts_with("drills/") => scenario(text, &args),
+            REGION_LOSS => scenario(text, &args),
             _ => text.to_owned(),
         };
         std::fs::write(&path, text).map_err(fail)?;
@@ -183,6 +186,7 @@ async fn whole(muster: &mut Muster, args: &Args, output: &Output) -> Done {
     }
     output.say("the drill: load, loss, recovery, and the way back");
     let drilled = muster.drill_run("region-loss", None).await?;
+    let restored = restored(muster, args, drilled.exit_code(), output).await?;
     let (id, html) = muster.drill_report(Some(drilled.state.id.as_str())).await?;
     let report = report_path(muster, args, id.as_str());
     std::fs::write(&report, html).map_err(|e| ServiceError::Usage(format!("{} cannot be written: {e}", report.display())))?;
@@ -191,13 +195,24 @@ async fn whole(muster: &mut Muster, args: &Args, output: &Output) -> Done {
     if let Some(map) = view.as_object_mut() {
         map.insert("report".to_owned(), json!(report));
         map.insert("evidence_problems".to_owned(), json!(verified.problems));
+        map.insert("database_restore".to_owned(), restored.as_ref().map_or(Value::Null, |restored| restored.view.clone()));
     }
     if output.json {
         output.object(&view);
     } else {
         told(&view, &report, output);
     }
-    Ok(if verified.verified { drilled.exit_code() } else { 1 })
+    let code = drilled.exit_code().max(restored.map_or(0, |restored| restored.exit_code()));
+    Ok(if verified.verified { code } else { 1 })
+}
+
+/// The database from its backup alone: what is left where no region is. Amazon's servers take their own snapshots instead.
+async fn restored(muster: &Muster, args: &Args, code: u8, output: &Output) -> Result<Option<Drilled>, ServiceError> {
+    if args.servers != Servers::Own || code != 0 || *muster.interrupt.borrow() {
+        return Ok(None);
+    }
+    output.say("a second drill: the database from its backup alone, on a throwaway server");
+    muster.drill_run("database-restore", None).await.map(Some)
 }
 
 /// What is done before the drill; the code to end with if it did not succeed.
@@ -220,5 +235,15 @@ fn report_path(muster: &Muster, args: &Args, id: &str) -> PathBuf {
 
 fn told(view: &Value, report: &Path, output: &Output) {
     super::drill::figures(view, output);
+    let restore = &view["database_restore"];
+    if !restore.is_null() {
+        let shown = |figure: &Value| figure["actual_ms"].as_i64().map_or("not measured".to_owned(), |n| super::output::ms(Some(n.into())));
+        output.line(format!(
+            "the database from its backup alone: {} to the first answer, as of {} before; pages and indexes checked: {}",
+            shown(&restore["rto"]),
+            shown(&restore["rpo"]),
+            restore["verdict"].as_str().unwrap_or("not finished")
+        ));
+    }
     output.line(format!("report: {}", report.display()));
 }

@@ -87,24 +87,27 @@ fn dns_shift_says_how_a_change_spread_and_who_ignores_the_ttl() {
     let _secondary = Authority::secondary(Kind::Bind, there, primary.address);
     let obeys = Resolver::of(primary.address, &[]);
     let obeys_too = Resolver::of(primary.address, &[]);
+    // What is over is answered once more while it is fetched anew.
+    let expired = Resolver::of(primary.address, &["serve-expired: yes", "serve-expired-client-timeout: 0"]);
     let clamps = Resolver::of(primary.address, &["cache-min-ttl: 60"]);
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let place = Place::new();
-    estate(&place, primary.address, there, &[obeys.address, obeys_too.address, clamps.address, silent.local_addr().unwrap()]);
+    let panel = [obeys.address, obeys_too.address, expired.address, clamps.address, silent.local_addr().unwrap()];
+    estate(&place, primary.address, there, &panel);
     place.until("the secondary has the zone", || ask(there) == Some(IpAddr::V4(EAST)));
     // Caches are filled: what follows waits for the old TTL of 5 s.
-    for resolver in [&obeys, &obeys_too, &clamps] {
+    for resolver in [&obeys, &obeys_too, &expired, &clamps] {
         assert_eq!(ask(resolver.address), Some(IpAddr::V4(EAST)));
     }
     let plan = place.muster(&["plan", "shift.yaml", "-i", "to=west"]).expect(0);
     assert!(plan.out.contains("127.0.2.1"), "{}", plan.out);
 
     let authority = Client::of(primary.address, WEST);
-    let (client, other) = (Client::of(obeys.address, WEST), Client::of(obeys_too.address, WEST));
+    let clients = [&obeys, &obeys_too, &expired].map(|resolver| Client::of(resolver.address, WEST));
     let said = place.muster(&["run", "shift.yaml", "-i", "to=west", "--live"]).expect(0);
     let step = said.step("traffic");
     let output = &step["output"];
-    let (first, slowest) = (authority.when().unwrap(), client.when().max(other.when()).unwrap());
+    let (first, slowest) = (authority.when().unwrap(), clients.iter().map(|client| client.when().unwrap()).max().unwrap());
     let truth = (slowest - first).as_millis() as u64;
     eprintln!("all that obey: {truth} ms after the authority as a client saw it; the step says {}", output["panel"]);
     // Steps of 20 ms here and 3 ms there, and what the program takes to ask for the zone's serial; the rest is for a
@@ -120,7 +123,7 @@ fn dns_shift_says_how_a_change_spread_and_who_ignores_the_ttl() {
     let why = |of: SocketAddr| late.iter().find(|(who, _)| *who == of.to_string()).map(|(_, why)| *why).unwrap_or_default();
     assert!(why(clamps.address).contains("still answers 127.0.1.1"), "{late:?}");
     assert!(why(silent.local_addr().unwrap()).contains("no answer"), "{late:?}");
-    assert_eq!(output["resolvers"].as_array().unwrap().len(), 2);
+    assert_eq!(output["resolvers"].as_array().unwrap().len(), 3);
     let text = said.out + &said.err;
     assert!(!text.contains(SECRET), "the key was told");
 }
@@ -149,9 +152,14 @@ fn a_cut_over_after_a_lowered_ttl_takes_a_second() {
         place.muster(&["run", "ahead.yaml", "--live"]).expect(0);
         // The cache is filled at this very moment: the worst that can be.
         let (authority, client) = (Client::of(primary.address, to), Client::of(obeys.address, to));
-        place.muster(&["run", "shift.yaml", "-i", region, "--live"]).expect(0);
+        let said = place.muster(&["run", "shift.yaml", "-i", region, "--live"]).expect(0);
         place.until("the client saw it", || client.when().is_some());
-        took.push((client.when().unwrap() - authority.when().unwrap()).as_millis());
+        let truth = (client.when().unwrap() - authority.when().unwrap()).as_millis();
+        // A panel of one: every share of it is that one.
+        let panel = said.step("traffic")["output"]["panel"].clone();
+        let shares = ["p50_ms", "p90_ms", "p99_ms", "p100_ms"].map(|share| ms(&panel[share]));
+        assert!(shares.iter().all(|share| *share == shares[0]) && u128::from(shares[0]).abs_diff(truth) <= 250, "{truth}: {panel}");
+        took.push(truth);
     }
     eprintln!("cut-over, from the authority's new answer to the client's: {took:?} ms");
     // A second and 50 ms, and up to another second because Unbound counts in whole ones: what it got with a TTL of 1 s it has until the

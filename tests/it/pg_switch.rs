@@ -2,15 +2,17 @@
 //! Muster gone at every point on the way. And the unplanned: a primary that is killed.
 
 use crate::{
-    pg::{Cluster, Programs},
+    pg::{Cluster, Programs, free_port},
     pg_load::{Load, Route, missing},
     pg_yard::{REWINDABLE, Yard, apply, finish, observed, prepare, session, until},
 };
+use muster::providers::{clock::SystemClock, world::World};
 use serde_json::json;
 use sqlx::Executor;
 use std::{
     collections::BTreeSet,
     process::Command,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -245,7 +247,9 @@ async fn kills(programs: Programs, count: usize) {
     let (mut from, mut to) = ("east", "west");
     for round in 0..count {
         let load = Load::start(&direct(&yard), CLIENTS, EVERY);
+        let through = Load::start(&pooled(&yard), 1, EVERY);
         load.flows().await;
+        through.flows().await;
         let held = delay(round);
         if !held.is_zero() {
             for sender in yard.cluster(from).sql("SELECT pid FROM pg_stat_replication").lines() {
@@ -260,7 +264,13 @@ async fn kills(programs: Programs, count: usize) {
         yard.done("database.promote", json!({ "database": "orders", "region": to, "proof": proof })).await;
         let promoted = begun.elapsed();
         load.flows().await;
-        let account = load.end().await;
+        // Whoever comes through the pooler is let in as well.
+        let admitted = yard.done("database.admit", json!({ "database": "orders", "region": to, "proof": proof })).await;
+        assert!(admitted.get("poolers_left").is_none(), "{admitted}");
+        through.flows().await;
+        let (mut account, through) = (load.end().await, through.end().await);
+        let pooled_gap = through.longest_gap();
+        account.acknowledged.extend(through.acknowledged);
         assert_eq!(yard.writable().await, [to]);
         let lost: BTreeSet<i64> = missing(yard.cluster(to), &account.acknowledged).into_iter().collect();
         let survived = ids(yard.cluster(to));
@@ -268,7 +278,10 @@ async fn kills(programs: Programs, count: usize) {
         let acknowledged: BTreeSet<i64> = account.acknowledged.iter().copied().collect();
         // What was committed and never answered is nobody's loss; each client tries again what it was not answered.
         let told: BTreeSet<i64> = truth.intersection(&acknowledged).copied().collect();
-        assert!(lost == told && truth.len() - told.len() <= CLIENTS as usize, "round {round}: lost {lost:?}, the databases say {truth:?}");
+        assert!(
+            lost == told && truth.len() - told.len() <= CLIENTS as usize + 1,
+            "round {round}: lost {lost:?}, the databases say {truth:?}"
+        );
         let out = yard.done("database.rejoin", json!({ "database": "orders", "region": from, "primary": to })).await;
         let stranded = stranded_ids(&out);
         assert!(lost.iter().all(|id| stranded.contains(id)), "round {round}: lost {lost:?}, stranded {stranded:?}; {out}");
@@ -280,11 +293,12 @@ async fn kills(programs: Programs, count: usize) {
         lossy += usize::from(!lost.is_empty());
         outages.push(u64::try_from(account.longest_gap().as_millis()).unwrap());
         eprintln!(
-            "replication held up for {} ms; fenced after {} ms, promoted after {} ms, nothing acknowledged for {} ms, {} lost of {}, {} stranded, {}",
+            "replication held up for {} ms; fenced after {} ms, promoted after {} ms, nothing acknowledged for {} ms, and through the pooler for {} ms, {} lost of {}, {} stranded, {}",
             held.as_millis(),
             fenced.as_millis(),
             promoted.as_millis(),
             outages.last().unwrap(),
+            pooled_gap.as_millis(),
             lost.len(),
             account.acknowledged.len(),
             stranded.len(),
@@ -315,6 +329,40 @@ async fn a_primary_that_is_killed_is_fenced_and_its_standby_promoted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_primary_that_is_killed_is_fenced_and_its_standby_promoted_in_18() {
     kills(Programs::Eighteen, 2).await;
+}
+
+/// A pooler that was lost with its region is left and named; without one that belongs to the new primary nobody is let in.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pooler_is_left_only_where_it_was_lost_with_its_region() {
+    let gone = json!({ "host": "127.0.0.1", "port": free_port(), "user": "muster", "file": "/nowhere/orders.ini", "region": "east" });
+    let mut yard = Yard::up(REWINDABLE, json!({ "poolers": [gone] }));
+    let proof = yard.done("database.fence", json!({ "database": "orders", "region": "east" })).await["proof"].clone();
+    yard.done("database.promote", json!({ "database": "orders", "region": "west", "proof": proof })).await;
+    let admit = json!({ "database": "orders", "region": "west" });
+    let left = yard.done("database.admit", admit.clone()).await["poolers_left"].clone();
+    assert!(
+        left.as_array().is_some_and(|all| all.len() == 1) && left[0].as_str().unwrap().starts_with("PgBouncer at 127.0.0.1:"),
+        "{left}"
+    );
+
+    let mut estate = (*yard.estate).clone();
+    estate.databases.values_mut().next().unwrap().poolers[0].region = serde_json::from_value(json!("west")).unwrap();
+    yard.estate = Arc::new(estate);
+    yard.world = Arc::new(World::new(yard.estate.clone(), Arc::new(SystemClock::new())));
+    let refused = yard.fails("database.admit", admit).await;
+    assert!(refused.to_string().contains("PgBouncer at 127.0.0.1:"), "{refused}");
+
+    // It is back with its region, and its line says still what it said: with the old primary it is led to the new one.
+    let file = yard.home.0.path().join("orders.ini");
+    let mut estate = (*yard.estate).clone();
+    let pooler = &mut estate.databases.values_mut().next().unwrap().poolers[0];
+    (pooler.port, pooler.file, pooler.user) = (yard.pooler_port, file.clone(), "muster".into());
+    (pooler.database, pooler.region) = (Some("orders".into()), serde_json::from_value(json!("east")).unwrap());
+    yard.estate = Arc::new(estate);
+    yard.world = Arc::new(World::new(yard.estate.clone(), Arc::new(SystemClock::new())));
+    assert!(std::fs::read_to_string(&file).unwrap().contains(&format!("port={}", yard.east.port)));
+    yard.done("database.rejoin", json!({ "database": "orders", "region": "east", "primary": "west" })).await;
+    assert!(std::fs::read_to_string(&file).unwrap().contains(&format!("port={}", yard.west.port)));
 }
 
 mod soak {
