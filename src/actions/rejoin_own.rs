@@ -13,6 +13,7 @@
 use super::{
     contract::*,
     own_server::*,
+    poolers,
     shared::*,
     stranded::{self, Stranded},
     switchover_steps::{answers, let_slot_go},
@@ -147,6 +148,10 @@ fn not_fenced(name: &DatabaseName, region: &RegionName, why: &str) -> Refusal {
 }
 
 pub(super) async fn apply(cx: &WriteCx, intent: &OwnIntent) -> Result<Rejoined, ApplyError> {
+    // Those that were lost with the region send their clients where they did before.
+    if !database(cx, &intent.database).map_err(definite)?.poolers.is_empty() {
+        poolers::lead(cx, &intent.database, &intent.primary).await?;
+    }
     if intent.nothing || follows(cx, intent).await.is_ok_and(|state| state.is_some_and(|s| s.streaming)) {
         return Ok(rejoined(cx, intent, None));
     }

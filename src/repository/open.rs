@@ -268,7 +268,7 @@ impl Repository {
 
     /// The content of a chunk from that place, by one request for the pack's header and one for itself.
     pub(super) async fn piece(&self, pack: &Id, piece: &Piece) -> Result<Vec<u8>> {
-        let (key, chunk) = (pack.key(PACKS), piece.chunk);
+        let key = pack.key(PACKS);
         let header = self.range(&key, 0, HEADER as u64).await?;
         let mut sealed = self.range(&key, u64::from(piece.offset), u64::from(piece.stored)).await?;
         let damaged = |why| RepositoryError::damaged(format!("chunk {} in {key}", piece.chunk.short()), why);
