@@ -255,10 +255,13 @@ impl Repository {
         self.others(index).await?.content(self, chunk, &tried).await?.ok_or(why)
     }
 
-    /// The content of one chunk where the index says, and that it is damaged even where another pack has it whole.
+    /// The content of one chunk where the index says, and that it is damaged even where another pack has it whole. What a
+    /// lost part of the index named is sought like everywhere.
     pub(super) async fn first_copy(&self, index: &Index, chunk: &Id) -> Result<Vec<u8>> {
-        let (pack, piece) = index.find(chunk).ok_or(RepositoryError::NoChunk { chunk: *chunk })?;
-        self.piece(&pack, &piece).await
+        match index.find(chunk) {
+            Some((pack, piece)) => self.piece(&pack, &piece).await,
+            None => self.chunk(index, chunk).await,
+        }
     }
 
     /// Where chunks lie besides where this index says: asked for once, when it is needed.
