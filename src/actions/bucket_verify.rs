@@ -372,6 +372,22 @@ mod tests {
         assert!(file.lines().count() == 4 && file.contains("the content differs") && file.contains("3 bytes, 2"), "{file}");
     }
 
+    /// A store that tells whole seconds says of both that they are as old.
+    #[tokio::test]
+    async fn of_two_manifests_of_one_second_the_later_run_counts() {
+        let bench = Bench::new(&fixture());
+        let now = bench.read.world.clock().now();
+        let key = |name: &str| ("models".to_owned(), "west".to_owned(), format!(".muster/manifests/{name}.json"));
+        let body = bench.world.lock().objects[&key("x")].body.clone();
+        let mut older: manifest::Manifest = serde_json::from_slice(&body).expect("a manifest");
+        (older.at, older.objects) = (now - jiff::SignedDuration::from_millis(10), Vec::new());
+        let older = serde_json::to_vec(&older).expect("json");
+        for name in ["a", "z"] {
+            bench.world.lock().object("models", "west", &key(name).2, &older, now);
+        }
+        assert_eq!(bench.run::<Verify>().await.expect("equal").objects, 3);
+    }
+
     #[tokio::test]
     async fn a_sample_of_all_objects_is_read_on_both_sides() {
         for (sample, least, most) in [(1.0, 400, 400), (0.25, 60, 140), (0.0, 0, 0)] {

@@ -48,11 +48,17 @@ pub(crate) async fn latest(
 ) -> Result<Option<(String, Manifest)>, Failure> {
     let mut keys = list_all(objects, MANIFESTS).await.map_err(|e| failure(&e))?;
     keys.sort_by(|a, b| (b.modified, &b.key).cmp(&(a.modified, &a.key)));
+    // Stores that tell whole seconds (SeaweedFS) tell the same of two that came shortly one after the other.
+    let mut newest: Option<(Option<jiff::Timestamp>, String, Manifest)> = None;
     for meta in keys {
+        if newest.as_ref().is_some_and(|(modified, ..)| *modified != meta.modified) {
+            break;
+        }
         let manifest = read(objects, &meta.key).await?;
-        if manifest.bucket == *bucket && manifest.from == *from && prefix.is_none_or(|p| p == manifest.prefix) {
-            return Ok(Some((meta.key, manifest)));
+        let fits = manifest.bucket == *bucket && manifest.from == *from && prefix.is_none_or(|p| p == manifest.prefix);
+        if fits && newest.as_ref().is_none_or(|(_, _, other)| other.at < manifest.at) {
+            newest = Some((meta.modified, meta.key, manifest));
         }
     }
-    Ok(None)
+    Ok(newest.map(|(_, key, manifest)| (key, manifest)))
 }

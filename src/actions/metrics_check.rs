@@ -64,10 +64,11 @@ pub enum Kind {
 impl Gate {
     /// The largest that is good, as written or as usual for what it is.
     fn largest(&self) -> Option<f64> {
-        self.max.or(match self.kind? {
-            Kind::ErrorRate => Some(0.01),
-            Kind::P95 => Some(0.5),
-        })
+        let usual = |kind| match kind {
+            Kind::ErrorRate => 0.01,
+            Kind::P95 => 0.5,
+        };
+        self.max.or(self.kind.map(usual))
     }
 }
 

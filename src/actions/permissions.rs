@@ -73,7 +73,8 @@ pub fn of(action: &str, with: &Node, estate: &Estate) -> Needed {
             let rds = step.rds("database.verify_replica")?;
             let whole = &["s3:GetBucketVersioning", "s3:GetReplicationConfiguration", "s3:GetBucketObjectLockConfiguration"];
             let buckets = step.every_bucket(READ_OBJECTS).into_iter().chain(step.whole_buckets(whole));
-            rds.into_iter().chain(step.vault()).chain(buckets).chain(step.zones(false)).chain(step.checks(false)).collect()
+            let snapshots = if rds.is_empty() { Vec::new() } else { all(&["rds:DescribeDBSnapshots"], &["*".to_owned()]).collect() };
+            rds.into_iter().chain(snapshots).chain(step.vault()).chain(buckets).chain(step.zones(false)).chain(step.checks(false)).collect()
         }
         _ => return None,
     })

@@ -29,6 +29,10 @@ fn says(action: &dyn DynAction, with: &Value, region: &str) -> bool {
     action.reach(&map_of(with), &estate()).iter().any(|reach| reach.place == place)
 }
 
+/// What asks the region that a name leads to when it is asked: after a failover that is the one that took over, and before it
+/// nobody can say.
+const FOLLOWS: [&str; 1] = ["model.golden"];
+
 /// What inputs change about it, beside the world of the fixture.
 fn variants(name: &str) -> Vec<Value> {
     match name {
@@ -40,7 +44,7 @@ fn variants(name: &str) -> Vec<Value> {
 
 #[tokio::test]
 async fn what_an_action_cannot_do_without_it_says() {
-    let mut needed = 0;
+    let (mut needed, mut unsaid) = (0, Vec::<String>::new());
     for action in catalogue() {
         let name = action.spec().name;
         let mut changes = variants(name);
@@ -48,7 +52,7 @@ async fn what_an_action_cannot_do_without_it_says() {
         for change in changes {
             for region in ["east", "west"] {
                 let mut made = fixture(name).expect("a fixture");
-                if !made.observable || made.local {
+                if !made.observable || made.local || FOLLOWS.contains(&name) {
                     continue;
                 }
                 let with = made.with.as_object_mut().expect("a map");
@@ -64,6 +68,7 @@ async fn what_an_action_cannot_do_without_it_says() {
             }
         }
     }
+    assert!(unsaid.is_empty(), "they do not say that they need it: {unsaid:#?}");
     assert!(needed >= 20, "{needed} steps needed a region: are regions still lost in this world?");
 }
 

@@ -7,6 +7,7 @@ use super::{
     route53_servers::{EAST, NAME, WEST, client, zone},
     stores_servers::{Server, ministack, moto},
 };
+use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
 use bytes::Bytes;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -29,6 +30,11 @@ const BOOK: &str = "  - id: copy
 async fn desk(server: &Server, proxy: &FaultProxy) -> Place {
     for bucket in ["models-east", "models-west"] {
         server.bucket(bucket, false).await;
+        // Of a bucket that never kept any moto says something that the SDK cannot read.
+        let versions = VersioningConfiguration::builder().status(BucketVersioningStatus::Enabled).build();
+        let clients = server.clients();
+        let s3 = &clients.s3().await.unwrap().write;
+        s3.put_bucket_versioning().bucket(bucket).versioning_configuration(versions).send().await.unwrap();
         let store = server.open(&format!("s3://{bucket}"));
         store.put("model.onnx", Bytes::from_static(b"weights"), &BTreeMap::new(), false).await.unwrap();
     }
@@ -46,7 +52,7 @@ async fn desk(server: &Server, proxy: &FaultProxy) -> Place {
              endpoints:\n  inference:\n    name: {NAME}\n    provider: route53\n    zone: scoring.test\n    ttl: 5s\n    targets: {{ east: {EAST}, west: {WEST} }}\n\
              \x20   aws: {dns}\n    standby: {{ region: west, bucket: models }}\n",
             east = aws("us-east-1", "s3"),
-            west = aws("us-west-2", "s3"),
+            west = aws("us-east-1", "s3"),
             dns = aws("us-east-1", "route53"),
         ),
     );
