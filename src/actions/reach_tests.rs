@@ -44,7 +44,7 @@ fn variants(name: &str) -> Vec<Value> {
 
 #[tokio::test]
 async fn what_an_action_cannot_do_without_it_says() {
-    let (mut needed, mut unsaid) = (0, Vec::new());
+    let (mut needed, mut unsaid) = (0, Vec::<String>::new());
     for action in catalogue() {
         let name = action.spec().name;
         let mut changes = variants(name);
