@@ -61,10 +61,9 @@ async fn what_an_action_cannot_do_without_it_says() {
                 let bench = Bench::new(&made).down(region);
                 let Err(why) = through(&bench, &*action).await else { continue };
                 needed += 1;
-                assert!(
-                    says(&*action, &with, region),
-                    "{name} with {with} fails without {region}, and does not say that it needs it: {why}"
-                );
+                if !says(&*action, &with, region) {
+                    unsaid.push(format!("{name} with {with} fails without {region}: {why}"));
+                }
             }
         }
     }
