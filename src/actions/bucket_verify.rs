@@ -222,7 +222,11 @@ async fn check(cx: &ReadCx, input: &Input, found: (String, manifest::Manifest)) 
     let entries: BTreeMap<&str, &manifest::Entry> = manifest.objects.iter().map(|e| (e.key.as_str(), e)).collect();
     let mut looks = Vec::with_capacity(manifest.objects.len());
     for entry in &manifest.objects {
-        looks.push(look(&*target, &*origin, entry, copies.get(&entry.key), source.as_ref().map(|s| s.get(&entry.key)), read_data));
+        let now = match &source {
+            None => AtSource::Unknown,
+            Some(source) => source.get(&entry.key).map_or(AtSource::Gone, AtSource::There),
+        };
+        looks.push(look(&*target, &*origin, entry, copies.get(&entry.key), now, read_data));
     }
     let kinds: Vec<Option<&str>> = futures::stream::iter(looks).buffered(LOOKS).try_collect().await?;
     for (entry, kind) in manifest.objects.iter().zip(kinds) {
@@ -244,24 +248,32 @@ async fn check(cx: &ReadCx, input: &Input, found: (String, manifest::Manifest)) 
     Err(differs(input, &wrong))
 }
 
-/// What is wrong with one copy. `now`: the source's object, if the source could be asked.
+/// What the source has of an object that was copied.
+#[derive(Clone, Copy)]
+enum AtSource<'a> {
+    /// It could not be asked.
+    Unknown,
+    Gone,
+    There(&'a ObjectMeta),
+}
+
+/// What is wrong with one copy.
 async fn look(
     target: &dyn ObjectRead,
     origin: &dyn ObjectRead,
     entry: &manifest::Entry,
     copy: Option<&ObjectMeta>,
-    now: Option<Option<&ObjectMeta>>,
+    now: AtSource<'_>,
     read_data: bool,
 ) -> Result<Option<&'static str>, ApplyError> {
-    Ok(match copy {
+    Ok(match (copy, now) {
         // Deleted at the source since: then the copy need not be there.
-        None => (now != Some(None)).then_some("missing"),
-        Some(copy) if !intact(target, entry, copy, read_data).await? => Some("corrupt"),
-        Some(_) => match now {
-            Some(None) => Some("extra"),
-            Some(Some(now)) if changed(origin, entry, now).await? => Some("stale"),
-            _ => None,
-        },
+        (None, AtSource::Gone) => None,
+        (None, _) => Some("missing"),
+        (Some(copy), _) if !intact(target, entry, copy, read_data).await? => Some("corrupt"),
+        (Some(_), AtSource::Gone) => Some("extra"),
+        (Some(_), AtSource::There(now)) if changed(origin, entry, now).await? => Some("stale"),
+        (Some(_), _) => None,
     })
 }
 

@@ -44,7 +44,7 @@ fn variants(name: &str) -> Vec<Value> {
 
 #[tokio::test]
 async fn what_an_action_cannot_do_without_it_says() {
-    let mut needed = 0;
+    let (mut needed, mut unsaid) = (0, Vec::new());
     for action in catalogue() {
         let name = action.spec().name;
         let mut changes = variants(name);
@@ -67,6 +67,7 @@ async fn what_an_action_cannot_do_without_it_says() {
             }
         }
     }
+    assert!(unsaid.is_empty(), "they do not say that they need it: {unsaid:#?}");
     assert!(needed >= 20, "{needed} steps needed a region: are regions still lost in this world?");
 }
 

@@ -128,7 +128,7 @@ pub(crate) async fn keep(
     for one in &beyond.log.committed {
         write(&transaction(one, &names))?;
         let count = |of: fn(&Owner) -> bool, what: fn(&Done) -> u64| {
-            one.files.iter().filter(|(file, _)| of(&owner(&names, file))).map(|(_, done)| what(done)).sum::<u64>()
+            one.files.iter().filter(|(file, _)| of(&owner(&names, **file))).map(|(_, done)| what(done)).sum::<u64>()
         };
         deleted += count(|o| matches!(o, Owner::Table(..)), |done| done.deleted.len() as u64);
         unlisted += count(|o| *o == Owner::Nobody, |done| done.inserted + done.updated + done.deleted.len() as u64);
@@ -169,8 +169,8 @@ enum Owner {
 }
 
 /// What the relations that are there say. Catalogs that all databases share are in none.
-fn owner(names: &BTreeMap<File, Owner>, file: &File) -> Owner {
-    if file.database == 0 { Owner::System } else { names.get(file).cloned().unwrap_or(Owner::Nobody) }
+fn owner(names: &BTreeMap<File, Owner>, file: File) -> Owner {
+    if file.database == 0 { Owner::System } else { names.get(&file).cloned().unwrap_or(Owner::Nobody) }
 }
 
 /// Whose the files are that were written to.
@@ -219,7 +219,7 @@ fn by_database(log: &Log, names: &BTreeMap<File, Owner>) -> BTreeMap<String, BTr
     let mut all: BTreeMap<String, BTreeMap<String, Touched>> = BTreeMap::new();
     for one in &log.committed {
         for (file, done) in &one.files {
-            let Owner::Table(database, table) = owner(names, file) else { continue };
+            let Owner::Table(database, table) = owner(names, *file) else { continue };
             let touched = all.entry(database).or_default().entry(table).or_default();
             touched.0.extend(&done.blocks);
             touched.1.insert(one.xid);
@@ -247,7 +247,7 @@ fn transaction(one: &Transaction, names: &BTreeMap<File, Owner>) -> serde_json::
     for (file, done) in &one.files {
         let deleted: Vec<String> = done.deleted.iter().map(|(block, line)| format!("({block},{line})")).collect();
         let mut did = json!({ "inserted": done.inserted, "updated": done.updated, "deleted": deleted });
-        match owner(names, file) {
+        match owner(names, *file) {
             Owner::System => others += 1,
             Owner::Table(database, table) => {
                 (did["database"], did["table"]) = (json!(database), json!(table));
