@@ -30,7 +30,7 @@ const BOOK: &str = "  - id: copy
 async fn desk(server: &Server, proxy: &FaultProxy) -> Place {
     for bucket in ["models-east", "models-west"] {
         server.bucket(bucket, false).await;
-        // Of a bucket that never kept any moto says something that the SDK cannot read.
+        // Of a bucket that never kept any an emulator may say something that the SDK cannot read.
         let versions = VersioningConfiguration::builder().status(BucketVersioningStatus::Enabled).build();
         let clients = server.clients();
         let s3 = &clients.s3().await.unwrap().write;
@@ -70,11 +70,13 @@ fn outcomes(last: &Value) -> BTreeMap<String, Vec<(String, String)>> {
     all
 }
 
-async fn asked(server: Server, untold: &[&str]) {
+/// `untold`: what the server says nothing of; `garbled`: what it answers so that the SDK cannot read it.
+async fn asked(server: Server, untold: &[&str], garbled: &[&str]) {
     let proxy = FaultProxy::before(server.port());
     let place = desk(&server, &proxy).await;
     let doctor = || tokio::task::block_in_place(|| place.muster(&["doctor", "--permissions", "book.yaml"]));
-    let all = outcomes(&doctor().expect(0).last());
+    let said = doctor().expect(0).last();
+    let all = outcomes(&said);
     for name in [
         "s3:ListBucket",
         "s3:ListBucketVersions",
@@ -93,7 +95,10 @@ async fn asked(server: Server, untold: &[&str]) {
         let found = all.get(name).unwrap_or_else(|| panic!("{name} in {all:?}"));
         let places = if name.starts_with("s3:") { 2 } else { 1 };
         assert_eq!(found.len(), places, "{name} was tried wherever it is needed: {found:?}");
-        assert!(untold.contains(&name) || found.iter().all(|(_, outcome)| outcome == "allowed"), "{name}: {found:?}");
+        assert!(
+            untold.contains(&name) || garbled.contains(&name) || found.iter().all(|(_, outcome)| outcome == "allowed"),
+            "{name}: {found:?} in {said}"
+        );
     }
     for name in ["s3:PutObject", "s3:AbortMultipartUpload", "route53:ChangeResourceRecordSets", "route53:CreateHealthCheck"] {
         assert_eq!(all[name], [(String::new(), "not_checked".to_owned())], "{name}");
@@ -110,6 +115,9 @@ async fn asked(server: Server, untold: &[&str]) {
         ("/2013-04-01/healthcheck?", "route53:ListHealthChecks"),
         ("/2013-04-01/change/", "route53:GetChange"),
     ] {
+        if garbled.contains(&denied) {
+            continue;
+        }
         proxy.fault(has, usize::MAX, Fault::Deny);
         let said = doctor().expect(1);
         let found = outcomes(&said.last());
@@ -124,10 +132,10 @@ async fn asked(server: Server, untold: &[&str]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn doctor_tries_what_reads_on_ministack() {
-    asked(ministack().await, &["route53:GetHealthCheckStatus", "route53:GetChange"]).await;
+    asked(ministack().await, &["route53:GetHealthCheckStatus", "route53:GetChange"], &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn doctor_tries_what_reads_on_moto() {
-    asked(moto().await, &["route53:GetHealthCheckStatus", "route53:GetChange"]).await;
+    asked(moto().await, &["route53:GetHealthCheckStatus", "route53:GetChange"], &["s3:GetBucketVersioning"]).await;
 }
