@@ -290,7 +290,7 @@ primary_slot_name = 'muster_east'
         let bin = dir.path().join("bin");
         std::fs::create_dir_all(&bin).unwrap();
         std::fs::create_dir(dir.path().join("pg_wal")).unwrap();
-        let waldump = format!("echo 'rmgr: Heap'; echo 'pg_waldump: error: {words}' >&2; exit 1");
+        let waldump = format!("echo \"$@\" > \"$0.args\"; echo 'rmgr: Heap'; echo 'pg_waldump: error: {words}' >&2; exit 1");
         for (name, text) in
             [("pg_ctl", ""), ("pg_waldump", &*waldump), ("pg_controldata", "echo 'Bytes per WAL segment:                1048576'")]
         {
@@ -302,10 +302,17 @@ primary_slot_name = 'muster_east'
             let header = [&[0x10, 0xD1, 7, 0, 1, 0, 0, 0][..], &address.to_le_bytes(), &[0; 8192]].concat();
             std::fs::write(dir.path().join(format!("pg_wal/00000001{:08X}{:08X}", number >> 12, number & 0xFFF)), header).unwrap();
         }
-        let server = Server { data: dir.path().to_owned(), bin: Some(bin), ..Server::default() };
+        let server = Server { data: dir.path().to_owned(), bin: Some(bin.clone()), ..Server::default() };
         let machine = Machine::new("orders in east".into(), server, "127.0.0.1".into(), 1);
         let into = dir.path().join("into");
-        machine.dump_log(1, Lsn(from), &into, Duration::from_secs(20)).await?;
+        let done = machine.dump_log(1, Lsn(from), &into, Duration::from_secs(20)).await;
+        // The first one and the last one by name, if the first is there.
+        let args = std::fs::read_to_string(bin.join("pg_waldump.args")).unwrap();
+        let (first, last) = (from >> 20, segments.iter().map(|(number, _)| *number).max().unwrap());
+        let named = format!(" 00000001{:08X}{:08X} 00000001{:08X}{:08X}", first >> 12, first & 0xFFF, last >> 12, last & 0xFFF);
+        let there = segments.iter().any(|(number, _)| *number == first);
+        assert_eq!(args.trim_end().ends_with(&named), there, "{args} and {named}");
+        done?;
         assert_eq!(std::fs::read_to_string(into).unwrap(), "rmgr: Heap\n");
         Ok(())
     }

@@ -149,12 +149,17 @@ sync; echo "$old"
 /// its end is another matter, and ends with 3. Then later segments are there: such as were written, whose first page bears
 /// their own address, and not such as are kept to be used again. (What `pg_waldump` names where it fails is the last record
 /// that is good. Of one that goes on in the next segment a crash may have left the beginning, so that segment alone says
-/// nothing.) A history that parts within a segment was in that segment.
+/// nothing.) A history that parts within a segment was in that segment. The first and the last segment are named, since
+/// `pg_waldump` otherwise learns their length from whichever it comes upon: one that is all zeros, made for later, ends it.
 pub const DUMP: &str = r#"
-{ errors=$(TZ=UTC LC_ALL=C "$bin/pg_waldump" -p "$data/pg_wal" -t "$1" -s "$2" 2>&1 >&3); code=$?; } 3>&1
 size=$(LC_ALL=C "$bin/pg_controldata" -D "$data" | sed -n 's/^Bytes per WAL segment: *//p')
 if [ -z "$size" ]; then echo "pg_controldata does not say how long a segment of the log is" >&2; exit 1; fi
 segment() { printf '%08X%08X%08X' "$1" "$((0x${2%/*}))" "$((0x${2#*/} / size))"; }
+first=$(segment "$1" "$2"); range=
+if [ -e "$data/pg_wal/$first" ]; then
+  for last in "$data/pg_wal/${first%????????????????}"????????????????; do range="$first ${last##*/}"; done
+fi
+{ errors=$(TZ=UTC LC_ALL=C "$bin/pg_waldump" -p "$data/pg_wal" -t "$1" -s "$2" $range 2>&1 >&3); code=$?; } 3>&1
 written_after() {
   for later in "$data/pg_wal/${1%????????????????}"????????????????; do
     if [ ! -e "$later" ]; then continue; fi

@@ -91,9 +91,18 @@ fn follows(yard: &Yard) {
     assert_eq!(yard.west.sql("SELECT slot_name || active FROM pg_replication_slots"), "muster_easttrue");
 }
 
+/// Segments as a server makes them beforehand, all zeros: so many that one of them is come upon first.
+fn made_for_later(yard: &Yard) {
+    for number in 0x40..0x80 {
+        let file = fs::File::create(yard.east.data.join(format!("pg_wal/0000000100000000{number:08X}"))).unwrap();
+        file.set_len(16 << 20).unwrap();
+    }
+}
+
 async fn listed_and_rewound(programs: Programs) {
     let yard = Yard::of(programs, REWINDABLE, json!({}));
     diverge(&yard, nothing_more).await;
+    made_for_later(&yard);
     let out = rejoined(&yard).await;
     assert_eq!(out["how"], "rewound", "{out}");
     exactly_what_is_stranded(&out);
