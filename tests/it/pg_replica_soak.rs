@@ -10,6 +10,20 @@ fn a_check_under_load_finds_the_one_wrong_row_and_nothing_else() {
     checks(1);
 }
 
+/// On a machine that is very busy the standby may be behind for a moment, and is then said to be: no content is compared.
+fn compared(east: &Cluster, west: &Cluster, home: &Home) -> (i32, serde_json::Value) {
+    let mut last = verify(east, west, home, &["--max-load", "100"]);
+    for _ in 0..4 {
+        if last.1["tables"].is_array() {
+            break;
+        }
+        eprintln!("asked again after {}", last.1);
+        in_step(east, west);
+        last = verify(east, west, home, &["--max-load", "100"]);
+    }
+    last
+}
+
 pub fn checks(rounds: usize) {
     let home = Home::new();
     let east = Cluster::named(&home, "east", Programs::Debian, "max_connections=40\nfsync=off\nautovacuum_naptime=1s\n", &[]);
@@ -47,8 +61,8 @@ pub fn checks(rounds: usize) {
         swap(&right, &wrong);
         {
             let _load = Load::begin(&east, &home, "300", BUSY);
-            let (code, answer) = verify(&east, &west, &home, &["--max-load", "100"]);
-            let all = answer["tables"].as_array().unwrap();
+            let (code, answer) = compared(&east, &west, &home);
+            let all = answer["tables"].as_array().unwrap_or_else(|| panic!("nothing was compared: {answer}"));
             let rows = all.iter().find(|t| t["table"] == "public.rows").unwrap();
             let only = rows["differences"].as_array().is_some_and(|d| d.len() == 1 && d[0]["key"]["id"].as_str() == Some(&id.to_string()));
             let others = all.iter().filter(|t| t["state"] == "different").count();
