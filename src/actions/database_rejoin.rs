@@ -84,6 +84,9 @@ pub struct Output {
     /// Where the old directory stays, if a new base backup took its place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub old_directory: Option<String>,
+    /// Poolers that could not be led to the primary, in their own words: their clients are sent elsewhere, or wait.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub poolers_left: Vec<String>,
 }
 
 pub struct Rejoin;
@@ -230,7 +233,7 @@ impl Action for Rejoin {
 impl PartialEq for Output {
     fn eq(&self, other: &Self) -> bool {
         let of = |o: &Self| (o.instance.clone(), o.final_snapshot.clone(), o.position, o.how, o.stranded.clone(), o.old_directory.clone());
-        of(self) == of(other) && self.stranded_unknown == other.stranded_unknown
+        of(self) == of(other) && (&self.stranded_unknown, &self.poolers_left) == (&other.stranded_unknown, &other.poolers_left)
     }
 }
 
@@ -238,12 +241,12 @@ fn output(intent: &RdsIntent, position: Option<Lsn>) -> Output {
     let kept = !intent.nothing && intent.old_resource.is_some();
     let final_snapshot = kept.then(|| intent.final_snapshot.clone());
     let instance = intent.instance.clone();
-    Output { instance, final_snapshot, position, how: None, stranded: None, stranded_unknown: None, old_directory: None }
+    Output { instance, final_snapshot, position, how: None, stranded: None, stranded_unknown: None, old_directory: None, poolers_left: Vec::new() }
 }
 
 fn own_output(rejoined: own::Rejoined) -> Output {
-    let own::Rejoined { instance, position, how, old_directory, stranded, unknown } = rejoined;
-    Output { instance, final_snapshot: None, position, how, stranded, stranded_unknown: unknown, old_directory }
+    let own::Rejoined { instance, position, how, old_directory, stranded, unknown, poolers_left } = rejoined;
+    Output { instance, final_snapshot: None, position, how, stranded, stranded_unknown: unknown, old_directory, poolers_left }
 }
 
 fn replica_of(info: &InstanceInfo, intent: &RdsIntent) -> bool {

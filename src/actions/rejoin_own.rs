@@ -73,6 +73,7 @@ pub(super) struct Rejoined {
     pub stranded: Option<Stranded>,
     /// Why nobody can tell what is stranded.
     pub unknown: Option<String>,
+    pub poolers_left: Vec<String>,
 }
 
 pub(super) async fn prepare(
@@ -148,12 +149,10 @@ fn not_fenced(name: &DatabaseName, region: &RegionName, why: &str) -> Refusal {
 }
 
 pub(super) async fn apply(cx: &WriteCx, intent: &OwnIntent) -> Result<Rejoined, ApplyError> {
-    // Those that were lost with the region send their clients where they did before.
-    if !database(cx, &intent.database).map_err(definite)?.poolers.is_empty() {
-        poolers::lead(cx, &intent.database, &intent.primary).await?;
-    }
+    // Those that were lost with the region send their clients where they did before. None keeps the standby from coming back.
+    poolers::lead_what_can_be_led(cx, &intent.database, &intent.primary).await?;
     if intent.nothing || follows(cx, intent).await.is_ok_and(|state| state.is_some_and(|s| s.streaming)) {
-        return Ok(rejoined(cx, intent, None));
+        return Ok(rejoined(cx, intent, None).await);
     }
     let machine = cx.world()?.machine_mut(intent.database.as_str(), intent.region.as_str())?;
     let old = quiet(cx, intent, &*machine).await?;
@@ -187,7 +186,7 @@ pub(super) async fn apply(cx: &WriteCx, intent: &OwnIntent) -> Result<Rejoined, 
     if answers(cx, &intent.database, &intent.region).await {
         let_slot_go(cx, &intent.database, &intent.region, &kept).await?;
     }
-    Ok(rejoined(cx, intent, None))
+    Ok(rejoined(cx, intent, None).await)
 }
 
 /// Rewinds the directory, or puts a new base backup in its place.
@@ -334,10 +333,11 @@ fn told(cx: &ReadCx) -> Notes {
     std::fs::read(stranded::place(cx, "how")).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
 }
 
-fn rejoined(cx: &ReadCx, intent: &OwnIntent, position: Option<Lsn>) -> Rejoined {
+async fn rejoined(cx: &ReadCx, intent: &OwnIntent, position: Option<Lsn>) -> Rejoined {
     let Notes { how, old_directory } = told(cx);
     let instance = format!("{} in {}", intent.database, intent.region);
-    Rejoined { instance, position, how, old_directory, stranded: stranded::kept(cx), unknown: stranded::unknown(cx) }
+    let poolers_left = poolers::astray(cx, &intent.database, &intent.primary).await;
+    Rejoined { instance, position, how, old_directory, stranded: stranded::kept(cx), unknown: stranded::unknown(cx), poolers_left }
 }
 
 /// The server's state, if it is a standby that looks for its log in this step's slot.
@@ -356,7 +356,9 @@ pub(super) async fn observe(cx: &ReadCx, intent: &OwnIntent) -> Seen<Rejoined> {
         Ok(Some(state)) if state.system_identifier != intent.system_identifier => {
             Seen::Differs { found: "another cluster answers there".into() }
         }
-        Ok(Some(state)) if state.streaming && state.timeline >= intent.timeline => Seen::Done(rejoined(cx, intent, Some(state.position))),
+        Ok(Some(state)) if state.streaming && state.timeline >= intent.timeline => {
+            Seen::Done(rejoined(cx, intent, Some(state.position)).await)
+        }
         Ok(Some(_)) => pending(100, "the standby does not stream yet"),
         Ok(None) | Err(PortError::Unreachable(_)) => Seen::Absent,
         Err(e) => cannot_tell(&e),

@@ -13,105 +13,19 @@ use super::{
     source::Parent,
     sweep_tests::{Ahead, HOUR},
     tests::{Bench, Files, noise, unlock},
+    wrapped::Wrapped,
 };
 use crate::providers::{
     clock::{Clock, SystemClock},
     directory::Directory,
     port::*,
 };
-use async_trait::async_trait;
-use bytes::Bytes;
-use futures::future::BoxFuture;
 use std::{
     collections::BTreeMap,
     path::Path,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicI64, Ordering::SeqCst},
-    },
+    sync::{Arc, atomic::Ordering::SeqCst},
     time::Duration,
 };
-
-/// A store in which something happens before one of its listings.
-struct Between {
-    inner: Directory,
-    prefix: &'static str,
-    /// Listings of that prefix before which nothing happens.
-    left: AtomicI64,
-    then: Mutex<Option<BoxFuture<'static, ()>>>,
-}
-
-impl Between {
-    fn new(dir: &Path, prefix: &'static str, left: i64, then: impl Future<Output = ()> + Send + 'static) -> Arc<Self> {
-        let then = Mutex::new(Some(Box::pin(then) as BoxFuture<'static, ()>));
-        Arc::new(Self { inner: Directory::new(dir.to_owned()), prefix, left: AtomicI64::new(left), then })
-    }
-    fn has_happened(&self) -> bool {
-        self.then.lock().unwrap().is_none()
-    }
-}
-
-#[async_trait]
-impl ObjectRead for Between {
-    async fn list(&self, prefix: &str, after: Option<&str>) -> PortResult<ObjectPage> {
-        if prefix == self.prefix && self.left.fetch_sub(1, SeqCst) == 0 {
-            let then = self.then.lock().unwrap().take();
-            if let Some(then) = then {
-                then.await;
-            }
-        }
-        self.inner.list(prefix, after).await
-    }
-    async fn head(&self, key: &str) -> PortResult<Option<ObjectMeta>> {
-        self.inner.head(key).await
-    }
-    async fn get(&self, key: &str) -> PortResult<ObjectBody> {
-        self.inner.get(key).await
-    }
-    async fn get_if(&self, key: &str, etag: &str) -> PortResult<ObjectBody> {
-        self.inner.get_if(key, etag).await
-    }
-    async fn range(&self, key: &str, from: u64, length: u64) -> PortResult<Vec<u8>> {
-        self.inner.range(key, from, length).await
-    }
-    fn place(&self, key: &str) -> Option<ObjectPlace> {
-        self.inner.place(key)
-    }
-    async fn provider(&self) -> PortResult<Option<String>> {
-        self.inner.provider().await
-    }
-    async fn locks(&self) -> PortResult<bool> {
-        self.inner.locks().await
-    }
-    async fn retention(&self, key: &str) -> PortResult<Option<jiff::Timestamp>> {
-        self.inner.retention(key).await
-    }
-}
-
-#[async_trait]
-impl ObjectWrite for Between {
-    async fn put(&self, key: &str, body: Bytes, metadata: &BTreeMap<String, String>, only_if_absent: bool) -> PortResult<ObjectMeta> {
-        self.inner.put(key, body, metadata, only_if_absent).await
-    }
-    async fn delete(&self, key: &str) -> PortResult<()> {
-        self.inner.delete(key).await
-    }
-    async fn put_file(&self, key: &str, file: &Path, sha256: &str, metadata: &BTreeMap<String, String>) -> PortResult<ObjectMeta> {
-        self.inner.put_file(key, file, sha256, metadata).await
-    }
-    async fn put_stream(&self, key: &str, body: Chunks, metadata: &BTreeMap<String, String>) -> PortResult<ObjectMeta> {
-        self.inner.put_stream(key, body, metadata).await
-    }
-    async fn copy_from(&self, key: &str, from: &ObjectPlace, listed: &ObjectMeta) -> PortResult<ObjectMeta> {
-        self.inner.copy_from(key, from, listed).await
-    }
-    async fn retain(&self, key: &str, until: jiff::Timestamp, mode: LockMode) -> PortResult<()> {
-        self.inner.retain(key, until, mode).await
-    }
-    async fn swap(&self, key: &str, body: Vec<u8>, expect: Option<&str>) -> PortResult<()> {
-        self.inner.swap(key, body, expect).await
-    }
-}
 
 /// A few packs of two chunks each.
 fn files(seed: u8) -> Files {
@@ -209,10 +123,10 @@ async fn what_goes_while_a_backup_looks_what_there_is_is_not_relied_on() {
     bench.prune(0).await;
     // The packs and their mark go when it is about to look for marks.
     let pruning = dir.path().to_owned();
-    let store = Between::new(dir.path(), MARKS, 0, async move { assert!(pruned(&pruning).await > 0) });
+    let (store, happened) = Wrapped::between(dir.path(), MARKS, 0, async move { assert!(pruned(&pruning).await > 0) });
     let repository = Arc::new(Repository::open(store.clone(), "here", &unlock()).await.unwrap());
     let base = Base::load(&repository, None, &*bench.clock).await.unwrap();
-    assert!(store.has_happened());
+    assert!(happened.load(SeqCst));
     let source = Bench::source(&files(1), Parent::none());
     let made = create(repository, bench.store.clone(), source, base, about(), Arc::default(), bench.clock.clone()).await.unwrap();
     assert_eq!(made.snapshot.stats.bytes_new, 800 << 10, "it is stored anew");
@@ -392,9 +306,10 @@ async fn a_copy_whose_packs_are_deleted_meanwhile_makes_no_snapshot_there() {
     let made = bench.backup(&files(1)).await;
     // Marks are looked at when it begins, and before it commits.
     let pruning = other.path().to_owned();
-    let store = Between::new(other.path(), MARKS, 1, async move { assert!(pruned(&pruning).await > 0, "nothing was deleted") });
+    let (store, happened) =
+        Wrapped::between(other.path(), MARKS, 1, async move { assert!(pruned(&pruning).await > 0, "nothing was deleted") });
     let done = copied_to(&bench, store.clone(), &*bench.clock).await.unwrap();
-    assert!(store.has_happened());
+    assert!(happened.load(SeqCst));
     assert!(done.there.is_empty() && done.snapshots == 0 && done.packs > 0, "{done:?}");
     assert!(done.damaged.iter().any(|why| why.contains("copy again")), "{done:?}");
     let there = at(other.path()).await;

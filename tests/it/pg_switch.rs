@@ -352,6 +352,11 @@ async fn a_pooler_is_left_only_where_it_was_lost_with_its_region() {
     let refused = yard.fails("database.admit", admit).await;
     assert!(refused.to_string().contains("PgBouncer at 127.0.0.1:"), "{refused}");
 
+    // One that does not answer keeps no standby from coming back, and is told.
+    let with = json!({ "database": "orders", "region": "east", "primary": "west" });
+    let left = yard.done("database.rejoin", with.clone()).await["poolers_left"].clone();
+    assert!(left.as_array().is_some_and(|all| all.len() == 1) && left[0].as_str().unwrap().contains("PgBouncer at"), "{left}");
+
     // It is back with its region, and its line says still what it said: with the old primary it is led to the new one.
     let file = yard.home.0.path().join("orders.ini");
     let mut estate = (*yard.estate).clone();
@@ -361,7 +366,8 @@ async fn a_pooler_is_left_only_where_it_was_lost_with_its_region() {
     yard.estate = Arc::new(estate);
     yard.world = Arc::new(World::new(yard.estate.clone(), Arc::new(SystemClock::new())));
     assert!(std::fs::read_to_string(&file).unwrap().contains(&format!("port={}", yard.east.port)));
-    yard.done("database.rejoin", json!({ "database": "orders", "region": "east", "primary": "west" })).await;
+    let rejoined = yard.done("database.rejoin", with).await;
+    assert!(rejoined.get("poolers_left").is_none(), "{rejoined}");
     assert!(std::fs::read_to_string(&file).unwrap().contains(&format!("port={}", yard.west.port)));
 }
 
