@@ -212,7 +212,7 @@ impl Told {
         let Self { held, statuses } = told.clone();
         proxy.mend("/2013-04-01/change/", move |_, body| {
             let body = if held.load(Ordering::Relaxed) { body.replace("INSYNC", "PENDING") } else { body };
-            let status = ["PENDING", "INSYNC"].into_iter().find(|status| body.contains(status));
+            let status = ["PENDING", "INSYNC"].into_iter().find(|status| body.contains(*status));
             statuses.lock().unwrap().push(status.unwrap_or("neither"));
             body
         });
@@ -220,7 +220,7 @@ impl Told {
     }
     /// Since the last time it was asked.
     fn take(&self) -> Vec<&'static str> {
-        std::mem::take(&mut self.statuses.lock().unwrap())
+        std::mem::take(&mut *self.statuses.lock().unwrap())
     }
 }
 
