@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Both install what a fresh Debian or Ubuntu machine
 # with a Rust toolchain lacks, and say what they install.
 
-.PHONY: help deps build demo test soak sweep sim sim-bugs lint fmt bench bench-engine bench-repository bench-postgres bench-replica bench-buckets fuzz clean
+.PHONY: help deps build demo test soak sweep sim sim-bugs lint fmt bench bench-dns bench-engine bench-repository bench-postgres bench-replica bench-buckets fuzz clean
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -51,6 +51,10 @@ fmt: ## Format the code
 
 bench: ## The benches of the hot paths (they need neither the cloud nor the lab)
 	cargo bench --no-default-features
+
+bench-dns: ## A change of DNS until every authoritative server has it: BIND, Knot, and the API of Route 53 at an emulator
+	@bash scripts/deps.sh
+	cargo bench --no-default-features --features aws --bench dns
 
 bench-engine: ## The engine and its journal: steps a second, recovery, memory, schedules (PARTS="steps list" for some)
 	cargo bench --no-default-features --bench engine -- $(PARTS)

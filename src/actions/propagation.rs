@@ -39,6 +39,9 @@ pub(crate) struct Spread {
     /// When each resolver was first seen to answer with it.
     #[serde(default)]
     pub moved: BTreeMap<String, jiff::Timestamp>,
+    /// When each resolver was last asked and still answered with something else: it moved after that.
+    #[serde(default)]
+    pub stood: BTreeMap<String, jiff::Timestamp>,
 }
 
 /// What a resolver answered last in one look.
@@ -47,6 +50,8 @@ pub(crate) struct Answer {
     pub resolver: String,
     pub found: PortResult<Vec<IpAddr>>,
     pub at: jiff::Timestamp,
+    /// When the last question was sent that was answered with something else than what is wanted.
+    pub stood: Option<jiff::Timestamp>,
 }
 
 /// A server that has not moved in time.
@@ -66,6 +71,8 @@ pub struct Panel {
     pub p90_ms: Option<u64>,
     pub p99_ms: Option<u64>,
     pub p100_ms: Option<u64>,
+    /// How fine these times are: the longest that a resolver was not looked at while it moved; `null` where none has.
+    pub step_ms: Option<u64>,
 }
 
 /// What one look comes to.
@@ -77,7 +84,7 @@ pub(crate) enum Verdict {
 
 impl Spread {
     pub(crate) fn new(change: String, at: jiff::Timestamp) -> Self {
-        Self { change, at, standing: false, asked: None, in_sync: None, untold: None, moved: BTreeMap::new() }
+        Self { change, at, standing: false, asked: None, in_sync: None, untold: None, moved: BTreeMap::new(), stood: BTreeMap::new() }
     }
 
     /// Is the provider to be asked again? Often at first, and ever less: a tenth of the time that has passed.
@@ -88,9 +95,15 @@ impl Spread {
 
     /// Takes in what the resolvers answered.
     pub(crate) fn look(&mut self, want: &[IpAddr], answers: &[Answer]) {
-        for Answer { resolver, found, at } in answers {
+        for Answer { resolver, found, at, stood } in answers {
+            if self.moved.contains_key(resolver) {
+                continue;
+            }
+            if let Some(stood) = stood {
+                self.stood.insert(resolver.clone(), *stood);
+            }
             if found.as_deref().is_ok_and(|addresses| addresses == want) {
-                self.moved.entry(resolver.clone()).or_insert(*at);
+                self.moved.insert(resolver.clone(), *at);
             }
         }
     }
@@ -133,7 +146,17 @@ impl Spread {
         let mut times: Vec<u64> = self.moved.values().map(|at| millis(self.at, *at)).collect();
         times.sort_unstable();
         let at = |percent: usize| times.get((size * percent).div_ceil(100).saturating_sub(1)).copied();
-        Panel { p50_ms: at(50), p90_ms: at(90), p99_ms: at(99), p100_ms: at(100) }
+        Panel { p50_ms: at(50), p90_ms: at(90), p99_ms: at(99), p100_ms: at(100), step_ms: self.step() }
+    }
+
+    /// Each resolver moved at some time between the last look that found it unmoved and the first that found it moved, or
+    /// after the change if it was never found unmoved: the longest of these spans, rounded up.
+    fn step(&self) -> Option<u64> {
+        let span = |(who, at): (&String, &jiff::Timestamp)| {
+            let from = *self.stood.get(who).unwrap_or(&self.at);
+            u64::try_from(at.duration_since(from).as_micros()).unwrap_or(0).div_ceil(1_000)
+        };
+        self.moved.iter().map(span).max()
     }
 }
 
@@ -162,8 +185,12 @@ mod tests {
     }
     fn answers(panel: &[String], moved: usize, ms: i64) -> Vec<Answer> {
         let old = "127.0.1.1".parse().unwrap();
-        let one =
-            |(n, who): (usize, &String)| Answer { resolver: who.clone(), found: Ok(vec![if n < moved { new() } else { old }]), at: at(ms) };
+        let one = |(n, who): (usize, &String)| Answer {
+            resolver: who.clone(),
+            found: Ok(vec![if n < moved { new() } else { old }]),
+            at: at(ms),
+            stood: None,
+        };
         panel.iter().enumerate().map(one).collect()
     }
 
@@ -177,6 +204,27 @@ mod tests {
         assert_eq!((found.p50_ms, found.p90_ms, found.p99_ms, found.p100_ms), (Some(500), Some(900), Some(1_000), Some(1_000)));
         assert_eq!(spread.panel(11).p100_ms, None, "one never moved");
         assert_eq!(Spread::new("c".into(), T0).panel(3), Panel::default());
+    }
+
+    #[test]
+    fn the_figures_say_how_fine_they_are() {
+        let (panel, mut spread) = (panel(3), Spread::new("c".into(), T0));
+        let seen = |moved: usize, ms: i64, stood: Option<i64>| {
+            answers(&panel, moved, ms).into_iter().map(|one| Answer { stood: stood.map(at), ..one }).collect::<Vec<_>>()
+        };
+        assert_eq!(spread.panel(3).step_ms, None, "none has moved");
+        // The first is found moved at once: it did so within what has passed since the change.
+        spread.look(&[new()], &seen(1, 30, None));
+        assert_eq!(spread.panel(3).step_ms, Some(30));
+        spread.look(&[new()], &seen(1, 1_000, Some(990)));
+        assert_eq!(spread.panel(3).step_ms, Some(30), "those that stand say nothing yet");
+        // Nobody was looked at for 60 ms, between two looks; and the third moves under the eyes of one.
+        spread.look(&[new()], &seen(2, 1_050, None));
+        assert_eq!(spread.panel(3).step_ms, Some(60));
+        spread.look(&[new()], &seen(3, 2_000, Some(1_979)));
+        assert_eq!((spread.panel(3).step_ms, spread.panel(3).p100_ms), (Some(60), Some(2_000)));
+        let kept: Spread = serde_json::from_str(&serde_json::to_string(&spread).unwrap()).unwrap();
+        assert_eq!(kept.panel(3), spread.panel(3), "what was seen is kept between two looks");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::{
     shared::*,
 };
 use crate::model::{effect::Seen, estate::Endpoint, ids::EndpointName};
+use crate::providers::port::PortError;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{net::IpAddr, path::Path, time::Duration};
@@ -60,6 +61,12 @@ pub(super) async fn keep(hint: &Path, spread: &Spread) {
     }
 }
 
+/// Is a look over for one resolver? Whoever is silent is not asked once more if that could outlast the look: the others are
+/// not looked at again before all are done, which would make their times coarse.
+fn over(now: Duration, until: Duration, silent: bool) -> bool {
+    now + if silent { RESOLVER } else { Duration::ZERO } >= until
+}
+
 /// Asks each of these resolvers again and again, until it answers with what is wanted or the look is over; its last
 /// answer and when it came. Each on its own: one that is silent must not make the others' times coarse.
 async fn watch(cx: &ReadCx, ep: &Endpoint, want: &[IpAddr], wanted: impl Fn(&str) -> bool) -> Vec<Answer> {
@@ -68,11 +75,17 @@ async fn watch(cx: &ReadCx, ep: &Endpoint, want: &[IpAddr], wanted: impl Fn(&str
     let each = resolvers(ep).filter(|(who, _)| wanted(who)).map(|(who, server)| {
         let clock = clock.clone();
         async move {
+            let mut stood = None;
             loop {
+                let asked = clock.now();
                 let found = ask(cx, ep, server, RESOLVER).await;
                 let moved = found.as_deref().is_ok_and(|addresses| addresses == want);
-                if moved || clock.monotonic() >= until {
-                    return Answer { resolver: who, found, at: clock.now() };
+                let silent = !matches!(found, Ok(_) | Err(PortError::NotFound(_)));
+                if !moved && !silent {
+                    stood = Some(asked);
+                }
+                if moved || over(clock.monotonic(), until, silent) {
+                    return Answer { resolver: who, found, at: clock.now(), stood };
                 }
                 clock.sleep(STEP).await;
             }
@@ -111,5 +124,18 @@ pub(super) async fn settle(cx: &ReadCx, waiting: &Waiting<'_>, spread: Option<Sp
                 late,
             })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_silent_holds_nobody_up() {
+        let ms = Duration::from_millis;
+        assert!(!over(ms(499), ms(500), false) && over(ms(500), ms(500), false));
+        assert!(!over(ms(199), ms(500), true), "its next silence fits in");
+        assert!(over(ms(320), ms(500), true), "it would be waited for until 620 ms, and the others not asked for 120 of them");
     }
 }

@@ -133,7 +133,7 @@ fn bind(dir: &Path, address: SocketAddr, primary: Option<SocketAddr>, secondarie
     };
     let conf = format!(
         "options {{ directory \"{dir}\"; listen-on port {port} {{ 127.0.0.1; }}; listen-on-v6 {{ none; }}; pid-file none; session-keyfile none; \
-         recursion no; dnssec-validation no; allow-transfer {{ any; }}; notify-delay 0; serial-query-rate 1000; }};\n\
+         recursion no; dnssec-validation no; allow-transfer {{ any; }}; notify-delay 0; notify-rate 1000; serial-query-rate 1000; }};\n\
          controls {{ }};\nkey \"{KEY}\" {{ algorithm hmac-sha256; secret \"{SECRET}\"; }};\n\
          zone \"{ZONE}\" {{ type {role}; file \"zone\"; {rest} }};\n",
         dir = dir.display(),

@@ -109,6 +109,8 @@ mod repository_tool;
 mod route53;
 #[cfg(feature = "lab")]
 mod route53_servers;
+#[cfg(feature = "lab")]
+mod route53_shift;
 mod serve;
 mod soak;
 #[cfg(feature = "lab")]
