@@ -201,7 +201,53 @@ fn a_step_does_not_fail_because_its_owner_lost_the_run() {
     assert!(matches!(bodies.as_slice(), [Body::ApplyFailed { .. }, Body::RetryAt { .. }]), "{bodies:?}");
     assert_eq!(story.0.steps[&id()].phase, Phase::New);
 
-    story.say(at(3), Body::Undoing { step: id() });
+    story.say(at(3), Body::Undoing { step: id(), attempt: 1 });
     assert_eq!(story.reports(Report::Undone(Err(ApplyError::Definite(failure(DEPOSED))))), []);
     assert_eq!(story.0.steps[&id()].undo, UndoState::Undoing, "the next owner undoes it");
+}
+
+fn not_undone(error: ApplyError) -> Report {
+    Report::Undone(Err(error))
+}
+
+/// Its undo has been begun once more.
+fn undoing(mut story: Story) -> Story {
+    let attempt = story.0.steps[&id()].undo_tries.attempts + 1;
+    story.say(at(2), Body::Undoing { step: id(), attempt });
+    story
+}
+
+fn done() -> Story {
+    let mut story = Story::of(Effect::Repeatable).applying();
+    story.reports(seen(Seen::Done(Value::Null)));
+    story
+}
+
+#[test]
+fn an_undo_whose_answer_was_lost_or_that_was_throttled_is_made_again() {
+    let slow = ApplyError::Retry { after: std::time::Duration::from_secs(3), failure: failure("throttled") };
+    for (error, unknown, wait) in [(ApplyError::Unknown(failure("unknown")), true, 2), (slow, false, 3)] {
+        let mut story = undoing(done());
+        let said = story.reports(not_undone(error));
+        let due = at(2 + wait);
+        assert!(matches!(&said[..], [Body::UndoRetry { attempt: 1, unknown: told, at, .. }] if *told == unknown && *at == due), "{said:?}");
+        assert_eq!(story.0.steps[&id()].undo, UndoState::Undoing);
+        let mut story = undoing(story);
+        assert_eq!(story.reports(Report::Undone(Ok(()))), [Body::Undone { step: id() }]);
+        assert_eq!(story.0.steps[&id()].status, StepStatus::Undone);
+    }
+    // Its policy allows two attempts; the second is the last, and what is not known is said.
+    let mut story = undoing(done());
+    story.reports(not_undone(ApplyError::Unknown(failure("unknown"))));
+    let mut story = undoing(story);
+    let said = story.reports(not_undone(ApplyError::Unknown(failure("unknown"))));
+    let told = matches!(&said[..], [Body::UndoFailed { failure, .. }] if failure.to_string().contains("may have been undone"));
+    assert!(told, "{said:?}");
+}
+
+#[test]
+fn an_undo_that_is_refused_ends_at_once() {
+    let mut story = undoing(done());
+    let said = story.reports(not_undone(ApplyError::Definite(failure("irreversible"))));
+    assert_eq!(said, [Body::UndoFailed { step: id(), failure: failure("irreversible") }]);
 }
