@@ -251,3 +251,52 @@ fn an_undo_that_is_refused_ends_at_once() {
     let said = story.reports(not_undone(ApplyError::Definite(failure("irreversible"))));
     assert_eq!(said, [Body::UndoFailed { step: id(), failure: failure("irreversible") }]);
 }
+
+/// Chains of before undos were tried again say of no attempt which it was. They are verified by the bytes that were stored.
+#[test]
+fn a_chain_of_before_is_verified_and_means_what_it_meant() {
+    use crate::journal::{ChainKind, ChainRow, Draft, chain};
+    let undoing = || Body::Undoing { step: id(), attempt: 1 };
+    let bodies = [
+        Body::RunCreated { plan: Story::of(Effect::Repeatable).0.plan, drill: None },
+        Body::Claimed { owner: "first".into() },
+        Body::Prepared { step: id(), intent: Value::Null, hash: "h".into(), change: Vec::new(), notes: Vec::new() },
+        Body::Applying { step: id(), attempt: 1, epoch: 1, key: "k".into() },
+        Body::StepEnded { step: id(), status: StepStatus::Failed, failure: None },
+        undoing(),
+        // That owner died.
+        Body::Claimed { owner: "next".into() },
+        undoing(),
+        Body::UndoFailed { step: id(), failure: failure("unknown") },
+        Body::RunFinished { status: RunStatus::Failed, reason: None },
+    ];
+    let (run, mut prev, mut rows, mut events) = (RunId::from("r"), String::new(), Vec::new(), Vec::new());
+    for (n, body) in (0..).zip(bodies) {
+        let draft = Draft { at: at(n), actor: "test".into(), body };
+        let sealed = chain::seal(&run, 1, n.unsigned_abs(), &prev, vec![draft]).unwrap().remove(0);
+        let old = String::from_utf8(sealed.record).unwrap().replace(r#""step":"only","attempt":1}"#, r#""step":"only"}"#);
+        let one = chain::Sealed::new(serde_json::from_str(&old).unwrap(), old.into_bytes());
+        prev.clone_from(&one.stored.hash);
+        rows.push(chain::EventRow::from(&one));
+        events.push(one.stored.event);
+    }
+    let old = |row: &&chain::EventRow| row.kind == "undoing" && !String::from_utf8_lossy(&row.record).contains("attempt");
+    assert_eq!(rows.iter().filter(old).count(), 2);
+    let row = ChainRow {
+        id: run,
+        kind: ChainKind::Run,
+        name: "story".into(),
+        parent: None,
+        status: "failed".into(),
+        started_at: at(0),
+        finished_at: Some(at(9)),
+        seq: 10,
+        head: prev,
+        owner: None,
+    };
+    let found = chain::verify(&chain::Dump { rows: vec![row], events: rows, heads: None });
+    assert!(found.verified, "{:?}", found.problems);
+    let state = RunState::of(&events).unwrap();
+    let known = &state.steps[&id()];
+    assert_eq!((known.undo, known.undo_tries.attempts, state.status), (UndoState::Failed, 2, RunStatus::Failed));
+}
