@@ -156,12 +156,13 @@ mod tests {
     }
 
     fn begun(tries: &mut Tries, second: i64) {
-        said(tries, second, Body::Undoing { step: StepId::from("only"), attempt: tries.attempts + 1 });
+        let attempt = tries.attempts + 1;
+        said(tries, second, Body::Undoing { step: StepId::from("only"), attempt });
     }
 
     fn again(unknown: bool, tries: &mut Tries, second: i64) {
-        let failure = Failure::new("x", "-");
-        said(tries, second, Body::UndoRetry { step: "only".into(), attempt: tries.attempts, failure, unknown, at: at(second + 1) });
+        let (attempt, failure) = (tries.attempts, Failure::new("x", "-"));
+        said(tries, second, Body::UndoRetry { step: "only".into(), attempt, failure, unknown, at: at(second + 1) });
     }
 
     fn ms(after_ms: u64) -> AfterUndo {

@@ -135,8 +135,10 @@ fn each_on_failure_does_what_it_says() {
 fn an_undo_that_was_not_heard_of_is_made_again_and_one_that_refuses_is_not() {
     let place = Place::new();
     let book = |undo: &str| {
-        format!("  - id: a\n    uses: exec.command\n    with: {{ argv: ['true'], undo: [sh, -c, 'echo undo >> @/log; {undo}'] }}
-  - id: b\n    uses: exec.command\n    on_failure: undo\n    with: {{ argv: ['false'] }}\n")
+        format!(
+            "  - id: a\n    uses: exec.command\n    with: {{ argv: ['true'], undo: [sh, -c, 'echo undo >> @/log; {undo}'] }}
+  - id: b\n    uses: exec.command\n    on_failure: undo\n    with: {{ argv: ['false'] }}\n"
+        )
     };
     let undos = |run: &str| {
         let events = place.muster(&["show", run]).expect(0).last()["events"].as_array().unwrap().clone();
@@ -146,7 +148,8 @@ fn an_undo_that_was_not_heard_of_is_made_again_and_one_that_refuses_is_not() {
     let said = place.book(&book("test $(wc -l < @/log) -ge 3 || kill -9 $$")).run_book().expect(1);
     assert_eq!(said.statuses(), ["undone", "failed"]);
     assert_eq!(place.words("log"), ["undo"; 3]);
-    let told: Vec<_> = undos(&said.run()).iter().map(|body| (body["kind"].clone(), body["attempt"].clone(), body["unknown"].clone())).collect();
+    let told: Vec<_> =
+        undos(&said.run()).iter().map(|body| (body["kind"].clone(), body["attempt"].clone(), body["unknown"].clone())).collect();
     let attempts = [
         (json!("undoing"), json!(1), json!(null)),
         (json!("undo_retry"), json!(1), json!(true)),

@@ -81,9 +81,13 @@ impl Pair {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_old_primary_is_replaced_once_whatever_becomes_of_the_answers() {
-    for (call, fault) in
-        [(CREATE, None), (DELETE, Some(Fault::ErrorAfter)), (DELETE, Some(Fault::CutAfter)), (CREATE, Some(Fault::ErrorAfter)), (CREATE, Some(Fault::CutAfter))]
-    {
+    for (call, fault) in [
+        (CREATE, None),
+        (DELETE, Some(Fault::ErrorAfter)),
+        (DELETE, Some(Fault::CutAfter)),
+        (CREATE, Some(Fault::ErrorAfter)),
+        (CREATE, Some(Fault::CutAfter)),
+    ] {
         let pair = pair().await;
         if let Some(fault) = fault {
             pair.stage.proxy.fault(call, 1, fault);
