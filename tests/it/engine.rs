@@ -160,11 +160,13 @@ fn an_undo_that_was_not_heard_of_is_made_again_and_one_that_refuses_is_not() {
     ];
     assert_eq!(told, attempts);
     assert!(!said.last()["reason"].as_str().unwrap().contains("not everything"), "{}", said.last());
+    assert_eq!(said.step("a")["undo"], json!({ "state": "undone", "attempts": 3 }));
     std::fs::remove_file(place.path("log")).unwrap();
     let said = place.book(&book("exit 3")).run_book().expect(1);
     assert_eq!((said.statuses().join(" "), place.words("log")), ("succeeded failed".to_owned(), vec!["undo".to_owned()]));
     assert!(said.last()["reason"].as_str().unwrap().contains("not everything could be undone"), "{}", said.last());
     assert_eq!(undos(&said.run()).last().unwrap()["kind"], "undo_failed");
+    assert_eq!(said.step("a")["undo"], json!({ "state": "failed", "attempts": 1 }));
 }
 
 /// Killed while an undo waits to be tried again: the next process goes on with it.
