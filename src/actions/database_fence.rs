@@ -39,6 +39,7 @@ use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoP
 use crate::providers::port::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
