@@ -11,7 +11,7 @@ pub async fn undone(bench: &Bench, action: &dyn DynAction, intent: &Value, outpu
         match action.undo(&bench.write, intent, output.cloned()).await {
             Ok(()) => return Ok(attempt),
             Err(ApplyError::Unknown(_)) => doubt = true,
-            Err(ApplyError::Retry { .. }) => doubt = false,
+            Err(ApplyError::Retry { .. }) => {}
             Err(ApplyError::Definite(_)) if doubt => doubt = false,
             Err(ApplyError::Definite(failure)) => return Err(failure),
         }

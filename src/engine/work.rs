@@ -379,7 +379,8 @@ fn not_undone(cx: &Context<'_>, step: StepId, error: ApplyError, at: impl Fn(u64
     let tries = &cx.known.undo_tries;
     match undo::after(cx.planned, tries, heard, cx.now) {
         AfterUndo::Again { after_ms } => {
-            Body::UndoRetry { step, attempt: tries.attempts, failure, unknown: heard == Heard::Unknown, at: at(after_ms) }
+            let unknown = undo::unknown(tries, heard);
+            Body::UndoRetry { step, attempt: tries.attempts, failure, unknown, at: at(after_ms) }
         }
         AfterUndo::End => Body::UndoFailed { step, failure: undo::told(tries, heard, failure) },
     }

@@ -214,7 +214,7 @@ pub enum Body {
         step: StepId,
         attempt: u32,
         failure: Failure,
-        /// It may have been carried out.
+        /// It may have been carried out, or an attempt before it.
         unknown: bool,
         at: jiff::Timestamp,
     },

@@ -107,6 +107,17 @@ pub fn after(step: &PlanStep, tries: &Tries, heard: Heard, now: jiff::Timestamp)
     AfterUndo::Again { after_ms }
 }
 
+/// Is it open whether it has been undone, once this was heard? That an attempt came too early says nothing of the one
+/// before it; a refusal after which it is looked once more does.
+#[must_use]
+pub fn unknown(tries: &Tries, heard: Heard) -> bool {
+    match heard {
+        Heard::Unknown => true,
+        Heard::Passing { .. } => tries.doubt,
+        Heard::Refused => false,
+    }
+}
+
 /// The failure with which an undo ends: of what is not known, it says so.
 #[must_use]
 pub fn told(tries: &Tries, heard: Heard, failure: Failure) -> Failure {
@@ -201,6 +212,10 @@ mod tests {
         again(false, &mut tries, 1);
         begun(&mut tries, 3);
         assert_eq!(after(&usual, &tries, Heard::Refused, at(3)), AfterUndo::End, "it has looked, and is refused once more");
+        // That the second was throttled says nothing of the first.
+        let mut tries = Tries { doubt: true, ..Tries::default() };
+        begun(&mut tries, 0);
+        assert!(unknown(&tries, Heard::Passing { hint_ms: 0 }) && unknown(&tries, Heard::Unknown) && !unknown(&tries, Heard::Refused));
         // The same when the process died in between.
         let mut tries = Tries::default();
         begun(&mut tries, 0);
