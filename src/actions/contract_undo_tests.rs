@@ -86,3 +86,20 @@ async fn an_undo_without_the_permit_changes_nothing_and_says_why() {
         assert!(told, "{name}: {said:?}");
     }
 }
+
+/// What cannot be taken back is said to be so once it is seen; as long as nobody can look, it is not said.
+#[tokio::test]
+async fn what_cannot_be_taken_back_is_told_when_it_was_seen_and_not_before() {
+    let names =
+        ["database.promote", "database.rejoin", "rds.failover_global_cluster", "rds.prune_snapshots", "rds.switchover_global_cluster"];
+    for (action, fixture) in all().into_iter().filter(|(action, _)| names.contains(&action.spec().name)) {
+        let name = action.spec().name;
+        let (bench, _, intent, output) = done(&*action, &fixture).await;
+        bench.world.lock().down.extend(["east".to_owned(), "west".to_owned()]);
+        let unseen = action.undo(&bench.write, &intent, Some(output.clone())).await;
+        assert!(matches!(unseen, Err(ApplyError::Retry { .. } | ApplyError::Unknown(_))), "{name}: {unseen:?}");
+        bench.world.lock().down.clear();
+        let seen = action.undo(&bench.write, &intent, Some(output)).await;
+        assert!(matches!(&seen, Err(ApplyError::Definite(failure)) if failure.code == "irreversible"), "{name}: {seen:?}");
+    }
+}
