@@ -39,6 +39,7 @@ use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoP
 use crate::providers::port::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -384,9 +385,12 @@ async fn none_promoted(cx: &WriteCx, intent: &Intent) -> Result<(), ApplyError> 
             Err(e) => Err(e),
         };
         if !state.as_ref().is_ok_and(|s| s.in_recovery) {
+            let passing = matches!(&state, Err(PortError::Unreachable(_) | PortError::Throttled { .. } | PortError::Unknown(_)));
             let why = state.err().map_or_else(|| "it is no standby any more".to_owned(), |e| e.to_string());
             let message = format!("`{}` in `{region}` may have been promoted ({why}); the fence stays closed", intent.database);
-            return Err(ApplyError::Definite(Failure::new("promoted", message).remedy("decide by hand which region shall write")));
+            let failure = Failure::new("promoted", message).remedy("decide by hand which region shall write");
+            // Who does not answer at this moment may say soon that it is a standby.
+            return Err(if passing { ApplyError::Retry { after: Duration::ZERO, failure } } else { ApplyError::Definite(failure) });
         }
     }
     Ok(())
@@ -434,8 +438,14 @@ mod tests {
         Fence::apply(&bench.write, &intent).await.expect("applied");
         bench.world.lock().down.insert("west".into());
         let refused = Fence::undo(&bench.write, &intent, None).await;
-        assert!(matches!(refused, Err(ApplyError::Definite(f)) if f.code == "promoted"));
+        assert!(matches!(refused, Err(ApplyError::Retry { failure, .. }) if failure.code == "promoted"), "it may answer soon");
         bench.world.lock().down.clear();
+        let west = ("predictions".to_owned(), "west".to_owned());
+        let recovers = |bench: &Bench, so| bench.world.lock().servers.get_mut(&west).expect("west").state.in_recovery = so;
+        recovers(&bench, false);
+        let refused = Fence::undo(&bench.write, &intent, None).await;
+        assert!(matches!(refused, Err(ApplyError::Definite(f)) if f.code == "promoted"), "it has answered");
+        recovers(&bench, true);
         Fence::undo(&bench.write, &intent, None).await.expect("undone");
         assert_eq!(bench.world.lock().leases["predictions"].allowed.as_deref(), Some("east"));
     }

@@ -176,6 +176,7 @@ impl Action for Promote {
     async fn undo(cx: &WriteCx, intent: &Intent, _output: Option<Output>) -> Result<(), ApplyError> {
         match Self::observe(cx, intent).await {
             Seen::Absent => Ok(()),
+            Seen::CannotTell { why } => Err(unseen(&format!("`{}` in `{}` was promoted", intent.database, intent.region), &why)),
             _ => Err(ApplyError::Definite(
                 Failure::new("irreversible", format!("the promotion of `{}` in `{}` cannot be taken back", intent.database, intent.region))
                     .remedy("make the other region follow it with `database.rejoin`, then switch back as planned"),

@@ -219,6 +219,11 @@ impl Action for Rejoin {
             Intent::Own(_) => return Ok(()),
             Intent::Rds(intent) => intent,
         };
+        if let Seen::CannotTell { why } = &seen
+            && !intent.nothing
+        {
+            return Err(unseen(&format!("`{}` was replaced", intent.instance), why));
+        }
         let untouched = intent.nothing || (seen == Seen::Absent && intent.old_resource == current(cx, intent).await?);
         if untouched {
             return Ok(());

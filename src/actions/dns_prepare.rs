@@ -184,13 +184,7 @@ impl Action for Prepare {
             if there != ours {
                 return Err(fail("conflict", format!("the records of {} were changed by somebody else: {}", ep.name, show_sets(&there))));
             }
-            if let Err(lost) = dns.replace(&intent.zone, &ours, &intent.expect, &format!("{} undone", intent.comment)).await {
-                // Nobody undoes a second time: whether it happened is looked at here, else the check would be left.
-                let unknown = matches!(lost, PortError::Unknown(_));
-                if !unknown || dns.sets(&intent.zone, &ep.name, &intent.kind).await? != intent.expect {
-                    return Err(lost.into());
-                }
-            }
+            dns.replace(&intent.zone, &ours, &intent.expect, &format!("{} undone", intent.comment)).await?;
         }
         if intent.kept.is_none()
             && let Some(check) = dns.health_check_of(&intent.reference).await?

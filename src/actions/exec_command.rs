@@ -17,7 +17,8 @@
 //! again, also to look afresh at a fact that an approval is bound to.
 //!
 //! **Undone** it is by the `undo` program, if given; nothing otherwise, and the record says so. A crash in the
-//! middle runs it again, unless `observe` says that nothing is left to undo.
+//! middle, or a signal that ends it, runs it again, unless `observe` says that nothing is left to undo: so it
+//! must accept that it has been run before. A code other than 0 is its last word.
 
 use super::{contract::*, shared::*};
 use crate::model::{effect::*, estate::Estate, node::Node, runbook::UndoPolicy, time::Span};

@@ -278,18 +278,20 @@ pub(crate) async fn open(cx: &WriteCx, fenced: Fenced<'_>, kind: ProofKind, befo
             rds.set_groups(&id, before).await?;
             settled(cx, fenced, "the instance's own security groups", |info| !info.groups.contains_key(&group)).await
         }
-        ProofKind::InstanceStopped => match look(cx, fenced).await?.status.as_str() {
-            "stopped" => {
-                rds.start(&id).await?;
-                settled(cx, fenced, "the start", |info| info.status == "available").await?;
-                unmark(cx, fenced).await
+        ProofKind::InstanceStopped => {
+            if look(cx, fenced).await?.status == "stopping" {
+                // It cannot be started before, and that takes minutes: it is waited for, not asked for again and again.
+                settled(cx, fenced, "the stop", |info| info.status == "stopped").await?;
             }
-            "stopping" => Err(ApplyError::Retry {
-                after: Duration::from_secs(10),
-                failure: Failure::new("stopping", format!("`{id}` is still stopping")),
-            }),
-            _ => unmark(cx, fenced).await,
-        },
+            match look(cx, fenced).await?.status.as_str() {
+                "stopped" => rds.start(&id).await?,
+                // Asked for before, and heard.
+                "starting" => {}
+                _ => return unmark(cx, fenced).await,
+            }
+            settled(cx, fenced, "the start", |info| info.status == "available").await?;
+            unmark(cx, fenced).await
+        }
         ProofKind::CredentialsRotated if look(cx, fenced).await?.tags.contains_key(TAG) => set_password(cx, fenced, false).await,
         _ => Ok(()),
     }
@@ -308,7 +310,7 @@ mod tests {
     use super::STOPPED;
     use crate::actions::{
         contract::{Action, ApplyError},
-        contract_tests::{Bench, Fixture, estate, map_of},
+        contract_tests::{Bench, Fixture, estate, map_of, undo::undone},
         database_fence::Fence,
         proof::{FenceProof, ProofKind, still_holds},
     };
@@ -370,6 +372,34 @@ mod tests {
                         }
                     }
                     assert_eq!(essence(&bench), good, "{by:?}, write {n}, {fault:?}");
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn every_lost_answer_leads_back_to_what_stood() {
+        let action = crate::actions::find("database.fence").expect("it is there");
+        for by in [&["security_group_closed", "credentials_rotated"][..], &["instance_stopped"]] {
+            let closed = async || {
+                let bench = Bench::new(&fixture(by));
+                let before = bench.world.lock().essence();
+                let intent = serde_json::to_value(bench.intent::<Fence>().await).expect("an intent");
+                proof(&bench).await;
+                (bench, before, intent)
+            };
+            let (bench, before, intent) = closed().await;
+            let first = bench.world.writes();
+            undone(&bench, &*action, &intent, None).await.expect("undone");
+            assert_eq!(bench.world.lock().essence(), before, "{by:?}");
+            for n in 0..bench.world.writes() - first {
+                for fault in [WriteFault::AppliedButLost, WriteFault::LostOnTheWay, WriteFault::Unreachable] {
+                    let (bench, before, intent) = closed().await;
+                    bench.world.fault(n, fault);
+                    undone(&bench, &*action, &intent, None).await.unwrap_or_else(|f| panic!("{by:?}, write {n}, {fault:?}: {f}"));
+                    assert_eq!(bench.world.lock().essence(), before, "{by:?}, write {n}, {fault:?}");
+                    let east = ("east".to_owned(), "predictions-east".to_owned());
+                    assert_eq!(bench.world.lock().instances[&east].info.status, "available", "{by:?}, write {n}, {fault:?}");
                 }
             }
         }

@@ -92,6 +92,7 @@ pub(crate) async fn see(cx: &ReadCx, intent: &Move) -> Seen<Moved> {
 pub(crate) async fn undo(cx: &ReadCx, intent: &Move) -> Result<(), ApplyError> {
     match see(cx, intent).await {
         Seen::Absent => Ok(()),
+        Seen::CannotTell { why } => Err(unseen(&format!("the writer of `{}` was moved", intent.global_cluster), &why)),
         _ => Err(ApplyError::Definite(
             Failure::new("irreversible", format!("the writer of `{}` was moved, or may have been", intent.global_cluster))
                 .remedy("move it back with `rds.switchover_global_cluster` when both regions are there"),

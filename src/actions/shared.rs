@@ -173,6 +173,11 @@ pub(crate) fn cannot_tell<O>(error: &PortError) -> Seen<O> {
     Seen::CannotTell { why: failure(error).message }
 }
 
+/// What `undo` would have to know cannot be seen: nothing was tried, and it may be seen soon.
+pub(crate) fn unseen(what: &str, why: &str) -> ApplyError {
+    ApplyError::Retry { after: Duration::ZERO, failure: Failure::new("cannot_tell", format!("whether {what} cannot be seen: {why}")) }
+}
+
 pub(crate) fn pending<O>(poll_after_ms: u64, note: impl Into<String>) -> Seen<O> {
     Seen::Pending { poll_after_ms, note: note.into() }
 }

@@ -163,6 +163,7 @@ pub(super) async fn undo(cx: &WriteCx, intent: &Intent, handover: &Handover) -> 
     match observe(cx, intent, handover).await {
         Seen::Absent => Ok(()),
         _ if intent.nothing => Ok(()),
+        Seen::CannotTell { why } => Err(unseen(&format!("`{}` in `{}` has changed places", intent.database, intent.to), &why)),
         _ => Err(ApplyError::Definite(
             Failure::new("promoted", format!("`{}` leads `{}` in `{}` by now", handover.candidate, intent.database, intent.to))
                 .remedy(format!("switch over again, with `member: {}`", handover.leader)),

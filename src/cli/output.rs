@@ -204,7 +204,8 @@ fn step_sentence(body: &Body) -> Option<(char, String)> {
         Body::Resolved { step, done, by, reason } => {
             ('?', format!("{} resolved as {} by {by}: {reason}", named(step), if *done { "done" } else { "not done" }))
         }
-        Body::Undoing { step } => ('.', format!("{} being undone", named(step))),
+        Body::Undoing { step, .. } => ('.', format!("{} being undone", named(step))),
+        Body::UndoRetry { step, failure, .. } => ('!', format!("{} not undone yet, and tried again: {failure}", named(step))),
         Body::Undone { step } => ('+', format!("{} undone", named(step))),
         Body::UndoFailed { step, failure } => ('!', format!("{} could not be undone: {failure}", named(step))),
         Body::UndoLeft { step, reason } => ('?', format!("{} not undone: {reason}", named(step))),

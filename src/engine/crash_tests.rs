@@ -36,6 +36,8 @@ struct Script {
     refused_first: bool,
     skipped: bool,
     calls: Vec<Call>,
+    /// What the calls that undo it come to.
+    undos: Vec<Call>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -44,6 +46,7 @@ struct World {
     done: BTreeSet<StepId>,
     calls: BTreeMap<StepId, usize>,
     looks: BTreeMap<StepId, usize>,
+    undos: BTreeMap<StepId, usize>,
     twice: Vec<StepId>,
 }
 
@@ -176,6 +179,7 @@ impl<'a> Sim<'a> {
             Decision::Void { step, why } => self.append(vec![Body::ApprovalVoid { step, why, facts: Default::default() }])?,
             Decision::End { step, status, failure } => self.append(vec![Body::StepEnded { step, status, failure }])?,
             Decision::LeaveUndo { step, reason } => self.append(vec![Body::UndoLeft { step, reason }])?,
+            Decision::EndUndo { step, failure } => self.append(vec![Body::UndoFailed { step, failure }])?,
             Decision::Prepare(step) => drop(self.in_flight.insert(step, Work::Prepare)),
             Decision::Apply { step, attempt } => {
                 self.append(vec![Body::Applying { step: step.clone(), attempt, epoch: 1, key: "k".into() }])?;
@@ -186,7 +190,8 @@ impl<'a> Sim<'a> {
                 self.in_flight.insert(step, Work::Observe { accepted });
             }
             Decision::Undo(step) => {
-                self.append(vec![Body::Undoing { step: step.clone() }])?;
+                let attempt = self.state.steps[&step].undo_tries.attempts + 1;
+                self.append(vec![Body::Undoing { step: step.clone(), attempt }])?;
                 self.in_flight.insert(step, Work::Undo);
             }
         }
@@ -201,10 +206,7 @@ impl<'a> Sim<'a> {
             Work::Prepare => self.prepare(step),
             Work::Apply { attempt } => self.apply(step, attempt),
             Work::Observe { .. } => Report::Observed { seen: self.look(step), timed_out: false },
-            Work::Undo => {
-                self.world.done.remove(step);
-                Report::Undone(Ok(()))
-            }
+            Work::Undo => self.undo(step),
             Work::Facts { .. } => unreachable!("no approval here has facts"),
         };
         // The effect has happened, and nobody has heard of it yet.
@@ -247,6 +249,21 @@ impl<'a> Sim<'a> {
             Call::Lost | Call::AnswerLost => Err(ApplyError::Unknown(Failure::new("timed_out", "no answer"))),
         };
         Report::Applied { attempt, result, timed_out: false, observes: script.visible && effect != Effect::Read }
+    }
+
+    fn undo(&mut self, step: &StepId) -> Report {
+        let undos = self.world.undos.entry(step.clone()).or_default();
+        let call = self.scripts.iter().find(|script| script.step.id == *step).and_then(|script| script.undos.get(*undos).copied());
+        *undos += 1;
+        let call = call.unwrap_or(Call::Works);
+        if matches!(call, Call::Works | Call::AnswerLost) {
+            self.world.done.remove(step);
+        }
+        Report::Undone(match call {
+            Call::Works => Ok(()),
+            Call::Fails => Err(ApplyError::Definite(Failure::new("exit", "no"))),
+            Call::Lost | Call::AnswerLost => Err(ApplyError::Unknown(Failure::new("timed_out", "no answer"))),
+        })
     }
 
     fn look(&self, step: &StepId) -> Seen<Value> {
@@ -309,10 +326,19 @@ impl<'a> Sim<'a> {
         for (id, known) in &self.state.steps {
             let wants = matches!(known.status, StepStatus::Succeeded | StepStatus::SucceededWithWarning);
             let StepKind::Action { effect, .. } = self.script(id).step.kind else { continue };
-            assert!(!wants || effect == Effect::Read || self.world.done.contains(id), "{id} is said to be done and is not");
+            // An undo that ended without having been heard of may have been carried out, and its failure says so.
+            let backed_out = known.undo == UndoState::Failed;
+            assert!(!wants || effect == Effect::Read || backed_out || self.world.done.contains(id), "{id} is said to be done and is not");
             if known.undo == UndoState::Undone {
                 assert!(!self.world.done.contains(id), "{id} is said to be undone and stands");
             }
+            if known.undo == UndoState::Failed {
+                let script = self.script(id);
+                let refused = script.undos.iter().any(|call| matches!(call, Call::Fails));
+                let spent = known.undo_tries.attempts >= crate::plan::undo::policy(&script.step).attempts;
+                assert!(refused || spent, "the undo of {id} was given up: {:#?}", self.events);
+            }
+            assert!(known.undo != UndoState::Undoing, "the undo of {id} is left open");
         }
         self.check_undo_order();
     }
@@ -320,7 +346,7 @@ impl<'a> Sim<'a> {
     fn check_undo_order(&self) {
         let mut undoing: Vec<&StepId> = Vec::new();
         for event in &self.events {
-            if let Body::Undoing { step } = &event.body
+            if let Body::Undoing { step, .. } = &event.body
                 && undoing.last() != Some(&step)
             {
                 undoing.push(step);
@@ -351,8 +377,9 @@ fn script(index: usize) -> impl Strategy<Value = Script> {
     ];
     let undo = prop_oneof![4 => Just(UndoPolicy::Automatic), 1 => Just(UndoPolicy::Manual)];
     let odd = (prop::bool::weighted(0.1), prop::bool::weighted(0.1), prop::bool::weighted(0.1));
-    (kind, policy, undo, 1u32..4, prop::collection::vec(call(), 0..3), any::<u8>(), odd).prop_map(
-        move |((effect, visible), on_failure, undo, attempts, calls, needs, (approval, refused_first, skipped))| {
+    let calls = (prop::collection::vec(call(), 0..3), prop::collection::vec(call(), 0..3));
+    (kind, policy, undo, 1u32..4, calls, any::<u8>(), odd).prop_map(
+        move |((effect, visible), on_failure, undo, attempts, (calls, undos), needs, (approval, refused_first, skipped))| {
             let needs = (0..index).filter(|n| needs >> n & 1 == 1).map(|n| StepId(format!("s{n}"))).collect();
             let action = StepKind::Action { name: "exec.command".into(), version: 1, effect };
             let asks = StepKind::Approval(Approval { expires: Span::from_secs(900), ..Approval::default() });
@@ -370,7 +397,7 @@ fn script(index: usize) -> impl Strategy<Value = Script> {
                 approve: None,
                 pos: Pos::default(),
             };
-            Script { step, visible, refused_first, skipped, calls }
+            Script { step, visible, refused_first, skipped, calls, undos }
         },
     )
 }

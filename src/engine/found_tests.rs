@@ -201,7 +201,102 @@ fn a_step_does_not_fail_because_its_owner_lost_the_run() {
     assert!(matches!(bodies.as_slice(), [Body::ApplyFailed { .. }, Body::RetryAt { .. }]), "{bodies:?}");
     assert_eq!(story.0.steps[&id()].phase, Phase::New);
 
-    story.say(at(3), Body::Undoing { step: id() });
+    story.say(at(3), Body::Undoing { step: id(), attempt: 1 });
     assert_eq!(story.reports(Report::Undone(Err(ApplyError::Definite(failure(DEPOSED))))), []);
     assert_eq!(story.0.steps[&id()].undo, UndoState::Undoing, "the next owner undoes it");
+}
+
+fn not_undone(error: ApplyError) -> Report {
+    Report::Undone(Err(error))
+}
+
+/// Its undo has been begun once more.
+fn undoing(mut story: Story) -> Story {
+    let attempt = story.0.steps[&id()].undo_tries.attempts + 1;
+    story.say(at(2), Body::Undoing { step: id(), attempt });
+    story
+}
+
+fn done() -> Story {
+    let mut story = Story::of(Effect::Repeatable).applying();
+    story.reports(seen(Seen::Done(Value::Null)));
+    story
+}
+
+#[test]
+fn an_undo_whose_answer_was_lost_or_that_was_throttled_is_made_again() {
+    let slow = ApplyError::Retry { after: std::time::Duration::from_secs(3), failure: failure("throttled") };
+    for (error, unknown, wait) in [(ApplyError::Unknown(failure("unknown")), true, 2), (slow, false, 3)] {
+        let mut story = undoing(done());
+        let said = story.reports(not_undone(error));
+        let due = at(2 + wait);
+        assert!(matches!(&said[..], [Body::UndoRetry { attempt: 1, unknown: told, at, .. }] if *told == unknown && *at == due), "{said:?}");
+        assert_eq!(story.0.steps[&id()].undo, UndoState::Undoing);
+        let mut story = undoing(story);
+        assert_eq!(story.reports(Report::Undone(Ok(()))), [Body::Undone { step: id() }]);
+        assert_eq!(story.0.steps[&id()].status, StepStatus::Undone);
+    }
+    // Its policy allows two attempts; the second is the last, and what is not known is said.
+    let mut story = undoing(done());
+    story.reports(not_undone(ApplyError::Unknown(failure("unknown"))));
+    let mut story = undoing(story);
+    let said = story.reports(not_undone(ApplyError::Unknown(failure("unknown"))));
+    let told = matches!(&said[..], [Body::UndoFailed { failure, .. }] if failure.to_string().contains("may have been undone"));
+    assert!(told, "{said:?}");
+}
+
+#[test]
+fn an_undo_that_is_refused_ends_at_once() {
+    let mut story = undoing(done());
+    let said = story.reports(not_undone(ApplyError::Definite(failure("irreversible"))));
+    assert_eq!(said, [Body::UndoFailed { step: id(), failure: failure("irreversible") }]);
+}
+
+/// Chains of before undos were tried again say of no attempt which it was. They are verified by the bytes that were stored.
+#[test]
+fn a_chain_of_before_is_verified_and_means_what_it_meant() {
+    use crate::journal::{ChainKind, ChainRow, Draft, chain};
+    let undoing = || Body::Undoing { step: id(), attempt: 1 };
+    let bodies = [
+        Body::RunCreated { plan: Story::of(Effect::Repeatable).0.plan, drill: None },
+        Body::Claimed { owner: "first".into() },
+        Body::Prepared { step: id(), intent: Value::Null, hash: "h".into(), change: Vec::new(), notes: Vec::new() },
+        Body::Applying { step: id(), attempt: 1, epoch: 1, key: "k".into() },
+        Body::StepEnded { step: id(), status: StepStatus::Failed, failure: None },
+        undoing(),
+        // That owner died.
+        Body::Claimed { owner: "next".into() },
+        undoing(),
+        Body::UndoFailed { step: id(), failure: failure("unknown") },
+        Body::RunFinished { status: RunStatus::Failed, reason: None },
+    ];
+    let (run, mut prev, mut rows, mut events) = (RunId::from("r"), String::new(), Vec::new(), Vec::new());
+    for (n, body) in (0..).zip(bodies) {
+        let draft = Draft { at: at(n), actor: "test".into(), body };
+        let sealed = chain::seal(&run, 1, n.unsigned_abs(), &prev, vec![draft]).unwrap().remove(0);
+        let old = String::from_utf8(sealed.record).unwrap().replace(r#""step":"only","attempt":1}"#, r#""step":"only"}"#);
+        let one = chain::Sealed::new(serde_json::from_str(&old).unwrap(), old.into_bytes());
+        prev.clone_from(&one.stored.hash);
+        rows.push(chain::EventRow::from(&one));
+        events.push(one.stored.event);
+    }
+    let old = |row: &&chain::EventRow| row.kind == "undoing" && !String::from_utf8_lossy(&row.record).contains("attempt");
+    assert_eq!(rows.iter().filter(old).count(), 2);
+    let row = ChainRow {
+        id: run,
+        kind: ChainKind::Run,
+        name: "story".into(),
+        parent: None,
+        status: "failed".into(),
+        started_at: at(0),
+        finished_at: Some(at(9)),
+        seq: 10,
+        head: prev,
+        owner: None,
+    };
+    let found = chain::verify(&chain::Dump { rows: vec![row], events: rows, heads: None });
+    assert!(found.verified, "{:?}", found.problems);
+    let state = RunState::of(&events).unwrap();
+    let known = &state.steps[&id()];
+    assert_eq!((known.undo, known.undo_tries.attempts, state.status), (UndoState::Failed, 2, RunStatus::Failed));
 }

@@ -319,6 +319,7 @@ impl Owner {
             Decision::Ask(step) => return Ok(self.ask(step).await),
             Decision::End { step, status, failure } => self.note(vec![Body::StepEnded { step, status, failure }]),
             Decision::LeaveUndo { step, reason } => self.note(vec![Body::UndoLeft { step, reason }]),
+            Decision::EndUndo { step, failure } => self.note(vec![Body::UndoFailed { step, failure }]),
             Decision::Prepare(step) => return Ok(self.begin(step, Work::Prepare).await),
             Decision::Apply { step, attempt } => {
                 self.room_for(&step)?;
@@ -343,7 +344,8 @@ impl Owner {
             }
             Decision::Undo(step) => {
                 self.room_for(&step)?;
-                self.note(vec![Body::Undoing { step: step.clone() }]);
+                let attempt = self.state.step(&step).map_or(0, |known| known.undo_tries.attempts) + 1;
+                self.note(vec![Body::Undoing { step: step.clone(), attempt }]);
                 self.flush().await?;
                 return Ok(self.begin(step, Work::Undo).await);
             }

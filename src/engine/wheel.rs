@@ -50,5 +50,6 @@ fn lost(why: &str) -> ApplyError {
 fn unseen(step: &StepId, why: &str) -> ApplyError {
     let failure =
         Failure::new("wheel_unseen", format!("whether this run still has the wheel cannot be seen, and nothing was tried: {why}"));
-    ApplyError::Definite(failure.remedy(format!("try again, or go on without it, on record, by skipping step `{step}`")))
+    let failure = failure.remedy(format!("try again, or go on without it, on record, by skipping step `{step}`"));
+    ApplyError::Retry { after: Duration::ZERO, failure }
 }

@@ -5,7 +5,10 @@ use super::{Engine, Retry, failed, wheel};
 use crate::actions::contract::*;
 use crate::journal::{Claim, chain::sha256_hex};
 use crate::model::{effect::*, event::*, ids::*, node::*, plan::*};
-use crate::plan::state::{Phase, RunState, StepState};
+use crate::plan::{
+    state::{Phase, RunState, StepState},
+    undo::{self, AfterUndo, Heard},
+};
 use crate::providers::clock::Clock;
 use crate::runbook::expr;
 use serde_json::Value;
@@ -363,9 +366,23 @@ pub fn bodies(cx: &Context<'_>, report: Report, at: impl Fn(u64) -> jiff::Timest
         Report::Undone(Ok(())) => vec![Body::Undone { step }],
         // Nothing was tried, and it is the next owner's to undo.
         Report::Undone(Err(ApplyError::Definite(failure))) if failure.code == DEPOSED => Vec::new(),
-        Report::Undone(Err(ApplyError::Definite(failure) | ApplyError::Retry { failure, .. } | ApplyError::Unknown(failure))) => {
-            vec![Body::UndoFailed { step, failure }]
+        Report::Undone(Err(error)) => vec![not_undone(cx, step, error, at)],
+    }
+}
+
+fn not_undone(cx: &Context<'_>, step: StepId, error: ApplyError, at: impl Fn(u64) -> jiff::Timestamp) -> Body {
+    let (failure, heard) = match error {
+        ApplyError::Definite(failure) => (failure, Heard::Refused),
+        ApplyError::Retry { after, failure } => (failure, Heard::Passing { hint_ms: u64::try_from(after.as_millis()).unwrap_or(u64::MAX) }),
+        ApplyError::Unknown(failure) => (failure, Heard::Unknown),
+    };
+    let tries = &cx.known.undo_tries;
+    match undo::after(cx.planned, tries, heard, cx.now) {
+        AfterUndo::Again { after_ms } => {
+            let unknown = undo::unknown(tries, heard);
+            Body::UndoRetry { step, attempt: tries.attempts, failure, unknown, at: at(after_ms) }
         }
+        AfterUndo::End => Body::UndoFailed { step, failure: undo::told(tries, heard, failure) },
     }
 }
 

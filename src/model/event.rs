@@ -200,11 +200,23 @@ pub enum Body {
         by: String,
         reason: String,
     },
+    /// Records from before undos were tried again name no attempt: there was one.
     Undoing {
         step: StepId,
+        #[serde(default = "first")]
+        attempt: u32,
     },
     Undone {
         step: StepId,
+    },
+    /// An attempt failed in a way that may pass, and is made again, not before this instant.
+    UndoRetry {
+        step: StepId,
+        attempt: u32,
+        failure: Failure,
+        /// It may have been carried out, or an attempt before it.
+        unknown: bool,
+        at: jiff::Timestamp,
     },
     UndoFailed {
         step: StepId,
@@ -285,6 +297,10 @@ pub enum Body {
         reasons: Vec<String>,
         summary: serde_json::Value,
     },
+}
+
+fn first() -> u32 {
+    1
 }
 
 /// Which of a drill's runs.

@@ -4,7 +4,7 @@
 //! After a crash nothing is in flight, and that is the only difference: an attempt that is open in the
 //! journal and not in flight here is observed, never repeated.
 
-use super::{planted::*, state::*};
+use super::{planted::*, state::*, undo};
 use crate::model::{effect::*, ids::*, plan::*, runbook::*, status::*};
 use std::collections::BTreeSet;
 
@@ -38,6 +38,11 @@ pub enum Decision {
     LeaveUndo {
         step: StepId,
         reason: String,
+    },
+    /// Journal that undoing this step came to nothing.
+    EndUndo {
+        step: StepId,
+        failure: Failure,
     },
     End {
         step: StepId,
@@ -85,7 +90,7 @@ pub fn decide(state: &RunState, in_flight: &BTreeSet<StepId>, now: jiff::Timesta
     }
     let acts = |d: &&Decision| !matches!(d, Decision::WakeAt(_));
     if in_flight.is_empty() && decisions.iter().filter(acts).count() == 0 {
-        return at_rest(state, decisions);
+        return at_rest(state, decisions, now);
     }
     let room = PARALLEL.saturating_sub(in_flight.len());
     let mut begun = 0;
@@ -102,15 +107,11 @@ fn for_step(state: &RunState, step: &PlanStep, known: &StepState, now: jiff::Tim
     let id = || step.id.clone();
     match &known.phase {
         Phase::New if halted || !needs_met(state, step) => None,
-        Phase::New => match known.retry_at {
-            // Who waits by a clock that was set back would wait for ever.
-            Some(at) if at > now && known.retry_from.is_none_or(|from| from <= now) => Some(Decision::WakeAt(at)),
-            _ => Some(match &step.kind {
-                StepKind::Approval(_) if state.plan.scope == Scope::Drill => Decision::SkipApproval(id()),
-                StepKind::Approval(_) => Decision::Ask(id()),
-                StepKind::Action { .. } => Decision::Prepare(id()),
-            }),
-        },
+        Phase::New => Some(waits(known.retry_at, known.retry_from, now).unwrap_or_else(|| match &step.kind {
+            StepKind::Approval(_) if state.plan.scope == Scope::Drill => Decision::SkipApproval(id()),
+            StepKind::Approval(_) => Decision::Ask(id()),
+            StepKind::Action { .. } => Decision::Prepare(id()),
+        })),
         // Nothing is sent any more: what was sent before and may still land is waited for after all.
         Phase::Prepared if halted => (known.doubt && !state.interrupted()).then(|| Decision::Observe(id())),
         Phase::Prepared => match known.asked.as_ref().filter(|asked| Some(&asked.over) == known.hash.as_ref()) {
@@ -127,6 +128,11 @@ fn for_step(state: &RunState, step: &PlanStep, known: &StepState, now: jiff::Tim
         Phase::Applying | Phase::Unknown(_) | Phase::Applied => (!state.interrupted()).then(|| Decision::Observe(id())),
         Phase::Held | Phase::Ended => None,
     }
+}
+
+/// Until when what is tried again waits. Who waits by a clock that was set back would wait for ever.
+fn waits(due: Option<jiff::Timestamp>, decided: Option<jiff::Timestamp>, now: jiff::Timestamp) -> Option<Decision> {
+    due.filter(|at| *at > now && decided.is_none_or(|from| from <= now)).map(Decision::WakeAt)
 }
 
 fn apply(step: &PlanStep, known: &StepState) -> Decision {
@@ -194,7 +200,7 @@ fn asked(state: &RunState, step: &PlanStep, known: &StepState, now: jiff::Timest
 }
 
 /// Nothing is in flight and no step can go on by itself: wait, ask, undo, or finish.
-fn at_rest(state: &RunState, waiting: Vec<Decision>) -> Vec<Decision> {
+fn at_rest(state: &RunState, waiting: Vec<Decision>, now: jiff::Timestamp) -> Vec<Decision> {
     let mut held = state.steps.iter().filter(|(_, known)| known.phase == Phase::Held).map(|(id, _)| id.as_str());
     if let Some(first) = held.next() {
         let names = held.fold(format!("`{first}`"), |names, id| format!("{names}, `{id}`"));
@@ -204,17 +210,22 @@ fn at_rest(state: &RunState, waiting: Vec<Decision>) -> Vec<Decision> {
         return park(RunStatus::Paused, reason.clone());
     }
     if let Some(reason) = &state.aborting {
-        return close(state, RunStatus::Aborted, Some(reason.clone()));
+        // Whoever aborts does not wait for what is only tried again, and the record does not leave it open. A wheel is
+        // let go of all the same.
+        let wheels = state.wheels();
+        let cut = state.steps.iter().filter(|(id, known)| known.undo == UndoState::Undoing && !wheels.contains(id));
+        let cut: Vec<_> = cut.map(|(id, _)| Decision::EndUndo { step: id.clone(), failure: undo::aborted() }).collect();
+        return if cut.is_empty() { close(state, RunStatus::Aborted, Some(reason.clone()), now) } else { cut };
     }
     if let Some(stopping) = &state.stopping {
         if stopping.undo
-            && let Some(undo) = next_undo(state)
+            && let Some(undo) = next_undo(state, now)
         {
             return vec![undo];
         }
         let failed: Vec<_> = state.steps.values().filter(|known| known.undo == UndoState::Failed).collect();
         let note = if failed.is_empty() { "" } else { "; not everything could be undone" };
-        return close(state, RunStatus::Failed, Some(format!("step `{}` failed{note}", stopping.because)));
+        return close(state, RunStatus::Failed, Some(format!("step `{}` failed{note}", stopping.because)), now);
     }
     // A step that is due to be tried again does not wait for the approval of another.
     if state.steps.values().any(|known| known.phase == Phase::New && known.retry_at.is_some()) {
@@ -234,9 +245,9 @@ fn at_rest(state: &RunState, waiting: Vec<Decision>) -> Vec<Decision> {
     }
     // It was being ended, and then what had stopped it was taken care of: too late for what was cancelled.
     if let Some((id, _)) = state.steps.iter().find(|(_, known)| known.status == StepStatus::Cancelled) {
-        return close(state, RunStatus::Failed, Some(format!("step `{id}` was cancelled")));
+        return close(state, RunStatus::Failed, Some(format!("step `{id}` was cancelled")), now);
     }
-    close(state, RunStatus::Succeeded, overridden(state))
+    close(state, RunStatus::Succeeded, overridden(state), now)
 }
 
 /// What the end of a run says of the guards that did not hold.
@@ -252,7 +263,7 @@ fn more_to_do(state: &RunState) -> bool {
     let open = |phase: &Phase| matches!(phase, Phase::Applying | Phase::Unknown(_) | Phase::Applied);
     let unsettled = state.plan.steps.iter().any(|step| !is_read(step) && state.steps.get(&step.id).is_some_and(|known| open(&known.phase)));
     let ends = match &state.stopping {
-        Some(stopping) => !stopping.undo || next_undo(state).is_none(),
+        Some(stopping) => !stopping.undo || to_undo(state).is_none(),
         None => false,
     };
     unsettled || !(ends || state.aborting.is_some())
@@ -263,10 +274,10 @@ fn park(status: RunStatus, reason: String) -> Vec<Decision> {
 }
 
 /// What never ran is cancelled, by name; then the run ends.
-fn close(state: &RunState, status: RunStatus, reason: Option<String>) -> Vec<Decision> {
+fn close(state: &RunState, status: RunStatus, reason: Option<String>, now: jiff::Timestamp) -> Vec<Decision> {
     // A run that has ended, however it ended, keeps nobody else from acting.
-    if let Some(step) = state.wheels().first() {
-        return vec![Decision::Undo((*step).clone())];
+    if let Some((step, known)) = state.wheels().first().and_then(|step| Some((*step, state.step(step)?))) {
+        return vec![undo_now(step, known, now)];
     }
     let open = state.plan.steps.iter().filter(|step| state.steps.get(&step.id).is_some_and(|known| known.phase != Phase::Ended));
     let mut decisions: Vec<_> =
@@ -277,35 +288,49 @@ fn close(state: &RunState, status: RunStatus, reason: Option<String>) -> Vec<Dec
     decisions
 }
 
-/// The next step to undo: every one that was begun, succeeded or not, the last begun first.
-fn next_undo(state: &RunState) -> Option<Decision> {
+/// An attempt to undo a step, or the wait before it.
+fn undo_now(step: &StepId, known: &StepState, now: jiff::Timestamp) -> Decision {
+    waits(known.undo_tries.due, known.undo_tries.due_from, now).unwrap_or_else(|| Decision::Undo(step.clone()))
+}
+
+fn next_undo(state: &RunState, now: jiff::Timestamp) -> Option<Decision> {
+    let (step, known) = to_undo(state)?;
+    Some(match step.undo {
+        UndoPolicy::Automatic => undo_now(&step.id, known, now),
+        UndoPolicy::Manual => Decision::LeaveUndo { step: step.id.clone(), reason: "its undo is manual".to_owned() },
+        UndoPolicy::None => Decision::LeaveUndo { step: step.id.clone(), reason: "it has no undo".to_owned() },
+    })
+}
+
+/// The next step to undo: every one that was begun, succeeded or not, the last begun first. One whose undo waits to be
+/// tried again holds up those before it.
+fn to_undo(state: &RunState) -> Option<(&PlanStep, &StepState)> {
     let begun = state.plan.steps.iter().filter_map(|step| {
         let known = state.steps.get(&step.id)?;
         let open = matches!(known.undo, UndoState::Not | UndoState::Undoing) && !is_read(step);
         let left = planted(Defect::UndoOnlyOfWhatSucceeded) && known.status != StepStatus::Succeeded;
-        Some((known.first_applying?, step)).filter(|_| open && !left)
+        Some((known.first_applying?, step, &**known)).filter(|_| open && !left)
     });
-    let (_, step) = begun.max_by_key(|(seq, _)| *seq)?;
-    Some(match step.undo {
-        UndoPolicy::Automatic => Decision::Undo(step.id.clone()),
-        UndoPolicy::Manual => Decision::LeaveUndo { step: step.id.clone(), reason: "its undo is manual".to_owned() },
-        UndoPolicy::None => Decision::LeaveUndo { step: step.id.clone(), reason: "it has no undo".to_owned() },
-    })
+    begun.max_by_key(|(seq, ..)| *seq).map(|(_, step, known)| (step, known))
 }
 
 /// What becomes of a step whose attempt number `attempt` failed for certain.
 #[must_use]
 pub fn after_failure(step: &PlanStep, attempt: u32, retryable: bool, timed_out: bool, hint_ms: Option<u64>) -> AfterFailure {
     if retryable && attempt < step.retry.attempts {
-        let doublings = attempt.saturating_sub(1).min(20);
-        let backoff = step.retry.backoff.ms.saturating_mul(1 << doublings).min(step.retry.max_backoff.ms);
-        return AfterFailure::Retry { after_ms: backoff.max(hint_ms.unwrap_or(0)) };
+        return AfterFailure::Retry { after_ms: backoff(&step.retry, attempt).max(hint_ms.unwrap_or(0)) };
     }
     AfterFailure::End(match step.on_failure {
         OnFailure::Continue => StepStatus::FailedIgnored,
         _ if timed_out => StepStatus::TimedOut,
         _ => StepStatus::Failed,
     })
+}
+
+/// How long is waited after this attempt, in milliseconds: doubled each time, up to the most.
+pub(super) fn backoff(retry: &Retry, attempt: u32) -> u64 {
+    let doublings = attempt.saturating_sub(1).min(20);
+    retry.backoff.ms.saturating_mul(1 << doublings).min(retry.max_backoff.ms)
 }
 
 #[cfg(test)]

@@ -141,6 +141,15 @@ impl Story {
         self.unknown(id).say(Body::Observed { step: id.into(), seen: Seen::CannotTell { why: why() } });
         self.say(Body::Indeterminate { step: id.into(), question: why() })
     }
+    fn undoing(&mut self, id: &str) -> &mut Self {
+        let attempt = self.state.steps[id].undo_tries.attempts + 1;
+        self.say(Body::Undoing { step: id.into(), attempt })
+    }
+    /// An attempt to undo fails, and is to be made again so much later.
+    fn undo_fails_for_now(&mut self, id: &str, ms: i64) -> &mut Self {
+        let at = self.now + jiff::SignedDuration::from_millis(ms);
+        self.undoing(id).say(Body::UndoRetry { step: id.into(), attempt: 1, failure: failure(), unknown: true, at })
+    }
     fn pause(&mut self) -> &mut Self {
         self.say(Body::PauseRequested { reason: "asked".into() })
     }
@@ -187,6 +196,7 @@ impl Story {
             Decision::Observe(id) => format!("observe {id}"),
             Decision::Undo(id) => format!("undo {id}"),
             Decision::LeaveUndo { step, reason } => format!("leave {step}: {reason}"),
+            Decision::EndUndo { step, failure } => format!("end undo of {step}: {}", failure.code),
             Decision::End { step, status, failure } => match failure {
                 Some(failure) => format!("end {step} {}: {}", status.word(), failure.code),
                 None => format!("end {step} {}", status.word()),
@@ -203,8 +213,9 @@ impl Story {
             for decision in decide(&self.state, &self.in_flight, self.now) {
                 lines.push(self.line(&decision));
                 match decision {
-                    Decision::Undo(step) => drop(self.say(Body::Undoing { step: step.clone() }).say(Body::Undone { step })),
+                    Decision::Undo(step) => drop(self.say(Body::Undoing { step: step.clone(), attempt: 1 }).say(Body::Undone { step })),
                     Decision::LeaveUndo { step, reason } => drop(self.say(Body::UndoLeft { step, reason })),
+                    Decision::EndUndo { step, failure } => drop(self.say(Body::UndoFailed { step, failure })),
                     Decision::End { step, status, failure } => drop(self.say(Body::StepEnded { step, status, failure })),
                     Decision::Finish { status, reason } => drop(self.say(Body::RunFinished { status, reason })),
                     other => panic!("{other:?} while undoing"),
@@ -429,7 +440,7 @@ fn what_has_no_undo_is_left_and_named() {
 #[test]
 fn an_undo_that_fails_does_not_keep_the_others_from_being_undone() {
     let mut s = story(vec![step("a", &[]), on_failure(step("b", &["a"]), OnFailure::Undo)]);
-    s.done("a").fails("b").say(Body::Undoing { step: "b".into() });
+    s.done("a").fails("b").undoing("b");
     s.say(Body::UndoFailed { step: "b".into(), failure: failure() });
     assert_eq!(s.undone_to_the_end(), ["undo a", "finish failed"]);
     assert_eq!(s.state.reason.as_deref(), Some("step `b` failed; not everything could be undone"));
@@ -439,7 +450,8 @@ fn an_undo_that_fails_does_not_keep_the_others_from_being_undone() {
 fn an_undo_that_a_crash_cut_short_is_done_again_and_no_other() {
     let mut s = story(vec![step("a", &[]), step("b", &["a"]), on_failure(step("c", &["b"]), OnFailure::Undo)]);
     s.done("a").done("b").fails("c");
-    s.say(Body::Undoing { step: "c".into() }).say(Body::Undone { step: "c".into() }).say(Body::Undoing { step: "b".into() }).crash();
+    s.undoing("c").say(Body::Undone { step: "c".into() });
+    s.undoing("b").crash();
     assert_eq!(s.undone_to_the_end(), ["undo b", "undo a", "finish failed"]);
 }
 
@@ -453,6 +465,8 @@ fn a_pause_holds_between_two_undos() {
 
 #[path = "decide_tests/approvals.rs"]
 mod approvals;
+#[path = "decide_tests/undos.rs"]
+mod undos;
 
 // ---- pause, resume, abort
 #[test]

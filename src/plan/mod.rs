@@ -16,4 +16,5 @@ pub mod proof;
 pub mod retention;
 pub mod schedule;
 pub mod state;
+pub mod undo;
 pub mod verdict;

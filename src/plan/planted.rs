@@ -9,6 +9,8 @@ pub enum Defect {
     UnknownRetried,
     UndoTwice,
     UndoOnlyOfWhatSucceeded,
+    UndoGivenUp,
+    UndoWithoutEnd,
     ApprovalReplayed,
 }
 

@@ -4,7 +4,7 @@
 //! certainly not been applied, so a new owner prepares it afresh; `Applying` without an outcome may
 //! have been, so it is observed before anything else.
 
-use super::{approval, planted::*};
+use super::{approval, planted::*, undo::Tries};
 use crate::model::{effect::*, event::*, ids::*, plan::*, runbook::OnFailure, status::*};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -128,6 +128,7 @@ pub struct StepState {
     pub mark: u64,
     pub skipped: Option<String>,
     pub undo: UndoState,
+    pub undo_tries: Tries,
     pub started_at: Option<jiff::Timestamp>,
     pub ended_at: Option<jiff::Timestamp>,
 }
@@ -311,6 +312,7 @@ fn fold_run(state: &mut RunState, event: &Event) {
                 if step.phase != Phase::Ended {
                     step.confirmed = false;
                 }
+                step.undo_tries.taken_over();
                 if planted(Defect::UndoTwice) && step.undo == UndoState::Undone {
                     step.undo = UndoState::Not;
                 }
@@ -525,6 +527,16 @@ fn fold_outcome(step: &mut StepState, event: &Event) {
             step.attempts = 0;
             step.again();
         }
+        Body::Undoing { .. } | Body::UndoRetry { .. } | Body::Undone { .. } | Body::UndoFailed { .. } | Body::UndoLeft { .. } => {
+            fold_undo(step, event);
+        }
+        _ => fold_guard(step, event),
+    }
+}
+
+fn fold_undo(step: &mut StepState, event: &Event) {
+    step.undo_tries.fold(event);
+    match &event.body {
         Body::Undoing { .. } => step.undo = UndoState::Undoing,
         Body::Undone { .. } => {
             step.undo = UndoState::Undone;
@@ -535,7 +547,7 @@ fn fold_outcome(step: &mut StepState, event: &Event) {
             step.failure = Some(failure.clone());
         }
         Body::UndoLeft { .. } => step.undo = UndoState::Left,
-        _ => fold_guard(step, event),
+        _ => {}
     }
 }
 
@@ -565,7 +577,8 @@ pub fn step_of(body: &Body) -> Option<&StepId> {
         | Body::Resolved { step, .. }
         | Body::RetryRequested { step, .. }
         | Body::SkipRequested { step, .. }
-        | Body::Undoing { step }
+        | Body::Undoing { step, .. }
+        | Body::UndoRetry { step, .. }
         | Body::Undone { step }
         | Body::UndoFailed { step, .. }
         | Body::UndoLeft { step, .. } => Some(step),

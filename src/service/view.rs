@@ -3,7 +3,7 @@
 use super::ServiceError;
 use crate::journal::{ChainRow, Journal, Stored, chain};
 use crate::model::{ids::*, time::rfc3339_ms};
-use crate::plan::state::{RunState, StepState};
+use crate::plan::state::{RunState, StepState, UndoState};
 use serde_json::{Value, json};
 
 /// A run's steps, in the order of its file.
@@ -31,11 +31,24 @@ fn step_view(id: &StepId, uses: &str, known: &StepState) -> Value {
         ("overridden", serde_json::to_value(&known.overridden).unwrap_or_default()),
         ("resolved", json!(known.resolved)),
         ("approval", approval(known)),
+        ("undo", undo(known)),
     ];
     if let Some(map) = view.as_object_mut() {
         map.extend(optional.into_iter().filter(|(_, value)| !value.is_null()).map(|(name, value)| (name.to_owned(), value)));
     }
     view
+}
+
+/// What became of its undo, if its run was undone.
+fn undo(known: &StepState) -> Value {
+    let state = match known.undo {
+        UndoState::Not => return Value::Null,
+        UndoState::Undoing => "undoing",
+        UndoState::Undone => "undone",
+        UndoState::Left => "left",
+        UndoState::Failed => "failed",
+    };
+    json!({ "state": state, "attempts": known.undo_tries.attempts })
 }
 
 /// What people were asked, and who has answered.

@@ -130,6 +130,61 @@ fn each_on_failure_does_what_it_says() {
     assert_eq!(log(), "a b c");
 }
 
+/// An undo whose program is killed may have been carried out: it is made again, on record; one that says no is not.
+#[test]
+fn an_undo_that_was_not_heard_of_is_made_again_and_one_that_refuses_is_not() {
+    let place = Place::new();
+    let book = |undo: &str| {
+        format!(
+            "  - id: a\n    uses: exec.command\n    with: {{ argv: ['true'], undo: [sh, -c, 'echo undo >> @/log; {undo}'] }}
+  - id: b\n    uses: exec.command\n    on_failure: undo\n    with: {{ argv: ['false'] }}\n"
+        )
+    };
+    let undos = |run: &str| {
+        let events = place.muster(&["show", run]).expect(0).last()["events"].as_array().unwrap().clone();
+        let bodies = events.iter().map(|event| event["body"].clone()).filter(|body| body["step"] == "a");
+        bodies.filter(|body| body["kind"].as_str().unwrap().starts_with("undo") || body["kind"] == "undone").collect::<Vec<_>>()
+    };
+    let said = place.book(&book("test $(wc -l < @/log) -ge 3 || kill -9 $$")).run_book().expect(1);
+    assert_eq!(said.statuses(), ["undone", "failed"]);
+    assert_eq!(place.words("log"), ["undo"; 3]);
+    let told: Vec<_> =
+        undos(&said.run()).iter().map(|body| (body["kind"].clone(), body["attempt"].clone(), body["unknown"].clone())).collect();
+    let attempts = [
+        (json!("undoing"), json!(1), json!(null)),
+        (json!("undo_retry"), json!(1), json!(true)),
+        (json!("undoing"), json!(2), json!(null)),
+        (json!("undo_retry"), json!(2), json!(true)),
+        (json!("undoing"), json!(3), json!(null)),
+        (json!("undone"), json!(null), json!(null)),
+    ];
+    assert_eq!(told, attempts);
+    assert!(!said.last()["reason"].as_str().unwrap().contains("not everything"), "{}", said.last());
+    assert_eq!(said.step("a")["undo"], json!({ "state": "undone", "attempts": 3 }));
+    std::fs::remove_file(place.path("log")).unwrap();
+    let said = place.book(&book("exit 3")).run_book().expect(1);
+    assert_eq!((said.statuses().join(" "), place.words("log")), ("succeeded failed".to_owned(), vec!["undo".to_owned()]));
+    assert!(said.last()["reason"].as_str().unwrap().contains("not everything could be undone"), "{}", said.last());
+    assert_eq!(undos(&said.run()).last().unwrap()["kind"], "undo_failed");
+    assert_eq!(said.step("a")["undo"], json!({ "state": "failed", "attempts": 1 }));
+}
+
+/// Killed while an undo waits to be tried again: the next process goes on with it.
+#[test]
+fn a_process_that_dies_between_two_attempts_at_an_undo_leaves_it_to_the_next() {
+    let place = Place::new();
+    place.book(
+        "  - id: a\n    uses: exec.command\n    retry: { attempts: 3, backoff: 2s }\n    with: { argv: ['true'], undo: [sh, -c, 'echo undo >> @/log; test $(wc -l < @/log) -ge 2 || kill -9 $$'] }
+  - id: b\n    uses: exec.command\n    on_failure: undo\n    with: { argv: ['false'] }\n",
+    );
+    let running = place.start(&["run", "book.yaml", "--json"]);
+    place.until_told("the first attempt", || running.out_so_far().contains("undo_retry"), || running.told());
+    running.signal("KILL");
+    running.end();
+    let said = place.muster(&["resume"]).expect(1);
+    assert_eq!((said.statuses().join(" "), place.words("log").len()), ("undone failed".to_owned(), 2));
+}
+
 fn approval(place: &Place, expires: &str) -> (String, String) {
     place.book(&format!(
         "  - id: ok\n    uses: approval\n    with: {{ approvers: 2, expires: {expires} }}\n  - id: a\n    uses: exec.command\n    with: {{ argv: [touch, '@/a'] }}\n"

@@ -98,6 +98,8 @@ mod rds_keys;
 #[cfg(feature = "lab")]
 mod rds_promote;
 #[cfg(feature = "lab")]
+mod rds_rejoin;
+#[cfg(feature = "lab")]
 mod rds_stage;
 mod receiver;
 #[cfg(feature = "lab")]
@@ -123,5 +125,7 @@ mod sweep;
 mod tidy;
 #[cfg(feature = "lab")]
 mod traffic;
+#[cfg(feature = "lab")]
+mod undo;
 #[cfg(feature = "lab")]
 mod wheel;

@@ -137,7 +137,7 @@ fn estate(place: &Place, dns: &str, s3: &str, zone: &str, resolver: std::net::So
 }
 
 /// A step that is tried again, and an undoing if a second step is to fail.
-fn book(place: &Place, step: &str, then_fails: bool) {
+pub fn book(place: &Place, step: &str, then_fails: bool) {
     let fails = "  - id: fails\n    uses: exec.command\n    with: { argv: [\"false\"] }\n    on_failure: undo\n";
     place.book(&format!(
         "  - id: it\n    {step}\n    timeout: 60s\n    retry: {{ attempts: 3, backoff: 100ms }}\n{}",
@@ -146,19 +146,19 @@ fn book(place: &Place, step: &str, then_fails: bool) {
 }
 
 /// A bench: an emulator for DNS and MiniStack for the bucket, each behind a proxy, and one simple record.
-struct Bench {
+pub struct Bench {
     /// By way of the proxy.
-    dns: aws_sdk_route53::Client,
-    zone: String,
-    proxy: Proxy,
+    pub dns: aws_sdk_route53::Client,
+    pub zone: String,
+    pub proxy: Proxy,
     s3: FaultProxy,
-    place: Place,
-    answers: Answers,
+    pub place: Place,
+    pub answers: Answers,
     _emulators: (Server, Server),
 }
 
 impl Bench {
-    async fn new(which: Which, ttl: i64) -> Self {
+    pub async fn new(which: Which, ttl: i64) -> Self {
         let store = ministack().await;
         let server = match which {
             Which::Moto => moto().await,
@@ -172,10 +172,10 @@ impl Bench {
         estate(&place, &proxy.url, &s3.url(), &zone, answers.at);
         Self { dns: client(&proxy.url), zone, proxy, s3, place, answers, _emulators: (server, store) }
     }
-    fn run(&self) -> super::place::Said {
+    pub fn run(&self) -> super::place::Said {
         tokio::task::block_in_place(|| self.place.muster(&["run", "book.yaml", "--live"]))
     }
-    async fn sets(&self) -> Vec<String> {
+    pub async fn sets(&self) -> Vec<String> {
         sets(&self.dns, &self.zone).await
     }
     /// Kills the program once the request is carried out and not answered, and goes on with its run.
@@ -183,7 +183,7 @@ impl Bench {
         self.killed_at(path, 1).await
     }
     /// The same for the request of this number.
-    async fn killed_at(&self, path: &'static str, number: usize) -> super::place::Said {
+    pub async fn killed_at(&self, path: &'static str, number: usize) -> super::place::Said {
         let before = self.proxy.changes(path);
         (1..number).for_each(|_| self.proxy.fault(path, Fault::Nothing));
         self.proxy.fault(path, Fault::Held);

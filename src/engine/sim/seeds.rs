@@ -17,7 +17,7 @@ const SLICE: u64 = 200;
 const BUG_SEEDS: u64 = 2_000;
 
 /// A defect, and the invariants that it breaks: being found by another would be finding something else.
-const DEFECTS: [(&str, Planted, &[&str]); 10] = [
+const DEFECTS: [(&str, Planted, &[&str]); 12] = [
     ("effect before intent", Planted::Policy(Defect::EffectBeforeIntent), &["no effect before its intent is durable"]),
     (
         "no observation after a crash",
@@ -31,6 +31,8 @@ const DEFECTS: [(&str, Planted, &[&str]); 10] = [
         Planted::Policy(Defect::UndoOnlyOfWhatSucceeded),
         &["undo goes in reverse order", "undo goes through every step that was begun"],
     ),
+    ("undo given up at once", Planted::Policy(Defect::UndoGivenUp), &["an undo is not given up for what may pass"]),
+    ("undo tried without end", Planted::Policy(Defect::UndoWithoutEnd), &["an undo is tried no more often than it may be"]),
     ("approval replayed", Planted::Policy(Defect::ApprovalReplayed), &["an approval counts once, in time, for what was asked"]),
     ("lease counted from after the renewal", Planted::LeaseCountedFromTheAnswer, &[IN_TIME, "one hand on the wheel: only the owner acts"]),
     (

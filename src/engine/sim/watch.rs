@@ -1,10 +1,13 @@
 //! What must hold, checked at every record, every request and every effect, and once more at the end. The watch
 //! sees what no process sees: the true order of everything. It keeps its own account and trusts nobody's.
 
-use super::{Sim, tally::Tally};
+use super::{Sim, tally::Tally, world::THROTTLED_MS};
 use crate::engine::work;
 use crate::model::{effect::*, event::*, ids::*, plan::*, status::*};
-use crate::plan::state::{Phase, RunState, StepState, UndoState, fold};
+use crate::plan::{
+    state::{Phase, RunState, StepState, UndoState, fold},
+    undo,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 type Place = (RunId, StepId);
@@ -35,6 +38,19 @@ struct Run {
     /// Repeatable, tried, and never seen since: the record claims nothing of it.
     untold: BTreeSet<StepId>,
     undone: BTreeMap<StepId, u32>,
+    undos: BTreeMap<StepId, Undos>,
+}
+
+/// What became of the attempts to undo one step, by the watch's own count.
+#[derive(Default)]
+struct Undos {
+    begun: u32,
+    /// When its owner began with it.
+    since: Option<jiff::Timestamp>,
+    /// When it is tried again, and when that was decided.
+    due: Option<(jiff::Timestamp, jiff::Timestamp)>,
+    /// The last request to undo it was refused for good.
+    refused: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -110,6 +126,7 @@ impl Watch {
             accepted: BTreeSet::new(),
             untold: BTreeSet::new(),
             undone: BTreeMap::new(),
+            undos: BTreeMap::new(),
         };
         self.runs.insert(id.clone(), run);
     }
@@ -172,14 +189,20 @@ impl Watch {
             Body::Resolved { step, .. } => {
                 self.must(known(step).phase == Phase::Held, "only an open question is resolved", what);
             }
-            Body::Undoing { step } => {
+            Body::Undoing { step, .. } => {
                 let at = known(step).first_applying;
                 self.must(settled(state), "undo begins when everything is settled", what);
                 let later = |(id, other): (&StepId, &std::sync::Arc<StepState>)| other.first_applying > at && undo_left(state, other, id);
                 self.must(at.is_some() && !state.steps.iter().any(later), "undo goes in reverse order", what);
                 self.must(!run.undone.contains_key(step), "each is undone once", what);
                 self.must(state.stopping.as_ref().is_some_and(|stopping| stopping.undo), "undo has a reason", what);
+                let due = run.undos.get(step).and_then(|undos| undos.due);
+                // By its owner's clock; one that was set back, or another node's, is not waited for.
+                let early = due.is_some_and(|(due, decided)| event.at < due && event.at >= decided);
+                self.must(!early, "an undo is tried again when its wait is over", what);
             }
+            Body::UndoRetry { step, .. } => self.before_another_undo(run, step, what),
+            Body::UndoFailed { step, .. } => self.before_an_undo_is_given_up(run, step, event.at, what),
             Body::Undone { step } => {
                 self.must(!run.undone.contains_key(step), "each is undone once", what);
                 let stands = self.stands(&(event.run.clone(), step.clone())) && !run.forced;
@@ -204,6 +227,24 @@ impl Watch {
         }
     }
 
+    fn before_another_undo(&mut self, run: &Run, step: &StepId, what: impl Fn() -> String + Copy) {
+        let Some((planned, undos)) = run.state.plan.step(step).zip(run.undos.get(step)) else { return };
+        let most = undo::policy(planned).attempts;
+        self.must(undos.begun < most, "an undo is tried no more often than it may be", what);
+        // Unless an attempt before it was not heard of, whose doing the refusal may be.
+        self.must(!undos.refused || undos.begun > 1, "an undo that is refused is not tried again", what);
+    }
+
+    /// Only a refusal, an abort, or the end of its attempts or of its time ends an undo.
+    fn before_an_undo_is_given_up(&mut self, run: &Run, step: &StepId, at: jiff::Timestamp, what: impl Fn() -> String + Copy) {
+        let Some((planned, undos)) = run.state.plan.step(step).zip(run.undos.get(step)) else { return };
+        let policy = undo::policy(planned);
+        let passed = undos.since.map_or(0, |since| u64::try_from(at.duration_since(since).as_millis()).unwrap_or(0));
+        let late = passed + policy.max_backoff.ms + THROTTLED_MS >= planned.timeout.ms;
+        let over = undos.refused || undos.begun >= policy.attempts || late || run.state.aborting.is_some();
+        self.must(over, "an undo is not given up for what may pass", what);
+    }
+
     fn before_the_end(&mut self, run: &Run, status: RunStatus, what: impl Fn() -> String + Copy) {
         let state = &run.state;
         self.must(settled(state), "a run ends when everything is settled", what);
@@ -213,6 +254,8 @@ impl Watch {
         let good = state.steps.values().all(|known| known.status.satisfies());
         self.must(status != RunStatus::Succeeded || good, "success is the success of every step", what);
         self.must(status.is_final(), "an end is final", what);
+        let open = state.steps.values().any(|known| known.undo == UndoState::Undoing);
+        self.must(!open, "no undo is left open", what);
     }
 
     /// What the record has made of the state.
@@ -230,6 +273,7 @@ impl Watch {
             self.must(!defect, "the engine never panics", what);
         }
         match &event.body {
+            Body::UndoRetry { .. } => self.tally.saw("undo", "tried again"),
             Body::Parked { status, .. } => self.tally.saw("runs parked", status.word()),
             Body::RunFinished { status, .. } => self.tally.saw("runs ended", status.word()),
             _ => {}
@@ -253,6 +297,13 @@ impl Watch {
         self.must(run.forced || run.owner == by, "one hand on the wheel: only the owner acts", what);
         self.must(run.state.finished_at.is_none(), "nothing is done after the end", what);
         self.runs.insert(place.0.clone(), run);
+    }
+
+    /// What a process heard of its request to undo a step.
+    pub fn undo_heard(&mut self, place: &Place, refused: bool) {
+        if let Some(run) = self.runs.get_mut(&place.0) {
+            run.undos.entry(place.1.clone()).or_default().refused |= refused;
+        }
     }
 
     /// A request takes effect.
@@ -309,7 +360,17 @@ fn count(run: &mut Run, owner: &str, event: &Event) {
             *run.intents.entry((step.clone(), owner.to_owned(), false)).or_default() += 1;
             run.seen.remove(step);
         }
-        Body::Undoing { step } => *run.intents.entry((step.clone(), owner.to_owned(), true)).or_default() += 1,
+        Body::Undoing { step, .. } => {
+            *run.intents.entry((step.clone(), owner.to_owned(), true)).or_default() += 1;
+            let undos = run.undos.entry(step.clone()).or_default();
+            undos.begun += 1;
+            undos.since.get_or_insert(event.at);
+            (undos.due, undos.refused) = (None, false);
+        }
+        Body::UndoRetry { step, at, .. } => {
+            run.undos.entry(step.clone()).or_default().due = Some((*at, event.at));
+        }
+        Body::Claimed { .. } => run.undos.values_mut().for_each(|undos| undos.since = None),
         Body::Undone { step } => *run.undone.entry(step.clone()).or_default() += 1,
         Body::Observed { step, seen } => {
             run.seen.insert(step.clone(), seen.clone());

@@ -18,6 +18,8 @@ use tokio::time::Instant;
 
 /// No request lands later than this after it was sent, in milliseconds.
 pub const LANDS_MS: u64 = 1_900;
+/// So long whoever is throttled is asked to wait, in milliseconds.
+pub const THROTTLED_MS: u64 = 400;
 
 type Place = (RunId, StepId);
 
@@ -114,7 +116,7 @@ impl NodeWorld {
         let mut wait = sim.dice().weighted(&[(6, 0), (3, 20), (1, 300)]);
         let result = match fate {
             Fate::Refused => Err(PortError::Refused("no".into())),
-            Fate::Throttled => Err(PortError::Throttled { after: Duration::from_millis(400), message: "slow down".into() }),
+            Fate::Throttled => Err(PortError::Throttled { after: Duration::from_millis(THROTTLED_MS), message: "slow down".into() }),
             Fate::Unreachable => Err(PortError::Unreachable("connection refused".into())),
             Fate::Lost => Err(PortError::Unknown("no answer".into())),
             Fate::Works => Ok(()),
@@ -203,7 +205,12 @@ impl Http for NodeWorld {
             return Err(PortError::Unreachable("the world does not answer".into()));
         }
         if changes {
-            return self.change(place, &key, request.method == "UNDO", request.timeout.unwrap_or(Duration::from_secs(5))).await;
+            let undo = request.method == "UNDO";
+            let result = self.change(place.clone(), &key, undo, request.timeout.unwrap_or(Duration::from_secs(5))).await;
+            if undo {
+                self.life.sim.watch().undo_heard(&place, matches!(result, Err(PortError::Refused(_))));
+            }
+            return result;
         }
         let wait = self.life.sim.dice().weighted(&[(7, 0), (2, 15), (1, 250)]);
         if wait > 0 {
