@@ -23,6 +23,8 @@ struct Many {
     looks: AtomicU64,
     /// So many looks are answered.
     answers: AtomicU64,
+    /// The listing ends with an error at the page that begins here.
+    lists: AtomicU64,
 }
 
 const MANIFEST: &str = ".muster/manifests/k.json";
@@ -41,7 +43,7 @@ fn meta_of(key: &str) -> ObjectMeta {
 impl Many {
     fn of(count: u64) -> Arc<Self> {
         let own = tempfile::tempdir().unwrap();
-        Arc::new(Self { count, own, put: Mutex::default(), looks: AtomicU64::default(), answers: u64::MAX.into() })
+        Arc::new(Self { count, own, put: Mutex::default(), looks: AtomicU64::default(), answers: u64::MAX.into(), lists: u64::MAX.into() })
     }
     fn file(&self) -> PathBuf {
         self.own.path().join("manifest")
@@ -55,6 +57,9 @@ impl Many {
 impl ObjectRead for Many {
     async fn list(&self, _prefix: &str, after: Option<&str>) -> PortResult<ObjectPage> {
         let begin = after.map_or(0, |key| key[6..].parse::<u64>().unwrap() + 1);
+        if begin >= self.lists.load(SeqCst) {
+            return Err(PortError::Unreachable("it is gone".into()));
+        }
         let end = (begin + 1_000).min(self.count);
         let objects = (begin..end).map(|n| ObjectMeta { metadata: BTreeMap::new(), ..meta_of(&key(n)) }).collect();
         Ok(ObjectPage { objects, next: (end < self.count).then(|| key(end - 1)) })
@@ -209,4 +214,18 @@ async fn a_comparison_with_a_manifest_goes_on_where_it_broke_off() {
     assert_eq!((ended.at.tally.objects, ended.at.tally.differences()), (2_000, 0));
     // What is over begins anew.
     assert_eq!(verified(&bench, &source, &target).await.unwrap_or_else(|e| panic!("{e:?}")).resumed_at, None);
+}
+
+#[tokio::test]
+async fn a_source_that_stops_answering_in_the_middle_is_left_out() {
+    let bench = Bench::new(&fixture());
+    let (source, target) = (Many::of(2_500), Many::of(2_500));
+    backed_up(&bench, &source, &target, false).await;
+    target.looks.store(0, SeqCst);
+    source.lists.store(2_000, SeqCst);
+    let ended = verified(&bench, &source, &target).await.unwrap_or_else(|e| panic!("{e:?}"));
+    let (at, looks) = (ended.at, target.looks.load(SeqCst));
+    assert_eq!((at.alone, at.tally.objects, at.tally.copies, at.tally.differences()), (true, 2_500, 2_500, 0));
+    assert_eq!(at.tally.same_by, BTreeMap::from([(By::Digest, 2_500)]), "what was judged before is not counted twice");
+    assert!(looks > 2_500, "{looks}: it was left out at once, and not in the middle");
 }
