@@ -5,6 +5,8 @@
 //! the digest in its metadata, and looked at again. Objects of more than 4 MiB pass through a file in the
 //! run's own directory; more than 5 GiB, which one upload cannot take, is copied in parts: by the provider itself where
 //! both buckets lie at one (UploadPartCopy), else as a stream. What the latest manifest holds with the same etag and size, and what is still there as that manifest left it, is not copied again. Nothing is deleted.
+//! The latest manifest and both listings are merged key by key, and the new manifest is written on this machine's disk until it
+//! is whole: how much memory it takes does not depend on how many objects there are.
 //!
 //! **Half-done** it is when some objects are copied and the manifest is missing. The manifest's name comes
 //! from the step's key and is written only if it is not there: it is there, so it happened; it is not, so it
@@ -13,7 +15,9 @@
 
 use super::{
     contract::*,
-    manifest::{self, Entry, MANIFESTS, Manifest},
+    manifest::{self, Entry, Figures, Head, MANIFESTS},
+    set_rows::{Row, Rows, Sides},
+    set_walk::{Broken, Item, Listing, Order},
     shared::*,
 };
 use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoPolicy, time::Span};
@@ -22,7 +26,11 @@ use futures::{StreamExt, TryStreamExt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use tokio::io::AsyncWriteExt;
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -49,6 +57,9 @@ pub struct Intent {
     /// The manifest that it goes on from.
     base: Option<String>,
     at: jiff::Timestamp,
+    /// In which the source lists.
+    #[serde(default)]
+    order: Order,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -69,6 +80,8 @@ const MIB: u64 = 1024 * 1024;
 const LARGEST: u64 = 5 * 1024 * MIB;
 /// Objects up to this size are held in memory, four at a time.
 const IN_MEMORY: u64 = 4 * MIB;
+/// So many objects are begun before the first of the next so many is.
+const BATCH: usize = 512;
 
 pub struct Backup;
 
@@ -102,17 +115,23 @@ impl Action for Backup {
         }
         let source = cx.world.objects(input.bucket.as_str(), input.from.as_str())?;
         let target = cx.world.objects(input.bucket.as_str(), input.to.as_str())?;
-        let all = list_all(&*source, &input.prefix).await?;
-        let base = manifest::latest(&*target, &input.bucket, &input.from, Some(&input.prefix)).await.map_err(|failure| Refusal { failure, retry: false })?;
-        let known: BTreeMap<&str, &Entry> = base.iter().flat_map(|(_, m)| &m.objects).map(|e| (e.key.as_str(), e)).collect();
-        let new: Vec<&ObjectMeta> = all.iter().filter(|o| !known.get(o.key.as_str()).is_some_and(|e| e.etag == o.etag && e.size == o.size)).collect();
-        let bytes: u64 = new.iter().map(|o| o.size).sum();
+        let base = manifest::latest(&*target, &input.bucket, &input.from, Some(&input.prefix))
+            .await
+            .map_err(|failure| Refusal { failure, retry: false })?;
+        let sides = Sides {
+            manifest: base.as_ref().map(|(key, _)| (target.clone(), key.clone())),
+            source: Some(Listing::of(source, &input.prefix)),
+            copy: None,
+        };
+        let order = base.as_ref().and_then(|(_, head)| head.order).unwrap_or_default();
+        let (found, order) = counted(&sides, order, &folder(cx)).await.map_err(refused)?;
         let what = format!("bucket {} in {}", input.bucket, input.to);
-        let to = format!("{} of {} objects from {} ({bytes} bytes), and a manifest", new.len(), all.len(), input.from);
+        let to = format!("{} of {} objects from {} ({} bytes), and a manifest", found.new, found.all, input.from, found.bytes);
         let intent = Intent {
             manifest: format!("{MANIFESTS}{}.json", cx.key),
             base: base.map(|(key, _)| key),
             at: cx.world.clock().now(),
+            order,
             input,
         };
         Ok(Prepared { intent, change: vec![change(what, None, Some(to))], notes: Vec::new() })
@@ -123,43 +142,30 @@ impl Action for Backup {
         let source = cx.read.world.objects(input.bucket.as_str(), input.from.as_str())?;
         let target = cx.world()?.objects_mut(input.bucket.as_str(), input.to.as_str())?;
         if target.head(&intent.manifest).await?.is_some() {
-            let there = manifest::read(&*target, &intent.manifest).await.map_err(ApplyError::Definite)?;
+            let there = manifest::head(&*target, &intent.manifest).await.map_err(ApplyError::Definite)?;
             return Ok(output(intent, &there));
         }
-        let base = match &intent.base {
-            Some(key) => manifest::read(&*target, key).await.map_err(ApplyError::Definite)?.objects,
-            None => Vec::new(),
-        };
-        let base: BTreeMap<String, Entry> = base.into_iter().map(|e| (e.key.clone(), e)).collect();
-        let there = list_all(&*target, &input.prefix).await?;
-        let there: BTreeMap<String, ObjectMeta> = there.into_iter().map(|o| (o.key.clone(), o)).collect();
-        let all = list_all(&*source, &input.prefix).await?;
         let (here, elsewhere) = (source.provider().await?, target.provider().await?);
         let at_one = here.is_some() && here == elsewhere;
         let above = input.server_copy_above.unwrap_or(LARGEST).min(LARGEST);
         let ways = Ways { source: &*source, target: &*target, by_provider: at_one.then_some(above) };
-        let mut each = Vec::new();
-        for o in &all {
-            each.push(one(cx, &ways, o, base.get(&o.key), there.get(&o.key)));
-        }
-        let done: Vec<(Entry, bool)> = futures::stream::iter(each).buffered(4).try_collect().await?;
-        let bytes_copied = done.iter().filter(|(_, copied)| *copied).map(|(e, _)| e.size).sum();
-        let copied = done.iter().filter(|(_, copied)| *copied).count() as u64;
-        let manifest = Manifest {
-            run: cx.run.clone(),
-            bucket: input.bucket.clone(),
-            from: input.from.clone(),
-            prefix: input.prefix.clone(),
-            at: intent.at,
-            copied,
-            skipped: done.len() as u64 - copied,
-            bytes_copied,
-            objects: done.into_iter().map(|(entry, _)| entry).collect(),
+        let seen: Arc<dyn ObjectRead> = cx.read.world.objects(input.bucket.as_str(), input.to.as_str())?;
+        let sides = Sides {
+            manifest: intent.base.as_ref().map(|key| (seen.clone(), key.clone())),
+            source: Some(Listing::of(source.clone(), &input.prefix)),
+            copy: Some(Listing::of(seen.clone(), &input.prefix)),
         };
-        let body = serde_json::to_vec(&manifest).map_err(|e| fail("manifest", e.to_string()))?;
+        let folder = folder(cx);
+        // What an attempt before this one had listed may be another by now.
+        let _ = tokio::fs::remove_dir_all(&folder).await;
+        let (book, order) = copied(cx, &ways, &sides, intent.order, &folder).await?;
+        let head = head(cx, intent, order);
+        let written = tokio::task::spawn_blocking(move || book.finish(head)).await.map_err(|e| fail("manifest", e.to_string()))?;
+        let written = written.map_err(|e| fail("manifest", format!("{}: {e}", folder.display())))?;
         let target = cx.world()?.objects_mut(input.bucket.as_str(), input.to.as_str())?;
-        target.put(&intent.manifest, body.into(), &BTreeMap::new(), true).await?;
-        Ok(output(intent, &manifest))
+        written.put(&*target, &intent.manifest, LARGEST).await?;
+        let _ = tokio::fs::remove_dir_all(&folder).await;
+        Ok(output(intent, &written.head))
     }
 
     async fn observe(cx: &ReadCx, intent: &Intent) -> Seen<Output> {
@@ -170,7 +176,7 @@ impl Action for Backup {
         match look.await {
             Err(e) => cannot_tell(&e),
             Ok((false, _)) => Seen::Absent,
-            Ok((true, target)) => match manifest::read(&*target, &intent.manifest).await {
+            Ok((true, target)) => match manifest::head(&*target, &intent.manifest).await {
                 Ok(there) => Seen::Done(output(intent, &there)),
                 Err(why) => Seen::CannotTell { why: why.message },
             },
@@ -182,9 +188,148 @@ impl Action for Backup {
     }
 }
 
-fn output(intent: &Intent, m: &Manifest) -> Output {
+fn output(intent: &Intent, m: &Head) -> Output {
     let (copied, skipped, bytes_copied) = (m.copied, m.skipped, m.bytes_copied);
-    Output { objects: m.objects.len() as u64, copied, skipped, bytes_copied, manifest: intent.manifest.clone() }
+    Output { objects: m.count.unwrap_or(0), copied, skipped, bytes_copied, manifest: intent.manifest.clone() }
+}
+
+/// What the manifest will say of itself, once all of it is counted.
+fn head(cx: &WriteCx, intent: &Intent, order: Order) -> impl FnOnce(Figures) -> Head + Send + use<> {
+    let (run, at, input) = (cx.run.clone(), intent.at, intent.input.clone());
+    move |Figures { count, bytes, copied, skipped, bytes_copied }| Head {
+        run,
+        bucket: input.bucket,
+        from: input.from,
+        prefix: input.prefix,
+        at,
+        copied,
+        skipped,
+        bytes_copied,
+        order: Some(order),
+        count: Some(count),
+        bytes: Some(bytes),
+    }
+}
+
+/// Where one step keeps what it needs: what is sorted, and the manifest that is being written.
+fn folder(cx: &ReadCx) -> PathBuf {
+    cx.scratch.join(format!("bucket-backup-{}", short_key(cx)))
+}
+
+fn refused(broken: Broken) -> Refusal {
+    match broken {
+        Broken::Port(e) | Broken::Source(e) => e.into(),
+        Broken::Unreadable(failure) => Refusal { failure, retry: false },
+        Broken::Disk(why) => Refusal::no("scratch", why),
+        Broken::Order => Refusal::no("scratch", "a listing that was sorted here is not"),
+    }
+}
+
+#[derive(Default)]
+struct Counted {
+    all: u64,
+    /// What the latest manifest does not hold as it is now.
+    new: u64,
+    bytes: u64,
+}
+
+/// And in which order the source lists.
+async fn counted(sides: &Sides, mut order: Order, folder: &Path) -> Result<(Counted, Order), Broken> {
+    loop {
+        match counted_in(sides, order, folder).await {
+            Err(Broken::Order) => order = order.next().ok_or(Broken::Order)?,
+            end => {
+                let _ = tokio::fs::remove_dir_all(folder).await;
+                return end.map(|found| (found, order));
+            }
+        }
+    }
+}
+
+async fn counted_in(sides: &Sides, order: Order, folder: &Path) -> Result<Counted, Broken> {
+    let mut rows = Rows::begin(sides, order, None, folder).await?;
+    let mut found = Counted::default();
+    while let Some(row) = next(&mut rows, sides).await? {
+        let Some(object) = row.source.as_ref().and_then(Item::latest) else { continue };
+        found.all += 1;
+        if !row.entry.as_ref().is_some_and(|e| e.etag == object.etag && e.size == object.size) {
+            found.new += 1;
+            found.bytes += object.size;
+        }
+    }
+    Ok(found)
+}
+
+/// The next key that the source has, and that is not Muster's own.
+async fn next(rows: &mut Rows, sides: &Sides) -> Result<Option<Row>, Broken> {
+    let own_too = sides.source.as_ref().is_some_and(|source| source.prefix.starts_with(OWN));
+    while let Some(row) = rows.next().await? {
+        if row.source.is_some() && (own_too || !row.key().starts_with(OWN)) {
+            return Ok(Some(row));
+        }
+    }
+    Ok(None)
+}
+
+/// Copies what has to be; answers the manifest's objects and in which order they stand.
+async fn copied(
+    cx: &WriteCx,
+    ways: &Ways<'_>,
+    sides: &Sides,
+    mut order: Order,
+    folder: &Path,
+) -> Result<(manifest::Writer, Order), ApplyError> {
+    loop {
+        match copied_in(cx, ways, sides, order, folder).await {
+            Ok(book) => return Ok((book, order)),
+            // What was copied until then is found there.
+            Err(Stopped::Order) => order = order.next().ok_or(Broken::Order)?,
+            Err(Stopped::Error(error)) => return Err(error),
+        }
+    }
+}
+
+/// Why copying ended before its end.
+enum Stopped {
+    Order,
+    Error(ApplyError),
+}
+
+impl From<Broken> for Stopped {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Order => Self::Order,
+            other => Self::Error(other.into()),
+        }
+    }
+}
+
+async fn copied_in(cx: &WriteCx, ways: &Ways<'_>, sides: &Sides, order: Order, folder: &Path) -> Result<manifest::Writer, Stopped> {
+    let disk = |e: std::io::Error| Stopped::Error(fail("manifest", format!("{}: {e}", folder.display())));
+    let mut book = manifest::Writer::begin(folder).map_err(disk)?;
+    let mut rows = Rows::begin(sides, order, None, folder).await?;
+    loop {
+        let mut batch = Vec::new();
+        while batch.len() < BATCH
+            && let Some(row) = next(&mut rows, sides).await?
+        {
+            let object = |item: &Option<Item>| item.as_ref().and_then(Item::object);
+            if let Some(source) = object(&row.source) {
+                batch.push((source, row.entry, object(&row.copy)));
+            }
+        }
+        if batch.is_empty() {
+            return Ok(book);
+        }
+        let mut each = Vec::new();
+        for (object, base, there) in &batch {
+            each.push(one(cx, ways, object, base.as_ref(), there.as_ref()));
+        }
+        let done: Vec<(Entry, bool)> = futures::stream::iter(each).buffered(4).try_collect().await.map_err(Stopped::Error)?;
+        for (entry, was_copied) in &done {
+            book.add(entry, *was_copied).map_err(disk)?;
+        }
+    }
 }
 
 /// From where to where, and which objects the provider copies by itself: those larger than this.
@@ -329,6 +474,10 @@ fn entry(source: &ObjectMeta, sha256: String, copy_etag: Option<String>) -> Entr
 pub fn fixture() -> super::contract_tests::Fixture {
     super::contract_tests::Fixture::new(serde_json::json!({ "bucket": "models", "from": "east", "to": "west" }))
 }
+
+#[cfg(test)]
+#[path = "bucket_flat_tests.rs"]
+mod flat_tests;
 
 #[cfg(test)]
 mod tests {

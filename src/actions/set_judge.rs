@@ -4,9 +4,14 @@
 //! on both sides, at the same moment: listings are read one page after the other while the buckets live on, and a
 //! difference that is gone by then never was one.
 
-use super::set_tally::{By, Finding, Kind, Verdict};
-use super::set_walk::Item;
+use super::{
+    set_rows::Row,
+    set_tally::{By, Finding, Kind, Tally, Verdict},
+    set_walk::Item,
+    set_work::Judges,
+};
 use crate::providers::port::*;
+use async_trait::async_trait;
 use futures::{StreamExt, future::try_join};
 use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest, Sha256};
@@ -59,7 +64,7 @@ enum Told {
 
 impl Judge {
     /// Whether the listings alone say that all is the same.
-    pub fn listed(&self, source: &Item, copy: &Item) -> Option<By> {
+    fn alike(&self, source: &Item, copy: &Item) -> Option<By> {
         let (Some(s), Some(c)) = (source.latest(), copy.latest()) else { return None };
         let same = !s.marker && !c.marker && s.size == c.size && s.etag.is_some() && s.etag == c.etag;
         let asked = self.how.checksums || self.how.read == Some(true) || self.sampled(&s.key);
@@ -76,7 +81,7 @@ impl Judge {
     }
 
     /// Looks at both sides of a key as they stand now.
-    pub async fn look(&self, key: &str) -> PortResult<Vec<Verdict>> {
+    async fn both_sides(&self, key: &str) -> PortResult<Vec<Verdict>> {
         let (source, copy) = try_join(self.source.standing(key), self.copy.standing(key)).await?;
         let mut all = vec![match (source, copy) {
             (None, None) => Verdict::Gone,
@@ -176,6 +181,25 @@ impl Judge {
             None => why,
         };
         differs(Finding { kind, key: key.to_owned(), why, replication, since })
+    }
+}
+
+#[async_trait]
+impl Judges for Judge {
+    fn listed(&self, row: &Row, tally: &mut Tally) -> Option<Verdict> {
+        let Row { source, copy, .. } = row;
+        let there = |item: &Option<Item>| item.as_ref().and_then(|item| item.latest().filter(|latest| !latest.marker)).map(|o| o.size);
+        tally.objects += u64::from(there(source).is_some());
+        tally.copies += u64::from(there(copy).is_some());
+        tally.bytes += there(source).unwrap_or(0);
+        tally.older_versions += source.as_ref().map_or(0, |item| item.0.len() as u64 - 1);
+        source.as_ref().zip(copy.as_ref()).and_then(|(source, copy)| self.alike(source, copy)).map(Verdict::Same)
+    }
+    async fn look(&self, row: &Row) -> PortResult<Vec<Verdict>> {
+        self.both_sides(row.key()).await
+    }
+    fn read(&self) -> &AtomicU64 {
+        &self.read
     }
 }
 

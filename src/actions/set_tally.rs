@@ -203,6 +203,12 @@ pub(crate) struct Checkpoint {
     /// The length of the file of differences by then.
     pub written: u64,
     pub objects_per_s: u64,
+    /// The manifest that is compared with, if one is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<String>,
+    /// Without the source, which does not answer.
+    #[serde(default)]
+    pub alone: bool,
     pub tally: Tally,
 }
 
@@ -213,14 +219,18 @@ pub(crate) struct Desk {
 }
 
 impl Desk {
-    /// With how far an earlier process came, if one did. A checkpoint that cannot be read, or whose differences are not all
-    /// there, counts for nothing: to compare all of it again costs time, to go on from it could hide what was found.
-    pub fn open(folder: &Path) -> std::io::Result<(Self, Option<Checkpoint>)> {
+    /// With how far an earlier process came, if one did. A checkpoint that cannot be read, that is of a comparison with another
+    /// manifest, or whose differences are not all there, counts for nothing: to compare all of it again costs time, to go on
+    /// from it could hide what was found.
+    pub fn open(folder: &Path, manifest: Option<&str>) -> std::io::Result<(Self, Option<Checkpoint>)> {
         std::fs::create_dir_all(folder)?;
         let file = OpenOptions::new().create(true).append(true).open(Self::differences(folder))?;
         let there = file.metadata()?.len();
         let kept = match std::fs::read(folder.join("checkpoint.json")) {
-            Ok(text) => serde_json::from_slice::<Checkpoint>(&text).ok().filter(|kept| kept.written <= there),
+            Ok(text) => {
+                let kept = serde_json::from_slice::<Checkpoint>(&text).ok();
+                kept.filter(|kept| kept.written <= there && kept.manifest.as_deref() == manifest)
+            }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
             Err(e) => return Err(e),
         };
@@ -268,13 +278,13 @@ mod tests {
     fn what_was_written_after_the_checkpoint_is_forgotten() {
         let dir = tempfile::tempdir().unwrap();
         let finding = |key: &str| Finding { kind: Kind::Missing, key: key.into(), why: String::new(), replication: None, since: None };
-        let (mut desk, kept) = Desk::open(dir.path()).unwrap();
+        let (mut desk, kept) = Desk::open(dir.path(), None).unwrap();
         assert!(kept.is_none());
         let mut checkpoint = Checkpoint { after: Some("a".into()), ..Checkpoint::default() };
         checkpoint.written = desk.write(&[finding("a")]).unwrap();
         desk.keep(&checkpoint).unwrap();
         desk.write(&[finding("b"), finding("c")]).unwrap();
-        let (mut desk, kept) = Desk::open(dir.path()).unwrap();
+        let (mut desk, kept) = Desk::open(dir.path(), None).unwrap();
         assert_eq!(kept, Some(checkpoint));
         desk.write(&[finding("b")]).unwrap();
         let text = std::fs::read_to_string(Desk::differences(dir.path())).unwrap();
@@ -285,16 +295,17 @@ mod tests {
     #[test]
     fn a_checkpoint_that_is_not_whole_or_has_lost_its_differences_counts_for_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut desk, _) = Desk::open(dir.path()).unwrap();
+        let (mut desk, _) = Desk::open(dir.path(), None).unwrap();
         let finding = Finding { kind: Kind::Missing, key: "a".into(), why: String::new(), replication: None, since: None };
         let written = desk.write(&[finding]).unwrap();
         desk.keep(&Checkpoint { written, ..Checkpoint::default() }).unwrap();
         std::fs::write(Desk::differences(dir.path()), b"").unwrap();
-        assert_eq!(Desk::open(dir.path()).unwrap().1, None);
+        assert_eq!(Desk::open(dir.path(), None).unwrap().1, None);
         desk.keep(&Checkpoint { written: 0, ..Checkpoint::default() }).unwrap();
-        assert!(Desk::open(dir.path()).unwrap().1.is_some());
+        assert!(Desk::open(dir.path(), None).unwrap().1.is_some());
+        assert!(Desk::open(dir.path(), Some("a manifest")).unwrap().1.is_none(), "of another comparison");
         std::fs::write(dir.path().join("checkpoint.json"), b"{").unwrap();
-        assert_eq!(Desk::open(dir.path()).unwrap().1, None);
+        assert_eq!(Desk::open(dir.path(), None).unwrap().1, None);
     }
 
     #[test]

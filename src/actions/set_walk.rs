@@ -4,15 +4,20 @@
 //! order too, and as good to merge by when both sides have it. What has neither is sorted here: runs of it go to disk,
 //! sorted, and are merged. Which order a server has is not asked but seen: the first key that comes too early says so.
 
-use crate::providers::port::*;
+use super::{
+    contract::ApplyError,
+    set_runs::{Line, Merge, Runs},
+    shared::{fail, in_time},
+};
+use crate::model::effect::Failure;
+use crate::providers::{clock::Clock, port::*};
 use serde::{Deserialize, Serialize};
 use std::{
     cmp::Ordering,
-    collections::VecDeque,
-    fs::File,
-    io::{BufRead, BufReader, BufWriter, Write},
-    path::{Path, PathBuf},
+    collections::{BTreeMap, VecDeque},
+    path::Path,
     sync::Arc,
+    time::Duration,
 };
 use tokio::{sync::mpsc, task::JoinSet};
 
@@ -54,6 +59,21 @@ pub(crate) struct Listing {
     pub prefix: String,
     /// All versions, not only what is there now.
     pub versions: bool,
+    /// For how long a page may stay away; as long as the store itself waits when `None`.
+    pub patience: Option<(Arc<dyn Clock>, Duration)>,
+}
+
+impl Listing {
+    /// What is there now.
+    pub fn of(store: Arc<dyn ObjectRead>, prefix: &str) -> Self {
+        Self { store, prefix: prefix.to_owned(), versions: false, patience: None }
+    }
+    async fn page<T>(&self, question: impl Future<Output = PortResult<T>> + Send) -> PortResult<T> {
+        match &self.patience {
+            Some((clock, limit)) => in_time(&**clock, *limit, question).await,
+            None => question.await,
+        }
+    }
 }
 
 /// All that is known of one key; newest first, never empty.
@@ -67,6 +87,11 @@ impl Item {
     pub fn latest(&self) -> Option<&ObjectVersion> {
         self.0.first()
     }
+    /// The object that is there now, as a listing of objects tells it.
+    pub fn object(&self) -> Option<ObjectMeta> {
+        let ObjectVersion { key, size, etag, version, modified, .. } = self.latest().filter(|latest| !latest.marker)?.clone();
+        Some(ObjectMeta { key, size, etag, version, modified, metadata: BTreeMap::new(), checksum: None })
+    }
 }
 
 #[derive(Debug)]
@@ -74,7 +99,11 @@ pub(crate) enum Broken {
     /// The listing is not in the order that was thought.
     Order,
     Port(PortError),
+    /// The source's listing alone.
+    Source(PortError),
     Disk(String),
+    /// The manifest is none, or not whole.
+    Unreadable(Failure),
 }
 
 impl From<PortError> for Broken {
@@ -83,11 +112,19 @@ impl From<PortError> for Broken {
     }
 }
 
+impl From<Broken> for ApplyError {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Order => fail("scratch", "a listing that was sorted here is not"),
+            Broken::Port(e) | Broken::Source(e) => e.into(),
+            Broken::Disk(why) => fail("scratch", why),
+            Broken::Unreadable(why) => Self::Definite(why),
+        }
+    }
+}
+
 /// Pages that were listed ahead of who takes them.
 const AHEAD: usize = 2;
-/// So many lines are sorted in memory at a time; twice as many with every so many runs, so that there are never very many.
-const RUN: usize = 10_000;
-const DOUBLES: usize = 64;
 
 /// Pages of a listing, fetched beside whatever is done with them. Ends when it is dropped.
 struct Feed {
@@ -112,22 +149,22 @@ type Pages = mpsc::Sender<PortResult<Vec<ObjectVersion>>>;
 
 async fn objects(listing: &Listing, behind: Option<String>, to: &Pages) -> PortResult<()> {
     let mut page = match behind {
-        Some(key) => listing.store.list_behind(&listing.prefix, &key).await?,
-        None => listing.store.list(&listing.prefix, None).await?,
+        Some(key) => listing.page(listing.store.list_behind(&listing.prefix, &key)).await?,
+        None => listing.page(listing.store.list(&listing.prefix, None)).await?,
     };
     loop {
         if to.send(Ok(page.objects.into_iter().map(current).collect())).await.is_err() {
             return Ok(());
         }
         let Some(next) = page.next else { return Ok(()) };
-        page = listing.store.list(&listing.prefix, Some(&next)).await?;
+        page = listing.page(listing.store.list(&listing.prefix, Some(&next))).await?;
     }
 }
 
 async fn all_versions(listing: &Listing, behind: Option<String>, to: &Pages) -> PortResult<()> {
     let mut mark = behind.map(|key| VersionMark { key, version: None });
     loop {
-        let page = listing.store.versions(&listing.prefix, mark.as_ref()).await?;
+        let page = listing.page(listing.store.versions(&listing.prefix, mark.as_ref())).await?;
         if to.send(Ok(page.versions)).await.is_err() {
             return Ok(());
         }
@@ -153,7 +190,7 @@ pub(crate) struct Walker {
 
 enum Through {
     Live(Feed),
-    Disk(Merge),
+    Disk(Merge<ObjectVersion>),
 }
 
 impl Walker {
@@ -162,7 +199,7 @@ impl Walker {
     pub async fn begin(listing: Listing, order: Order, behind: Option<String>, runs: &Path) -> Result<Self, Broken> {
         let through = if order == Order::Sorted {
             spool(listing, runs).await?;
-            Through::Disk(Merge::open(runs, behind.as_deref()).map_err(|e| disk(runs, &e))?)
+            Through::Disk(Merge::open(runs, order, behind.as_deref())?)
         } else {
             Through::Live(feed(listing, behind.clone()))
         };
@@ -205,104 +242,39 @@ impl Walker {
     }
 }
 
-fn disk(path: &Path, error: &std::io::Error) -> Broken {
-    Broken::Disk(format!("{}: {error}", path.display()))
+impl Line for ObjectVersion {
+    fn key(&self) -> &str {
+        &self.key
+    }
+    /// The newest comes first.
+    fn within(&self, other: &Self) -> Ordering {
+        (other.latest, other.modified).cmp(&(self.latest, self.modified))
+    }
 }
-
-/// Within a key the newest comes first.
-fn sorts(a: &ObjectVersion, b: &ObjectVersion) -> Ordering {
-    (&a.key, b.latest, b.modified).cmp(&(&b.key, a.latest, a.modified))
-}
-
-/// Says that all runs are there.
-const WHOLE: &str = "whole";
 
 /// Lists everything into sorted runs on disk. What an earlier try finished is taken as it is.
-async fn spool(listing: Listing, runs: &Path) -> Result<(), Broken> {
-    if runs.join(WHOLE).exists() {
+async fn spool(listing: Listing, folder: &Path) -> Result<(), Broken> {
+    if Runs::<ObjectVersion>::are_whole(folder) {
         return Ok(());
     }
-    let _ = std::fs::remove_dir_all(runs);
-    std::fs::create_dir_all(runs).map_err(|e| disk(runs, &e))?;
-    let (mut feed, mut run, mut number) = (feed(listing, None), Vec::new(), 0);
+    let mut runs = Runs::begin(folder, Order::Sorted)?;
+    let mut feed = feed(listing, None);
     while let Some(page) = feed.pages.recv().await {
-        run.extend(page?);
-        if run.len() >= RUN << (number / DOUBLES) {
-            write_run(std::mem::take(&mut run), runs.join(format!("{number:06}.run"))).await?;
-            number += 1;
-        }
-    }
-    write_run(run, runs.join(format!("{number:06}.run"))).await?;
-    std::fs::write(runs.join(WHOLE), b"").map_err(|e| disk(runs, &e))
-}
-
-async fn write_run(mut run: Vec<ObjectVersion>, path: PathBuf) -> Result<(), Broken> {
-    let work = tokio::task::spawn_blocking(move || {
-        run.sort_by(sorts);
-        let mut file = BufWriter::new(File::create(&path)?);
-        for version in &run {
-            serde_json::to_writer(&mut file, version)?;
-            file.write_all(b"\n")?;
-        }
-        file.flush()
-    });
-    match work.await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(e)) => Err(Broken::Disk(format!("sorting a listing on disk: {e}"))),
-        Err(e) => Err(Broken::Disk(e.to_string())),
-    }
-}
-
-/// Sorted runs, read as one.
-struct Merge {
-    runs: Vec<(ObjectVersion, BufReader<File>)>,
-    path: PathBuf,
-}
-
-impl Merge {
-    fn open(path: &Path, behind: Option<&str>) -> std::io::Result<Self> {
-        let mut merge = Self { runs: Vec::new(), path: path.to_owned() };
-        for entry in std::fs::read_dir(path)? {
-            let file = entry?.path();
-            if file.extension().is_none_or(|e| e != "run") {
-                continue;
+        let page = page?;
+        let taken = tokio::task::spawn_blocking(move || {
+            for version in page {
+                runs.push(version)?;
             }
-            let mut lines = BufReader::with_capacity(16 * 1024, File::open(file)?);
-            while let Some(version) = line(&mut lines)? {
-                if behind.is_none_or(|behind| version.key.as_str() > behind) {
-                    merge.runs.push((version, lines));
-                    break;
-                }
-            }
-        }
-        Ok(merge)
+            Ok::<_, Broken>(runs)
+        });
+        runs = taken.await.map_err(|e| Broken::Disk(e.to_string()))??;
     }
-
-    fn next(&mut self) -> Result<Option<ObjectVersion>, Broken> {
-        let Some(first) = (0..self.runs.len()).min_by(|a, b| sorts(&self.runs[*a].0, &self.runs[*b].0)) else { return Ok(None) };
-        let read = line(&mut self.runs[first].1).map_err(|e| disk(&self.path, &e))?;
-        Ok(Some(match read {
-            Some(next) => std::mem::replace(&mut self.runs[first].0, next),
-            None => self.runs.swap_remove(first).0,
-        }))
-    }
-}
-
-fn line(lines: &mut BufReader<File>) -> std::io::Result<Option<ObjectVersion>> {
-    let mut text = String::new();
-    if lines.read_line(&mut text)? == 0 {
-        return Ok(None);
-    }
-    Ok(Some(serde_json::from_str(&text)?))
+    tokio::task::spawn_blocking(move || runs.finish()).await.map_err(|e| Broken::Disk(e.to_string()))?
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn version(key: &str) -> ObjectVersion {
-        ObjectVersion { key: key.into(), size: 1, etag: None, version: None, modified: None, marker: false, latest: true }
-    }
 
     #[test]
     fn folders_are_over_before_their_neighbours_begin() {
@@ -311,21 +283,5 @@ mod tests {
         assert_eq!(keys, ["a", "a/a", "a/b", "a!", "a-b", "a.x/y", "b"]);
         keys.sort_by(|a, b| Order::Bytes.cmp(a, b));
         assert_eq!(keys, ["a", "a!", "a-b", "a.x/y", "a/a", "a/b", "b"]);
-    }
-
-    #[tokio::test]
-    async fn runs_are_read_as_one_from_any_key_on() {
-        let dir = tempfile::tempdir().unwrap();
-        for (number, keys) in [["c", "a", "e"], ["d", "b", "f"]].iter().enumerate() {
-            write_run(keys.iter().map(|k| version(k)).collect(), dir.path().join(format!("{number}.run"))).await.unwrap();
-        }
-        for (behind, want) in [(None, "abcdef"), (Some("b"), "cdef"), (Some("bb"), "cdef"), (Some("f"), "")] {
-            let mut merge = Merge::open(dir.path(), behind).unwrap();
-            let mut found = String::new();
-            while let Some(next) = merge.next().unwrap() {
-                found.push_str(&next.key);
-            }
-            assert_eq!(found, want);
-        }
     }
 }

@@ -8,7 +8,7 @@ use crate::model::{
     ids::*,
     node::{Node, NodeValue},
 };
-use crate::providers::port::*;
+use crate::providers::{clock::Clock, port::*};
 use futures::StreamExt;
 use std::{
     net::{IpAddr, SocketAddr},
@@ -121,8 +121,11 @@ pub(crate) async fn ask(cx: &ReadCx, endpoint: &Endpoint, server: Option<SocketA
 
 /// Gives up on an answer that does not come in time: for questions whose answer may stay away.
 pub(crate) async fn within<T>(cx: &ReadCx, limit: Duration, question: impl Future<Output = PortResult<T>> + Send) -> PortResult<T> {
-    let clock = cx.world.clock();
-    let limit = limit.min(cx.deadline);
+    in_time(&*cx.world.clock(), limit.min(cx.deadline), question).await
+}
+
+/// The same where there is no step.
+pub(crate) async fn in_time<T>(clock: &dyn Clock, limit: Duration, question: impl Future<Output = PortResult<T>> + Send) -> PortResult<T> {
     match futures::future::select(Box::pin(question), Box::pin(clock.sleep(limit))).await {
         futures::future::Either::Left((answer, _)) => answer,
         futures::future::Either::Right(_) => Err(PortError::Unreachable(format!("no answer within {} ms", limit.as_millis()))),

@@ -19,6 +19,8 @@ mod backup;
 mod black_hole;
 #[cfg(feature = "lab")]
 mod buckets;
+#[cfg(feature = "lab")]
+mod buckets_weather;
 mod cli;
 #[cfg(feature = "lab")]
 mod demo;
@@ -125,6 +127,8 @@ mod sweep;
 mod tidy;
 #[cfg(feature = "lab")]
 mod traffic;
+#[cfg(feature = "lab")]
+mod traffic_gates;
 #[cfg(feature = "lab")]
 mod undo;
 #[cfg(feature = "lab")]

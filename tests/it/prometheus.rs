@@ -59,12 +59,16 @@ impl Drop for Prometheus {
 
 impl Prometheus {
     pub fn of(service: &Service) -> Self {
+        Self::scraping(&format!("127.0.0.1:{}", service.port))
+    }
+
+    /// What answers there with `/metrics`, five times a second.
+    pub fn scraping(target: &str) -> Self {
         let program = ["/usr/bin/prometheus", "/usr/local/bin/prometheus"].into_iter().find(|p| Path::new(p).exists());
         let program = program.expect("there is no prometheus on this machine: run `make deps`");
         let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
         let conf = format!(
-            "global: {{ scrape_interval: 200ms, scrape_timeout: 200ms }}\nscrape_configs:\n  - job_name: service\n    static_configs: [ {{ targets: ['127.0.0.1:{}'] }} ]\n",
-            service.port
+            "global: {{ scrape_interval: 200ms, scrape_timeout: 200ms }}\nscrape_configs:\n  - job_name: service\n    static_configs: [ {{ targets: ['{target}'] }} ]\n"
         );
         std::fs::write(dir.path().join("p.yml"), conf).unwrap();
         let log = std::fs::File::create(dir.path().join("log")).unwrap();

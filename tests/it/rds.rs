@@ -124,35 +124,37 @@ async fn a_lag_is_a_figure_a_refusal_or_nothing() {
 /// A read is asked again, with a pause; a write goes out once and says that it may try again.
 #[tokio::test(flavor = "multi_thread")]
 async fn throttled_reads_are_asked_again_and_writes_are_not() {
-    let stage = Stage::up(Which::MiniStack).await;
-    stage.make_instance(EAST, "orders-east").await;
-    stage.proxy.fault("Action=DescribeDBInstances", 2, Fault::Throttle);
-    assert!(stage.instances("east").instance("orders-east").await.unwrap().is_some());
-    assert_eq!(stage.proxy.asked("Action=DescribeDBInstances"), 3);
-    stage.proxy.fault("Action=DescribeDBInstances", 9, Fault::Throttle);
-    let error = stage.instances("east").instance("orders-east").await.unwrap_err();
-    assert!(matches!(error, PortError::Throttled { .. }), "{error:?}");
-    stage.proxy.heal();
-    // One that is only slow is waited for.
-    stage.proxy.fault("Action=DescribeDBInstances", 1, Fault::Delay(Duration::from_secs(2)));
-    assert!(stage.instances("east").instance("orders-east").await.unwrap().is_some());
+    for which in BOTH {
+        let stage = Stage::up(which).await;
+        stage.make_instance(EAST, "orders-east").await;
+        stage.proxy.fault("Action=DescribeDBInstances", 2, Fault::Throttle);
+        assert!(stage.instances("east").instance("orders-east").await.unwrap().is_some());
+        assert_eq!(stage.proxy.asked("Action=DescribeDBInstances"), 3);
+        stage.proxy.fault("Action=DescribeDBInstances", 9, Fault::Throttle);
+        let error = stage.instances("east").instance("orders-east").await.unwrap_err();
+        assert!(matches!(error, PortError::Throttled { .. }), "{error:?}");
+        stage.proxy.heal();
+        // One that is only slow is waited for.
+        stage.proxy.fault("Action=DescribeDBInstances", 1, Fault::Delay(Duration::from_secs(2)));
+        assert!(stage.instances("east").instance("orders-east").await.unwrap().is_some());
 
-    let writer = stage.world.instances_mut("east").unwrap();
-    stage.proxy.fault("Action=CreateDBSnapshot", 1, Fault::Throttle);
-    let error = writer.create_snapshot("orders-east", "by-hand", &Default::default()).await.unwrap_err();
-    assert!(matches!(error, PortError::Throttled { .. }), "{error:?}");
-    assert_eq!(stage.proxy.asked("Action=CreateDBSnapshot"), 1, "the journal sees each attempt");
-    for fault in [Fault::ErrorAfter, Fault::CutAfter] {
-        let id = format!("by-hand-{}", stage.proxy.asked("Action=CreateDBSnapshot"));
-        stage.proxy.fault("Action=CreateDBSnapshot", 1, fault);
-        let error = writer.create_snapshot("orders-east", &id, &Default::default()).await.unwrap_err();
-        assert!(matches!(error, PortError::Unknown(_)), "{fault:?}: {error:?}");
-        assert!(writer.snapshot(&id).await.unwrap().is_some(), "{fault:?}: it happened");
+        let writer = stage.world.instances_mut("east").unwrap();
+        stage.proxy.fault("Action=CreateDBSnapshot", 1, Fault::Throttle);
+        let error = writer.create_snapshot("orders-east", "by-hand", &Default::default()).await.unwrap_err();
+        assert!(matches!(error, PortError::Throttled { .. }), "{error:?}");
+        assert_eq!(stage.proxy.asked("Action=CreateDBSnapshot"), 1, "the journal sees each attempt");
+        for fault in [Fault::ErrorAfter, Fault::CutAfter] {
+            let id = format!("by-hand-{}", stage.proxy.asked("Action=CreateDBSnapshot"));
+            stage.proxy.fault("Action=CreateDBSnapshot", 1, fault);
+            let error = writer.create_snapshot("orders-east", &id, &Default::default()).await.unwrap_err();
+            assert!(matches!(error, PortError::Unknown(_)), "{fault:?}: {error:?}");
+            assert!(writer.snapshot(&id).await.unwrap().is_some(), "{fault:?}: it happened");
+        }
+        let error = writer.create_snapshot("orders-east", "by-hand-1", &Default::default()).await.unwrap_err();
+        assert!(matches!(error, PortError::Conflict { .. }), "{error:?}");
+        let error = writer.delete_snapshot("never-there").await.unwrap_err();
+        assert!(matches!(error, PortError::NotFound(_)), "{error:?}");
     }
-    let error = writer.create_snapshot("orders-east", "by-hand-1", &Default::default()).await.unwrap_err();
-    assert!(matches!(error, PortError::Conflict { .. }), "{error:?}");
-    let error = writer.delete_snapshot("never-there").await.unwrap_err();
-    assert!(matches!(error, PortError::NotFound(_)), "{error:?}");
 }
 
 /// A region that accepts and never answers is given up within its limit, and the other one is not held up by it.

@@ -27,6 +27,15 @@ pub enum Which {
     MiniStack,
 }
 
+impl Which {
+    pub async fn started(self) -> Server {
+        match self {
+            Self::Moto => moto().await,
+            Self::MiniStack => ministack().await,
+        }
+    }
+}
+
 pub struct Stage {
     pub proxy: FaultProxy,
     pub place: Place,
@@ -54,10 +63,7 @@ impl Stage {
 
     /// What stands below the instances in east and in west; at least where their servers are.
     pub async fn with(which: Which, east: &str, west: &str) -> Self {
-        let server = match which {
-            Which::Moto => moto().await,
-            Which::MiniStack => ministack().await,
-        };
+        let server = which.started().await;
         let proxy = FaultProxy::before(server.port());
         let place = Place::new();
         place.file("id", "test").file("secret", "testtest");

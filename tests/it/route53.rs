@@ -12,7 +12,7 @@ use super::{
     route53_servers::*,
 };
 use muster::providers::port::*;
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, time::Duration};
 
 fn set(identifier: &str, routing: Routing, address: Ipv4Addr, health: Option<&str>) -> RoutedSet {
     let record = RecordSet { name: NAME.into(), kind: "A".into(), ttl_s: 5, values: vec![address.to_string()] };
@@ -53,7 +53,7 @@ async fn records_go_there_and_back(url: &str, aliases: bool, back_ttl: Option<u3
         let change = provider.replace(&zone, &there, stage, "test").await.unwrap();
         assert_eq!(provider.sets(&zone, NAME, "A").await.unwrap(), *stage);
         while !provider.in_sync(&change).await.unwrap() {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
         // What was there before is not there any more: the same change is refused, and changes nothing.
         let again = provider.replace(&zone, &there, stage, "test").await;
@@ -104,20 +104,46 @@ async fn an_ambiguous_zone_is_told_and_lists_are_read_to_their_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_turned_away_for_its_rate_is_sent_again_and_happens_once() {
-    let (emulator, dir) = (moto().await, tempfile::tempdir().unwrap());
-    let proxy = Proxy::before(&emulator.url()).await;
-    let zone = zone(&client(&emulator.url()), "throttled").await;
-    let (provider, _) = provider(&proxy.url, dir.path());
-    for code in ["Throttling", "PriorRequestNotComplete"] {
-        proxy.fault("/rrset", Fault::Throttled(code));
+    for which in BOTH {
+        let (emulator, dir) = (which.started().await, tempfile::tempdir().unwrap());
+        let proxy = Proxy::before(&emulator.url()).await;
+        let zone = zone(&client(&emulator.url()), "throttled").await;
+        let (provider, _) = provider(&proxy.url, dir.path());
+        for code in ["Throttling", "PriorRequestNotComplete"] {
+            proxy.fault("/rrset", Fault::Throttled(code));
+        }
+        let want = [RoutedSet::simple(set("", Routing::Simple, EAST, None).record)];
+        provider.replace(&zone, &[], &want, "test").await.unwrap();
+        assert_eq!((proxy.changes("/rrset"), provider.sets(&zone, NAME, "A").await.unwrap()), (1, want.to_vec()), "{which:?}");
+        // One that is turned away for ever is told as what it is: not carried out.
+        (0..6).for_each(|_| proxy.fault("/rrset", Fault::Throttled("Throttling")));
+        assert!(matches!(provider.replace(&zone, &want, &[], "test").await, Err(PortError::Throttled { .. })), "{which:?}");
+        assert_eq!(proxy.changes("/rrset"), 1, "{which:?}");
     }
-    let want = [RoutedSet::simple(set("", Routing::Simple, EAST, None).record)];
-    provider.replace(&zone, &[], &want, "test").await.unwrap();
-    assert_eq!((proxy.changes("/rrset"), provider.sets(&zone, NAME, "A").await.unwrap()), (1, want.to_vec()));
-    // One that is turned away for ever is told as what it is: not carried out.
-    (0..6).for_each(|_| proxy.fault("/rrset", Fault::Throttled("Throttling")));
-    assert!(matches!(provider.replace(&zone, &want, &[], "test").await, Err(PortError::Throttled { .. })));
-    assert_eq!(proxy.changes("/rrset"), 1);
+}
+
+/// A change is sent once, and where its answer is lost it is unknown and not a failure; what only reads is asked again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_whose_answer_is_late_lost_or_cut_off_is_sent_once() {
+    let late = fault_proxy::Fault::Delay(Duration::from_millis(1_500));
+    for which in BOTH {
+        let (emulator, dir) = (which.started().await, tempfile::tempdir().unwrap());
+        let proxy = FaultProxy::before(emulator.port());
+        let (provider, _) = provider(&proxy.url(), dir.path());
+        for (n, fault) in [late, fault_proxy::Fault::ErrorAfter, fault_proxy::Fault::CutAfter].into_iter().enumerate() {
+            let zone = zone(&client(&emulator.url()), &format!("zone-{n}")).await;
+            let [change, look] = ["POST", "GET"].map(|method| format!("{method} /2013-04-01/hostedzone/{zone}/rrset"));
+            let want = [RoutedSet::simple(set("", Routing::Simple, EAST, None).record)];
+            proxy.fault(&change, 1, fault);
+            let answer = provider.replace(&zone, &[], &want, "test").await;
+            let known = if fault == late { answer.is_ok() } else { matches!(answer, Err(PortError::Unknown(_))) };
+            assert!(known, "{which:?}, {fault:?}: {:?}", answer.map(|_| ()));
+            proxy.fault(&look, 1, fault);
+            assert_eq!(provider.sets(&zone, NAME, "A").await.unwrap(), want, "{which:?}, {fault:?}");
+            assert_eq!((proxy.asked(&change), proxy.passed(&change)), (1, 1), "{which:?}, {fault:?}");
+            assert!(proxy.asked(&look) >= if fault == late { 1 } else { 2 }, "{which:?}, {fault:?}");
+        }
+    }
 }
 
 /// The estate: DNS behind the proxy, the buckets at MiniStack.
@@ -160,10 +186,7 @@ pub struct Bench {
 impl Bench {
     pub async fn new(which: Which, ttl: i64) -> Self {
         let store = ministack().await;
-        let server = match which {
-            Which::Moto => moto().await,
-            Which::MiniStack => ministack().await,
-        };
+        let server = which.started().await;
         store.bucket("models-west", false).await;
         let (direct, proxy, place) = (client(&server.url()), Proxy::before(&server.url()).await, Place::new());
         let zone = zone(&direct, "bench").await;
@@ -189,7 +212,7 @@ impl Bench {
         self.proxy.fault(path, Fault::Held);
         let running = self.place.start(&["run", "book.yaml", "--live", "--json"]);
         while self.proxy.changes(path) < before + number {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
         running.signal("KILL");
         tokio::task::block_in_place(|| running.end());

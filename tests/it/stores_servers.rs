@@ -16,13 +16,13 @@ use tokio::net::TcpListener;
 
 pub struct Server {
     aws: Aws,
-    process: Option<Child>,
+    process: Option<(Command, Child)>,
     pub dir: tempfile::TempDir,
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Some(process) = &mut self.process {
+        if let Some((_, process)) = &mut self.process {
             let _ = process.kill();
             let _ = process.wait();
         }
@@ -30,7 +30,7 @@ impl Drop for Server {
 }
 
 impl Server {
-    fn new(port: u16, process: Option<Child>, dir: tempfile::TempDir) -> Self {
+    fn new(port: u16, process: Option<(Command, Child)>, dir: tempfile::TempDir) -> Self {
         let secret = |name: &str, value: &str| {
             let path = dir.path().join(name);
             std::fs::write(&path, value).unwrap();
@@ -72,6 +72,18 @@ impl Server {
         make.send().await.unwrap_or_else(|e| panic!("bucket {name}: {e:?}"));
     }
 
+    /// Killed as by a power cut for the process, and started again as it was, over the same directory.
+    pub async fn killed_and_started_again(mut self) -> Self {
+        let (command, process) = self.process.as_mut().expect("it is a process");
+        let before = process.id();
+        process.kill().unwrap();
+        process.wait().unwrap();
+        *process = command.spawn().unwrap();
+        assert_ne!(process.id(), before);
+        let port = self.port();
+        self.up(port).await
+    }
+
     /// Waits until it answers; when it ends instead, its last words are told.
     async fn up(mut self, port: u16) -> Self {
         let begin = Instant::now();
@@ -81,7 +93,7 @@ impl Server {
             if TcpStream::connect(("127.0.0.1", port)).is_ok() && clients.s3().await.unwrap().read.list_buckets().send().await.is_ok() {
                 return self;
             }
-            let ended = self.process.as_mut().is_some_and(|process| process.try_wait().unwrap().is_some());
+            let ended = self.process.as_mut().is_some_and(|(_, process)| process.try_wait().unwrap().is_some());
             let late = begin.elapsed() > Duration::from_secs(60);
             assert!(!ended && !late, "the server does not answer: {}", std::fs::read_to_string(&log).unwrap_or_default());
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -96,9 +108,11 @@ fn installed(program: &str) -> PathBuf {
     path
 }
 
-fn start(dir: &Path, command: &mut Command) -> Child {
+fn start(dir: &Path, mut command: Command) -> (Command, Child) {
     let log = std::fs::File::create(dir.join("log")).unwrap();
-    command.current_dir(dir).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
+    command.current_dir(dir).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+    let process = command.spawn().unwrap();
+    (command, process)
 }
 
 fn folder() -> tempfile::TempDir {
@@ -132,7 +146,7 @@ pub async fn ministack() -> Server {
     let (dir, port) = (folder(), crate::pg::free_port());
     let mut command = Command::new(installed("python"));
     command.args(["-m", "ministack"]).env("BIND_HOST", "127.0.0.1").env("GATEWAY_PORT", port.to_string()).env("SFTP_ENABLED", "0");
-    let process = start(dir.path(), &mut command);
+    let process = start(dir.path(), command);
     Server::new(port, Some(process), dir).up(port).await
 }
 
@@ -141,7 +155,8 @@ pub async fn ministack() -> Server {
 pub async fn moto() -> Server {
     let (dir, port) = (folder(), crate::pg::free_port());
     let mut command = Command::new(installed("moto_server"));
-    let process = start(dir.path(), command.args(["-H", "127.0.0.1", "-p", &port.to_string()]));
+    command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
+    let process = start(dir.path(), command);
     Server::new(port, Some(process), dir).up(port).await
 }
 
@@ -178,6 +193,6 @@ async fn seaweedfs_for(known: bool) -> Server {
     for (n, name) in ["s3", "master", "volume", "filer"].iter().enumerate() {
         command.arg(format!("-{name}.port={}", base + n as u16));
     }
-    let process = start(dir.path(), &mut command);
+    let process = start(dir.path(), command);
     Server::new(base, Some(process), dir).up(base).await
 }

@@ -24,18 +24,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-const EAST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
-const WEST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 3);
-const NAME: &str = "api.scoring.test";
+pub const EAST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+pub const WEST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 3);
+pub const NAME: &str = "api.scoring.test";
 
-fn client(url: &str) -> Client {
+pub fn client(url: &str) -> Client {
     let keys = Credentials::new("test", "testtest", None, None, "test");
     let config = aws_sdk_route53::Config::builder().behavior_version(BehaviorVersion::latest()).region(Region::new("us-east-1"));
     Client::from_conf(config.endpoint_url(url).credentials_provider(keys).build())
 }
 
 /// A zone with a weighted record for each region: its identifier.
-async fn zone(dns: &Client) -> String {
+pub async fn zone(dns: &Client) -> String {
     let made = dns.create_hosted_zone().name("scoring.test").caller_reference("once").send().await.unwrap();
     let id = made.hosted_zone().unwrap().id().trim_start_matches("/hostedzone/").to_owned();
     let changes = [("east", EAST, 100), ("west", WEST, 0)].map(|(set, address, weight)| {
@@ -49,7 +49,7 @@ async fn zone(dns: &Client) -> String {
 }
 
 /// The weights of east and west.
-async fn weights(dns: &Client, zone: &str) -> (i64, i64) {
+pub async fn weights(dns: &Client, zone: &str) -> (i64, i64) {
     let all = dns.list_resource_record_sets().hosted_zone_id(zone).send().await.unwrap();
     let of = |set: &str| all.resource_record_sets().iter().find(|r| r.set_identifier() == Some(set)).unwrap().weight().unwrap();
     (of("east"), of("west"))
