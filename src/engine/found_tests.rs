@@ -205,3 +205,20 @@ fn a_step_does_not_fail_because_its_owner_lost_the_run() {
     assert_eq!(story.reports(Report::Undone(Err(ApplyError::Definite(failure(DEPOSED))))), []);
     assert_eq!(story.0.steps[&id()].undo, UndoState::Undoing, "the next owner undoes it");
 }
+
+/// A success that a person must hear of ended like any other: nobody was told.
+#[test]
+fn what_an_action_wants_heard_of_its_success_is_on_record_and_stops_nothing() {
+    let output = |why: Option<&str>| serde_json::json!({ "instance": "orders in east", "final_snapshot": null, "position": null, "stranded_unknown": why });
+    for (why, status) in [(None, StepStatus::Succeeded), (Some("a hole"), StepStatus::SucceededWithWarning)] {
+        let mut story = Story::of(Effect::Observable);
+        std::sync::Arc::make_mut(&mut story.0.plan).steps[0].kind = StepKind::Action { name: "database.rejoin".into(), version: 1, effect: Effect::Observable };
+        let mut story = story.applying();
+        story.say(at(2), Body::Applied { step: id(), attempt: 1, output: output(why) });
+        story.reports(seen(Seen::Done(output(why))));
+        let step = &story.0.steps[&id()];
+        assert_eq!((step.status, step.warnings.len()), (status, usize::from(why.is_some())), "{step:?}");
+        assert!(step.warnings.iter().all(|said| said.contains("nobody can tell") && said.contains("a hole")), "{step:?}");
+        assert!(matches!(story.next(at(3)).as_slice(), [Decision::Finish { status: RunStatus::Succeeded, .. }]), "{:?}", story.next(at(3)));
+    }
+}

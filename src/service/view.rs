@@ -31,6 +31,7 @@ fn step_view(id: &StepId, uses: &str, known: &StepState) -> Value {
         ("overridden", serde_json::to_value(&known.overridden).unwrap_or_default()),
         ("resolved", json!(known.resolved)),
         ("approval", approval(known)),
+        ("warnings", if known.warnings.is_empty() { Value::Null } else { json!(known.warnings) }),
     ];
     if let Some(map) = view.as_object_mut() {
         map.extend(optional.into_iter().filter(|(_, value)| !value.is_null()).map(|(name, value)| (name.to_owned(), value)));
