@@ -144,7 +144,10 @@ impl Asked {
     pub(crate) fn note(&self) -> String {
         match (&self.primary, &self.region) {
             (Some(newest), Some(region)) => {
-                format!("the primary of {} in {region} is at {}, and the repository's log ends at {}", self.database, newest.position, self.log_end)
+                format!(
+                    "the primary of {} in {region} is at {}, and the repository's log ends at {}",
+                    self.database, newest.position, self.log_end
+                )
             }
             _ => format!("what is lost will be told as the age of what comes back: {}", self.why.as_deref().unwrap_or_default()),
         }
@@ -200,7 +203,9 @@ impl Asked {
         let lost = ms(point, newest).max(u64::from(lacks.commits.is_some()));
         match came.last_commit {
             Some(_) => (lost, false, lacks.why.clone()),
-            None => (lost, true, Some("no transaction came back after the base backup, so the time of the backup itself counts".to_owned())),
+            None => {
+                (lost, true, Some("no transaction came back after the base backup, so the time of the backup itself counts".to_owned()))
+            }
         }
     }
 }

@@ -92,9 +92,9 @@ fn same_line(history: &History, timeline: u32, position: Lsn) -> Result<(), Stri
     let primary = history.timeline;
     match history.left_at(timeline) {
         None => Err(format!("the primary's timeline {primary} did not come from timeline {timeline}, which the backup is of")),
-        Some(Some(left)) if left < position => {
-            Err(format!("timeline {timeline} came back to {position}, and the primary's timeline {primary} left it at {left}: it has another history"))
-        }
+        Some(Some(left)) if left < position => Err(format!(
+            "timeline {timeline} came back to {position}, and the primary's timeline {primary} left it at {left}: it has another history"
+        )),
         _ => Ok(()),
     }
 }
@@ -118,7 +118,8 @@ struct Stretch {
 fn stretches(history: &History, from: Lsn, to: Lsn) -> Vec<Stretch> {
     let path = history.path();
     let ends = path.iter().skip(1).map(|(_, begins)| *begins).chain([to]);
-    let each = path.iter().zip(ends).map(|((timeline, begins), end)| Stretch { timeline: *timeline, from: from.max(*begins), to: end.min(to) });
+    let each =
+        path.iter().zip(ends).map(|((timeline, begins), end)| Stretch { timeline: *timeline, from: from.max(*begins), to: end.min(to) });
     each.filter(|one| one.from < one.to).collect()
 }
 
@@ -188,7 +189,13 @@ fn write(folder: &Path, timeline: u32, size: u32, start: Lsn, data: &[u8]) -> st
 
 /// `2026-11-26 17:35:34.979508 UTC`, as `pg_waldump` writes it where the zone is UTC.
 fn committed_at(text: &str) -> Option<Timestamp> {
-    text.strip_suffix(" UTC")?.replacen(' ', "T", 1).parse::<jiff::civil::DateTime>().ok()?.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|at| at.timestamp())
+    text.strip_suffix(" UTC")?
+        .replacen(' ', "T", 1)
+        .parse::<jiff::civil::DateTime>()
+        .ok()?
+        .to_zoned(jiff::tz::TimeZone::UTC)
+        .ok()
+        .map(|at| at.timestamp())
 }
 
 #[cfg(test)]

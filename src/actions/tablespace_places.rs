@@ -16,7 +16,10 @@ pub(crate) fn places(
     data: &Path,
     key: &str,
 ) -> Result<Vec<Tablespace>, Refusal> {
-    let wrong = |what: String| Refusal::no("tablespaces", what).remedy("write `tablespaces: { NUMBER: /FOLDER }`; `SELECT oid, spcname FROM pg_tablespace` on the primary tells the numbers");
+    let wrong = |what: String| {
+        Refusal::no("tablespaces", what)
+            .remedy("write `tablespaces: { NUMBER: /FOLDER }`; `SELECT oid, spcname FROM pg_tablespace` on the primary tells the numbers")
+    };
     let mut told: BTreeMap<u32, &PathBuf> = BTreeMap::new();
     for (number, place) in said {
         let number = number.parse().map_err(|_| wrong(format!("`{number}` is no tablespace's number")))?;
@@ -31,7 +34,9 @@ pub(crate) fn places(
     let beside = |name: String| PathBuf::from(format!("{}.tablespaces/{name}", data.display()));
     let place = |(number, from): (&u32, &PathBuf)| match told.get(number) {
         Some(to) => Tablespace { number: *number, from: from.clone(), to: (*to).clone(), or: None },
-        None => Tablespace { number: *number, from: from.clone(), to: beside(number.to_string()), or: Some(beside(format!("{number}-{key}"))) },
+        None => {
+            Tablespace { number: *number, from: from.clone(), to: beside(number.to_string()), or: Some(beside(format!("{number}-{key}"))) }
+        }
     };
     let all: Vec<Tablespace> = there.iter().map(place).collect();
     if all.iter().map(|one| &one.to).collect::<BTreeSet<_>>().len() < all.len() {
@@ -61,11 +66,9 @@ mod tests {
     fn each_goes_where_it_is_told_or_beside_the_directory() {
         let there = map([(16_385, "/fast"), (16_390, "/big")]);
         let all = places(&there, &map([("16390".to_owned(), "/srv/big")]), Path::new("/pg/data"), "k").unwrap();
-        let shown: Vec<_> = all.iter().map(|one| (one.number, one.to.to_str().unwrap(), one.or.as_ref().and_then(|or| or.to_str()))).collect();
-        assert_eq!(
-            shown,
-            [(16_385, "/pg/data.tablespaces/16385", Some("/pg/data.tablespaces/16385-k")), (16_390, "/srv/big", None)]
-        );
+        let shown: Vec<_> =
+            all.iter().map(|one| (one.number, one.to.to_str().unwrap(), one.or.as_ref().and_then(|or| or.to_str()))).collect();
+        assert_eq!(shown, [(16_385, "/pg/data.tablespaces/16385", Some("/pg/data.tablespaces/16385-k")), (16_390, "/srv/big", None)]);
         assert_eq!(places(&BTreeMap::new(), &BTreeMap::new(), Path::new("/pg/data"), "k").unwrap(), []);
     }
 

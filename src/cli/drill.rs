@@ -165,8 +165,10 @@ fn steps(steps: &Value, output: &Output) {
     }
     for step in steps.as_array().into_iter().flatten() {
         let took = step["duration_ms"].as_i64().map(i128::from);
-        let note =
-            [&step["question"], &step["failure"]["message"], &step["skipped"], &step["warnings"][0]].into_iter().find_map(Value::as_str).unwrap_or_default();
+        let note = [&step["question"], &step["failure"]["message"], &step["skipped"], &step["warnings"][0]]
+            .into_iter()
+            .find_map(Value::as_str)
+            .unwrap_or_default();
         let status = text(&step["status"]).replace('_', " ");
         table.add_row(vec![text(&step["id"]), text(&step["uses"]), status, step["attempts"].to_string(), ms(took), note.to_owned()]);
     }

@@ -263,7 +263,8 @@ fn figures(data: &ReportData) -> Markup {
 /// What the data loss of a restore is.
 fn point(rpo: &Rpo) -> String {
     if rpo.upper_bound != Some(false) {
-        return "the data loss is at most its age at the moment of loss; the primary was not asked what it had, or could not tell".to_owned();
+        return "the data loss is at most its age at the moment of loss; the primary was not asked what it had, or could not tell"
+            .to_owned();
     }
     let lost = match (rpo.lost_commits, rpo.lost_bytes) {
         (Some(commits), Some(bytes)) => format!("{commits} transactions in {bytes} bytes of log"),

@@ -86,7 +86,14 @@ fn passed() -> ReportData {
             met: Some(true),
             parts_ms: RtoParts { detect: Some(300), decide: Some(73), act: Some(2_185), propagate: Some(20), verify: Some(712) },
         },
-        rpo: Rpo { objective_ms: Some(5_000), actual_ms: Some(0), met: Some(true), acknowledged_writes: Some(412), lost_writes: Some(0), ..Rpo::default() },
+        rpo: Rpo {
+            objective_ms: Some(5_000),
+            actual_ms: Some(0),
+            met: Some(true),
+            acknowledged_writes: Some(412),
+            lost_writes: Some(0),
+            ..Rpo::default()
+        },
         steps: some_steps(),
         samples: samples(),
         findings: vec!["Waived: global-control-plane, because the data-plane path is not prepared yet.".to_owned()],
@@ -147,7 +154,8 @@ fn restored() -> ReportData {
     };
     let parts_ms = RtoParts { act: Some(1_500), verify: Some(600), ..RtoParts::default() };
     data.rto = Rto { objective_ms: Some(60_000), actual_ms: Some(2_100), met: Some(true), parts_ms };
-    data.rpo = Rpo { objective_ms: Some(86_400_000), actual_ms: Some(7_200_000), met: Some(true), upper_bound: Some(true), ..Rpo::default() };
+    data.rpo =
+        Rpo { objective_ms: Some(86_400_000), actual_ms: Some(7_200_000), met: Some(true), upper_bound: Some(true), ..Rpo::default() };
     (data.samples, data.scenario, data.then, data.traffic) = (Vec::new(), Vec::new(), None, None);
     data.steps.truncate(1);
     data

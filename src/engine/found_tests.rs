@@ -212,7 +212,8 @@ fn what_an_action_wants_heard_of_its_success_is_on_record_and_stops_nothing() {
     let output = |why: Option<&str>| serde_json::json!({ "instance": "orders in east", "final_snapshot": null, "position": null, "stranded_unknown": why });
     for (why, status) in [(None, StepStatus::Succeeded), (Some("a hole"), StepStatus::SucceededWithWarning)] {
         let mut story = Story::of(Effect::Observable);
-        std::sync::Arc::make_mut(&mut story.0.plan).steps[0].kind = StepKind::Action { name: "database.rejoin".into(), version: 1, effect: Effect::Observable };
+        std::sync::Arc::make_mut(&mut story.0.plan).steps[0].kind =
+            StepKind::Action { name: "database.rejoin".into(), version: 1, effect: Effect::Observable };
         let mut story = story.applying();
         story.say(at(2), Body::Applied { step: id(), attempt: 1, output: output(why) });
         story.reports(seen(Seen::Done(output(why))));

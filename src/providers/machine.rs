@@ -229,7 +229,8 @@ impl MachineWrite for Machine {
     async fn copy(&self, source: &Upstream, kept: &str, tablespaces: &[Tablespace], limit: Duration) -> PortResult<String> {
         let port = source.port.to_string();
         let places = places(tablespaces);
-        let args: Vec<&str> = [source.host.as_str(), &port, &source.user, kept].into_iter().chain(places.iter().map(String::as_str)).collect();
+        let args: Vec<&str> =
+            [source.host.as_str(), &port, &source.user, kept].into_iter().chain(places.iter().map(String::as_str)).collect();
         let said = self.change("pg_basebackup", limit, &script::copy(), &args, Some(password_line(source))).await?;
         Ok(said.out.trim().to_owned())
     }

@@ -141,9 +141,11 @@ impl ClusterRead for Postgres {
 
     async fn tablespaces(&self) -> PortResult<BTreeMap<u32, PathBuf>> {
         // One that lies in the data directory itself (`allow_in_place_tablespaces`) has a path that begins there.
-        let ask = "SELECT oid::text, pg_tablespace_location(oid) FROM pg_tablespace WHERE pg_tablespace_location(oid) LIKE '/%' ORDER BY oid";
+        let ask =
+            "SELECT oid::text, pg_tablespace_location(oid) FROM pg_tablespace WHERE pg_tablespace_location(oid) LIKE '/%' ORDER BY oid";
         let rows = self.texts(ask, None).await?;
-        let number = |row: &Vec<Option<String>>| text(row, 0).parse().map_err(|e| PortError::Refused(format!("a tablespace's number: {e}")));
+        let number =
+            |row: &Vec<Option<String>>| text(row, 0).parse().map_err(|e| PortError::Refused(format!("a tablespace's number: {e}")));
         rows.iter().map(|row| Ok((number(row)?, PathBuf::from(text(row, 1))))).collect()
     }
 

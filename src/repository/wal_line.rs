@@ -275,7 +275,10 @@ mod tests {
         let all = ["000000010000000000000001", "000000010000000000000002", "000000010000000000000003"];
         let reach = line(&all, &[]).reach(&base(AT + 40, AT + 300), 1, None);
         let part = reach.clone().no_further(Lsn(2 * AT + 0x1000), MIB);
-        assert_eq!((names(&part.needed), part.end, part.last_piece), (vec!["1/1".to_owned(), "1/2".to_owned()], Lsn(2 * AT + 0x1000), Some(0x1000)));
+        assert_eq!(
+            (names(&part.needed), part.end, part.last_piece),
+            (vec!["1/1".to_owned(), "1/2".to_owned()], Lsn(2 * AT + 0x1000), Some(0x1000))
+        );
         let whole = reach.clone().no_further(Lsn(2 * AT), MIB);
         assert_eq!((names(&whole.needed), whole.end, whole.last_piece), (vec!["1/1".to_owned()], Lsn(2 * AT), None));
         assert_eq!(reach.clone().no_further(Lsn(9 * AT), MIB), reach);

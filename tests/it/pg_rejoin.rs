@@ -234,7 +234,14 @@ async fn a_timeline_of_the_same_number_is_not_taken_for_the_same_history() {
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_of_a_table_that_was_rewritten_afterwards_are_counted() {
     let yard = Yard::up(REWINDABLE, json!({}));
-    diverge(&yard, |east| east.sql("VACUUM FULL writes")).await;
+    diverge(&yard, |east| {
+        east.sql("VACUUM FULL writes");
+        // What has no rows to list is named by whom somebody had for himself alone.
+        for sql in ["CREATE TABLE made (k int)", "TRUNCATE made", "CREATE TABLE dropped (k int)", "DROP TABLE dropped"] {
+            east.sql(sql);
+        }
+    })
+    .await;
     let out = rejoined(&yard).await;
     let count = |name: &str| out["stranded"][name].as_u64();
     assert_eq!((count("unlisted"), count("rows"), count("deleted")), (Some(15), Some(3), Some(1)), "{out}");
@@ -245,6 +252,19 @@ async fn rows_of_a_table_that_was_rewritten_afterwards_are_counted() {
         .map(|file| file["inserted"].as_u64().unwrap_or_else(|| panic!("{file}")))
         .collect();
     assert_eq!(gone, [10, 5], "{out}");
+    let all = lines(&out);
+    let each = |name: &str| all.iter().filter_map(|l| l[name].as_array()).flatten().cloned().collect::<Vec<_>>();
+    let alone = each("alone")
+        .iter()
+        .map(|one| format!("{} {}", one["database"].as_str().unwrap(), one["table"].as_str().unwrap()))
+        .collect::<Vec<_>>();
+    assert_eq!(
+        alone.iter().map(String::as_str).collect::<BTreeSet<_>>(),
+        BTreeSet::from(["postgres public.writes", "postgres public.made"]),
+        "{all:?}"
+    );
+    assert_eq!(alone.iter().filter(|one| one.ends_with("made")).count(), 2, "made, and truncated: {all:?}");
+    assert!(each("alone_gone").iter().any(|one| one["relation_number"].as_u64() > Some(0)), "{all:?}");
     follows(&yard);
 }
 
