@@ -54,7 +54,7 @@ pub struct Loss {
     #[schemars(with = "Option<String>")]
     pub primary_position: Option<Lsn>,
     pub primary_timeline: Option<u32>,
-    /// When its newest transaction was committed, if it keeps such times or its log could be read.
+    /// When the newest transaction in that was committed, if the primary keeps such times or its log could be read.
     #[schemars(with = "Option<String>")]
     pub primary_commit: Option<Timestamp>,
     /// How far the recovery came.
@@ -157,7 +157,11 @@ impl Asked {
     pub(crate) fn loss(&self, came: &Came, base_time: Timestamp, lacks: Result<Lacks, String>) -> Loss {
         let lacks = lacks.as_ref();
         let kept = self.primary.as_ref().and_then(|newest| newest.commit);
-        let newest = lacks.ok().and_then(|l| l.newest).or(kept);
+        // A look at a server that goes on committing may see one that is not in its log yet; what came back is then the newest.
+        let newest = match lacks.ok() {
+            Some(l) if l.commits == Some(0) => came.last_commit.or(kept),
+            l => l.and_then(|l| l.newest).or(kept),
+        };
         let (lost_ms, upper_bound, why) = self.time(came, base_time, newest, lacks);
         Loss {
             database: self.database.to_string(),

@@ -136,6 +136,8 @@ async fn read(dial: &dyn Dial, newest: &Newest, history: &History, back: &Back<'
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
         match back.servers.tool(back.spec, "pg_waldump", &args, DUMP).await {
             Ok(Some(ended)) if ended.ok => ended.output.lines().for_each(|line| log.read(line)),
+            // What was on the disk then ends within the first record.
+            Ok(Some(ended)) if ended.output.contains("could not find a valid record after") => {}
             Ok(Some(ended)) => return Err(format!("pg_waldump: {}", ended.output.trim())),
             Ok(None) => return Err("there is no pg_waldump among PostgreSQL's programs".to_owned()),
             Err(e) => return Err(e.to_string()),

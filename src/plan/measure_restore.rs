@@ -160,7 +160,7 @@ pub fn restore_rpo(steps: &[StepSeen], begun: Timestamp, objective: Option<Span>
     let most = each.unwrap_or_default().into_iter().max();
     let sum = |of: fn(Lost) -> Option<u64>| {
         let each: Option<Vec<u64>> = restoring.iter().map(|step| step.said.loss.and_then(of)).collect();
-        each.filter(|each| most.is_some() && !each.is_empty()).map(|each| each.iter().sum())
+        each.filter(|each| most.is_some() && !each.is_empty()).map(|each| each.iter().sum::<u64>())
     };
     let actual_ms = most.map(|(ms, _)| ms);
     Rpo {
