@@ -62,6 +62,14 @@ fn muster_yaml(instances: &str, user: &str) -> String {
     )
 }
 
+/// The estate is a repository alone.
+pub fn without_database(vault: &Vault) {
+    let file = vault.dir().join("muster.yaml");
+    let text = fs::read_to_string(&file).unwrap();
+    let kept: Vec<&str> = text.lines().filter(|line| !line.starts_with("databases:")).collect();
+    fs::write(&file, kept.join("\n") + "\n").unwrap();
+}
+
 /// These servers are the database from now on.
 pub fn serves(vault: &Vault, servers: &[(&str, &Cluster)], user: &str) {
     let each: Vec<String> = servers.iter().map(|(region, one)| format!("{region}: {{ host: 127.0.0.1, port: {} }}", one.port)).collect();
