@@ -205,6 +205,10 @@ pub trait Action: Send + Sync + 'static {
     fn observe(cx: &ReadCx, intent: &Self::Intent) -> impl Future<Output = Seen<Self::Output>> + Send;
     /// Backs out what was, or may have been, applied; must accept "never happened" and "half".
     fn undo(cx: &WriteCx, intent: &Self::Intent, output: Option<Self::Output>) -> impl Future<Output = Result<(), ApplyError>> + Send;
+    /// It succeeded, and this a person must hear of all the same: the step then ends `succeeded_with_warning`, which stops nothing.
+    fn warnings(_output: &Self::Output) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -230,6 +234,7 @@ pub trait DynAction: Send + Sync {
         intent: &'a serde_json::Value,
         output: Option<serde_json::Value>,
     ) -> BoxFuture<'a, Result<(), ApplyError>>;
+    fn warnings(&self, output: &serde_json::Value) -> Vec<String>;
 }
 
 /// Holds an action's type, so that it can stand in the catalogue.
@@ -321,5 +326,8 @@ impl<A: Action> DynAction for Erased<A> {
             let output = output.map(A::Output::deserialize).transpose().map_err(|e| ApplyError::Definite(broken("output", e)))?;
             A::undo(cx, &intent, output).await
         })
+    }
+    fn warnings(&self, output: &serde_json::Value) -> Vec<String> {
+        A::Output::deserialize(output).map(|output| A::warnings(&output)).unwrap_or_default()
     }
 }

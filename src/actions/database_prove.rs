@@ -5,7 +5,8 @@
 //! restored into a folder of its own, and a server of Muster's is started on it that nobody takes for the real one: on
 //! loopback, on a port that the system picked, archiving nothing and streaming from nowhere. The recovery time ends with
 //! the first query that it answers; then come the checks, each named in the result. In the end the server is stopped
-//! and everything is removed, whatever came of it.
+//! and everything is removed, whatever came of it. Where the database is named whose backup it is, its primary is asked
+//! beforehand how far it is, and what the recovery lacks of that is counted; that it does not answer is no reason not to prove.
 //!
 //! **Half-done** it leaves a folder and perhaps a server on it, which the next try ends and removes. The proof carries
 //! the run and the step that made it: it is there, so it happened. It touches nothing that serves.
@@ -14,6 +15,8 @@ use super::{
     contract::*,
     database_checks::{self, Checked, Checks, Recorded},
     database_record,
+    loss::{self, Asked, Loss},
+    loss_log::{self, Back},
     recovered::*,
     shared::*,
     vault::*,
@@ -68,6 +71,10 @@ pub struct Input {
     /// Settings of the throwaway server, beyond those that make it harmless.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
+    /// The database that the backup is of: its primary is asked beforehand for its newest commit, and what the recovery lacks of
+    /// that is told as `loss`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database: Option<DatabaseName>,
 }
 
 const RECORDED: &str = "recorded";
@@ -88,6 +95,9 @@ pub struct Intent {
     /// What `database.record` found at that position.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     recorded: Vec<Recorded>,
+    /// How the primary and the repository's log stood before anything was restored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    asked: Option<Asked>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -127,6 +137,9 @@ pub struct Output {
     pub segments: u64,
     /// From the first request to the last check.
     pub duration_ms: u64,
+    /// What the primary had at the moment of loss and the recovery lacks; absent where no `database` is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<Loss>,
 }
 
 pub struct Prove;
@@ -176,15 +189,23 @@ impl Action for Prove {
             until = Until::Position(recorded.position);
         }
         let recorded = recorded.map(|r| r.tables).unwrap_or_default();
-        let notes = match recovery::plan(&repository, &cluster, until, None).await {
-            Ok(planned) => vec![format!("{} segments of log, up to {}", planned.reach.needed.len(), planned.reach.end)],
+        let mut asked = None;
+        let mut notes = Vec::new();
+        match recovery::plan(&repository, &cluster, until, None).await {
+            Ok(planned) => {
+                notes.push(format!("{} segments of log, up to {}", planned.reach.needed.len(), planned.reach.end));
+                if let Some(name) = &input.database {
+                    asked = Some(loss::ask(cx, name, &cluster.system, &planned.reach).await?);
+                }
+            }
             // That it does not come back is what a proof is there to tell, and to put on record.
-            Err(why) => vec![why.to_string()],
-        };
+            Err(why) => notes.push(why.to_string()),
+        }
+        notes.extend(asked.iter().map(Asked::note));
         let what = format!("{}, proofs", place(&input.repository));
         let change = change(what, None, Some(format!("that {} comes back and answers, or that it does not", shown(&id, &snapshot))));
         let (source, base_time) = (snapshot.source.shown().to_owned(), snapshot.time);
-        let intent = Intent { input, snapshot: id, source, base_time, until, mark: mark(cx), recorded };
+        let intent = Intent { input, snapshot: id, source, base_time, until, mark: mark(cx), recorded, asked };
         Ok(Prepared { intent, change: vec![change], notes })
     }
 
@@ -195,7 +216,7 @@ impl Action for Prove {
         let servers = cx.read.world.servers();
         let ground = Ground { data: scratch_folder(&cx.read, intent.input.scratch.as_deref()), run: run_folder(&cx.read), servers };
         ground.clear().await?;
-        let tried = attempt(&repository, intent, &ground, &clock).await;
+        let tried = attempt(&cx.read, &repository, intent, &ground, &clock).await;
         ground.clear().await?;
         let mut tried = match tried {
             Ok(tried) => tried,
@@ -282,15 +303,26 @@ struct Tried {
     restored_at: Option<Timestamp>,
     answered_at: Option<Timestamp>,
     came: Option<Came>,
+    loss: Option<Loss>,
     checks: Vec<Checked>,
     /// Why it is no proof.
     why: Option<String>,
 }
 
-async fn attempt(repository: &Arc<Repository>, intent: &Intent, ground: &Ground, clock: &Arc<dyn Clock>) -> Result<Tried, Stuck> {
+async fn attempt(
+    cx: &ReadCx,
+    repository: &Arc<Repository>,
+    intent: &Intent,
+    ground: &Ground,
+    clock: &Arc<dyn Clock>,
+) -> Result<Tried, Stuck> {
     let input = &intent.input;
     let (id, snapshot, cluster) = choose_base(repository, &intent.snapshot.to_string(), None).await.map_err(|refusal| Stuck::Other(definite(refusal)))?;
-    let planned = recovery::plan(repository, &cluster, intent.until, None).await?;
+    let asked = intent.asked.as_ref();
+    let mut planned = recovery::plan(repository, &cluster, intent.until, asked.map(|asked| asked.timeline)).await?;
+    if let Some(asked) = asked {
+        planned = asked.keep(planned, cluster.segment_size);
+    }
     let brought = bring(repository, (&id, &snapshot, &cluster), &planned, &*ground.servers, &ground.data).await?;
     let restored_at = Some(clock.now());
     let spec = ServerSpec {
@@ -303,12 +335,17 @@ async fn attempt(repository: &Arc<Repository>, intent: &Intent, ground: &Ground,
     };
     let (running, came) = answer(&*ground.servers, &spec).await?;
     let answered_at = Some(clock.now());
+    let mut lost = None;
+    if let Some(asked) = asked {
+        let back = Back { servers: &*ground.servers, spec: &spec, came: &came, segment_size: cluster.segment_size };
+        lost = Some(asked.loss(&came, intent.base_time, loss_log::lacks(cx, asked, &back).await));
+    }
     let mut checks = database_checks::running(&input.checks, &*ground.servers, &spec, &running).await?;
     checks.extend(database_checks::as_recorded(&input.checks, &*ground.servers, &running, &intent.recorded).await);
     ground.servers.stop(&ground.data).await?;
     checks.extend(database_checks::stopped(&input.checks, &*ground.servers, &spec).await?);
     let (files, bytes) = (brought.restored.files, brought.restored.bytes);
-    Ok(Tried { files, bytes, segments: brought.segments, restored_at, answered_at, came: Some(came), checks, why: None })
+    Ok(Tried { files, bytes, segments: brought.segments, restored_at, answered_at, came: Some(came), loss: lost, checks, why: None })
 }
 
 fn told(intent: &Intent, proof: &Proof, tried: Tried) -> Output {
@@ -327,6 +364,7 @@ fn told(intent: &Intent, proof: &Proof, tried: Tried) -> Output {
         bytes: proof.bytes,
         segments: tried.segments,
         duration_ms: proof.duration_ms,
+        loss: tried.loss,
     }
 }
 
@@ -339,7 +377,7 @@ pub fn fixture() -> super::contract_tests::Fixture {
 mod tests {
     use super::*;
     use crate::repository::proof;
-    use crate::actions::{cluster_fixture::with_cluster, contract_tests::Bench};
+    use crate::actions::{cluster_fixture::{with_cluster, with_own_cluster}, contract_tests::Bench};
     use serde_json::json;
 
     async fn proofs(bench: &Bench) -> Vec<Proof> {
@@ -379,6 +417,52 @@ mod tests {
         let bench = Bench::new(&with_cluster(json!({ "repository": "vault", "checks": checks })));
         let failure = bench.failed::<Prove>().await;
         assert!(failure.message.contains("sql: canary: f"), "{failure}");
+    }
+
+    /// The primary of `orders`, whose backup it is, has its log up to here.
+    fn with_primary(position: &str) -> Bench {
+        let bench = Bench::new(&with_own_cluster(json!({ "repository": "vault", "database": "orders" })));
+        let at = position.parse().unwrap();
+        for server in bench.world.lock().servers.values_mut().filter(|server| !server.state.in_recovery) {
+            server.state.position = at;
+        }
+        bench
+    }
+
+    #[tokio::test]
+    async fn what_the_primary_had_is_on_record_before_and_held_against_what_came_back() {
+        let bench = with_primary("0/300148");
+        let intent = bench.intent::<Prove>().await;
+        let asked = json!(intent)["asked"].clone();
+        assert_eq!((&asked["primary"]["position"], &asked["log_end"], &asked["region"]), (&json!("0/300148"), &json!("0/400000"), &json!("east")), "{asked}");
+        // What it writes afterwards is none of what was lost.
+        bench.world.lock().servers.values_mut().for_each(|server| server.state.position = Lsn(0x90_0000));
+        let loss = Prove::apply(&bench.write, &intent).await.expect("proven").loss.expect("a loss");
+        assert_eq!((loss.lost_bytes, loss.lost_commits, loss.lost_ms, loss.upper_bound), (Some(0), Some(0), 0, false), "{loss:?}");
+        // Its log cannot be read here, so its transactions are not counted, and nobody says that there were none.
+        let bench = with_primary("0/300248");
+        let loss = bench.intent::<Prove>().await;
+        let loss = Prove::apply(&bench.write, &loss).await.expect("proven").loss.expect("a loss");
+        assert_eq!((loss.lost_bytes, loss.lost_commits, loss.upper_bound), (Some(0x100), None, false), "{loss:?}");
+        assert!(loss.why.as_deref().is_some_and(|why| why.contains("was not read")), "{loss:?}");
+    }
+
+    #[tokio::test]
+    async fn a_primary_that_does_not_answer_is_said_and_keeps_nothing_from_being_proven() {
+        let bench = with_primary("0/300148");
+        bench.world.lock().machines.get_mut(&("orders".into(), "east".into())).expect("a machine").running = false;
+        let intent = bench.intent::<Prove>().await;
+        let out = Prove::apply(&bench.write, &intent).await.expect("proven");
+        let loss = out.loss.expect("a loss");
+        assert!(loss.upper_bound && loss.lost_bytes.is_none() && loss.primary_position.is_none(), "{loss:?}");
+        assert!(loss.why.as_deref().is_some_and(|why| why.contains("no server of `orders` answers as its primary")), "{loss:?}");
+        assert_eq!(u128::from(loss.lost_ms), loss.lost_at.duration_since(out.recovered_point).as_nanos().unsigned_abs().div_ceil(1_000_000));
+    }
+
+    #[tokio::test]
+    async fn another_clusters_primary_says_nothing_of_this_backup() {
+        let bench = Bench::new(&with_cluster(json!({ "repository": "vault", "database": "orders" })));
+        assert_eq!(bench.refused::<Prove>().await, "another_cluster");
     }
 
     #[tokio::test]

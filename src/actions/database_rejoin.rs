@@ -25,7 +25,7 @@ use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoP
 use crate::providers::port::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -35,6 +35,10 @@ pub struct Input {
     pub region: RegionName,
     /// Where the new primary is.
     pub primary: RegionName,
+    /// Of a server of one's own that must be copied: where a tablespace goes on its machine, by its number, such as
+    /// `{ 16385: /srv/fast }`; to `DATA.tablespaces/NUMBER` if left out.
+    #[serde(default)]
+    pub tablespaces: BTreeMap<String, PathBuf>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -120,12 +124,12 @@ impl Action for Rejoin {
     }
 
     async fn prepare(cx: &ReadCx, input: Input) -> Result<Prepared<Intent>, Refusal> {
-        let Input { database: name, region, primary } = input;
+        let Input { database: name, region, primary, tablespaces } = input;
         if region == primary {
             return Err(Refusal::no("same_region", format!("`{region}` cannot be a replica of itself")));
         }
         if is_own(cx, &name)? {
-            let prepared = own::prepare(cx, name, region, primary).await?;
+            let prepared = own::prepare(cx, name, region, primary, &tablespaces).await?;
             return Ok(Prepared { intent: Intent::Own(prepared.intent), change: prepared.change, notes: prepared.notes });
         }
         let (instance, primary_id) = (instance_id(cx, &name, &region)?, instance_id(cx, &name, &primary)?);
@@ -232,6 +236,15 @@ impl Action for Rejoin {
             Failure::new("irreversible", format!("the old instance `{}` was deleted", intent.instance))
                 .remedy(format!("its last state is in snapshot {}", intent.final_snapshot)),
         ))
+    }
+
+    fn warnings(output: &Output) -> Vec<String> {
+        let unknown = output.stranded_unknown.iter().map(|why| {
+            let kept = output.old_directory.as_deref().map(|old| format!("; it stays whole in {old}")).unwrap_or_default();
+            format!("nobody can tell what only the old primary had, and no file lists it: {why}{kept}")
+        });
+        let left = output.poolers_left.iter().map(|left| format!("a pooler was not led to the primary: {left}"));
+        unknown.chain(left).collect()
     }
 }
 

@@ -10,11 +10,18 @@
 //! That it happened is seen from the folder, and from the server that answers on it. **Undone**, the server is ended and the
 //! folder removed, if it was not there before.
 
-use super::{contract::*, recovered::*, shared::*, vault::*};
+use super::{
+    contract::*,
+    loss::{self, Asked, Loss},
+    loss_log::{self, Back},
+    recovered::*,
+    shared::*,
+    vault::*,
+};
 use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoPolicy, time::Span};
 use crate::providers::{
     port::Lsn,
-    servers::{Running, ServerSpec},
+    servers::{Running, ServerSpec, Servers},
 };
 use crate::repository::{
     names::Id,
@@ -53,6 +60,10 @@ pub struct Input {
     /// Settings of the server, beyond those that make it harmless.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
+    /// The database that the backup is of: its primary is asked beforehand for its newest commit, and what the recovery lacks of
+    /// that is told as `loss`, if `start` is true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database: Option<DatabaseName>,
 }
 
 fn yes() -> bool {
@@ -75,6 +86,9 @@ pub struct Intent {
     role: String,
     programs: Option<PathBuf>,
     settings: BTreeMap<String, String>,
+    /// How the primary and the repository's log stood before anything was restored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    asked: Option<Asked>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -107,6 +121,9 @@ pub struct Output {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub verified_at: Option<Timestamp>,
+    /// What the primary had at the moment of loss and the recovery lacks; absent where no `database` is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<Loss>,
 }
 
 pub struct Restore;
@@ -159,7 +176,12 @@ impl Action for Restore {
             }
         };
         let change = change(to.display().to_string(), from, Some(shown(&id, &snapshot)));
-        let notes = vec![format!("{} segments of log, up to {}", planned.reach.needed.len(), planned.reach.end)];
+        let mut notes = vec![format!("{} segments of log, up to {}", planned.reach.needed.len(), planned.reach.end)];
+        let asked = match &input.database {
+            Some(name) if input.start => Some(loss::ask(cx, name, &cluster.system, &planned.reach).await?),
+            _ => None,
+        };
+        notes.extend(asked.iter().map(Asked::note));
         let Input { repository, start, role, programs, settings, .. } = input;
         let intent = Intent {
             repository,
@@ -173,6 +195,7 @@ impl Action for Restore {
             role,
             programs,
             settings,
+            asked,
         };
         Ok(Prepared { intent, change: vec![change], notes })
     }
@@ -192,7 +215,11 @@ impl Action for Restore {
         servers.stop(&intent.to).await?;
         let mut restored_at = None;
         if !is_done(intent) {
-            let planned = recovery::plan(&repository, &cluster, intent.until, None).await?;
+            let asked = intent.asked.as_ref();
+            let mut planned = recovery::plan(&repository, &cluster, intent.until, asked.map(|asked| asked.timeline)).await?;
+            if let Some(asked) = asked {
+                planned = asked.keep(planned, cluster.segment_size);
+            }
             cx.world()?;
             bring(&repository, (&id, &snapshot, &cluster), &planned, &*servers, &intent.to).await.map_err(stuck)?;
             restored_at = Some(clock.now());
@@ -205,6 +232,7 @@ impl Action for Restore {
             keep(intent, &running).map_err(|e| fail("scratch", format!("{}: {e}", intent.run.display())))?;
             answered(&mut output, &running, &came);
             output.verified_at = Some(clock.now());
+            output.loss = lost(&cx.read, intent, &*servers, &came, cluster.segment_size).await;
         }
         Ok(output)
     }
@@ -222,6 +250,7 @@ impl Action for Restore {
                 Err(_) => return Seen::Absent,
             }
             output.verified_at = Some(cx.world.clock().now());
+            output.loss = std::fs::read(intent.run.join(LOSS)).ok().and_then(|text| serde_json::from_slice(&text).ok());
         }
         Seen::Done(output)
     }
@@ -261,6 +290,21 @@ fn keep(intent: &Intent, running: &Running) -> std::io::Result<()> {
     std::fs::write(intent.run.join("port"), running.port.to_string())
 }
 
+/// Beside the socket as well: what was counted is not counted again, when the primary may have gone on.
+const LOSS: &str = "loss.json";
+
+async fn lost(cx: &ReadCx, intent: &Intent, servers: &dyn Servers, came: &Came, segment_size: u32) -> Option<Loss> {
+    let asked = intent.asked.as_ref()?;
+    let spec = spec(intent);
+    let back = Back { servers, spec: &spec, came, segment_size };
+    let loss = asked.loss(came, intent.base_time, loss_log::lacks(cx, asked, &back).await);
+    if let Ok(text) = serde_json::to_vec(&loss) {
+        // Only the report would miss it.
+        let _ = std::fs::write(intent.run.join(LOSS), text);
+    }
+    Some(loss)
+}
+
 fn kept(intent: &Intent) -> Option<Running> {
     let port = std::fs::read_to_string(intent.run.join("port")).ok()?.trim().parse().ok()?;
     Some(Running { port, run: intent.run.clone(), role: intent.role.clone() })
@@ -283,6 +327,7 @@ fn output(intent: &Intent) -> Output {
         socket: None,
         restored_at: None,
         verified_at: None,
+        loss: None,
     }
 }
 

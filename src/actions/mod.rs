@@ -10,6 +10,8 @@ mod database_checks;
 mod fence_hba;
 mod fence_rds;
 mod fence_ways;
+mod loss;
+mod loss_log;
 mod manifest;
 mod manifest_verify;
 mod own_server;
@@ -49,6 +51,7 @@ mod stranded;
 mod stranded_log;
 mod switchover_patroni;
 mod switchover_steps;
+mod tablespace_places;
 mod vault;
 mod wheel;
 

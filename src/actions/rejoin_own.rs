@@ -6,7 +6,8 @@
 //! beside it; `pg_rewind`; its configuration back, and a standby's on top; a slot on the new primary; started. A server
 //! that stopped in order before the other was promoted has nothing beyond that point, and is only started. Where it
 //! cannot be rewound (no checksums and no `wal_log_hints`, a log with holes, an unrelated history) a new base backup
-//! takes its place, and the old directory stays beside it: nothing is ever deleted. Where nobody can tell what it
+//! takes its place, and the old directory stays beside it: nothing is ever deleted. Its tablespaces go where they are told, or beside
+//! the directory (`tablespace_places.rs`); where something is there already, nothing is begun. Where nobody can tell what it
 //! committed beyond that point (a hole, a history that the new primary does not know, log that is not understood) it is not
 //! rewound even if it could be: its directory is then the only account, stays whole, and the output says so and why.
 
@@ -17,12 +18,17 @@ use super::{
     shared::*,
     stranded::{self, Stranded},
     switchover_steps::{answers, let_slot_go},
+    tablespace_places,
 };
 use crate::model::{effect::*, ids::*};
 use crate::providers::port::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const REWIND: Duration = Duration::from_mins(30);
@@ -45,6 +51,9 @@ pub struct OwnIntent {
     /// The write lease is the new primary's: the old one may run, and acknowledges nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     leased: bool,
+    /// The new primary's, should the directory have to be copied.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    tablespaces: Vec<Tablespace>,
 }
 
 /// How the old primary came back.
@@ -81,6 +90,7 @@ pub(super) async fn prepare(
     name: DatabaseName,
     region: RegionName,
     primary: RegionName,
+    said: &BTreeMap<String, PathBuf>,
 ) -> Result<Prepared<OwnIntent>, Refusal> {
     needs_machine(cx, &name, &region, "its directory cannot be taken back")?;
     not_patronis(cx, &name, &region).await?;
@@ -109,10 +119,13 @@ pub(super) async fn prepare(
             Err(_) => {}
         }
     }
-    let settings = cx.world.cluster(name.as_str(), primary.as_str())?.settings(&["max_wal_senders", "max_replication_slots"]).await?;
+    let cluster = cx.world.cluster(name.as_str(), primary.as_str())?;
+    let settings = cluster.settings(&["max_wal_senders", "max_replication_slots"]).await?;
     if let Some((setting, _)) = settings.iter().find(|(_, value)| *value == "0") {
         return Err(Refusal::no("no_replication", format!("`{setting}` is 0 on the primary in `{primary}`: nobody can follow it")));
     }
+    let data = instance(cx, &name, &region)?.server.as_ref().map(|server| server.data.as_path());
+    let tablespaces = tablespace_places::places(&cluster.tablespaces().await?, said, data.unwrap_or(Path::new("")), &short_key(cx))?;
     let kept = format!("before-{}", short_key(cx));
     let intent = OwnIntent {
         slot: slot_name(&region),
@@ -124,6 +137,7 @@ pub(super) async fn prepare(
         kept,
         nothing,
         leased,
+        tablespaces,
     };
     let mut changes = Vec::new();
     if !nothing {
@@ -131,7 +145,8 @@ pub(super) async fn prepare(
         let to = format!("standby of {} on timeline {}", intent.primary, intent.timeline);
         changes.push(change(format!("{} in {}", intent.database, intent.region), Some(from), Some(to)));
     }
-    let notes = if nothing { vec!["it follows that primary already".to_owned()] } else { Vec::new() };
+    let copied = || intent.tablespaces.iter().map(tablespace_places::note).collect();
+    let notes = if nothing { vec!["it follows that primary already".to_owned()] } else { copied() };
     Ok(Prepared { intent, change: changes, notes })
 }
 
@@ -171,6 +186,10 @@ pub(super) async fn apply(cx: &WriteCx, intent: &OwnIntent) -> Result<Rejoined, 
     if plan != Plan::Start {
         let before = told(cx);
         let copied = begun && before.how == Some(How::Copied) && old.timeline == intent.timeline;
+        if plan == Plan::Copy && !copied {
+            // Before anything is done that an attempt with other folders would take for its own beginning.
+            room(intent, &*machine).await?;
+        }
         machine.keep_configuration().await?;
         notes = if copied { before } else { taken_back(cx, intent, &*machine, &up, plan).await? };
         machine.restore_configuration().await.map_err(half)?;
@@ -199,12 +218,25 @@ async fn taken_back(cx: &WriteCx, intent: &OwnIntent, machine: &dyn MachineWrite
             Err(e) => return Err(half(e)),
         }
     }
+    room(intent, machine).await?;
     let from = upstream(cx, &intent.database, &intent.primary, true).map_err(definite)?;
     let mut notes = Notes { how: Some(How::Copied), old_directory: Some(format!("{}.{}", data(cx, intent)?, intent.kept)) };
     // Whoever goes on after a crash finds a directory of the new history, and must not take it for one that was rewound.
     remember(cx, &notes);
-    notes.old_directory = Some(machine.copy(&from, &intent.kept, COPY.min(cx.deadline)).await.map_err(half)?);
+    notes.old_directory = Some(machine.copy(&from, &intent.kept, &intent.tablespaces, COPY.min(cx.deadline)).await.map_err(half)?);
     Ok(notes)
+}
+
+/// A tablespace that has nowhere to go is no half copy.
+async fn room(intent: &OwnIntent, machine: &dyn MachineWrite) -> Result<(), ApplyError> {
+    match machine.no_room_for(&intent.tablespaces).await? {
+        none if none.is_empty() => Ok(()),
+        full => {
+            let failure = Failure::new("tablespaces", format!("it cannot be copied: {}", full.join("; ")))
+                .remedy("empty that folder, or name another one under `tablespaces`, by the tablespace's number");
+            Err(ApplyError::Definite(failure))
+        }
+    }
 }
 
 fn data(cx: &ReadCx, intent: &OwnIntent) -> Result<String, ApplyError> {

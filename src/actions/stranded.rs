@@ -5,7 +5,8 @@
 //! timeline. Their rows are read from the old server itself, started apart as a standby of nobody: nobody else reaches
 //! it, and it cannot write. A row is one of theirs by the transaction that it bears. Of what they deleted only the
 //! places are known; the rows as they were are the new primary's. A table that was dropped, truncated or rewritten
-//! afterwards has another file by then: what was done to the old one is counted, and its rows are not listed.
+//! afterwards has another file by then: what was done to the old one is counted, and its rows are not listed. What `TRUNCATE`
+//! and changes of the schema did is not in any row; the tables that a transaction had for itself alone, as these do, are named.
 
 use super::{
     contract::*,
@@ -120,7 +121,7 @@ pub(crate) async fn keep(
     region: &RegionName,
 ) -> Result<Stranded, Refusal> {
     let user = upstream(cx, name, region, false)?.user;
-    let names = files(cx, machine, &user, &beyond.log).await?;
+    let names = names(cx, machine, &user, &beyond.log).await?;
     let target = place(cx, "jsonl");
     let mut out = std::fs::File::create(&target).map_err(|e| trouble("the file of stranded writes", &e))?;
     let mut write = |line: &serde_json::Value| writeln!(out, "{line}").map_err(|e| trouble("the file of stranded writes", &e));
@@ -168,40 +169,68 @@ enum Owner {
     Nobody,
 }
 
-/// What the relations that are there say. Catalogs that all databases share are in none.
-fn owner(names: &BTreeMap<File, Owner>, file: File) -> Owner {
-    if file.database == 0 { Owner::System } else { names.get(&file).cloned().unwrap_or(Owner::Nobody) }
+/// What the relations that are there say.
+#[derive(Debug, Default)]
+struct Names {
+    files: BTreeMap<File, Owner>,
+    /// By database and number.
+    relations: BTreeMap<(u32, u32), Owner>,
 }
 
-/// Whose the files are that were written to.
-async fn files(cx: &ReadCx, machine: &dyn MachineWrite, user: &str, log: &Log) -> Result<BTreeMap<File, Owner>, Refusal> {
+/// Whose a file is. Catalogs that all databases share are in no database.
+fn owner(names: &Names, file: File) -> Owner {
+    if file.database == 0 { Owner::System } else { names.files.get(&file).cloned().unwrap_or(Owner::Nobody) }
+}
+
+/// What a relation is called in a report; nothing for indexes, out-of-line values and catalogs.
+const NAME: &str = "CASE WHEN c.relkind IN ('r', 'm', 'p', 'v', 'f', 'S') AND n.nspname NOT IN ('pg_catalog', 'information_schema') \
+     AND n.nspname !~ '^pg_(toast|temp)' THEN format('%I.%I', n.nspname, c.relname) ELSE '' END FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace";
+
+/// Whose the files are that were written to, and which relations somebody had alone.
+async fn names(cx: &ReadCx, machine: &dyn MachineWrite, user: &str, log: &Log) -> Result<Names, Refusal> {
     let touched: BTreeSet<File> = log.committed.iter().flat_map(|t| t.files.keys().copied()).collect();
+    let alone: BTreeSet<(u32, u32)> = log.committed.iter().flat_map(|t| t.alone.iter().copied()).collect();
     let answers = place(cx, "names");
-    let mut found = BTreeMap::new();
+    let mut found = Names::default();
     machine.ask("postgres", user, "SELECT oid, quote_ident(datname) FROM pg_database WHERE datallowconn;", &answers, ROWS).await?;
     for line in lines(&answers)? {
         let Some((oid, name)) = line.split_once('|') else { continue };
         let database: u32 = oid.parse().map_err(|e| trouble("a database's number", &e))?;
-        let numbers: Vec<String> = touched.iter().filter(|f| f.database == database).map(|f| f.number.to_string()).collect();
-        if numbers.is_empty() {
-            continue;
-        }
         let plain = name.trim_matches('"').replace("\"\"", "\"");
-        let tables = format!(
-            "SELECT pg_relation_filenode(c.oid), CASE WHEN c.relkind IN ('r', 'm') AND n.nspname NOT IN ('pg_catalog', 'information_schema') \
-             AND n.nspname !~ '^pg_(toast|temp)' THEN format('%I.%I', n.nspname, c.relname) ELSE '' END \
-             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE pg_relation_filenode(c.oid) IN ({});",
-            numbers.join(", ")
-        );
-        let named = place(cx, "tables");
-        machine.ask(&plain, user, &tables, &named, ROWS).await?;
-        for line in lines(&named)? {
-            let Some((number, table)) = line.split_once('|') else { continue };
-            let number = number.parse().map_err(|e| trouble("a table's file", &e))?;
-            let owner = if table.is_empty() { Owner::System } else { Owner::Table(plain.clone(), table.to_owned()) };
-            found.insert(File { database, number }, owner);
+        let files: Vec<u32> = touched.iter().filter(|f| f.database == database).map(|f| f.number).collect();
+        let sql = format!("SELECT pg_relation_filenode(c.oid), {NAME}");
+        for (number, owner) in asked(cx, machine, (&plain, user), (&sql, "pg_relation_filenode(c.oid)"), &files).await? {
+            found.files.insert(File { database, number }, owner);
         }
-        let _ = std::fs::remove_file(&named);
+        let relations: Vec<u32> = alone.iter().filter(|(of, _)| *of == database).map(|(_, relation)| *relation).collect();
+        let sql = format!("SELECT c.oid, {NAME}");
+        for (number, owner) in asked(cx, machine, (&plain, user), (&sql, "c.oid"), &relations).await? {
+            found.relations.insert((database, number), owner);
+        }
+    }
+    let _ = std::fs::remove_file(&answers);
+    Ok(found)
+}
+
+/// What a database's relations with these numbers are.
+async fn asked(
+    cx: &ReadCx,
+    machine: &dyn MachineWrite,
+    (database, user): (&str, &str),
+    (select, number): (&str, &str),
+    numbers: &[u32],
+) -> PortResult<Vec<(u32, Owner)>> {
+    if numbers.is_empty() {
+        return Ok(Vec::new());
+    }
+    let list: Vec<String> = numbers.iter().map(u32::to_string).collect();
+    let answers = place(cx, "tables");
+    machine.ask(database, user, &format!("{select} WHERE {number} IN ({});", list.join(", ")), &answers, ROWS).await?;
+    let mut found = Vec::new();
+    for line in lines(&answers)? {
+        let Some((number, table)) = line.split_once('|') else { continue };
+        let number = number.parse().map_err(|e| trouble("a relation's number", &e))?;
+        found.push((number, if table.is_empty() { Owner::System } else { Owner::Table(database.to_owned(), table.to_owned()) }));
     }
     let _ = std::fs::remove_file(&answers);
     Ok(found)
@@ -215,7 +244,7 @@ fn lines(path: &Path) -> PortResult<Vec<String>> {
 /// Blocks and transactions, by table.
 type Touched = (BTreeSet<u32>, BTreeSet<u32>);
 
-fn by_database(log: &Log, names: &BTreeMap<File, Owner>) -> BTreeMap<String, BTreeMap<String, Touched>> {
+fn by_database(log: &Log, names: &Names) -> BTreeMap<String, BTreeMap<String, Touched>> {
     let mut all: BTreeMap<String, BTreeMap<String, Touched>> = BTreeMap::new();
     for one in &log.committed {
         for (file, done) in &one.files {
@@ -242,7 +271,7 @@ fn rows_sql(table: &str, (blocks, xids): &Touched) -> String {
     )
 }
 
-fn transaction(one: &Transaction, names: &BTreeMap<File, Owner>) -> serde_json::Value {
+fn transaction(one: &Transaction, names: &Names) -> serde_json::Value {
     let (mut tables, mut gone, mut others) = (Vec::new(), Vec::new(), 0);
     for (file, done) in &one.files {
         let deleted: Vec<String> = done.deleted.iter().map(|(block, line)| format!("({block},{line})")).collect();
@@ -259,9 +288,18 @@ fn transaction(one: &Transaction, names: &BTreeMap<File, Owner>) -> serde_json::
             }
         }
     }
+    let (mut alone, mut alone_gone) = (Vec::new(), Vec::new());
+    for (database, number) in &one.alone {
+        match names.relations.get(&(*database, *number)) {
+            Some(Owner::Table(database, table)) => alone.push(json!({ "database": database, "table": table })),
+            Some(_) => {}
+            None => alone_gone.push(json!({ "database_number": database, "relation_number": number })),
+        }
+    }
     json!({
         "transaction": one.xid, "subtransactions": one.parts, "committed_at": one.at, "lsn": one.lsn,
         "tables": tables, "gone": gone, "catalogs_and_others": others,
+        "alone": alone, "alone_gone": alone_gone,
     })
 }
 
@@ -272,13 +310,18 @@ mod tests {
     #[test]
     fn what_no_table_has_any_more_is_told_by_its_number() {
         let file = |database, number| File { database, number };
-        let names = [(file(5, 1), Owner::Table("shop".into(), "public.t".into())), (file(5, 2), Owner::System)].into();
+        let table = Owner::Table("shop".into(), "public.t".into());
+        let files = [(file(5, 1), table.clone()), (file(5, 2), Owner::System)].into();
+        let names = Names { files, relations: [((5, 16_384), table), ((5, 16_387), Owner::System)].into() };
         let done = Done { inserted: 3, deleted: vec![(0, 9)], ..Done::default() };
         let files = [(0, 1260), (5, 1), (5, 2), (5, 7)].map(|(database, number)| (file(database, number), done.clone())).into();
-        let one = Transaction { xid: 7, parts: Vec::new(), at: String::new(), lsn: Lsn(1), files };
+        let alone = [(5, 16_384), (5, 16_387), (5, 16_400)].into();
+        let one = Transaction { xid: 7, parts: Vec::new(), at: String::new(), lsn: Lsn(1), files, alone };
         let line = transaction(&one, &names);
         assert_eq!((line["tables"][0]["table"].as_str(), line["tables"].as_array().map(Vec::len)), (Some("public.t"), Some(1)), "{line}");
         assert_eq!((line["gone"][0]["file_number"].as_u64(), line["gone"].as_array().map(Vec::len)), (Some(7), Some(1)), "{line}");
+        assert_eq!(line["alone"], json!([{ "database": "shop", "table": "public.t" }]), "an index is not named: {line}");
+        assert_eq!(line["alone_gone"], json!([{ "database_number": 5, "relation_number": 16_400 }]), "{line}");
         assert_eq!((line["gone"][0]["inserted"].as_u64(), line["catalogs_and_others"].as_u64()), (Some(3), Some(2)), "{line}");
     }
 

@@ -34,6 +34,8 @@ pub(crate) struct Transaction {
     pub at: String,
     pub lsn: Lsn,
     pub files: BTreeMap<File, Done>,
+    /// Relations that it had for itself alone: database and number in the catalog.
+    pub alone: BTreeSet<(u32, u32)>,
 }
 
 #[derive(Debug, Default)]
@@ -46,6 +48,7 @@ pub(crate) struct Log {
     /// The first record of a row that this does not understand: then nobody can say what was done.
     pub strange: Option<String>,
     open: HashMap<u32, BTreeMap<File, Done>>,
+    alone: HashMap<u32, BTreeSet<(u32, u32)>>,
 }
 
 fn after<'a>(line: &'a str, word: &str) -> Option<&'a str> {
@@ -99,6 +102,7 @@ impl Log {
         match manager {
             "Heap" | "Heap2" => self.row(xid, what),
             "Transaction" => self.ended(xid, lsn, what),
+            "Standby" => self.locked(what),
             _ => {}
         }
     }
@@ -126,6 +130,17 @@ impl Log {
         }
     }
 
+    /// `LOCK xid 740 db 5 rel 16384 xid 740 db 5 rel 16390`: locks that no standby may read past.
+    fn locked(&mut self, what: &str) {
+        let Some(list) = what.strip_prefix("LOCK ") else { return };
+        for lock in list.split("xid ").skip(1) {
+            let of = |word| after(lock, word).and_then(number);
+            if let (Some(xid), Some(database), Some(relation)) = (number(lock), of(" db "), of(" rel ")) {
+                self.alone.entry(xid).or_default().insert((database, relation));
+            }
+        }
+    }
+
     fn ended(&mut self, xid: u32, lsn: Lsn, what: &str) {
         let (kind, rest) = what.split_once(' ').unwrap_or((what, ""));
         let numbers = |word: &str| -> Vec<u32> {
@@ -141,13 +156,16 @@ impl Log {
             },
             "ABORT" | "ABORT_PREPARED" => {
                 self.open.remove(&xid);
+                self.alone.remove(&xid);
                 return;
             }
             _ => return,
         };
         let parts = numbers("subxacts:");
         let mut files: BTreeMap<File, Done> = BTreeMap::new();
+        let mut alone = BTreeSet::new();
         for one in std::iter::once(xid).chain(parts.iter().copied()) {
+            alone.extend(self.alone.remove(&one).unwrap_or_default());
             for (file, done) in self.open.remove(&one).unwrap_or_default() {
                 let all = files.entry(file).or_default();
                 all.inserted += done.inserted;
@@ -157,7 +175,7 @@ impl Log {
             }
         }
         let at = at.split(';').next().unwrap_or_default().trim().to_owned();
-        self.committed.push(Transaction { xid, parts, at, lsn, files });
+        self.committed.push(Transaction { xid, parts, at, lsn, files, alone });
     }
 }
 
@@ -231,6 +249,21 @@ rmgr: XLOG        len (rec/tot):     24/    24, tx:        732, lsn: 0/01772AD8,
             log.read("rmgr: Transaction len (rec/tot): 34/ 34, tx: 728, lsn: 0/01772668, prev 0/01772630, desc: COMMIT 2026-11-26 17:35:34.979843 UTC");
             assert!(log.committed[0].files.is_empty(), "{what}");
         }
+    }
+
+    #[test]
+    fn what_a_transaction_had_for_itself_alone_is_told() {
+        let mut log = Log::default();
+        for line in [
+            "rmgr: Standby     len (rec/tot):     54/    54, tx:        740, lsn: 0/01772600, prev 0/017725B8, desc: LOCK xid 740 db 5 rel 16384 xid 741 db 5 rel 16390 ",
+            "rmgr: Standby     len (rec/tot):     42/    42, tx:        742, lsn: 0/01772638, prev 0/01772600, desc: LOCK xid 742 db 5 rel 16400 ",
+            "rmgr: Standby     len (rec/tot):     50/    50, tx:          0, lsn: 0/01772660, prev 0/01772638, desc: RUNNING_XACTS nextXid 743 latestCompletedXid 739 oldestRunningXid 740",
+            "rmgr: Transaction len (rec/tot):     34/    34, tx:        742, lsn: 0/01772690, prev 0/01772660, desc: ABORT 2026-11-26 17:35:34.980007 UTC",
+            "rmgr: Transaction len (rec/tot):     46/    46, tx:        740, lsn: 0/017726B8, prev 0/01772690, desc: COMMIT 2026-11-26 17:35:34.979508 UTC; subxacts: 741",
+        ] {
+            log.read(line);
+        }
+        assert_eq!(log.committed.iter().map(|one| one.alone.clone()).collect::<Vec<_>>(), [[(5, 16384), (5, 16390)].into()]);
     }
 
     #[test]

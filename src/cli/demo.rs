@@ -239,11 +239,20 @@ fn told(view: &Value, report: &Path, output: &Output) {
     if !restore.is_null() {
         let shown = |figure: &Value| figure["actual_ms"].as_i64().map_or("not measured".to_owned(), |n| super::output::ms(Some(n.into())));
         output.line(format!(
-            "the database from its backup alone: {} to the first answer, as of {} before; pages and indexes checked: {}",
+            "the database from its backup alone: {} to the first answer, {}; pages and indexes checked: {}",
             shown(&restore["rto"]),
-            shown(&restore["rpo"]),
+            lost(&restore["rpo"], shown(&restore["rpo"])),
             restore["verdict"].as_str().unwrap_or("not finished")
         ));
     }
     output.line(format!("report: {}", report.display()));
+}
+
+/// The loss of a restore: against the primary's newest commit, or as the age of what came back.
+fn lost(rpo: &Value, time: String) -> String {
+    match (rpo["upper_bound"].as_bool(), rpo["lost_commits"].as_u64()) {
+        (Some(false), Some(commits)) => format!("{time} of commits lost ({commits} transactions that the primary had)"),
+        (Some(false), None) => format!("{time} of commits lost"),
+        _ => format!("at most {time} of commits lost"),
+    }
 }

@@ -123,12 +123,18 @@ fn measured(view: &Value, output: &Output) {
     for part in parts {
         table.add_row(vec![format!("  {part}"), shown(&rto["parts_ms"][part]), String::new(), String::new()]);
     }
-    table.add_row(vec!["data loss".to_owned(), shown(&rpo["actual_ms"]), ms(number(&rpo["objective_ms"])), met(&rpo["met"]).to_owned()]);
+    let most = if rpo["upper_bound"] == json!(true) && !rpo["actual_ms"].is_null() { "at most " } else { "" };
+    let lost = format!("{most}{}", shown(&rpo["actual_ms"]));
+    table.add_row(vec!["data loss".to_owned(), lost, ms(number(&rpo["objective_ms"])), met(&rpo["met"]).to_owned()]);
     let mut row = |what: &str, value: String| {
         table.add_row(vec![what.to_owned(), value, String::new(), String::new()]);
     };
     if restore {
         row("  recovered point", view["restore"]["recovered_point"].as_str().unwrap_or("not measured").to_owned());
+        if rpo["upper_bound"] == json!(false) {
+            row("  transactions lost", count(&rpo["lost_commits"]));
+            row("  bytes of log lost", count(&rpo["lost_bytes"]));
+        }
         row("  files restored", count(&view["restore"]["files"]));
     } else {
         row("  writes acknowledged", count(&rpo["acknowledged_writes"]));
@@ -159,8 +165,10 @@ fn steps(steps: &Value, output: &Output) {
     }
     for step in steps.as_array().into_iter().flatten() {
         let took = step["duration_ms"].as_i64().map(i128::from);
-        let note =
-            [&step["question"], &step["failure"]["message"], &step["skipped"]].into_iter().find_map(Value::as_str).unwrap_or_default();
+        let note = [&step["question"], &step["failure"]["message"], &step["skipped"], &step["warnings"][0]]
+            .into_iter()
+            .find_map(Value::as_str)
+            .unwrap_or_default();
         let status = text(&step["status"]).replace('_', " ");
         table.add_row(vec![text(&step["id"]), text(&step["uses"]), status, step["attempts"].to_string(), ms(took), note.to_owned()]);
     }

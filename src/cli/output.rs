@@ -192,6 +192,9 @@ fn step_sentence(body: &Body) -> Option<(char, String)> {
         Body::Applying { step, .. } => ('.', format!("{} begins", named(step))),
         Body::ApplyFailed { step, failure, .. } => ('!', format!("{} failed: {failure}", named(step))),
         Body::ApplyUnknown { step, failure, .. } => ('?', format!("{} may or may not have happened: {failure}; looking", named(step))),
+        Body::Verified { step, warnings, .. } if !warnings.is_empty() => {
+            ('!', format!("{} done, but {}", named(step), warnings.join("; ")))
+        }
         Body::Verified { step, .. } => ('+', format!("{} done", named(step))),
         // The failure itself has been told, in its own words, by what came before.
         Body::StepEnded { status: StepStatus::Failed, failure: None, .. } => return None,

@@ -78,7 +78,8 @@ pub fn steps_table(state: &RunState) -> String {
         let note = overridden
             .or(known.question.clone())
             .or(known.failure.as_ref().map(|failure| failure.message.clone()))
-            .or(known.skipped.clone());
+            .or(known.skipped.clone())
+            .or(Some(known.warnings.join("; ")).filter(|said| !said.is_empty()));
         table.add_row(vec![
             step.id.to_string(),
             step.kind.uses().to_owned(),

@@ -232,7 +232,7 @@ fn figures(data: &ReportData) -> Markup {
             }
             div.card {
                 h2 { "Data loss " abbr title="recovery point actual" { "RPA" } }
-                p.figure { (millis_u(rpo.actual_ms)) }
+                p.figure { @if rpo.upper_bound == Some(true) { "≤ " } (millis_u(rpo.actual_ms)) }
                 (chart::gauge(rpo.actual_ms, rpo.objective_ms, rpo.met))
                 (against(rpo.met, rpo.objective_ms))
             }
@@ -240,7 +240,7 @@ fn figures(data: &ReportData) -> Markup {
                 div.card {
                     h2 { "Recovered point" }
                     p.figure { (data.instants.recovered_point.map_or_else(|| NOT_MEASURED.to_owned(), |at| at.strftime("%Y-%m-%d %H:%M:%S").to_string())) }
-                    p.against { "the data loss is its age at the moment of loss, which is when the drill began" }
+                    p.against { (point(rpo)) }
                 }
             } @else {
                 div.card {
@@ -258,6 +258,20 @@ fn figures(data: &ReportData) -> Markup {
             }
         }
     }
+}
+
+/// What the data loss of a restore is.
+fn point(rpo: &Rpo) -> String {
+    if rpo.upper_bound != Some(false) {
+        return "the data loss is at most its age at the moment of loss; the primary was not asked what it had, or could not tell"
+            .to_owned();
+    }
+    let lost = match (rpo.lost_commits, rpo.lost_bytes) {
+        (Some(commits), Some(bytes)) => format!("{commits} transactions in {bytes} bytes of log"),
+        (None, Some(bytes)) => format!("{bytes} bytes of log, whose transactions were not counted"),
+        _ => "its transactions were not counted".to_owned(),
+    };
+    format!("the data loss runs from there to the primary's newest commit at the moment of loss: {lost}")
 }
 
 fn as_found(same: Option<bool>) -> &'static str {
@@ -289,7 +303,7 @@ fn rows(data: &ReportData) -> [(&'static str, &'static str, Option<Timestamp>, O
     if data.kind == DrillKind::Restore {
         return [
             ("", "recovered point: how things stood then is what came back", i.recovered_point, None),
-            ("", "moment of loss, as declared: the drill began", i.lost, None),
+            ("", "moment of loss: the primary was asked, or else the drill began", i.lost, None),
             ("T0", "restore begun", i.first_applying, None),
             ("", "first file back and verified", i.first_back, None),
             ("T1", "all files back", i.restored, Some(0)),

@@ -86,7 +86,14 @@ fn passed() -> ReportData {
             met: Some(true),
             parts_ms: RtoParts { detect: Some(300), decide: Some(73), act: Some(2_185), propagate: Some(20), verify: Some(712) },
         },
-        rpo: Rpo { objective_ms: Some(5_000), actual_ms: Some(0), met: Some(true), acknowledged_writes: Some(412), lost_writes: Some(0) },
+        rpo: Rpo {
+            objective_ms: Some(5_000),
+            actual_ms: Some(0),
+            met: Some(true),
+            acknowledged_writes: Some(412),
+            lost_writes: Some(0),
+            ..Rpo::default()
+        },
         steps: some_steps(),
         samples: samples(),
         findings: vec!["Waived: global-control-plane, because the data-plane path is not prepared yet.".to_owned()],
@@ -147,7 +154,8 @@ fn restored() -> ReportData {
     };
     let parts_ms = RtoParts { act: Some(1_500), verify: Some(600), ..RtoParts::default() };
     data.rto = Rto { objective_ms: Some(60_000), actual_ms: Some(2_100), met: Some(true), parts_ms };
-    data.rpo = Rpo { objective_ms: Some(86_400_000), actual_ms: Some(7_200_000), met: Some(true), ..Rpo::default() };
+    data.rpo =
+        Rpo { objective_ms: Some(86_400_000), actual_ms: Some(7_200_000), met: Some(true), upper_bound: Some(true), ..Rpo::default() };
     (data.samples, data.scenario, data.then, data.traffic) = (Vec::new(), Vec::new(), None, None);
     data.steps.truncate(1);
     data
@@ -163,6 +171,12 @@ fn the_page_of_a_restore_says_what_came_back_and_from_when() {
         assert!(!page.to_lowercase().contains(word), "the page of a restore speaks of {word:?}");
     }
     assert!(render(&ReportData { rto: Rto::default(), ..restored() }).contains("The recovery time was not measured"));
+    assert!(page.contains("≤ 120 min") && page.contains("at most its age"), "an age is no more than a bound");
+    let mut asked = restored();
+    (asked.rpo.upper_bound, asked.rpo.actual_ms) = (Some(false), Some(4_900));
+    (asked.rpo.lost_bytes, asked.rpo.lost_commits) = (Some(1_100), Some(3));
+    let page = render(&asked);
+    assert!(page.contains("4.90 s") && page.contains("3 transactions in 1100 bytes of log") && !page.contains("≤"));
 }
 
 #[test]

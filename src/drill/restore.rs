@@ -20,8 +20,9 @@ impl Underway {
         let succeeded = self.state.ended(RunRole::Main) == Some(RunStatus::Succeeded);
         let steps = if succeeded { steps } else { Vec::new() };
         let found = restore_instants(&steps, self.state.started_at);
-        let (time, loss) = (restore_rto(&found, objectives.rto, hole), restore_rpo(&found, objectives.rpo));
-        if found.recovered_point.is_some_and(|point| point > self.state.started_at) {
+        let loss = restore_rpo(&steps, self.state.started_at, objectives.rpo);
+        let time = restore_rto(&found, objectives.rto, hole);
+        if found.recovered_point.is_some_and(|point| point > self.state.started_at) && loss.actual_ms.is_none() {
             let why = "the recovered point is later than the moment of loss: the drill made it itself";
             notes.insert("loss_not_measured".to_owned(), json!(why));
         }
@@ -64,6 +65,9 @@ impl Underway {
             let sum = each.filter(|each| !each.is_empty()).map(|each| each.iter().sum::<u64>());
             notes.insert(field.to_owned(), json!(sum));
         }
+        // Whole, as each step told it: what the figure is made of, and why it may be no more than a bound.
+        let losses = restoring.iter().filter_map(|(id, output)| Some((id.to_string(), output.get("loss")?.clone())));
+        notes.insert("losses".to_owned(), losses.collect::<serde_json::Map<_, _>>().into());
         Ok((steps.into_values().map(|(seen, _)| seen).collect(), notes))
     }
 }

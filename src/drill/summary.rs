@@ -40,6 +40,9 @@ pub fn traffic(measured: &Measurement) -> Option<(Option<&'static str>, u64)> {
     Some((path, calls))
 }
 
+const DECLARED: &str = "the instant at which the drill began";
+const ASKED: &str = "the instant at which the primary was asked for its newest commit";
+
 /// What came back, and the instants that the figures are differences of.
 fn restore(state: &DrillState) -> Option<Value> {
     let main = state.measured.get(&RunRole::Main).filter(|_| state.drill.kind == DrillKind::Restore)?;
@@ -48,13 +51,14 @@ fn restore(state: &DrillState) -> Option<Value> {
     Some(json!({
         "steps": note("restoring"),
         "lost_at": at.lost.map(rfc3339_ms),
-        "lost_at_is": "the instant at which the drill began",
+        "lost_at_is": if at.lost == Some(state.started_at) { DECLARED } else { ASKED },
         "recovered_point": at.recovered_point.map(rfc3339_ms),
         "first_file_at": at.first_back.map(rfc3339_ms),
         "restored_at": at.restored.map(rfc3339_ms),
         "verified_at": at.recovered.map(rfc3339_ms),
         "files": note("files"),
         "bytes": note("bytes"),
+        "losses": note("losses"),
     }))
 }
 

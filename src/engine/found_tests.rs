@@ -299,4 +299,21 @@ fn a_chain_of_before_is_verified_and_means_what_it_meant() {
     let state = RunState::of(&events).unwrap();
     let known = &state.steps[&id()];
     assert_eq!((known.undo, known.undo_tries.attempts, state.status), (UndoState::Failed, 2, RunStatus::Failed));
+
+/// A success that a person must hear of ended like any other: nobody was told.
+#[test]
+fn what_an_action_wants_heard_of_its_success_is_on_record_and_stops_nothing() {
+    let output = |why: Option<&str>| serde_json::json!({ "instance": "orders in east", "final_snapshot": null, "position": null, "stranded_unknown": why });
+    for (why, status) in [(None, StepStatus::Succeeded), (Some("a hole"), StepStatus::SucceededWithWarning)] {
+        let mut story = Story::of(Effect::Observable);
+        std::sync::Arc::make_mut(&mut story.0.plan).steps[0].kind =
+            StepKind::Action { name: "database.rejoin".into(), version: 1, effect: Effect::Observable };
+        let mut story = story.applying();
+        story.say(at(2), Body::Applied { step: id(), attempt: 1, output: output(why) });
+        story.reports(seen(Seen::Done(output(why))));
+        let step = &story.0.steps[&id()];
+        assert_eq!((step.status, step.warnings.len()), (status, usize::from(why.is_some())), "{step:?}");
+        assert!(step.warnings.iter().all(|said| said.contains("nobody can tell") && said.contains("a hole")), "{step:?}");
+        assert!(matches!(story.next(at(3)).as_slice(), [Decision::Finish { status: RunStatus::Succeeded, .. }]), "{:?}", story.next(at(3)));
+    }
 }

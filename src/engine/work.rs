@@ -355,7 +355,7 @@ pub fn bodies(cx: &Context<'_>, report: Report, at: impl Fn(u64) -> jiff::Timest
         Report::Applied { attempt, result: Ok(output), observes, .. } => {
             let mut bodies = vec![Body::Applied { step: step.clone(), attempt, output: output.clone() }];
             if !observes {
-                bodies.push(Body::Verified { step, output, warnings: Vec::new() });
+                bodies.push(verified(cx, step, output));
             }
             bodies
         }
@@ -384,6 +384,12 @@ fn not_undone(cx: &Context<'_>, step: StepId, error: ApplyError, at: impl Fn(u64
         }
         AfterUndo::End => Body::UndoFailed { step, failure: undo::told(tries, heard, failure) },
     }
+}
+
+/// Done, and what its action wants heard of it.
+fn verified(cx: &Context<'_>, step: StepId, output: Value) -> Body {
+    let warnings = crate::actions::find(cx.planned.kind.uses()).map(|action| action.warnings(&output)).unwrap_or_default();
+    Body::Verified { step, output, warnings }
 }
 
 fn not_applied(
@@ -422,7 +428,7 @@ fn observed(cx: &Context<'_>, step: StepId, seen: Seen<Value>, timed_out: bool, 
     let accepted = cx.known.phase == Phase::Applied;
     let repeatable = matches!(cx.planned.kind, StepKind::Action { effect: Effect::Repeatable, .. });
     bodies.push(match seen {
-        Seen::Done(output) => Body::Verified { step, output, warnings: Vec::new() },
+        Seen::Done(output) => verified(cx, step, output),
         Seen::Absent if !accepted => match &cx.known.phase {
             // The attempt is known to have failed after all: it counts, and may be made again.
             Phase::Unknown(failure) => {

@@ -41,11 +41,20 @@ pub struct RtoParts {
 pub struct Rpo {
     pub objective_ms: Option<u64>,
     /// The age, at the moment of loss, of the oldest acknowledged write that was lost; 0 when none was. Of a
-    /// restore: that of the point it recovered.
+    /// restore: from the newest commit that came back to the newest that there was; if that was not to be learnt, the age
+    /// of the point it recovered.
     pub actual_ms: Option<u64>,
     pub met: Option<bool>,
     pub acknowledged_writes: Option<u64>,
     pub lost_writes: Option<u64>,
+    /// Of a restore: that age, and no more than that was lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upper_bound: Option<bool>,
+    /// Of a restore whose primary was asked: what it had and the recovery lacks, in log and in transactions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost_commits: Option<u64>,
 }
 
 /// The instants that a recovery time is made of, each from its own source.

@@ -158,7 +158,7 @@ pub fn rpo(objective: Option<Span>, ledger: Option<&[LedgerEntry]>, present: Opt
         Some(oldest) => fault.map(|fault| loss_ms(*oldest, fault)),
     };
     let met = objective_ms.zip(actual_ms).map(|(objective, actual)| actual <= objective);
-    Rpo { objective_ms, actual_ms, met, acknowledged_writes, lost_writes: u64::try_from(lost.len()).ok() }
+    Rpo { objective_ms, actual_ms, met, acknowledged_writes, lost_writes: u64::try_from(lost.len()).ok(), ..Rpo::default() }
 }
 
 /// Rounded up, and never zero: an objective of zero is missed by any write that was lost, also by one

@@ -9,9 +9,13 @@
 //! | `first_file_at` | the first file, table or answer that was back and verified |
 //! | `restored_at` | when all was back; what comes after it is verification |
 //! | `verified_at` | when all of it was verified: every file compared, or the first query answered |
+//! | `loss` | what was lost, if whoever had it was asked: an object with `lost_at`, `lost_ms`, `upper_bound`, `lost_bytes`, `lost_commits` |
 //!
 //! `verified_at` may come from another step, which checks what the restoring one brought back. With several restoring
 //! steps the recovery is that of all: from the first one's begin to the last one's proof, to the oldest point.
+//!
+//! The moment of loss is the instant at which the steps asked for what there was to lose; where none did, the beginning of the
+//! drill. The age of a point is never less than what was lost since, and is called an upper bound.
 
 use crate::model::{
     objective::{Instants, Rpo, Rto, RtoParts},
@@ -27,6 +31,31 @@ pub struct Recovered {
     pub first_file: Option<Timestamp>,
     pub restored: Option<Timestamp>,
     pub verified: Option<Timestamp>,
+    pub loss: Option<Lost>,
+}
+
+/// What it says of the loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lost {
+    pub at: Timestamp,
+    pub ms: u64,
+    pub upper_bound: bool,
+    pub bytes: Option<u64>,
+    pub commits: Option<u64>,
+}
+
+impl Lost {
+    /// All of it, or nothing: half a word about a loss is none.
+    fn of(said: &Value) -> Option<Self> {
+        let number = |field: &str| said.get(field).and_then(Value::as_u64);
+        Some(Self {
+            at: said.get("lost_at")?.as_str()?.parse().ok()?,
+            ms: number("lost_ms")?,
+            upper_bound: said.get("upper_bound")?.as_bool()?,
+            bytes: number("lost_bytes"),
+            commits: number("lost_commits"),
+        })
+    }
 }
 
 impl Recovered {
@@ -34,7 +63,13 @@ impl Recovered {
     #[must_use]
     pub fn of(output: &Value) -> Self {
         let at = |field: &str| output.get(field)?.as_str()?.parse().ok();
-        Self { point: at("recovered_point"), first_file: at("first_file_at"), restored: at("restored_at"), verified: at("verified_at") }
+        Self {
+            point: at("recovered_point"),
+            first_file: at("first_file_at"),
+            restored: at("restored_at"),
+            verified: at("verified_at"),
+            loss: output.get("loss").and_then(Lost::of),
+        }
     }
     /// What is not said here, from another word of the same step.
     #[must_use]
@@ -44,6 +79,7 @@ impl Recovered {
             first_file: self.first_file.or(other.first_file),
             restored: self.restored.or(other.restored),
             verified: self.verified.or(other.verified),
+            loss: self.loss.or(other.loss),
         }
     }
 }
@@ -58,13 +94,18 @@ pub struct StepSeen {
     pub said: Recovered,
 }
 
-/// The instants of a restore, as far as they are on record. `lost`: the moment of loss.
+fn restoring(steps: &[StepSeen]) -> Vec<&StepSeen> {
+    steps.iter().filter(|step| step.said.point.is_some()).collect()
+}
+
+/// The instants of a restore, as far as they are on record. `begun`: the drill, which is the moment of loss where no step has one.
 #[must_use]
-pub fn restore_instants(steps: &[StepSeen], lost: Timestamp) -> Instants {
-    let restoring: Vec<&StepSeen> = steps.iter().filter(|step| step.said.point.is_some()).collect();
+pub fn restore_instants(steps: &[StepSeen], begun: Timestamp) -> Instants {
+    let restoring = restoring(steps);
+    let asked = all(&restoring, |step| step.said.loss.map(|loss| loss.at)).into_iter().flatten().min();
     let others = steps.iter().filter(|step| step.said.point.is_none()).filter_map(|step| step.said.verified).max();
     Instants {
-        lost: Some(lost),
+        lost: Some(asked.unwrap_or(begun)),
         first_applying: all(&restoring, |step| step.first_applying).into_iter().flatten().min(),
         recovered_point: all(&restoring, |step| step.said.point).into_iter().flatten().min(),
         first_back: restoring.iter().filter_map(|step| step.said.first_file).min(),
@@ -102,15 +143,41 @@ pub fn restore_rto(instants: &Instants, objective: Option<Span>, hole: bool) -> 
     Rto { objective_ms, actual_ms: Some(actual), met: objective_ms.map(|o| actual <= o), parts_ms }
 }
 
-/// How old the recovered point was at the moment of loss. A point after that moment recovers nothing that was lost: it
-/// was made by the drill itself, and says nothing of what there would have been.
+/// What was lost: the most of what each restoring step says, or, where it says nothing, of the age of its point when the drill
+/// began. A point after that moment recovers nothing that was lost: it was made by the drill itself, and says nothing of
+/// what there would have been.
 #[must_use]
-pub fn restore_rpo(instants: &Instants, objective: Option<Span>) -> Rpo {
+pub fn restore_rpo(steps: &[StepSeen], begun: Timestamp, objective: Option<Span>) -> Rpo {
     let objective_ms = objective.map(|o| o.ms);
-    let age = instants.lost.zip(instants.recovered_point).map(|(lost, point)| lost.duration_since(point).as_nanos());
-    let actual_ms = age.and_then(|age| u128::try_from(age).ok()).map(|age| u64::try_from(age.div_ceil(1_000_000)).unwrap_or(u64::MAX));
-    let met = objective_ms.zip(actual_ms).map(|(objective, actual)| actual <= objective);
-    Rpo { objective_ms, actual_ms, met, ..Rpo::default() }
+    let restoring = restoring(steps);
+    let each: Option<Vec<(u64, bool)>> = restoring
+        .iter()
+        .map(|step| match step.said.loss {
+            Some(loss) => Some((loss.ms, loss.upper_bound)),
+            None => Some((age(step.said.point?, begun)?, true)),
+        })
+        .collect();
+    let most = each.unwrap_or_default().into_iter().max();
+    let sum = |of: fn(Lost) -> Option<u64>| {
+        let each: Option<Vec<u64>> = restoring.iter().map(|step| step.said.loss.and_then(of)).collect();
+        each.filter(|each| most.is_some() && !each.is_empty()).map(|each| each.iter().sum::<u64>())
+    };
+    let actual_ms = most.map(|(ms, _)| ms);
+    Rpo {
+        objective_ms,
+        actual_ms,
+        met: objective_ms.zip(actual_ms).map(|(objective, actual)| actual <= objective),
+        upper_bound: most.map(|(_, upper_bound)| upper_bound),
+        lost_bytes: sum(|loss| loss.bytes),
+        lost_commits: sum(|loss| loss.commits),
+        ..Rpo::default()
+    }
+}
+
+/// Rounded up.
+fn age(point: Timestamp, at: Timestamp) -> Option<u64> {
+    let age = u128::try_from(at.duration_since(point).as_nanos()).ok()?;
+    Some(u64::try_from(age.div_ceil(1_000_000)).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]
@@ -138,8 +205,45 @@ mod tests {
         let rto = restore_rto(&found, span(900), false);
         assert_eq!((rto.actual_ms, rto.met, rto.parts_ms.act, rto.parts_ms.verify), (Some(900), Some(true), Some(700), Some(200)));
         assert_eq!((rto.parts_ms.detect, rto.parts_ms.decide, rto.parts_ms.propagate), (None, None, None));
-        let rpo = restore_rpo(&found, span(59_999));
-        assert_eq!((rpo.actual_ms, rpo.met, rpo.lost_writes), (Some(60_000), Some(false), None));
+        let rpo = restore_rpo(&[step(1_000, &proof(-60_000, 1_700, 1_900))], at(0), span(59_999));
+        assert_eq!((rpo.actual_ms, rpo.met, rpo.lost_writes, rpo.upper_bound), (Some(60_000), Some(false), None, Some(true)));
+    }
+
+    fn asked(point: i64, lost_at: i64, lost_ms: u64, upper_bound: bool) -> Value {
+        let mut said = proof(point, 1_700, 1_900);
+        said["loss"] =
+            json!({ "lost_at": at(lost_at), "lost_ms": lost_ms, "upper_bound": upper_bound, "lost_bytes": 4_096, "lost_commits": 3 });
+        said
+    }
+
+    #[test]
+    fn what_the_primary_had_counts_and_not_the_age_of_the_point() {
+        // What it lost is old, for nothing was written since; and it was asked a little after the drill had begun.
+        let steps = [step(1_000, &asked(-60_000, 40, 700, false))];
+        let rpo = restore_rpo(&steps, at(0), span(800));
+        assert_eq!((rpo.actual_ms, rpo.met, rpo.upper_bound), (Some(700), Some(true), Some(false)), "{rpo:?}");
+        assert_eq!((rpo.lost_bytes, rpo.lost_commits), (Some(4_096), Some(3)));
+        assert_eq!(restore_instants(&steps, at(0)).lost, Some(at(40)));
+        // A commit between the two is no work of the drill's.
+        assert_eq!(restore_rpo(&[step(1_000, &asked(20, 40, 0, false))], at(0), None).actual_ms, Some(0));
+        let unknown = restore_rpo(&[step(1_000, &asked(-60_000, 40, 60_040, true))], at(0), None);
+        assert_eq!((unknown.actual_ms, unknown.upper_bound), (Some(60_040), Some(true)));
+    }
+
+    #[test]
+    fn of_several_losses_the_most_counts_and_nothing_is_summed_over_some() {
+        let (told, untold) = (step(1_000, &asked(-60_000, 40, 700, false)), step(1_000, &proof(-90, 1_700, 1_900)));
+        let rpo = restore_rpo(&[told, untold], at(0), None);
+        assert_eq!((rpo.actual_ms, rpo.upper_bound, rpo.lost_bytes, rpo.lost_commits), (Some(700), Some(false), None, None), "{rpo:?}");
+        assert_eq!(restore_instants(&[told, untold], at(0)).lost, Some(at(0)));
+        let older = restore_rpo(&[told, step(1_000, &proof(-900, 1_700, 1_900))], at(0), None);
+        assert_eq!((older.actual_ms, older.upper_bound), (Some(900), Some(true)));
+        let both = restore_rpo(&[told, told], at(0), None);
+        assert_eq!((both.lost_bytes, both.lost_commits), (Some(8_192), Some(6)));
+        // Half a word.
+        let mut half = asked(-60_000, 40, 700, false);
+        half["loss"]["lost_ms"] = Value::Null;
+        assert_eq!(restore_rpo(&[step(1_000, &half)], at(0), None).actual_ms, Some(60_000));
     }
 
     #[test]
@@ -159,7 +263,7 @@ mod tests {
         let steps = [step(1_000, &proof(-10, 1_100, 1_200)), step(1_500, &proof(-90, 1_600, 4_000))];
         let found = restore_instants(&steps, at(0));
         assert_eq!(restore_rto(&found, None, false).actual_ms, Some(3_000));
-        assert_eq!(restore_rpo(&found, None).actual_ms, Some(90));
+        assert_eq!(restore_rpo(&steps, at(0), None).actual_ms, Some(90));
         let unproven = [steps[0], step(1_500, &json!({ "recovered_point": at(-90) }))];
         assert_eq!(restore_rto(&restore_instants(&unproven, at(0)), None, false).actual_ms, None);
     }
@@ -169,12 +273,13 @@ mod tests {
         for steps in [vec![], vec![step(0, &json!({ "files": 3 }))], vec![step(0, &json!({ "recovered_point": "yesterday" }))]] {
             let found = restore_instants(&steps, at(0));
             assert_eq!(restore_rto(&found, span(1), false), Rto { objective_ms: Some(1), ..Rto::default() });
-            assert_eq!(restore_rpo(&found, span(1)), Rpo { objective_ms: Some(1), ..Rpo::default() });
+            assert_eq!(restore_rpo(&steps, at(0), span(1)), Rpo { objective_ms: Some(1), ..Rpo::default() });
         }
         let whole = restore_instants(&[step(1_000, &proof(-60_000, 1_700, 1_900))], at(0));
         assert_eq!(restore_rto(&whole, None, true), Rto::default(), "Muster was away");
         // A backup that the drill itself made.
-        assert_eq!(restore_rpo(&restore_instants(&[step(1_000, &proof(1, 1_700, 1_900))], at(0)), span(1)).actual_ms, None);
+        let own = restore_rpo(&[step(1_000, &proof(1, 1_700, 1_900))], at(0), span(1));
+        assert_eq!((own.actual_ms, own.upper_bound), (None, None));
     }
 
     proptest! {

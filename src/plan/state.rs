@@ -109,6 +109,8 @@ pub struct StepState {
     pub hash: Option<String>,
     pub change: Vec<Change>,
     pub notes: Vec<String>,
+    /// What its action wanted heard of a success.
+    pub warnings: Vec<String>,
     pub output: Option<serde_json::Value>,
     pub failure: Option<Failure>,
     pub question: Option<String>,
@@ -489,6 +491,7 @@ fn fold_outcome(step: &mut StepState, event: &Event) {
             step.output = Some(output.clone());
             step.failure = None;
             step.notes.extend(warnings.iter().cloned());
+            step.warnings.clone_from(warnings);
             let clean = warnings.is_empty() && step.overridden.is_none();
             step.end(at, if clean { StepStatus::Succeeded } else { StepStatus::SucceededWithWarning });
         }

@@ -50,7 +50,11 @@ fn failures(facts: &Facts) -> Vec<String> {
         reasons.push(missed("recovery took", facts.rto.actual_ms, facts.rto.objective_ms));
     }
     if facts.rpo.met == Some(false) {
-        let what = if facts.restore { "the age of the recovered point at the moment of loss was" } else { "the oldest lost write was" };
+        let what = match (facts.restore, facts.rpo.upper_bound) {
+            (true, Some(false)) => "the newest commit that came back was older than the primary's newest by",
+            (true, _) => "the age of the recovered point at the moment of loss was",
+            (false, _) => "the oldest lost write was",
+        };
         reasons.push(missed(what, facts.rpo.actual_ms, facts.rpo.objective_ms));
     }
     if let Some(Some(status)) = facts.then
@@ -161,8 +165,10 @@ mod tests {
             assert_eq!(verdict(&gap).0, Verdict::Inconclusive, "{gap:?}");
         }
         let old = Rpo { met: Some(false), ..restore.rpo.clone() };
-        let (verdict, reasons) = verdict(&Facts { rpo: old, ..restore });
-        assert!(verdict == Verdict::Fail && reasons[0].contains("recovered point"), "{reasons:?}");
+        for (upper_bound, word) in [(Some(true), "recovered point"), (Some(false), "older than the primary's newest")] {
+            let (verdict, reasons) = verdict(&Facts { rpo: Rpo { upper_bound, ..old.clone() }, ..restore.clone() });
+            assert!(verdict == Verdict::Fail && reasons[0].contains(word), "{reasons:?}");
+        }
     }
 
     #[test]

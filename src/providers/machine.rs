@@ -82,6 +82,13 @@ fn password_line(source: &Upstream) -> Vec<u8> {
     line.into_bytes()
 }
 
+/// As the scripts take them: three for each.
+fn places(tablespaces: &[Tablespace]) -> Vec<String> {
+    let shown = |path: &Path| path.display().to_string();
+    let each = |one: &Tablespace| [shown(&one.from), shown(&one.to), one.or.as_deref().map(shown).unwrap_or_default()];
+    tablespaces.iter().flat_map(each).collect()
+}
+
 /// A line of a server's configuration.
 fn setting(name: &str, value: &str) -> String {
     format!("{name} = '{}'\n", value.replace('\\', r"\\").replace('\'', "''"))
@@ -142,6 +149,13 @@ impl MachineRead for Machine {
         let said = self.script(Doing::Reading, LOOK, script::READ, &[file], None).await?;
         let said = self.well(&format!("reading {file}"), said)?;
         Ok(said.out.strip_prefix("yes\n").map(str::to_owned))
+    }
+
+    async fn no_room_for(&self, tablespaces: &[Tablespace]) -> PortResult<Vec<String>> {
+        let places = places(tablespaces);
+        let args: Vec<&str> = places.iter().map(String::as_str).collect();
+        let said = self.script(Doing::Reading, LOOK, &script::no_room(), &args, None).await?;
+        Ok(self.well("looking where tablespaces could go", said)?.out.lines().map(str::to_owned).collect())
     }
 
     async fn listens(&self) -> PortResult<bool> {
@@ -212,9 +226,12 @@ impl MachineWrite for Machine {
         self.change("pg_rewind", limit, script::REWIND, &[&conninfo], Some(password_line(source))).await.map(drop)
     }
 
-    async fn copy(&self, source: &Upstream, kept: &str, limit: Duration) -> PortResult<String> {
-        let args = [source.host.as_str(), &source.port.to_string(), &source.user, kept];
-        let said = self.change("pg_basebackup", limit, script::COPY, &args, Some(password_line(source))).await?;
+    async fn copy(&self, source: &Upstream, kept: &str, tablespaces: &[Tablespace], limit: Duration) -> PortResult<String> {
+        let port = source.port.to_string();
+        let places = places(tablespaces);
+        let args: Vec<&str> =
+            [source.host.as_str(), &port, &source.user, kept].into_iter().chain(places.iter().map(String::as_str)).collect();
+        let said = self.change("pg_basebackup", limit, &script::copy(), &args, Some(password_line(source))).await?;
         Ok(said.out.trim().to_owned())
     }
 
@@ -281,6 +298,60 @@ primary_slot_name = 'muster_east'
             assert_eq!(std::fs::read_to_string(&auto).unwrap(), want);
             assert!(dir.path().join("standby.signal").exists());
         }
+    }
+
+    /// Keeps the words that it was called with, and fills its folders; then it fails, where a file says so.
+    const BASEBACKUP: &str = r#"#!/bin/sh
+echo "$@" > "$0.args"; new=$2
+while [ $# -gt 0 ]; do
+  if [ "$1" = -T ]; then to=$(echo "$2" | sed 's/.*[^\\]=//; s/\\=/=/g'); mkdir -p "$to" && echo new > "$to/PG_15"; fi
+  shift
+done
+if [ -e "$0.fail" ]; then exit 1; fi
+echo 15 > "$new/PG_VERSION"
+"#;
+
+    #[tokio::test]
+    async fn the_tablespaces_of_a_copy_go_where_nothing_is_and_what_serves_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for folder in ["bin", "data", "used"] {
+            std::fs::create_dir(at(folder)).unwrap();
+        }
+        for (name, text) in [("pg_ctl", "#!/bin/sh\n"), ("pg_basebackup", BASEBACKUP)] {
+            std::fs::write(at("bin").join(name), text).unwrap();
+            std::fs::set_permissions(at("bin").join(name), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        std::fs::write(at("used/row"), "theirs").unwrap();
+        let server = Server { data: at("data"), bin: Some(at("bin")), ..Server::default() };
+        let machine = Machine::new("orders in east".into(), server, "127.0.0.1".into(), 1);
+        let source = Upstream { host: "h".into(), port: 1, user: "u".into(), database: "d".into(), password: None };
+        let place = |to: &str, or: Option<&str>| Tablespace { number: 1, from: "/p=q".into(), to: at(to), or: or.map(at) };
+        let copy = async |all: &[Tablespace], kept: &str| machine.copy(&source, kept, all, Duration::from_secs(20)).await;
+
+        // Somebody's rows are there, and there is no other place: nothing is begun.
+        let full = [place("used", None)];
+        assert!(machine.no_room_for(&full).await.unwrap()[0].contains("something is there already"));
+        assert!(copy(&full, "a").await.unwrap_err().to_string().contains("something is there already"));
+        assert!(at("data").exists() && !at("data.muster-new").exists() && !at("data.a").exists());
+        // Cut off half-way: what it had filled is its own, and filled anew.
+        let two = [place("t=1", None), place("used", Some("other"))];
+        std::fs::write(at("bin/pg_basebackup.fail"), "").unwrap();
+        copy(&two, "b").await.unwrap_err();
+        assert!(at("data").exists() && at("t=1/PG_15").exists());
+        std::fs::write(at("t=1/stale"), "").unwrap();
+        assert_eq!(machine.no_room_for(&two).await.unwrap(), Vec::<String>::new());
+        std::fs::remove_file(at("bin/pg_basebackup.fail")).unwrap();
+        assert_eq!(copy(&two, "b").await.unwrap(), at("data.b").display().to_string());
+        assert!(at("t=1/PG_15").exists() && !at("t=1/stale").exists() && at("other/PG_15").exists());
+        let args = std::fs::read_to_string(at("bin/pg_basebackup.args")).unwrap();
+        assert!(args.contains(&format!(r"-T /p\=q={}/t\=1", dir.path().display())), "{args}");
+        // A record that somehow stayed is none of a copy that is done, and what serves by now is nobody's rest.
+        std::fs::write(at("data.muster-places"), format!("{}\n", at("t=1").display())).unwrap();
+        assert_eq!(machine.no_room_for(&[place("t=1", None)]).await.unwrap().len(), 1);
+        copy(&[place("t=2", None)], "c").await.unwrap();
+        assert!(at("t=1/PG_15").exists() && !at("data.muster-places").exists());
+        assert_eq!(std::fs::read_to_string(at("used/row")).unwrap(), "theirs");
     }
 
     /// What comes of a dump of timeline 1 in segments of 1 MiB, by number (and whether they were written, or are kept to be

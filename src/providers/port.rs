@@ -242,9 +242,23 @@ pub struct Standby {
     pub replayed: Option<Lsn>,
 }
 
+/// How far a primary is, in one look.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Newest {
+    pub timeline: u32,
+    /// Its log is safe on disk up to here.
+    pub position: Lsn,
+    /// Of its newest transaction, if the server keeps the times of commits.
+    pub commit: Option<jiff::Timestamp>,
+    /// The server's own clock.
+    pub now: jiff::Timestamp,
+}
+
 #[async_trait]
 pub trait SqlRead: Send + Sync {
     async fn state(&self) -> PortResult<ServerState>;
+    /// How far a primary is; a standby refuses.
+    async fn newest(&self) -> PortResult<Newest>;
     async fn standbys(&self) -> PortResult<Vec<Standby>>;
     /// What it tells of replication beside its state.
     async fn replication(&self) -> PortResult<Replication> {

@@ -5,7 +5,7 @@ use super::port::{Lsn, PortResult, ServerState};
 use async_trait::async_trait;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 // ---------------------------------------------------------------- SQL
 
@@ -62,6 +62,10 @@ pub trait ClusterRead: Send + Sync {
     async fn hba(&self) -> PortResult<Hba>;
     /// Waits until a standby has replayed beyond this position; how far it is then, or at the end of the limit.
     async fn replay(&self, beyond: Lsn, limit: Duration) -> PortResult<Lsn>;
+    /// Where tablespaces lie that are outside of the data directory, by their numbers.
+    async fn tablespaces(&self) -> PortResult<BTreeMap<u32, PathBuf>> {
+        Ok(BTreeMap::new())
+    }
     /// Where each earlier timeline of this one ended.
     async fn history(&self, timeline: u32) -> PortResult<Vec<(u32, Lsn)>>;
 }
@@ -137,6 +141,18 @@ pub enum Stop {
     Immediate,
 }
 
+/// A tablespace of a server that is copied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tablespace {
+    pub number: u32,
+    /// Where the source has it.
+    pub from: PathBuf,
+    /// Where the copy puts it: a folder that is not there, or empty.
+    pub to: PathBuf,
+    /// Where else, if something is in that folder.
+    pub or: Option<PathBuf>,
+}
+
 /// Another server, as a tool or a standby connects to it.
 #[derive(Clone)]
 pub struct Upstream {
@@ -154,6 +170,10 @@ pub trait MachineRead: Send + Sync {
     async fn read(&self, file: &str) -> PortResult<Option<String>>;
     /// Does anything accept connections at the server's address, seen from here?
     async fn listens(&self) -> PortResult<bool>;
+    /// Of the tablespaces of a copy those that have nowhere to go, in words.
+    async fn no_room_for(&self, _tablespaces: &[Tablespace]) -> PortResult<Vec<String>> {
+        Ok(Vec::new())
+    }
 }
 
 #[async_trait]
@@ -173,8 +193,9 @@ pub trait MachineWrite: MachineRead {
     async fn restore_configuration(&self) -> PortResult<()>;
     /// Takes the directory back to where it left the source's history, and to the source's state.
     async fn rewind(&self, source: &Upstream, limit: Duration) -> PortResult<()>;
-    /// Puts a new copy of the source in the directory's place; the old one is kept beside it, under this name.
-    async fn copy(&self, source: &Upstream, kept: &str, limit: Duration) -> PortResult<String>;
+    /// Puts a new copy of the source in the directory's place; the old one is kept beside it, under this name. A tablespace goes where
+    /// nothing is; where that cannot be, nothing is begun.
+    async fn copy(&self, source: &Upstream, kept: &str, tablespaces: &[Tablespace], limit: Duration) -> PortResult<String>;
     /// Writes what `pg_waldump` says of a timeline's log from a position to its end into a file here.
     async fn dump_log(&self, timeline: u32, from: Lsn, into: &std::path::Path, limit: Duration) -> PortResult<()>;
     /// Starts the directory's server where nobody else can reach it and nothing can be written, replayed up to a

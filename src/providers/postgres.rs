@@ -13,7 +13,7 @@
 
 use super::{
     clock::Clock,
-    port::{InstanceRead, Inventory, Lsn, PortError, PortResult, Replication, RowRead, ServerState, SqlRead, SqlWrite, Standby},
+    port::{InstanceRead, Inventory, Lsn, Newest, PortError, PortResult, Replication, RowRead, ServerState, SqlRead, SqlWrite, Standby},
     postgres_facts as facts,
     postgres_rows::Rows,
     postgres_sql as sql,
@@ -247,6 +247,16 @@ pub(super) fn server_state(row: &PgRow) -> Result<ServerState, sqlx::Error> {
     })
 }
 
+fn newest(row: &PgRow) -> Result<Newest, sqlx::Error> {
+    let timeline: i64 = row.try_get("timeline")?;
+    Ok(Newest {
+        timeline: u32::try_from(timeline).map_err(|e| decode("timeline", e))?,
+        position: lsn(row, "position")?.unwrap_or_default(),
+        commit: instant(row, "commit")?,
+        now: instant(row, "now")?.ok_or_else(|| decode("now", "null"))?,
+    })
+}
+
 fn standby(row: &PgRow) -> Result<Option<Standby>, sqlx::Error> {
     let state: Option<String> = row.try_get("state")?;
     let name: Option<String> = row.try_get("name")?;
@@ -327,6 +337,16 @@ impl SqlRead for Postgres {
             let row = sqlx::query(sql::STATE).fetch_one(&mut c).await.map_err(trouble)?;
             close(c).await;
             server_state(&row).map_err(trouble)
+        })
+        .await
+    }
+
+    async fn newest(&self) -> PortResult<Newest> {
+        let trouble = self.reading();
+        self.with(Doing::Reading, READ, |mut c| async move {
+            let row = sqlx::query(sql::NEWEST).fetch_one(&mut c).await.map_err(trouble)?;
+            close(c).await;
+            newest(&row).map_err(trouble)
         })
         .await
     }

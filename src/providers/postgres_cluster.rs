@@ -7,7 +7,7 @@ use super::{
 };
 use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 const READ: Duration = Duration::from_secs(5);
 const WRITE: Duration = Duration::from_secs(15);
@@ -137,6 +137,16 @@ impl ClusterRead for Postgres {
             }
         })
         .await
+    }
+
+    async fn tablespaces(&self) -> PortResult<BTreeMap<u32, PathBuf>> {
+        // One that lies in the data directory itself (`allow_in_place_tablespaces`) has a path that begins there.
+        let ask =
+            "SELECT oid::text, pg_tablespace_location(oid) FROM pg_tablespace WHERE pg_tablespace_location(oid) LIKE '/%' ORDER BY oid";
+        let rows = self.texts(ask, None).await?;
+        let number =
+            |row: &Vec<Option<String>>| text(row, 0).parse().map_err(|e| PortError::Refused(format!("a tablespace's number: {e}")));
+        rows.iter().map(|row| Ok((number(row)?, PathBuf::from(text(row, 1))))).collect()
     }
 
     async fn history(&self, timeline: u32) -> PortResult<Vec<(u32, Lsn)>> {

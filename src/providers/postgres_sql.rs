@@ -48,6 +48,16 @@ SELECT pg_is_in_recovery() AS in_recovery,
 pub const FLUSHED: &str = "
 SELECT pg_current_wal_flush_lsn()::text AS position, 3 * setting::bigint AS settle_ms FROM pg_settings WHERE name = 'wal_writer_delay'";
 
+/// How far a primary is. The newest commit comes first: one that ends between the two is then in the log up to the position, and not
+/// the other way round. Its time is kept only with `track_commit_timestamp`; asked without it, the function is an error, so it
+/// stands in a query of its own, which is not begun then. Anybody may ask all of it.
+pub const NEWEST: &str = r#"
+SELECT CASE WHEN current_setting('track_commit_timestamp')::boolean
+            THEN (SELECT (extract(epoch FROM x."timestamp") * 1000000)::bigint FROM pg_last_committed_xact() x) END AS commit,
+       pg_current_wal_flush_lsn()::text AS position,
+       ('x' || lpad(left(pg_walfile_name(pg_current_wal_lsn()), 8), 16, '0'))::bit(64)::bigint AS timeline,
+       (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now"#;
+
 /// The same row is the same text on every server; and a sum may take its time.
 pub const SAME_TEXT: &str = "
 SET datestyle = 'ISO, YMD'; SET intervalstyle = 'postgres'; SET extra_float_digits = 3; SET timezone = 'UTC'; SET bytea_output = 'hex';

@@ -133,17 +133,67 @@ rm -f postmaster.pid
 LC_ALL=C exec "$bin/pg_rewind" -D "$data" --source-server="$1"
 "#;
 
-/// `$1` host, `$2` port, `$3` user, `$4` the name that the old directory is kept under. The old one is moved away only
-/// when the new one is whole.
-pub const COPY: &str = r#"
-IFS= read -r PGPASSWORD; export PGPASSWORD
-new="$data.muster-new"; old="$data.$4"
-if [ -e "$old" ]; then echo "$old is there already" >&2; exit 1; fi
-rm -rf "$new" && mkdir -m 700 "$new" && cd "$new" || exit 1
-LC_ALL=C "$bin/pg_basebackup" -D "$new" -h "$1" -p "$2" -U "$3" -w -X stream -c fast >&2 || exit 1
-cd / && mv "$data" "$old" && mv "$new" "$data" || exit 1
-sync; echo "$old"
+/// Where the tablespaces of a copy go. Three arguments for each: where the source has it, where it goes, and where else if something is
+/// there already (or nothing). What a copy had begun to fill that was cut off is on record beside the directory, for as long as
+/// the unfinished directory is there, and counts as free.
+const PLACES: &str = r#"
+new="$data.muster-new"; begun="$data.muster-places"
+ours() { [ -d "$new" ] && [ -e "$begun" ] && grep -Fxq -e "$1" "$begun"; }
+free() { ours "$1" || [ ! -e "$1" ] || { [ -d "$1" ] && [ -z "$(ls -A "$1" 2>&1)" ]; }; }
+place_of() { if free "$2"; then echo "$2"; elif [ -n "$3" ] && free "$3"; then echo "$3"; fi; }
+mapped() { printf '%s' "$1" | sed 's/=/\\=/g'; }
+full() { echo "the tablespace that the primary has in $1 cannot go to $2: something is there already"; }
 "#;
+
+/// Names those that cannot go anywhere; nothing is changed.
+#[must_use]
+pub fn no_room() -> String {
+    [
+        PLACES,
+        r#"
+while [ $# -ge 3 ]; do
+  if [ -z "$(place_of "$1" "$2" "$3")" ]; then full "$1" "$2"; fi
+  shift 3
+done
+"#,
+    ]
+    .concat()
+}
+
+/// `$1` host, `$2` port, `$3` user, `$4` the name that the old directory is kept under, then the tablespaces. The old directory is
+/// moved away only when the new one is whole; its tablespaces stay where they are, and are its own. `pg_basebackup` leaves
+/// behind what it had filled of tablespaces when it is cut off: what is on record as such is emptied first. The record is gone
+/// before the new directory takes its place, so that nobody ever takes what serves for such a rest.
+#[must_use]
+pub fn copy() -> String {
+    [
+        PLACES,
+        r#"
+IFS= read -r PGPASSWORD; export PGPASSWORD
+host=$1; port=$2; user=$3; old="$data.$4"; shift 4
+if [ -e "$old" ]; then echo "$old is there already" >&2; exit 1; fi
+places=
+for tablespace in $(seq $(($# / 3))); do
+  place=$(place_of "$1" "$2" "$3")
+  if [ -z "$place" ]; then full "$1" "$2" >&2; exit 4; fi
+  places="$places$place
+"
+  from=$1; shift 3
+  set -- "$@" -T "$(mapped "$from")=$(mapped "$place")"
+done
+if [ -d "$new" ] && [ -e "$begun" ]; then
+  while IFS= read -r place; do rm -rf "$place" 2>/dev/null; done < "$begun"
+fi
+rm -rf "$begun" "$new" && mkdir -m 700 "$new" || exit 1
+if [ -n "$places" ]; then printf '%s' "$places" > "$begun" && { sync "$begun" 2>/dev/null || sync; } || exit 1; fi
+cd "$new" || exit 1
+LC_ALL=C "$bin/pg_basebackup" -D "$new" -h "$host" -p "$port" -U "$user" -w -X stream -c fast "$@" >&2 || exit 1
+rm -f "$begun" && sync && cd / && mv "$data" "$old" && mv "$new" "$data" || exit 1
+sync; echo "$old"
+"#,
+    ]
+    .concat()
+}
 
 /// `$1` timeline, `$2` from where. It fails where the log ends, as it always does; log that is missing or damaged before
 /// its end is another matter, and ends with 3. Then later segments are there: such as were written, whose first page bears

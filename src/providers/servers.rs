@@ -181,7 +181,7 @@ impl LocalServers {
         let log = fs::OpenOptions::new().append(true).create(true).open(spec.log()).map_err(trouble("opening", &spec.log()))?;
         let other = log.try_clone().map_err(trouble("opening", &spec.log()))?;
         command.stdin(Stdio::null()).stdout(log).stderr(other).current_dir(&spec.run).process_group(0);
-        command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin").env("LANG", "C").env("HOME", &spec.run);
+        command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin").env("LANG", "C").env("TZ", "UTC").env("HOME", &spec.run);
         if let Some((uid, gid)) = run_as() {
             command.uid(uid).gid(gid);
         }

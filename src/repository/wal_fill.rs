@@ -41,9 +41,14 @@ pub async fn fill(repository: &Repository, cluster: &Cluster, recovery: &Recover
     let each: Vec<(Segment, bool, Vec<Piece>)> = each.collect();
     let count = each.len() as u64;
     let (system, size, folder) = (cluster.system.as_str(), cluster.segment_size, folder.as_path());
+    // Of the last one there may be more by now than when it was decided how far to go.
+    let cut = recovery.reach.needed.last().copied().zip(recovery.reach.last_piece);
     let all = stream::iter(each.into_iter().map(Ok::<_, RepositoryError>));
     all.try_for_each_concurrent(AT_ONCE, |(segment, whole, pieces)| async move {
-        let content = one(repository, system, size, segment, whole, &pieces).await?;
+        let mut content = one(repository, system, size, segment, whole, &pieces).await?;
+        if let Some((_, length)) = cut.filter(|(last, _)| *last == segment) {
+            content.iter_mut().skip(length as usize).for_each(|byte| *byte = 0);
+        }
         let path = folder.join(segment.to_string());
         let written = tokio::task::spawn_blocking(move || write(&path, &content)).await;
         let written = written.map_err(|e| RepositoryError::Interrupted(e.to_string()))?;

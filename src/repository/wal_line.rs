@@ -55,6 +55,20 @@ pub struct Reach {
     pub missing: Vec<Segment>,
 }
 
+impl Reach {
+    /// The same without what lies beyond a position, though it may have come meanwhile.
+    #[must_use]
+    pub fn no_further(mut self, end: Lsn, size: u32) -> Self {
+        if self.end > end {
+            let part = end.0 % u64::from(size.max(1));
+            self.needed.retain(|segment| segment.start(size) < end);
+            self.last_piece = u32::try_from(part).ok().filter(|part| *part > 0);
+            self.end = end;
+        }
+        self
+    }
+}
+
 impl Line {
     #[must_use]
     pub fn new(size: u32) -> Self {
@@ -254,6 +268,20 @@ mod tests {
         assert_eq!((names(&to.needed), to.end), (vec!["1/1".to_owned(), "1/2".to_owned()], Lsn(3 * AT)));
         let beyond = line.reach(&base(AT + 40, AT + 300), 1, Some(Lsn(9 * AT)));
         assert!(beyond.end < Lsn(9 * AT) && beyond.missing.is_empty());
+    }
+
+    #[test]
+    fn what_came_later_can_be_left_out() {
+        let all = ["000000010000000000000001", "000000010000000000000002", "000000010000000000000003"];
+        let reach = line(&all, &[]).reach(&base(AT + 40, AT + 300), 1, None);
+        let part = reach.clone().no_further(Lsn(2 * AT + 0x1000), MIB);
+        assert_eq!(
+            (names(&part.needed), part.end, part.last_piece),
+            (vec!["1/1".to_owned(), "1/2".to_owned()], Lsn(2 * AT + 0x1000), Some(0x1000))
+        );
+        let whole = reach.clone().no_further(Lsn(2 * AT), MIB);
+        assert_eq!((names(&whole.needed), whole.end, whole.last_piece), (vec!["1/1".to_owned()], Lsn(2 * AT), None));
+        assert_eq!(reach.clone().no_further(Lsn(9 * AT), MIB), reach);
     }
 
     #[test]

@@ -50,6 +50,7 @@ async fn data(journal: &dyn Journal, state: &DrillState) -> Result<ReportData, S
     if let Some(then) = &state.context.then {
         findings.extend(then.waive.iter().map(|waiver| waived(then, waiver)));
     }
+    findings.extend(main.iter().flat_map(|m| untold(m)));
     findings.extend(state.healed.iter().map(|note| format!("healed: {note}")));
     let traffic = main.and_then(summary::traffic).and_then(|(path, calls)| Some((path?, calls)));
     Ok(ReportData {
@@ -85,6 +86,12 @@ async fn data(journal: &dyn Journal, state: &DrillState) -> Result<ReportData, S
     })
 }
 
+/// What a restoring step could not tell of the data loss.
+fn untold(measured: &Measurement) -> Vec<String> {
+    let losses = measured.notes.get("losses").and_then(Value::as_object).into_iter().flatten();
+    losses.filter_map(|(step, loss)| Some(format!("the data loss of step {step}: {}", loss.get("why")?.as_str()?))).collect()
+}
+
 /// A rule of the house that a runbook sets aside, as the runbook spells it.
 fn waived(plan: &Plan, waiver: &crate::model::runbook::Waiver) -> String {
     let rule = serde_json::to_value(waiver.rule).ok().and_then(|rule| rule.as_str().map(str::to_owned)).unwrap_or_default();
@@ -95,7 +102,9 @@ fn report_step(state: &RunState, id: &StepId, uses: &str, role: RunRole) -> Opti
     let known = state.step(id)?;
     let duration = known.started_at.zip(known.ended_at).and_then(|(from, to)| u64::try_from(to.duration_since(from).as_millis()).ok());
     let overridden = known.overridden.as_ref().map(|by| format!("OVERRIDDEN by {} ({}): {}", by.by, by.was, by.reason));
-    let warnings = Some(known.notes.join("; ")).filter(|notes| !notes.is_empty() && known.status == StepStatus::SucceededWithWarning);
+    // What was noted before it was begun is no warning, if there are any.
+    let said = if known.warnings.is_empty() { &known.notes } else { &known.warnings };
+    let warnings = Some(said.join("; ")).filter(|said| !said.is_empty() && known.status == StepStatus::SucceededWithWarning);
     Some(ReportStep {
         id: id.to_string(),
         uses: uses.to_owned(),

@@ -32,6 +32,7 @@ fn step_view(id: &StepId, uses: &str, known: &StepState) -> Value {
         ("resolved", json!(known.resolved)),
         ("approval", approval(known)),
         ("undo", undo(known)),
+        ("warnings", if known.warnings.is_empty() { Value::Null } else { json!(known.warnings) }),
     ];
     if let Some(map) = view.as_object_mut() {
         map.extend(optional.into_iter().filter(|(_, value)| !value.is_null()).map(|(name, value)| (name.to_owned(), value)));

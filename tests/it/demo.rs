@@ -75,12 +75,27 @@ fn recovers(scenario: &str, path: &str, servers: &str) -> Ran {
     assert!(then["acknowledged_writes"].as_u64().unwrap() > 0, "{then}");
     assert_eq!(view["evidence"]["verified"], true, "{view}");
     the_probe_detected_it(&ran);
+    second_drill(&view["database_restore"], servers);
 
     assert_eq!(desk.processes(), Vec::<String>::new(), "processes are left");
     let report = format!("muster-demo-report-{}.html", view["id"].as_str().unwrap());
     assert_eq!(desk.leavings(), BTreeSet::from([report]), "only the report is meant to stay");
     assert!(!desk.state().exists());
     ran
+}
+
+/// The database from its backup alone, which was made before all the load: what it lacks is held against what the primary has, on the
+/// timeline that it is on by then.
+fn second_drill(restored: &Value, servers: &str) {
+    if servers != "own" {
+        assert!(restored.is_null(), "{restored}");
+        return;
+    }
+    let (rpo, loss) = (&restored["rpo"], &restored["restore"]["losses"]["prove"]);
+    println!("from its backup alone: {rpo}, {loss}");
+    assert_eq!((&restored["verdict"], &rpo["upper_bound"]), (&"pass".into(), &false.into()), "{restored}");
+    assert!(rpo["actual_ms"].as_u64().unwrap() > 0 && rpo["lost_bytes"].as_u64().unwrap() > 0, "{rpo}");
+    assert!(loss["primary_timeline"].as_u64().unwrap() > 1 && loss["region"] == "east", "{loss}");
 }
 
 /// Fault, verdict of the probe, run: in this order, and the verdict as late as so many missed answers are.

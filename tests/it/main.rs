@@ -64,6 +64,7 @@ mod pg_fence;
 mod pg_follow;
 mod pg_keep;
 mod pg_load;
+mod pg_loss;
 mod pg_patroni;
 mod pg_patroni_yard;
 mod pg_record;

@@ -45,13 +45,36 @@ pub fn estate(vault: &Vault) {
     };
     write("pw", "tide\n");
     vault.muster(&["backup", "key", "add", "--new-password-file", "pw"]).expect(0);
-    write("muster.yaml", "regions: { east: {} }\nrepositories: { vault: { url: @/vault, password: { file: pw } } }\n");
+    // Nobody answers as the database that the shipped runbook names, until `serves` says where it is.
+    write("muster.yaml", &muster_yaml("east: { host: 127.0.0.1, port: 1 }", "postgres"));
     for name in ["drills/database-restore.yaml", "runbooks/database-restore.yaml"] {
         write(name, &fs::read_to_string(Path::new(ROOT).join(name)).unwrap());
     }
     write("runbooks/checked.yaml", CHECKED);
     write("runbooks/started.yaml", STARTED);
     write("runbooks/until.yaml", UNTIL);
+}
+
+fn muster_yaml(instances: &str, user: &str) -> String {
+    format!(
+        "regions: {{ east: {{}}, west: {{}} }}\nrepositories: {{ vault: {{ url: @/vault, password: {{ file: pw }} }} }}\n\
+         databases: {{ predictions: {{ engine: postgres, name: postgres, user: {user}, instances: {{ {instances} }} }} }}\n"
+    )
+}
+
+/// The estate is a repository alone.
+pub fn without_database(vault: &Vault) {
+    let file = vault.dir().join("muster.yaml");
+    let text = fs::read_to_string(&file).unwrap();
+    let kept: Vec<&str> = text.lines().filter(|line| !line.starts_with("databases:")).collect();
+    fs::write(&file, kept.join("\n") + "\n").unwrap();
+}
+
+/// These servers are the database from now on.
+pub fn serves(vault: &Vault, servers: &[(&str, &Cluster)], user: &str) {
+    let each: Vec<String> = servers.iter().map(|(region, one)| format!("{region}: {{ host: 127.0.0.1, port: {} }}", one.port)).collect();
+    let text = muster_yaml(&each.join(", "), user).replace('@', vault.dir().to_str().unwrap());
+    fs::write(vault.dir().join("muster.yaml"), text).unwrap();
 }
 
 pub fn muster(vault: &Vault, args: &[&str]) -> Said {
@@ -112,7 +135,8 @@ fn the_shipped_drill_recovers_measures_and_leaves_nothing() {
     assert_eq!((ran.code, &view["verdict"]), (Some(0), &"pass".into()), "{view} {}", ran.err);
     let ms = |value: &Value| value.as_i64().unwrap_or_else(|| panic!("not measured: {view}"));
     println!("rto {} rpo {}", view["rto"], view["rpo"]);
-    assert!(ms(&view["rto"]["actual_ms"]) > 0 && ms(&view["rpo"]["actual_ms"]) > 0);
+    // Nobody answered as the primary: the loss is an age, and called no more than that.
+    assert!(ms(&view["rto"]["actual_ms"]) > 0 && ms(&view["rpo"]["actual_ms"]) > 0 && view["rpo"]["upper_bound"] == true, "{view}");
     assert_eq!(left(&vault), Vec::<String>::new());
     // What is on record is what was found, and its point is that of the newest commit.
     let output = &view["steps"][0]["output"];

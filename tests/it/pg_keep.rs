@@ -1,7 +1,7 @@
 //! What prune, verify and copy do with the log of a real server; and what `wal status` says of it.
 
 use crate::{
-    pg_drill::{estate, muster},
+    pg_drill::{estate, muster, without_database},
     pg_vault::{Vault, archive_all, give, wait},
 };
 use std::{fs, path::Path};
@@ -180,6 +180,7 @@ fn readiness_names_a_base_backup_without_its_log_a_gap_and_a_log_that_stands_sti
     };
     // Whatever is said below is said of the log alone.
     assert_eq!(muster(&vault, &["drill", "run", "database-restore"]).code, Some(0));
+    without_database(&vault);
     let whole = ready("1h");
     assert!(whole.code == Some(0) && whole.out.contains("\"whole\""), "{} {}", whole.out, whole.err);
 

@@ -38,8 +38,8 @@ fn what_is_on_record_is_what_comes_back() {
     };
     let known = fs::read_to_string(vault.dir().join("muster.yaml")).unwrap();
     let database =
-        format!("databases: {{ orders: {{ engine: postgres, instances: {{ east: {{ host: 127.0.0.1, port: {} }} }} }} }}\n", cluster.port);
-    write("muster.yaml", &(known + &database));
+        format!("databases: {{ orders: {{ engine: postgres, instances: {{ east: {{ host: 127.0.0.1, port: {} }} }} }}, ", cluster.port);
+    write("muster.yaml", &known.replace("databases: { ", &database));
     write("runbooks/record.yaml", RECORD);
     write("runbooks/prove.yaml", PROVE);
     // Nothing is compared with nothing.

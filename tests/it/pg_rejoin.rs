@@ -234,7 +234,14 @@ async fn a_timeline_of_the_same_number_is_not_taken_for_the_same_history() {
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_of_a_table_that_was_rewritten_afterwards_are_counted() {
     let yard = Yard::up(REWINDABLE, json!({}));
-    diverge(&yard, |east| east.sql("VACUUM FULL writes")).await;
+    diverge(&yard, |east| {
+        east.sql("VACUUM FULL writes");
+        // What has no rows to list is named by whom somebody had for himself alone.
+        for sql in ["CREATE TABLE made (k int)", "TRUNCATE made", "CREATE TABLE dropped (k int)", "DROP TABLE dropped"] {
+            east.sql(sql);
+        }
+    })
+    .await;
     let out = rejoined(&yard).await;
     let count = |name: &str| out["stranded"][name].as_u64();
     assert_eq!((count("unlisted"), count("rows"), count("deleted")), (Some(15), Some(3), Some(1)), "{out}");
@@ -245,6 +252,19 @@ async fn rows_of_a_table_that_was_rewritten_afterwards_are_counted() {
         .map(|file| file["inserted"].as_u64().unwrap_or_else(|| panic!("{file}")))
         .collect();
     assert_eq!(gone, [10, 5], "{out}");
+    let all = lines(&out);
+    let each = |name: &str| all.iter().filter_map(|l| l[name].as_array()).flatten().cloned().collect::<Vec<_>>();
+    let alone = each("alone")
+        .iter()
+        .map(|one| format!("{} {}", one["database"].as_str().unwrap(), one["table"].as_str().unwrap()))
+        .collect::<Vec<_>>();
+    assert_eq!(
+        alone.iter().map(String::as_str).collect::<BTreeSet<_>>(),
+        BTreeSet::from(["postgres public.writes", "postgres public.made"]),
+        "{all:?}"
+    );
+    assert_eq!(alone.iter().filter(|one| one.ends_with("made")).count(), 2, "made, and truncated: {all:?}");
+    assert!(each("alone_gone").iter().any(|one| one["relation_number"].as_u64() > Some(0)), "{all:?}");
     follows(&yard);
 }
 
@@ -270,4 +290,60 @@ async fn one_that_stopped_in_order_only_starts() {
     assert!(out["stranded"].is_null(), "{out}");
     follows(&yard);
     tokio::time::sleep(Duration::from_millis(10)).await;
+}
+
+/// West with a tablespace of its own, at another place than east has it: made anew, as on one machine it must be.
+fn with_tablespace(yard: &Yard) -> (std::path::PathBuf, String) {
+    let home = yard.home.0.path();
+    let (east, west) = (home.join("fast east"), home.join("fast=west"));
+    for folder in [&east, &west] {
+        fs::create_dir(folder).unwrap();
+        if let Some((uid, gid)) = crate::pg::other_user() {
+            std::os::unix::fs::chown(folder, Some(uid), Some(gid)).unwrap();
+        }
+    }
+    yard.west.stop();
+    fs::remove_dir_all(&yard.west.data).unwrap();
+    yard.east.sql(&format!("CREATE TABLESPACE fast LOCATION '{}'", east.display()));
+    yard.east.sql("CREATE TABLE quick (k int) TABLESPACE fast");
+    yard.east.sql("INSERT INTO quick VALUES (1)");
+    let (from, data) = (yard.east.port.to_string(), yard.west.data.to_str().unwrap());
+    let map = format!("{}={}", east.display(), west.display().to_string().replace('=', "\\="));
+    let args = ["-h", "127.0.0.1", "-p", &from, "-U", "postgres", "-D", data, "-R", "-X", "stream", "-c", "fast", "-T", &map];
+    crate::pg::run(home, yard.west.program("pg_basebackup"), &args);
+    let conf = yard.west.data.join("postgresql.conf");
+    fs::write(&conf, fs::read_to_string(&conf).unwrap() + &format!("\nport={}\ncluster_name='west'\n", yard.west.port)).unwrap();
+    yard.west.start_again();
+    until("the standby streams", || yard.west.sql("SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'") == "1");
+    (east, yard.east.sql("SELECT oid FROM pg_tablespace WHERE spcname = 'fast'"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_has_its_tablespaces_where_nothing_was_and_the_old_directory_keeps_its_own() {
+    let yard = Yard::up("max_connections=60\nfsync=off\n", json!({}));
+    let (place, number) = with_tablespace(&yard);
+    diverge(&yard, |east| east.sql("INSERT INTO quick VALUES (99)")).await;
+    let with = |tablespaces: Value| json!({ "database": "orders", "region": "east", "primary": "west", "tablespaces": tablespaces });
+    let refused = yard.fails("database.rejoin", with(json!({ "4711": "/srv/fast" }))).await;
+    assert!(refused.code == "tablespaces" && refused.message.contains("no tablespace 4711"), "{refused}");
+    // Where the old one has its own there is no room, and nothing is touched.
+    let full = yard.fails("database.rejoin", with(json!({ number.clone(): place }))).await;
+    assert!(full.code == "tablespaces" && full.message.contains("something is there already"), "{full}");
+    let beside = |what: &str| Path::new(&format!("{}{what}", yard.east.data.display())).to_owned();
+    assert!(yard.east.data.join("PG_VERSION").exists() && !beside(".muster-new").exists() && !beside(".muster-own").exists());
+
+    let out = rejoined(&yard).await;
+    assert_eq!(out["how"], "copied", "{out}");
+    assert!(lines(&out).iter().any(|line| line["table"] == "public.quick" && line["row"]["k"] == 99), "{out}");
+    let old = kept(&yard, &out);
+    follows(&yard);
+    let now = yard.east.sql("SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'fast'");
+    assert_eq!(now, beside(&format!(".tablespaces/{number}")).display().to_string());
+    yard.west.sql("INSERT INTO quick VALUES (2)");
+    until("the table follows", || yard.east.sql("SELECT string_agg(k::text, ' ' ORDER BY k) FROM quick") == "1 2");
+    // The old directory is whole, with the row that nobody else has.
+    assert_eq!(fs::read_link(old.join("pg_tblspc").join(&number)).unwrap(), place);
+    yard.east.shut_down();
+    let truth = yard.east.again(old);
+    assert_eq!(truth.sql("SELECT string_agg(k::text, ' ' ORDER BY k) FROM quick"), "1 99");
 }

@@ -226,6 +226,13 @@ impl SqlRead for Data {
     async fn state(&self) -> PortResult<ServerState> {
         self.with(|server| server.state.clone()).map(|state| ServerState { now: self.world.clock.now(), ..state })
     }
+    async fn newest(&self) -> PortResult<Newest> {
+        let now = self.world.clock.now();
+        self.with(|server| match &server.state {
+            state if state.in_recovery => Err(PortError::Refused("recovery is in progress".into())),
+            state => Ok(Newest { timeline: state.timeline, position: state.position, commit: Some(now), now }),
+        })?
+    }
     async fn standbys(&self) -> PortResult<Vec<Standby>> {
         self.world.up(&self.region)?;
         Ok(Vec::new())

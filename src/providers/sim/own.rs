@@ -287,7 +287,7 @@ impl MachineWrite for Own {
     async fn rewind(&self, _source: &Upstream, _limit: Duration) -> PortResult<()> {
         Err(PortError::Refused("there are no files in this world".into()))
     }
-    async fn copy(&self, _source: &Upstream, _kept: &str, _limit: Duration) -> PortResult<String> {
+    async fn copy(&self, _source: &Upstream, _kept: &str, _tablespaces: &[Tablespace], _limit: Duration) -> PortResult<String> {
         Err(PortError::Refused("there are no files in this world".into()))
     }
     async fn dump_log(&self, _timeline: u32, _from: Lsn, _into: &Path, _limit: Duration) -> PortResult<()> {
