@@ -40,7 +40,7 @@ except ImportError as lacking:
 blake3 = blake3_module.blake3
 KEY_FILE_CONTEXT = "muster repository 2026-11 key file"
 HEADER, TAG, DIRECTORY = 44, 16, 2**64 - 1
-MEMORY_KIB, PASSES, LANES = 1 << 20, 64, 64  # Slots are not authenticated: more than this is refused, not tried.
+MEMORY_KIB, PASSES, LANES, SLOT = 1 << 20, 64, 64, 1 << 16  # Slots are not authenticated: beyond this none is tried.
 ZEROS = bytes(1 << 20)
 OPEN_PACKS = 32
 
@@ -190,34 +190,59 @@ class Repository:
         self.problems += 1
         print(f"damaged: {text}", file=sys.stderr)
 
-    def unlock(self, config, password, key_file):
-        tried = 0
+    def slots(self, password, key_file):
+        """The key slots of this kind, what takes least first: anybody who may write to the place can put one there that
+        takes minutes. What is no slot is said and passed over."""
+        found = []
         for name in self.names("keys"):
             try:
-                slot = json.loads(self.read("keys", name))
-                stretch, salt = slot["stretch"], bytes.fromhex(slot["salt"])
-                if stretch["name"] == "argon2id" and password is not None:
+                if os.path.getsize(os.path.join(self.root, "keys", name)) > SLOT:
+                    raise Damage("has more bytes than any slot")
+                stored = self.read("keys", name)
+                if blake3(stored).hexdigest() != name:
+                    raise Damage("the digest is not the name")
+                slot = json.loads(stored)
+                stretch, secret = slot["stretch"], {"salt": 16, "nonce": 12, "keyring": None}
+                slot.update({field: bytes.fromhex(slot[field]) for field in secret})
+                if any(length not in (None, len(slot[field])) for field, length in secret.items()) or len(slot["keyring"]) <= TAG:
+                    raise Damage("a field is of the wrong length")
+                if stretch["name"] == "argon2id":
                     memory, passes, lanes = (stretch[field] for field in ("memory_kib", "passes", "lanes"))
                     if memory > MEMORY_KIB or passes > PASSES or lanes > LANES:
                         raise Damage("asks for more memory or time than any slot should")
-                    wrapping = Argon2id(salt=salt, length=32, iterations=passes, lanes=lanes,
-                                        memory_cost=memory).derive(password)
-                elif stretch["name"] == "blake3" and key_file is not None:
-                    wrapping = blake3(salt + key_file, derive_key_context=KEY_FILE_CONTEXT).digest()
+                    cost, ours = memory * passes, password is not None
                 else:
-                    continue
+                    cost, ours = 0, stretch["name"] == "blake3" and key_file is not None
+                if ours:
+                    found.append((cost, name, slot))
+            except (Damage, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+                print(f"keys/{name} is of no use: {error!r}", file=sys.stderr)
+        return sorted(found, key=lambda one: one[:2])
+
+    def unlock(self, config, password, key_file):
+        tried, opened = 0, None
+        for cost, name, slot in self.slots(password, key_file):
+            if opened and cost > opened[0]:
+                break
+            try:
+                stretch, salt = slot["stretch"], slot["salt"]
+                if stretch["name"] == "argon2id":
+                    wrapping = Argon2id(salt=salt, length=32, iterations=stretch["passes"], lanes=stretch["lanes"],
+                                        memory_cost=stretch["memory_kib"]).derive(password)
+                else:
+                    wrapping = blake3(salt + key_file, derive_key_context=KEY_FILE_CONTEXT).digest()
                 tried += 1
-                plain = AESGCM(wrapping).decrypt(bytes.fromhex(slot["nonce"]), bytes.fromhex(slot["keyring"]),
-                                                 f"{config}/{slot['id']}".encode())
+                plain = AESGCM(wrapping).decrypt(slot["nonce"], slot["keyring"], f"{config}/{slot['id']}".encode())
                 keyring = json.loads(plain)
-                self.chunk_key = bytes.fromhex(keyring["chunk"])
-                self.masters = {int(number): bytes.fromhex(key) for number, key in keyring["masters"].items()}
-                return
+                masters = {int(number): bytes.fromhex(key) for number, key in keyring["masters"].items()}
+                if not opened or keyring["current"] > opened[1]:  # Another, under the same secret, may be older.
+                    opened, self.chunk_key, self.masters = (cost, keyring["current"]), bytes.fromhex(keyring["chunk"]), masters
             except InvalidTag:
                 continue  # Somebody else's password, or a damaged slot: they look the same.
-            except (Damage, OSError, ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
                 print(f"keys/{name} is of no use: {error!r}", file=sys.stderr)
-        die(f"{self.root}: none of {tried} key slots of this kind opens with it")
+        if not opened:
+            die(f"{self.root}: none of {tried} key slots of this kind opens with it")
 
     def key(self, header, kind):
         if len(header) < HEADER or header[:8] != b"MUSTER1" + kind:

@@ -141,10 +141,9 @@ impl Action for Forget {
     }
 }
 
-/// Snapshots of one source from one machine take each other's places; others do not.
+/// Snapshots of one source from one machine take each other's places, and those of one database; others do not.
 fn point((id, snapshot): &(Id, Snapshot)) -> Point {
-    let group = serde_json::json!([snapshot.host, snapshot.source]).to_string();
-    Point { id: id.to_string(), time: snapshot.time, group }
+    Point { id: id.to_string(), time: snapshot.time, group: snapshot.series() }
 }
 
 fn output(intent: &Intent) -> Output {

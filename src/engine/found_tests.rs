@@ -299,6 +299,7 @@ fn a_chain_of_before_is_verified_and_means_what_it_meant() {
     let state = RunState::of(&events).unwrap();
     let known = &state.steps[&id()];
     assert_eq!((known.undo, known.undo_tries.attempts, state.status), (UndoState::Failed, 2, RunStatus::Failed));
+}
 
 /// A success that a person must hear of ended like any other: nobody was told.
 #[test]

@@ -105,6 +105,10 @@ pub trait ObjectRead: Send + Sync {
     async fn locks(&self) -> PortResult<bool>;
     /// Until when an object can be neither deleted nor replaced for good; `None` when it can be now.
     async fn retention(&self, key: &str) -> PortResult<Option<jiff::Timestamp>>;
+    /// The same, and how firmly, where the store tells that.
+    async fn retained(&self, key: &str) -> PortResult<Option<(jiff::Timestamp, Option<LockMode>)>> {
+        Ok(self.retention(key).await?.map(|until| (until, None)))
+    }
     /// The same as `list`, from behind a key on, as the store orders them. Stores of our own take a key for a token.
     async fn list_behind(&self, prefix: &str, key: &str) -> PortResult<ObjectPage> {
         self.list(prefix, Some(key)).await

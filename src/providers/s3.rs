@@ -220,9 +220,22 @@ impl ObjectRead for S3Bucket {
     }
 
     async fn retention(&self, key: &str) -> PortResult<Option<jiff::Timestamp>> {
+        Ok(self.retained(key).await?.map(|(until, _)| until))
+    }
+
+    async fn retained(&self, key: &str) -> PortResult<Option<(jiff::Timestamp, Option<LockMode>)>> {
         let call = self.clients.s3().await?.read.get_object_retention().bucket(&self.bucket).key(self.full(key));
+        let mode = |mode: &ObjectLockRetentionMode| match mode {
+            ObjectLockRetentionMode::Compliance => Some(LockMode::Compliance),
+            ObjectLockRetentionMode::Governance => Some(LockMode::Governance),
+            _ => None,
+        };
         match call.send().await.map_err(|e| explain(&e, Doing::Reading, &self.name("GetObjectRetention", key))) {
-            Ok(answer) => Ok(when(answer.retention().and_then(|retained| retained.retain_until_date()))),
+            Ok(answer) => {
+                let found = answer.retention();
+                let until = when(found.and_then(|retained| retained.retain_until_date()));
+                Ok(until.map(|until| (until, found.and_then(|retained| retained.mode()).and_then(mode))))
+            }
             Err(e) if without_locks(&e) => Ok(None),
             Err(e) => Err(e),
         }

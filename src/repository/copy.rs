@@ -9,6 +9,7 @@
 
 use super::{
     RepositoryError, Result,
+    copy_keys::{self, Keys},
     index::{Index, PackEntry},
     marks,
     names::{CONFIG, Id, KEYS, PACKS, SNAPSHOTS},
@@ -41,6 +42,7 @@ pub struct Copied {
     pub wal_bytes: u64,
     /// Did the provider copy, or did the bytes pass through here?
     pub server_side: bool,
+    pub keys: Keys,
     /// Snapshots that are there now, whole.
     pub there: Vec<Id>,
     /// What the source no longer has whole, or the place to copy to, each in a sentence: packs, and the snapshots that need
@@ -64,13 +66,14 @@ pub async fn copy(
     progress: Arc<Progress>,
     clock: &dyn Clock,
 ) -> Result<Copied> {
-    let target = Arc::new(prepare(repository, to.clone(), place).await?);
+    let (target, keys) = prepare(repository, to.clone(), place).await?;
+    let target = Arc::new(target);
     // Marks before packs, as for every writer: nothing is taken from a pack that is marked there.
     let marked = marks::packs(&marks::load(&target).await?.whole, None);
     let held = Index::without(&target.present().await?.packs.whole, &marked);
     let packs = repository.present().await?.packs.whole;
     let index = Index::of(&packs);
-    let mut done = Copied { server_side: same_provider(repository, &*to).await, ..Copied::default() };
+    let mut done = Copied { server_side: same_provider(repository, &*to).await, keys, ..Copied::default() };
     let mut whole = Vec::new();
     for (id, snapshot) in snapshots {
         match needs(repository, &index, &held, snapshot).await {
@@ -252,52 +255,30 @@ fn of_the_source(error: &RepositoryError) -> bool {
     matches!(error, RepositoryError::Damaged { .. } | RepositoryError::Missing { .. } | RepositoryError::NoChunk { .. })
 }
 
-/// The place to copy to, as a repository: made if it is empty, refused if it is another one.
-async fn prepare(repository: &Repository, to: Arc<dyn ObjectWrite>, place: &str) -> Result<Repository> {
+/// The place to copy to, as a repository: made if it is empty, refused if it is another one. Which keys went along, and
+/// what differs, is told.
+async fn prepare(repository: &Repository, to: Arc<dyn ObjectWrite>, place: &str) -> Result<(Repository, Keys)> {
     let config = repository.read(CONFIG).await?;
-    let there = match to.head(CONFIG).await.map_err(RepositoryError::store(place))? {
-        Some(_) => {
-            let target = Repository {
-                store: to.clone(),
-                place: place.to_owned(),
-                id: repository.id.clone(),
-                config: repository.config,
-                keyring: repository.keyring.again(),
-            };
-            let there = target.read(CONFIG).await?;
-            if there != config {
-                return Err(RepositoryError::Refused(format!(
-                    "{place} holds another repository: a copy is the same repository in another place; choose an empty one"
-                )));
-            }
-            // Keys that were added or rotated since: without them the copy could not be opened as the original is.
-            copy_keys(repository, &*to).await?;
-            return Ok(target);
+    let target = repository.at(to.clone(), place);
+    if to.head(CONFIG).await.map_err(RepositoryError::store(place))?.is_some() {
+        if target.read(CONFIG).await? != config {
+            return Err(RepositoryError::Refused(format!(
+                "{place} holds another repository: a copy is the same repository in another place; choose an empty one"
+            )));
         }
-        None => to.list("", None).await.map_err(RepositoryError::store(place))?,
-    };
+        let keys = copy_keys::compare(repository, &target, &*to).await?;
+        return Ok((target, keys));
+    }
+    let there = to.list("", None).await.map_err(RepositoryError::store(place))?;
     if let Some(other) = there.objects.iter().find(|object| !object.key.starts_with(KEYS)) {
         return Err(RepositoryError::Occupied { place: place.to_owned(), found: other.key.clone() });
     }
-    copy_keys(repository, &*to).await?;
+    let keys = copy_keys::all(repository, &*to).await?;
     match to.put(CONFIG, config.into(), &BTreeMap::new(), true).await {
         Ok(_) | Err(PortError::Conflict { .. }) => {}
         Err(error) => return Err(RepositoryError::Store { key: CONFIG.to_owned(), error }),
     }
-    Ok(Repository {
-        store: to,
-        place: place.to_owned(),
-        id: repository.id.clone(),
-        config: repository.config,
-        keyring: repository.keyring.again(),
-    })
-}
-
-async fn copy_keys(repository: &Repository, to: &dyn ObjectWrite) -> Result<()> {
-    for meta in repository.list(KEYS).await? {
-        put(to, &meta.key, repository.read(&meta.key).await?.into()).await?;
-    }
-    Ok(())
+    Ok((target, keys))
 }
 
 async fn same_provider(repository: &Repository, to: &dyn ObjectWrite) -> bool {

@@ -4,7 +4,7 @@ use super::{
     RepositoryError, Result,
     codec::Hint,
     cut::{Cutter, Layout, MAX_CHUNK},
-    entry::{Content, Entry, Extent, Extents, Node},
+    entry::{Content, Entry, Extent, Extents, Node, shown},
     index::Index,
     list::Lister,
     marks,
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::providers::{clock::Clock, port::ObjectWrite};
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     ops::Range,
     sync::{Arc, atomic::Ordering::Relaxed},
 };
@@ -239,6 +239,8 @@ struct Reader<'w> {
     filler: Filler<'w>,
     stats: Stats,
     changed: Vec<Vec<u8>>,
+    /// Files that could not be read: what is another name of one has no content either.
+    lost: HashSet<Vec<u8>>,
 }
 
 impl<'w> Reader<'w> {
@@ -255,6 +257,7 @@ impl<'w> Reader<'w> {
             filler: Filler::new(writer),
             stats: Stats::default(),
             changed: Vec::new(),
+            lost: HashSet::new(),
         }
     }
 
@@ -297,6 +300,12 @@ impl<'w> Reader<'w> {
     /// Takes one entry in. Gives it back by name if it turns out that it cannot be read.
     fn take(&mut self, item: Item) -> Result<Option<Unreadable>> {
         let Item { mut entry, reading } = item;
+        if let Node::HardLink { to, .. } = &entry.node
+            && self.lost.contains(to)
+        {
+            let why = format!("it is another name of {}, which cannot be read", shown(to));
+            return Ok(Some(Unreadable { path: entry.path, why }));
+        }
         let slot = match reading {
             Reading::Nothing => None,
             Reading::Same => {
@@ -324,7 +333,10 @@ impl<'w> Reader<'w> {
                         Some(slot)
                     }
                     Err(Broken::Storing(error)) => return Err(error),
-                    Err(Broken::Reading(why)) => return Ok(Some(Unreadable { path: entry.path, why: why.to_string() })),
+                    Err(Broken::Reading(why)) => {
+                        self.lost.insert(entry.path.clone());
+                        return Ok(Some(Unreadable { path: entry.path, why: why.to_string() }));
+                    }
                 }
             }
         };

@@ -10,7 +10,7 @@ use super::{
     keys::{Slot, Stretch, Unlock},
     names::{INDEX, Id, KEYS, PACKS},
     open::{Repository, put},
-    pack::Packer,
+    pack::{Packer, Piece},
     rekey,
     restore::{Into, RestoreOptions, Restored, restore},
     seal::Kind,
@@ -81,7 +81,13 @@ pub(super) fn contents(files: &Files) -> BTreeMap<String, Vec<u8>> {
 }
 
 fn about() -> About {
-    About { origin: Origin::Stream { name: "test".to_owned() }, host: String::new(), user: String::new(), tags: Vec::new(), run: None }
+    About {
+        origin: Origin::Stream { name: "test".to_owned(), of: None },
+        host: String::new(),
+        user: String::new(),
+        tags: Vec::new(),
+        run: None,
+    }
 }
 
 /// Two who back up the same at once: neither sees what the other stores, so all of it is there twice.
@@ -399,6 +405,89 @@ async fn a_pack_that_nobody_names_is_read_and_what_is_wrong_with_it_told() {
     assert!(found.is_good() && found.notices.iter().any(|notice| notice.contains(&pack.to_string())), "{found:?}");
     fs::remove_file(&path).unwrap();
     assert!(verified(&bench.repository, Depth::All).await.notices.is_empty());
+}
+
+/// What a second prune would delete, and where what is still needed of it is kept: a pack, and a piece in it.
+async fn kept_copy(bench: &Bench) -> (PackEntry, Piece, super::prune::Look) {
+    let look = super::prune::look(&bench.repository, bench.clock.now()).await.unwrap();
+    let all = packs(bench).await;
+    let (goes, stays): (Vec<&PackEntry>, Vec<&PackEntry>) = all.iter().partition(|entry| look.plan.delete.contains(&entry.pack));
+    let held = |piece: &Piece| goes.iter().any(|entry| entry.pieces.iter().any(|other| other.chunk == piece.chunk));
+    let found = stays.iter().find_map(|entry| Some(((*entry).clone(), *entry.pieces.iter().find(|piece| held(piece))?)));
+    let (entry, piece) = found.expect("nothing that is to be deleted is kept elsewhere");
+    (entry, piece, look)
+}
+
+/// Two writers at once, and a prune that lets one of two copies go: not the one that is whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prune_keeps_no_damaged_copy_and_deletes_the_whole_one() {
+    let dir = quick_dir();
+    let bench = Bench::new(dir.path()).await;
+    let files = few();
+    let made = twice(&bench, &files).await;
+    assert!(bench.prune(0).await.marked > 0);
+    let (entry, piece, look) = kept_copy(&bench).await;
+    let path = dir.path().join(entry.pack.key(PACKS));
+    flip(&path, piece.offset as usize + 20);
+    let before = bench.repository.list("").await.unwrap();
+    let refused = super::prune::prune(bench.repository.clone(), bench.store.clone(), look, 0, Arc::default()).await;
+    let why = refused.unwrap_err().to_string();
+    assert!(why.contains("nothing is pruned") && why.contains(&entry.pack.to_string()), "{why}");
+    let keys = |all: Vec<crate::providers::port::ObjectMeta>| all.into_iter().map(|meta| meta.key).collect::<Vec<_>>();
+    assert_eq!(keys(bench.repository.list("").await.unwrap()), keys(before));
+    for snapshot in &made {
+        assert_eq!(bench.content(snapshot).await, contents(&files), "the other copy is still there");
+    }
+    // Taken away, as the documentation says, the other copy is what is kept.
+    fs::remove_file(&path).unwrap();
+    bench.prune(0).await;
+    bench.prune(0).await;
+    assert!(bench.is_whole().await);
+    assert_eq!(bench.content(&made[0]).await, contents(&files));
+    // Where nothing is damaged it goes on.
+    let (dir, other) = (quick_dir(), files);
+    let bench = Bench::new(dir.path()).await;
+    let made = twice(&bench, &other).await;
+    bench.prune(0).await;
+    assert!(bench.prune(0).await.deleted > 0);
+    assert_eq!(bench.content(&made[1]).await, contents(&other));
+}
+
+/// What that costs: what of the deleted packs is still needed is read once more where it is kept, and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prune_reads_of_what_it_keeps_only_what_the_deleted_packs_held() {
+    let dir = quick_dir();
+    let bench = Bench::new(dir.path()).await;
+    let name = |n: u8| &*Box::leak(format!("{n:02}").into_boxed_str());
+    let mut files: Files = (0..40).map(|n| (name(n), (noise(n, 20 << 10), 1))).collect();
+    let first = bench.backup(&files).await;
+    // Of every pack there is something that is needed, and something that is not.
+    files.retain(|name, _| !name.ends_with(['1', '4', '7']));
+    let second = bench.backup(&files).await;
+    super::prune::forget(&*bench.store, &[first.id]).await.unwrap();
+    let mut deleted = super::prune::Pruned::default();
+    for _ in 0..4 {
+        let look = super::prune::look(&bench.repository, bench.clock.now()).await.unwrap();
+        let all = packs(&bench).await;
+        let goes = all.iter().filter(|entry| look.plan.delete.contains(&entry.pack));
+        let of_goes: std::collections::BTreeSet<Id> = goes.flat_map(|entry| &entry.pieces).map(|piece| piece.chunk).collect();
+        let stays = all.iter().filter(|entry| !look.plan.delete.contains(&entry.pack));
+        let mut kept: BTreeMap<Id, u64> = BTreeMap::new();
+        for piece in stays.flat_map(|entry| &entry.pieces).filter(|piece| of_goes.contains(&piece.chunk)) {
+            kept.insert(piece.chunk, u64::from(piece.stored));
+        }
+        let needed: u64 = kept.values().sum();
+        let done = super::prune::prune(bench.repository.clone(), bench.store.clone(), look, 0, Arc::default()).await.unwrap();
+        // A header for each pack, and little that lies between.
+        let bound = if kept.is_empty() { 0 } else { needed + kept.len() as u64 * 300 };
+        assert!((needed..=bound).contains(&done.checked_bytes), "{needed} of {done:?}");
+        if done.deleted > 0 {
+            deleted = done;
+        }
+    }
+    assert!(deleted.deleted > 0 && deleted.checked_bytes > 0 && deleted.checked_bytes < deleted.deleted_bytes, "{deleted:?}");
+    assert!(bench.is_whole().await);
+    assert_eq!(bench.content(&second.snapshot).await, contents(&files));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,6 @@
 //! Object Lock: what a snapshot needs is retained until a given instant, so that nobody, not even with the bucket's
-//! credentials, deletes it before. Packs that older snapshots wrote are renewed; retention is never shortened.
+//! credentials, deletes it before. Packs that older snapshots wrote are renewed; retention is never shortened, and never
+//! made less firm. What is retained long enough, but less firmly than is asked for now, is made as firm.
 //!
 //! Of a database that is the log from the start of the base backup to its stop, without which it is nothing, and the
 //! histories of timelines. What comes after the stop is written by others, later, and is retained by whatever the bucket
@@ -52,11 +53,56 @@ pub async fn lock(
         keys.extend(repository.list(folder).await?.into_iter().map(|meta| meta.key));
     }
     let each = stream::iter(keys).map(|key| async move {
-        let now = retried(&key, || store.retention(&key)).await?;
-        if now.is_some_and(|now| now >= until) {
-            return Ok::<_, RepositoryError>(0);
+        let (mut until, mut mode) = (until, mode);
+        if let Some((now, firmly)) = retried(&key, || store.retained(&key)).await? {
+            if now >= until && (mode == LockMode::Governance || firmly == Some(LockMode::Compliance)) {
+                return Ok::<_, RepositoryError>(0);
+            }
+            until = until.max(now);
+            if firmly == Some(LockMode::Compliance) {
+                mode = LockMode::Compliance;
+            }
         }
         retried(&key, || store.retain(&key, until, mode)).await.map(|()| 1)
     });
     each.buffer_unordered(AT_ONCE).try_fold(0, |sum, one| async move { Ok(sum + one) }).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repository::{
+        damage_tests::quick_dir,
+        tests::{Bench, Files, noise},
+        wrapped::Wrapped,
+    };
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_older_snapshots_wrote_is_retained_as_long_and_as_firmly_as_the_new_one_asks() {
+        let dir = quick_dir();
+        let bench = Bench::new(dir.path()).await;
+        let mut files = Files::from([("a", (noise(1, 3000), 1))]);
+        let first = bench.backup(&files).await;
+        let index = Index::of(&bench.repository.present().await.unwrap().packs.whole);
+        let needed = index.find(&bench.repository.keyring.chunk_id(&noise(1, 3000))).unwrap().0.key(PACKS);
+        let store = Wrapped::locking(dir.path());
+        let at = |hour: i64| jiff::Timestamp::from_second(hour * 3600).unwrap();
+        let retain = async |made: &crate::repository::create::Created, hour: i64, mode: LockMode| {
+            lock(&bench.repository, &*store, (&made.id, &made.snapshot), at(hour), mode).await.unwrap()
+        };
+        let is = |until: i64, mode: LockMode| store.locked().get(&needed) == Some(&(at(until), mode));
+        let count = retain(&first, 10, LockMode::Governance).await;
+        assert!(count >= 5 && is(10, LockMode::Governance), "packs, config, a key, an index, the snapshot: {count}");
+        assert_eq!(retain(&first, 10, LockMode::Governance).await, 0, "nothing is asked for twice");
+        files.insert("b", (noise(2, 3000), 1));
+        let second = bench.backup(&files).await;
+        // For a shorter time, but so that nobody can undo it: what the first one wrote is needed just as much.
+        retain(&second, 5, LockMode::Compliance).await;
+        assert!(is(10, LockMode::Compliance), "{:?}", store.locked());
+        // And for longer, less firmly: it cannot be made less firm.
+        retain(&second, 20, LockMode::Governance).await;
+        assert!(is(20, LockMode::Compliance), "{:?}", store.locked());
+        assert_eq!(store.locked()[&second.id.key(SNAPSHOTS)], (at(20), LockMode::Compliance));
+        assert_eq!(store.locked()[&first.id.key(SNAPSHOTS)], (at(10), LockMode::Governance), "it is nobody's but its own");
+    }
 }

@@ -4,11 +4,12 @@
 //! Read in this order: [`wire`] (numbers and names as bytes), [`seal`] (one encrypted object), [`keys`] (who may
 //! open it), `cut` and `codec` (from a file to chunks, from a chunk to its stored form), [`pack`] and [`index`]
 //! (where chunks lie; [`places`]: where else), [`entry`] and [`list`] (what a snapshot holds), [`snapshot`], [`open`] (the
-//! repository as a whole, with the keys in [`slots`]), [`write`] (from bytes to packs, in parallel), [`create`] over a source ([`tree`], [`bucket`],
-//! [`stream`], or [`cluster`] for a database with [`pages`]), [`restore`], [`diff`], [`verify`], [`prune`] (decided by
-//! [`prune_plan`]), [`copy`], [`proof`], [`rekey`]. Beside the snapshots lies the write-ahead log of databases:
-//! [`wal_name`], [`wal_page`], [`wal_history`], [`wal`], what of it a recovery needs in [`wal_line`] and [`recovery`]
-//! ([`wal_fill`] brings it, [`tablespaces`] go where they are told); [`wal_keep`] is what prune, verify and copy do with it.
+//! repository as a whole, with the keys in [`slots`]), [`write`] (from bytes to packs, in parallel), [`create`] over a source
+//! ([`tree`], [`bucket`], [`stream`], or [`cluster`] for a database with [`pages`]), [`restore`], [`diff`], [`verify`],
+//! [`prune`] (decided by [`prune_plan`]; what it keeps is read by [`twins`]), [`copy`] (and which keys go along:
+//! [`copy_keys`]), [`proof`], [`rekey`]. Beside the snapshots lies the write-ahead log of databases: [`wal_name`],
+//! [`wal_page`], [`wal_history`], [`wal`], what of it a recovery needs in [`wal_line`] and [`recovery`] ([`wal_fill`] brings
+//! it, [`tablespaces`] go where they are told); [`wal_keep`] is what prune, verify and copy do with it.
 //!
 //! Three rules hold it together. Objects are never changed: each is named by the BLAKE3 of its bytes, or written
 //! only if it is not there. They are written in one order, packs, index, snapshot, and read in the opposite one, so
@@ -20,6 +21,7 @@ pub mod bucket;
 pub mod cluster;
 pub mod codec;
 pub mod copy;
+pub mod copy_keys;
 pub mod create;
 pub mod cut;
 #[cfg(test)]
@@ -63,6 +65,7 @@ pub mod tablespaces;
 mod tests;
 pub mod tree;
 mod tree_body;
+mod twins;
 pub mod verify;
 mod verify_packs;
 pub mod wal;

@@ -50,6 +50,8 @@ pub struct Repository {
     /// The digest of `config`, to which key slots are bound.
     pub config: Id,
     pub keyring: Keyring,
+    /// The place of the slot that it was opened by.
+    pub opened_by: String,
 }
 
 /// Things of which some may be damaged: those that are whole, and what is wrong with the others.
@@ -72,8 +74,14 @@ impl Repository {
     pub async fn open(store: Arc<dyn ObjectRead>, place: &str, unlock: &Unlock) -> Result<Self> {
         let config = read_config(&*store, place).await?.ok_or_else(|| RepositoryError::NoRepository { place: place.to_owned() })?;
         let (config, digest) = config;
-        let keyring = slots::open(&*store, &digest, unlock).await?;
-        Ok(Self { store, place: place.to_owned(), id: config.id, config: digest, keyring })
+        let (opened_by, keyring) = slots::open(&*store, &digest, unlock).await?;
+        Ok(Self { store, place: place.to_owned(), id: config.id, config: digest, keyring, opened_by })
+    }
+
+    /// The same repository in another place.
+    pub(super) fn at(&self, store: Arc<dyn ObjectRead>, place: &str) -> Self {
+        let (id, opened_by) = (self.id.clone(), self.opened_by.clone());
+        Self { store, place: place.to_owned(), id, config: self.config, keyring: self.keyring.again(), opened_by }
     }
 
     /// Makes a repository in an empty place. False: there is one already.

@@ -2,8 +2,9 @@
 //!
 //! [`super::marks`] has the rule that makes it safe beside running backups, [`super::prune_plan`] the decisions. The
 //! order of what is done: what is still used of packs that shall go is copied into new ones, and an index names them;
-//! then the packs are marked. A later run, after the grace, writes an index without them, deletes the old index objects,
-//! then the packs, then the marks. Killed anywhere, it leaves what the next run goes on from.
+//! then the packs are marked. A later run, after the grace, reads what is kept of what they hold ([`super::twins`]), writes
+//! an index without them, deletes the old index objects, then the packs, then the marks. Killed anywhere, it leaves what the
+//! next run goes on from.
 
 use super::{
     RepositoryError, Result,
@@ -17,6 +18,7 @@ use super::{
     prune_plan::{Facts, Plan, plan},
     rescue::used_strictly,
     seal::{self, Kind},
+    twins,
     wal_keep::{self, WalPlan},
     write::{Filler, Writer},
 };
@@ -46,6 +48,8 @@ pub struct Look {
     pub plan: Plan,
     pub wal: WalPlan,
     packs: Vec<PackEntry>,
+    /// In the store, and named by no index.
+    strays: Vec<(Id, u64)>,
     used: Ids,
     indexes: Vec<Id>,
 }
@@ -98,7 +102,7 @@ pub async fn look(repository: &Repository, now: jiff::Timestamp) -> Result<Look>
         plan.keep(&retained, &marks.whole);
     }
     plan.fold_index |= mend;
-    Ok(Look { plan, wal, packs, used: needed, indexes })
+    Ok(Look { plan, wal, packs, strays, used: needed, indexes })
 }
 
 fn joined(packs: Vec<PackEntry>, more: Vec<PackEntry>) -> (Vec<PackEntry>, Index) {
@@ -149,6 +153,8 @@ pub struct Pruned {
     pub marked: u64,
     pub deleted: u64,
     pub deleted_bytes: u64,
+    /// What was read of the copies that are kept of what was deleted.
+    pub checked_bytes: u64,
     /// Marked, and deleted by a later run.
     pub waiting: u64,
     /// Would have been deleted, but the store retains them.
@@ -167,8 +173,11 @@ pub async fn prune(
     grace_s: u64,
     progress: Arc<Progress>,
 ) -> Result<Pruned> {
-    let Look { plan, wal, mut packs, used, indexes } = look;
+    let Look { plan, wal, mut packs, strays, used, indexes } = look;
     let mut done = Pruned { waiting: plan.waiting, wal_waiting: wal.waiting, retained: plan.retained, ..Pruned::default() };
+    if !plan.delete.is_empty() {
+        done.checked_bytes = twins::check(&repository, &packs, &strays, &plan.delete, &used, progress.clone()).await?;
+    }
     if !plan.repack.is_empty() {
         repack(&repository, &store, &packs, &plan.repack, used, progress.clone()).await?;
         done.repacked = plan.repack.len() as u64;

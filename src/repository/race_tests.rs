@@ -13,6 +13,7 @@ use super::{
     source::Parent,
     sweep_tests::{Ahead, HOUR},
     tests::{Bench, Files, noise, unlock},
+    verify::{Depth, verify},
     wrapped::Wrapped,
 };
 use crate::providers::{
@@ -38,7 +39,13 @@ fn content(files: &Files) -> BTreeMap<String, Vec<u8>> {
 }
 
 fn about() -> About {
-    About { origin: Origin::Stream { name: "test".to_owned() }, host: String::new(), user: String::new(), tags: Vec::new(), run: None }
+    About {
+        origin: Origin::Stream { name: "test".to_owned(), of: None },
+        host: String::new(),
+        user: String::new(),
+        tags: Vec::new(),
+        run: None,
+    }
 }
 
 /// Both phases of a prune, without any grace.
@@ -132,6 +139,28 @@ async fn what_goes_while_a_backup_looks_what_there_is_is_not_relied_on() {
     assert_eq!(made.snapshot.stats.bytes_new, 800 << 10, "it is stored anew");
     assert!(bench.content(&made.snapshot).await == content(&files(1)));
     assert!(bench.is_whole().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verification_beside_a_prune_misses_nothing_that_nobody_needs() {
+    for depth in [Depth::Structure, Depth::All] {
+        let dir = tempfile::tempdir().unwrap();
+        let bench = Bench::new(dir.path()).await;
+        let (kept, gone) = (bench.backup(&files(1)).await, bench.backup(&files(20)).await);
+        prune::forget(&*bench.store, &[gone.id]).await.unwrap();
+        bench.prune(0).await;
+        // It has read the index, and is about to see which packs are there.
+        let pruning = dir.path().to_owned();
+        let (store, happened) = Wrapped::between(dir.path(), PACKS, 0, async move { assert!(pruned(&pruning).await > 0) });
+        let repository = Arc::new(Repository::open(store, "here", &unlock()).await.unwrap());
+        let found = verify(repository.clone(), None, depth, [1; 32], Arc::default()).await.unwrap();
+        assert!(happened.load(SeqCst) && found.is_good(), "{found:?}");
+        // What is really missing is told.
+        let lost = repository.index().await.unwrap().whole.find(&kept.snapshot.list[0]).unwrap().0.key(PACKS);
+        std::fs::remove_file(dir.path().join(&lost)).unwrap();
+        let found = verify(repository, None, depth, [1; 32], Arc::default()).await.unwrap();
+        assert!(found.problems.iter().any(|problem| problem.contains(&lost)) && !found.touched.is_empty(), "{found:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,10 +1,11 @@
 //! Restoring into a bucket: each file or object of a snapshot becomes an object, several at a time, none held in memory
 //! whole. What is there already with the same digest is left alone, so a restore that was cut off goes on. What the
-//! snapshot does not have is removed only where that was asked for, and last.
+//! snapshot does not have is removed only where that was asked for, and last. A bucket knows no links: each name of a file
+//! becomes an object with its content; symbolic links and devices are told, and left out.
 
 use super::{
     RepositoryError, Result,
-    entry::{Content, Entry, Extent, Node},
+    entry::{Content, Entry, Extent, Node, shown},
     index::Index,
     list,
     open::{Repository, retried},
@@ -63,6 +64,7 @@ pub async fn restore(
     let mut done = Restored::default();
     // Only where it is asked for: a million keys are many.
     let (mut keys, mut unknown) = (HashSet::new(), false);
+    let mut names = Names::new();
     for chunk in &snapshot.list {
         let entries = match repository.chunk(&index, chunk).await {
             Ok(content) => list::entries(chunk, &content)?,
@@ -77,17 +79,17 @@ pub async fn restore(
         if how.delete {
             keys.extend(entries.iter().map(|entry| entry.path.clone()));
         }
-        let each = stream::iter(entries.into_iter().filter(|entry| wanted(&entry.path)));
-        let each = each.map(|entry| one(&repository, &index, &to, entry, how.dry_run, &progress)).buffer_unordered(AT_ONCE);
-        let outcomes: Vec<Result<Outcome>> = each.collect().await;
-        for outcome in outcomes {
-            match outcome? {
-                Outcome::Written(bytes) => (done.objects, done.bytes) = (done.objects + 1, done.bytes + bytes),
-                Outcome::There(bytes) => (done.skipped, done.skipped_bytes) = (done.skipped + 1, done.skipped_bytes + bytes),
-                Outcome::Lost(path, why) => done.lost.push((path, why)),
-                Outcome::Nothing => {}
+        let mut those: Vec<Entry> = entries.into_iter().filter(|entry| wanted(&entry.path)).collect();
+        for entry in &mut those {
+            if let Node::HardLink { to, .. } = &mut entry.node {
+                names.entry(std::mem::take(to)).or_default().push(std::mem::take(&mut entry.path));
             }
         }
+        those.retain(|entry| !matches!(entry.node, Node::HardLink { .. }));
+        done.all(&repository, &index, &to, those, how.dry_run, &progress).await?;
+    }
+    if !names.is_empty() {
+        further(&repository, &index, snapshot, &to, names, how.dry_run, &progress, &mut done).await?;
     }
     if how.delete && unknown {
         let why = "a part of the snapshot's list cannot be read: what is not on it is not known".to_owned();
@@ -97,6 +99,67 @@ pub async fn restore(
     }
     done.notes = index.detours().told();
     Ok(done)
+}
+
+/// Further names of files, by the path of the entry that has the content.
+type Names = BTreeMap<Vec<u8>, Vec<Vec<u8>>>;
+
+/// Once more over the list, for those files that have several names.
+#[allow(clippy::too_many_arguments)]
+async fn further(
+    repository: &Arc<Repository>,
+    index: &Arc<Index>,
+    snapshot: &Snapshot,
+    to: &Arc<dyn ObjectWrite>,
+    mut names: Names,
+    dry_run: bool,
+    progress: &Progress,
+    done: &mut Restored,
+) -> Result<()> {
+    for chunk in &snapshot.list {
+        let entries = match repository.chunk(index, chunk).await {
+            Ok(content) => list::entries(chunk, &content)?,
+            // It was told.
+            Err(error) if error.is_loss() => continue,
+            Err(error) => return Err(error),
+        };
+        let mut those = Vec::new();
+        for entry in entries {
+            let paths = names.remove(&entry.path).unwrap_or_default();
+            those.extend(paths.into_iter().map(|path| Entry { path, node: entry.node.clone() }));
+        }
+        done.all(repository, index, to, those, dry_run, progress).await?;
+    }
+    for (first, paths) in names {
+        let why = format!("it is a link to `{}`, which the list does not have", shown(&first));
+        done.lost.extend(paths.iter().map(|path| (shown(path), why.clone())));
+    }
+    Ok(())
+}
+
+impl Restored {
+    /// Restores these, several at a time, and counts them.
+    async fn all(
+        &mut self,
+        repository: &Arc<Repository>,
+        index: &Arc<Index>,
+        to: &Arc<dyn ObjectWrite>,
+        entries: Vec<Entry>,
+        dry_run: bool,
+        progress: &Progress,
+    ) -> Result<()> {
+        let each = stream::iter(entries).map(|entry| one(repository, index, to, entry, dry_run, progress)).buffer_unordered(AT_ONCE);
+        let outcomes: Vec<Result<Outcome>> = each.collect().await;
+        for outcome in outcomes {
+            match outcome? {
+                Outcome::Written(bytes) => (self.objects, self.bytes) = (self.objects + 1, self.bytes + bytes),
+                Outcome::There(bytes) => (self.skipped, self.skipped_bytes) = (self.skipped + 1, self.skipped_bytes + bytes),
+                Outcome::Lost(path, why) => self.lost.push((path, why)),
+                Outcome::Nothing => {}
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Removes what is not among the keys; counts it.

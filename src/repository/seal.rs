@@ -91,6 +91,13 @@ fn derived(keyring: &Keyring, header: &[u8]) -> Option<blake3::Hash> {
     Some(blake3::keyed_hash(keyring.master(generation)?, header))
 }
 
+/// Under which generation of the master key an object is that begins so. Nobody vouches for it until the object opens.
+#[must_use]
+pub fn generation(header: &[u8]) -> Option<u32> {
+    let number = header.strip_prefix(MAGIC)?.get(1..5)?;
+    Some(u32::from_le_bytes(number.try_into().ok()?))
+}
+
 fn nonce(number: u64) -> Nonce {
     let mut bytes = [0; 12];
     bytes[..8].copy_from_slice(&number.to_le_bytes());

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::providers::port::{ObjectMeta, ObjectRead, ObjectWrite};
 use futures::{StreamExt, stream};
+use std::cmp::Reverse;
 
 /// Muster's have less than a kilobyte. What is larger is not even read.
 const LARGEST: u64 = 64 * 1024;
@@ -43,19 +44,20 @@ async fn one(store: &dyn ObjectRead, id: &Id, meta: &ObjectMeta) -> Result<Slot>
     slot.fault().map_or(Ok(slot), |why| Err(damaged(why)))
 }
 
-/// The keyring, out of the first slot that opens with that.
-pub(super) async fn open(store: &dyn ObjectRead, config: &Id, unlock: &Unlock) -> Result<Keyring> {
+/// The keyring, out of the first slot that opens with that, and the place of this slot.
+pub(super) async fn open(store: &dyn ObjectRead, config: &Id, unlock: &Unlock) -> Result<(String, Keyring)> {
     let Found { whole, damaged } = slots(store).await?;
     let mut slots: Vec<(String, Slot)> = whole;
-    // The cheapest first: a slot that takes minutes to try, which anybody may have put there, must not come before ours.
-    slots.sort_by_key(|(_, slot)| slot.cost());
+    // The cheapest first: a slot that takes minutes to try, which anybody may have put there, must not come before ours. And
+    // the newest: a rotation that keeps the secret leaves a second place with two slots for it, until the old one is removed.
+    slots.sort_by_key(|(_, slot)| (slot.cost(), Reverse(slot.created)));
     let (config, unlock) = (*config, unlock.clone());
     let mut damaged: Vec<String> = damaged.iter().map(ToString::to_string).collect();
     // Argon2id takes a tenth of a second and 64 MiB.
     let tried = tokio::task::spawn_blocking(move || {
-        for (_, slot) in &slots {
+        for (key, slot) in &slots {
             match slot.open(&config, &unlock) {
-                Ok(Some(keyring)) => return Ok(keyring),
+                Ok(Some(keyring)) => return Ok((key.clone(), keyring)),
                 Ok(None) => {}
                 Err(error) if error.is_loss() => damaged.push(error.to_string()),
                 Err(error) => return Err(error),

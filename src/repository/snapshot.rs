@@ -36,7 +36,12 @@ pub enum Source {
     /// Objects of a bucket: `s3://bucket/prefix`.
     Bucket { url: String },
     /// Standard input, under this name.
-    Stream { name: String },
+    Stream {
+        name: String,
+        /// Of a database that was dumped: where, without a password. Two servers may have databases of one name.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        of: Option<String>,
+    },
     /// A base backup of a PostgreSQL cluster. With the log from `start` to `stop` (`wal/SYSTEM/`) it is a cluster again;
     /// with more of the log, that of any later instant.
     Postgres {
@@ -62,9 +67,22 @@ impl Source {
         match self {
             Self::Tree { path } => path,
             Self::Bucket { url } => url,
-            Self::Stream { name } => name,
+            Self::Stream { name, .. } => name,
             Self::Postgres { url, .. } => url,
         }
+    }
+}
+
+impl Snapshot {
+    /// Snapshots with the same take each other's places when a rule lets go of the older ones: those of one source on one
+    /// host; of a database those of one cluster, from wherever it was backed up, under whatever address and position.
+    #[must_use]
+    pub fn series(&self) -> String {
+        match &self.source {
+            Source::Postgres { system_identifier, .. } => serde_json::json!(["postgres", system_identifier]),
+            source => serde_json::json!([self.host, source]),
+        }
+        .to_string()
     }
 }
 
@@ -97,4 +115,58 @@ pub struct Stats {
 #[allow(clippy::trivially_copy_pass_by_ref)] // as serde asks for it
 fn is_none(count: &u64) -> bool {
     *count == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(host: &str, source: Source) -> String {
+        let snapshot = Snapshot {
+            time: jiff::Timestamp::UNIX_EPOCH,
+            duration_ms: 0,
+            host: host.to_owned(),
+            user: String::new(),
+            program: String::new(),
+            source,
+            tags: Vec::new(),
+            parent: None,
+            run: None,
+            list: Vec::new(),
+            stats: Stats::default(),
+        };
+        snapshot.series()
+    }
+    fn of_dump(name: &str, server: Option<&str>) -> String {
+        of("one", Source::Stream { name: name.to_owned(), of: server.map(str::to_owned) })
+    }
+    fn cluster(system: &str, url: &str, start: u64) -> Source {
+        Source::Postgres {
+            url: url.to_owned(),
+            system_identifier: system.to_owned(),
+            version: 150_018,
+            timeline: 1,
+            start: Lsn(start),
+            stop: Lsn(start + 100),
+            wal_segment_size: 16 << 20,
+            from_standby: false,
+            tablespaces: BTreeMap::new(),
+        }
+    }
+
+    /// A rule keeps the newest of each series whatever else it says: were each base backup one of its own, none would ever go,
+    /// nor the log from the first on.
+    #[test]
+    fn base_backups_of_one_cluster_take_each_others_places() {
+        let first = of("one", cluster("7", "postgres://db1/", 1));
+        assert_eq!(of("one", cluster("7", "postgres://db1/", 5000)), first);
+        // The standby was promoted, and is backed up from another machine.
+        assert_eq!(of("two", cluster("7", "postgres://db2/", 9000)), first);
+        assert_ne!(of("one", cluster("8", "postgres://db1/", 1)), first);
+        let tree = |host, path: &str| of(host, Source::Tree { path: path.to_owned() });
+        assert_eq!(tree("one", "/a"), tree("one", "/a"));
+        assert!(tree("one", "/a") != tree("two", "/a") && tree("one", "/a") != tree("one", "/b"));
+        let dump = |of: Option<&str>| of_dump("app.dump", of);
+        assert!(dump(Some("postgres://db1/app")) != dump(Some("postgres://db2/app")) && dump(None) == dump(None));
+    }
 }

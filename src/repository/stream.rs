@@ -14,15 +14,21 @@ pub struct Stream {
 impl Stream {
     /// `now` becomes the file's time of change.
     pub fn new(name: &str, input: Box<dyn Read + Send>, now: jiff::Timestamp) -> Result<Self> {
-        if name.is_empty() || name.contains(['/', '\0']) || name == "." || name == ".." {
-            return Err(RepositoryError::Refused(format!("`{name}` is no name for a file: choose one without slashes")));
-        }
+        named(name)?;
         let mtime = Instant { seconds: now.as_second(), nanos: now.subsec_nanosecond().unsigned_abs() };
         let meta = Meta { mode: 0o600, mtime, ..Meta::default() };
         let node = Node::File { meta, ctime: mtime, inode: 0, content: unread(u64::from(u32::MAX)) };
         let entry = Entry { path: name.as_bytes().to_vec(), node };
         Ok(Self { item: Some(Item { entry, reading: Reading::Read(Box::new(Input(input))) }) })
     }
+}
+
+/// Can a file be called so?
+pub fn named(name: &str) -> Result<()> {
+    if name.is_empty() || name.contains(['/', '\0']) || name == "." || name == ".." {
+        return Err(RepositoryError::Refused(format!("`{name}` is no name for a file: choose one without slashes")));
+    }
+    Ok(())
 }
 
 impl Source for Stream {

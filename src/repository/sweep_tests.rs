@@ -270,8 +270,13 @@ async fn a_backup_that_relied_on_what_is_to_be_deleted_stores_it_anew() {
     bench.prune(24 * 3600).await;
     let clock: Arc<dyn Clock> = Arc::new(Ahead(SystemClock::new(), HOUR * 13));
     let source = Bench::source(&files(1), base.entries(&bench.repository));
-    let about =
-        About { origin: Origin::Stream { name: "test".to_owned() }, host: String::new(), user: String::new(), tags: Vec::new(), run: None };
+    let about = About {
+        origin: Origin::Stream { name: "test".to_owned(), of: None },
+        host: String::new(),
+        user: String::new(),
+        tags: Vec::new(),
+        run: None,
+    };
     let made = create(bench.repository.clone(), bench.store.clone(), source, base, about, Arc::default(), clock).await.unwrap();
     assert_eq!((made.snapshot.stats.bytes_read, made.snapshot.stats.bytes_new), (0, 0), "nothing was read");
     assert!(made.snapshot.stats.bytes_stored > 700 << 10, "all of it was stored anew: {:?}", made.snapshot.stats);

@@ -99,7 +99,7 @@ impl Bench {
         let base = Base::load(&self.repository, parent, &*self.clock).await.unwrap();
         let source = Self::source(files, base.entries(&self.repository));
         let about = About {
-            origin: Origin::Stream { name: "test".to_owned() },
+            origin: Origin::Stream { name: "test".to_owned(), of: None },
             host: String::new(),
             user: String::new(),
             tags: Vec::new(),
@@ -259,4 +259,71 @@ async fn without_grace_space_comes_back_at_the_second_run() {
     assert_eq!(bench.content(&second.snapshot).await, expected(&files));
     assert!(bench.is_whole().await);
     assert_eq!(bench.prune(0).await, prune::Pruned::default());
+}
+
+/// Gives these items, as a tree would.
+struct Given(std::vec::IntoIter<Item>);
+impl Source for Given {
+    fn next(&mut self) -> Option<super::Result<std::result::Result<Item, Unreadable>>> {
+        self.0.next().map(|item| Ok(Ok(item)))
+    }
+}
+
+/// A bad sector after the first few bytes.
+struct BreaksOff(bool);
+impl Body for BreaksOff {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        if std::mem::replace(&mut self.0, true) { Err(std::io::Error::other("a bad sector")) } else { Ok(into.len().min(3)) }
+    }
+    fn hole(&mut self) -> std::io::Result<u64> {
+        Ok(0)
+    }
+    fn changed(&mut self) -> std::io::Result<bool> {
+        Ok(false)
+    }
+}
+
+/// Else the snapshot would have a link to what is not in it, and only a restore would find out.
+#[tokio::test(flavor = "multi_thread")]
+async fn other_names_of_a_file_that_cannot_be_read_are_told_as_well() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::new(dir.path()).await;
+    let now = Instant { seconds: 1, nanos: 0 };
+    let node = || Node::File { meta: Meta::default(), ctime: now, inode: 1, content: unread(5000) };
+    let link = |to: &str| Node::HardLink { meta: Meta::default(), to: to.into() };
+    let item = |path: &str, node, reading| Item { entry: Entry { path: path.into(), node }, reading };
+    let items = vec![
+        item("bad", node(), Reading::Read(Box::new(BreaksOff(false)))),
+        item("good", node(), Reading::Read(Box::new(Bytes(std::io::Cursor::new(noise(1, 5000)))))),
+        item("third", link("bad"), Reading::Nothing),
+        item("twin", link("good"), Reading::Nothing),
+    ];
+    let base = Base::load(&bench.repository, None, &*bench.clock).await.unwrap();
+    let origin = Origin::Stream { name: "test".to_owned(), of: None };
+    let about = About { origin, host: String::new(), user: String::new(), tags: Vec::new(), run: None };
+    let (repository, store) = (bench.repository.clone(), bench.store.clone());
+    let source = Box::new(Given(items.into_iter()));
+    let made = create(repository, store, source, base, about, Arc::default(), bench.clock.clone()).await.unwrap();
+    let told: Vec<(&[u8], &str)> = made.unreadable.iter().map(|lost| (lost.path.as_slice(), lost.why.as_str())).collect();
+    assert_eq!(told, [(&b"bad"[..], "a bad sector"), (b"third", "it is another name of bad, which cannot be read")]);
+    assert_eq!((made.snapshot.stats.unreadable, made.snapshot.stats.files), (2, 2));
+    let target = tempfile::tempdir().unwrap();
+    let options = super::restore::RestoreOptions {
+        include: super::globs::Globs::none(),
+        into: super::restore::Into::Empty,
+        owner: false,
+        dry_run: false,
+    };
+    let done = super::restore::restore(bench.repository.clone(), &made.snapshot, target.path(), options, Arc::default()).await.unwrap();
+    assert_eq!((done.files, done.damaged.len()), (2, 0), "{done:?}");
+    // A bucket knows no links, but what has several names is content all the same.
+    for wanted in [&["good", "twin"][..], &["twin"]] {
+        let bucket = tempfile::tempdir().unwrap();
+        let to = super::wrapped::Wrapped::new(bucket.path(), |_, _| Ok(()));
+        let wants = move |path: &[u8]| wanted.iter().any(|name| name.as_bytes() == path);
+        let how = super::restore_bucket::How::default();
+        let done = super::restore_bucket::restore(bench.repository.clone(), &made.snapshot, to, wants, how, Arc::default()).await.unwrap();
+        assert_eq!((done.objects, done.lost.len()), (wanted.len() as u64, 0), "{done:?}");
+        assert!(wanted.iter().all(|name| std::fs::read(bucket.path().join(name)).unwrap() == noise(1, 5000)));
+    }
 }

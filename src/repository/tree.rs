@@ -12,7 +12,7 @@
 use super::{
     RepositoryError, Result,
     attributes::{Attributes, Of, Pairs},
-    entry::{Content, Entry, Meta, Node},
+    entry::{Content, Entry, Instant, Meta, Node},
     globs::Globs,
     source::{Item, Parent, Reading, Source, Unreadable, unread},
     tree_body::{FileBody, Seen},
@@ -32,6 +32,8 @@ use std::{
 /// Clocks of file systems advance in steps of up to 10 ms: what changed so shortly before the parent was read may have
 /// changed again, within the same step, after it was read.
 const STEP: i128 = 20_000_000;
+/// Those of some go by whole seconds (ext3, NFS over such), or by two (FAT): there a time has no fraction.
+const COARSE: i128 = 2_100_000_000;
 
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -83,10 +85,12 @@ impl Names {
         }
         self.order.push(start..self.bytes.len());
     }
-    /// Sorted from the last to the first, so that they are taken from the end.
+    /// Sorted from the last to the first, so that they are taken from the end. A name that is changed to another and back while
+    /// they are read may have come twice.
     fn sort(&mut self) {
         let bytes = &self.bytes;
         self.order.sort_unstable_by(|a, b| bytes[b.clone()].cmp(&bytes[a.clone()]));
+        self.order.dedup_by(|a, b| bytes[a.clone()] == bytes[b.clone()]);
     }
     fn take(&mut self) -> Option<Range<usize>> {
         self.order.pop()
@@ -211,9 +215,8 @@ impl Tree {
         }
         let entry = self.parent.at(&self.path)?;
         let Some(Entry { node: Node::File { meta, ctime, inode, content }, .. }) = entry else { return Ok(None) };
-        let lay_still = i128::from(ctime.seconds) * 1_000_000_000 + i128::from(ctime.nanos) < self.parent.began - STEP;
         let same = (content.size, meta.mtime, ctime, inode) == (seen.size, seen.mtime, seen.ctime, seen.inode);
-        Ok((same && lay_still && !content.changed).then_some((content, meta.attributes)))
+        Ok((same && lay_still(ctime, self.parent.began) && !content.changed).then_some((content, meta.attributes)))
     }
 
     fn special(&mut self, folder: &Folder, name: &[u8], stat: &Stat, kind: FileType) -> Given {
@@ -264,6 +267,12 @@ impl Source for Tree {
             }
         }
     }
+}
+
+/// Was what changed then unchanged long enough, when reading began, that a further change has another time?
+fn lay_still(ctime: Instant, began: i128) -> bool {
+    let step = if ctime.nanos == 0 { COARSE } else { STEP };
+    i128::from(ctime.seconds) * 1_000_000_000 + i128::from(ctime.nanos) < began - step
 }
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);

@@ -315,3 +315,25 @@ proptest! {
         prop_assert!(items.windows(2).all(|pair| pair[0].entry.path < pair[1].entry.path), "{:?}", paths(&items));
     }
 }
+
+/// Where times have no fractions, a file may change twice within one of them, before and after it is read.
+#[test]
+fn where_clocks_are_coarse_a_file_must_have_lain_still_for_longer() {
+    let began = 100 * 1_000_000_000 + 500_000_000;
+    let at = |seconds, nanos| super::lay_still(Instant { seconds, nanos }, began);
+    assert!(at(100, 470_000_000) && !at(100, 490_000_000) && !at(101, 0));
+    assert!(!at(100, 0) && !at(99, 0) && at(98, 0) && at(99, 1));
+}
+
+/// Else the list would have it twice, and the whole backup would be refused for it.
+#[test]
+fn a_name_that_a_folder_tells_twice_is_taken_once() {
+    let mut names = super::Names::default();
+    for (name, folder) in [("b", false), ("a", true), ("b", false), ("a", false), ("c", true), ("c", true)] {
+        names.add(name.as_bytes(), folder);
+    }
+    names.sort();
+    let taken = std::iter::from_fn(|| names.take()).collect::<Vec<_>>();
+    let taken: Vec<&[u8]> = taken.iter().map(|range| &names.bytes[range.clone()]).collect();
+    assert_eq!(taken, [&b"a"[..], b"a/", b"b", b"c/"]);
+}

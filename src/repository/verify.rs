@@ -88,6 +88,7 @@ pub async fn verify(
     let there = repository.sizes().await?;
     let mut bad = check_places(&there, &packs.whole, &mut found);
     let mut stray = Stray::look(&repository, not_named(&there, packs.whole.iter()), depth).await?;
+    let named: Ids = packs.whole.iter().map(|entry| entry.pack).collect();
     let is_there = |entry: &PackEntry| there.get(&entry.pack) == Some(&entry.size);
     let (mut wanted, gone): (Vec<PackEntry>, Vec<PackEntry>) = packs.whole.into_iter().partition(is_there);
     let index = Index::preferring(&wanted, &gone);
@@ -107,6 +108,7 @@ pub async fn verify(
     let listed = std::mem::take(&mut found.problems);
     bad.extend(read(&repository, strays, &progress, &mut found).await?);
     stray.damaged.extend(std::mem::replace(&mut found.problems, listed));
+    bad = without_pruned(&repository, &named, bad, &mut found).await?;
     let mut sought =
         Sought { repository: &repository, index: &index, bad: nowhere_whole(&repository, &index, bad).await?, relied: Ids::default() };
     for (id, snapshot) in &snapshots {
@@ -118,6 +120,29 @@ pub async fn verify(
     found.touched.sort();
     found.touched.dedup();
     Ok(found)
+}
+
+/// A prune that ends meanwhile has deleted packs that the index named when it was read: by now it names them no more, so
+/// nobody misses them.
+async fn without_pruned(repository: &Repository, named: &Ids, mut bad: Vec<Bad>, found: &mut Verified) -> Result<Vec<Bad>> {
+    if found.problems.is_empty() && bad.is_empty() {
+        return Ok(bad);
+    }
+    let there = repository.sizes().await?;
+    let missing: Vec<Id> = named.iter().filter(|pack| !there.contains_key(*pack)).copied().collect();
+    if missing.is_empty() {
+        return Ok(bad);
+    }
+    // What of the index cannot be read by now may name them.
+    let now = repository.packs().await?;
+    if now.damaged.is_empty() {
+        let still: Ids = now.whole.iter().map(|entry| entry.pack).collect();
+        let pruned: Ids = missing.into_iter().filter(|pack| !still.contains(pack)).collect();
+        let names: Vec<String> = pruned.iter().map(Id::to_string).collect();
+        found.problems.retain(|problem| !names.iter().any(|name| problem.contains(name)));
+        bad.retain(|one| !pruned.contains(&one.pack));
+    }
+    Ok(bad)
 }
 
 /// Reads these packs, and counts them. Gives what cannot be had from them.
@@ -183,7 +208,7 @@ impl Stray {
         let left = self.count.saturating_sub(relied.len() as u64);
         if stand_in {
             found.problems.push(
-                "some of what is damaged is whole only in packs that no index names, and a prune would delete these: take the damaged packs away first, then the next prune takes these in"
+                "some of what is damaged is whole only in packs that no index names: take the damaged packs away first, then the next prune takes these in"
                     .to_owned(),
             );
         } else if everything && left > 0 {

@@ -1,4 +1,5 @@
 //! Reading packs whole, on all processors: every byte is authenticated, every chunk decoded and compared with its name.
+//! Or, for who is about to delete other copies of them, only some of their chunks.
 
 use super::{
     RepositoryError, Result,
@@ -17,6 +18,9 @@ use tokio::runtime::Handle;
 
 /// What is read of a pack at once, if a piece is not larger.
 const WINDOW: u64 = if cfg!(test) { 16 * 1024 } else { 4 * 1024 * 1024 };
+
+/// What lies between two pieces is read along with them if it is no more than this: cheaper than another request.
+const GAP: u64 = if cfg!(test) { 256 } else { 64 * 1024 };
 
 /// What reading packs found.
 #[derive(Default)]
@@ -39,15 +43,28 @@ pub struct Bad {
 
 /// Blocking, inside a runtime's thread for that.
 pub fn read_packs(repository: &Repository, packs: &[PackEntry], progress: &Progress) -> Result<Read> {
+    in_parallel(packs, progress, |handle, entry, opener| read_pack(repository, handle, entry, opener))
+}
+
+/// The same of the pieces alone that these entries have, whatever else lies in the packs.
+pub fn read_some(repository: &Repository, packs: &[PackEntry], progress: &Progress) -> Result<Read> {
+    in_parallel(packs, progress, |handle, entry, opener| read_pieces(repository, handle, entry, opener))
+}
+
+fn in_parallel(
+    packs: &[PackEntry],
+    progress: &Progress,
+    one: impl Fn(&Handle, &PackEntry, &mut Opener) -> Result<Read> + Sync,
+) -> Result<Read> {
     let (handle, next, all) = (Handle::current(), AtomicUsize::new(0), Mutex::new(Read::default()));
     let workers = std::thread::available_parallelism().map_or(2, |n| n.get().min(8)).min(packs.len());
     let work = || -> Result<()> {
         let mut opener = Opener::default();
         while let Some(entry) = packs.get(next.fetch_add(1, Relaxed)) {
             if progress.is_stopped() {
-                return Err(RepositoryError::Interrupted("verification was stopped".to_owned()));
+                return Err(RepositoryError::Interrupted("reading was stopped".to_owned()));
             }
-            let read = read_pack(repository, &handle, entry, &mut opener)?;
+            let read = one(&handle, entry, &mut opener)?;
             progress.add(1, entry.size);
             let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
             all.packs += read.packs;
@@ -60,10 +77,52 @@ pub fn read_packs(repository: &Repository, packs: &[PackEntry], progress: &Progr
     };
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-        let stopped = || Err(RepositoryError::Interrupted("a thread of the verification ended".to_owned()));
+        let stopped = || Err(RepositoryError::Interrupted("a thread of the reading ended".to_owned()));
         threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| stopped()))
     })?;
     Ok(all.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Pieces that lie near each other are asked for at once.
+fn read_pieces(repository: &Repository, handle: &Handle, entry: &PackEntry, opener: &mut Opener) -> Result<Read> {
+    let key = entry.pack.key(PACKS);
+    let mut read = Read { packs: 1, bytes: HEADER as u64, ..Read::default() };
+    let object = match handle.block_on(repository.range(&key, 0, HEADER as u64)) {
+        Ok(header) => seal::unlock(&repository.keyring, Kind::Pack, &header).map_err(|why| RepositoryError::damaged(&key, why).to_string()),
+        Err(error) if error.is_loss() => Err(error.to_string()),
+        Err(error) => return Err(error),
+    };
+    let object = match object {
+        Ok(object) => object,
+        Err(why) => {
+            all_bad(&mut read, &entry.pack, &entry.pieces, &why);
+            return Ok(read);
+        }
+    };
+    for pieces in near(&entry.pieces) {
+        let (from, until) = (pieces.first().map_or(0, |first| u64::from(first.offset)), pieces.last().map_or(0, end_of));
+        match handle.block_on(repository.range(&key, from, until - from)) {
+            Ok(mut bytes) => {
+                read.bytes += until - from;
+                open_pieces(repository, &entry.pack, (pieces, from), &object, &mut bytes, opener, &mut read);
+            }
+            Err(error) if error.is_loss() => all_bad(&mut read, &entry.pack, pieces, &error.to_string()),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(read)
+}
+
+/// Runs of pieces, in the order of their places, with little between them.
+fn near(pieces: &[Piece]) -> impl Iterator<Item = &[Piece]> {
+    let mut from = pieces.first().map_or(0, |first| u64::from(first.offset));
+    pieces.chunk_by(move |one, next| {
+        let together = u64::from(next.offset) < end_of(one) + GAP && end_of(next) - from <= WINDOW;
+        if !together {
+            from = u64::from(next.offset);
+        }
+        together
+    })
 }
 
 /// Reads one pack in windows, whatever its size: memory is that of a window and a chunk for each thread.

@@ -1,5 +1,5 @@
 //! A directory for tests that asks before each request whether it may, and so can refuse some, or have something happen
-//! just before.
+//! just before; or one that retains objects as a bucket with Object Lock does.
 
 use crate::providers::{directory::Directory, port::*};
 use async_trait::async_trait;
@@ -27,9 +27,12 @@ pub(super) enum Asked {
 
 type Before = Box<dyn Fn(Asked, &str) -> BoxFuture<'static, PortResult<()>> + Send + Sync>;
 
+pub(super) type Locked = BTreeMap<String, (jiff::Timestamp, LockMode)>;
+
 pub(super) struct Wrapped {
     inner: Directory,
     before: Before,
+    locked: Option<Mutex<Locked>>,
 }
 
 impl Wrapped {
@@ -61,7 +64,15 @@ impl Wrapped {
         (Self::of(dir, Box::new(before)), told)
     }
     fn of(dir: &Path, before: Before) -> Arc<Self> {
-        Arc::new(Self { inner: Directory::new(dir.to_owned()), before })
+        Arc::new(Self { inner: Directory::new(dir.to_owned()), before, locked: None })
+    }
+    /// It retains what it is told to.
+    pub fn locking(dir: &Path) -> Arc<Self> {
+        let (inner, before): (_, Before) = (Directory::new(dir.to_owned()), Box::new(|_, _| ready(Ok(())).boxed()));
+        Arc::new(Self { inner, before, locked: Some(Mutex::default()) })
+    }
+    pub fn locked(&self) -> Locked {
+        self.locked.as_ref().map(|locked| locked.lock().unwrap().clone()).unwrap_or_default()
     }
     async fn may(&self, asked: Asked, key: &str) -> PortResult<()> {
         (self.before)(asked, key).await
@@ -97,18 +108,22 @@ impl ObjectRead for Wrapped {
         self.inner.provider().await
     }
     async fn locks(&self) -> PortResult<bool> {
-        self.inner.locks().await
+        Ok(self.locked.is_some())
     }
     async fn retention(&self, key: &str) -> PortResult<Option<jiff::Timestamp>> {
-        self.inner.retention(key).await
+        Ok(self.retained(key).await?.map(|(until, _)| until))
+    }
+    async fn retained(&self, key: &str) -> PortResult<Option<(jiff::Timestamp, Option<LockMode>)>> {
+        Ok(self.locked().get(key).map(|(until, mode)| (*until, Some(*mode))))
     }
 }
 
 #[async_trait]
 impl ObjectWrite for Wrapped {
-    async fn put(&self, key: &str, body: Bytes, metadata: &BTreeMap<String, String>, only_if_absent: bool) -> PortResult<ObjectMeta> {
+    async fn put(&self, key: &str, body: Bytes, _metadata: &BTreeMap<String, String>, only_if_absent: bool) -> PortResult<ObjectMeta> {
         self.may(if only_if_absent { Asked::Add } else { Asked::Change }, key).await?;
-        self.inner.put(key, body, metadata, only_if_absent).await
+        // A directory has nowhere to keep them.
+        self.inner.put(key, body, &BTreeMap::new(), only_if_absent).await
     }
     async fn delete(&self, key: &str) -> PortResult<()> {
         self.may(Asked::Change, key).await?;
@@ -128,7 +143,15 @@ impl ObjectWrite for Wrapped {
     }
     async fn retain(&self, key: &str, until: jiff::Timestamp, mode: LockMode) -> PortResult<()> {
         self.may(Asked::Change, key).await?;
-        self.inner.retain(key, until, mode).await
+        let Some(locked) = &self.locked else { return self.inner.retain(key, until, mode).await };
+        let mut locked = locked.lock().unwrap();
+        if let Some((before, LockMode::Compliance)) = locked.get(key)
+            && (*before > until || mode != LockMode::Compliance)
+        {
+            return Err(PortError::Refused(format!("{key}: access denied")));
+        }
+        locked.insert(key.to_owned(), (until, mode));
+        Ok(())
     }
     async fn swap(&self, key: &str, body: Vec<u8>, etag: Option<&str>) -> PortResult<()> {
         self.may(Asked::Change, key).await?;

@@ -69,6 +69,8 @@ fn what_is_backed_up_comes_back() {
     backup(&place, &["restore", "latest", "--to", "out", "--in-place", "--delete"]).expect(0);
     assert!(place.read("out/a.txt") == "alpha\n" && !place.path("out/more").exists());
     backup(&place, &["restore", "latest", "--to", "part", "--include", "a.*"]).expect(0);
+    let said = backup(&place, &["restore", "latest", "--to", "none", "--include", "nowhere.*"]).expect(2);
+    assert!(said.err.contains("nothing in the snapshot fits --include"), "{}", said.err);
     assert!(place.path("part/a.txt").exists() && !place.path("part/sub/b.bin").exists());
     backup(&place, &["restore", "latest", "--to", "dry", "--dry-run"]).expect(0);
     assert!(!place.path("dry").exists());
@@ -245,6 +247,9 @@ fn standard_input_becomes_a_file() {
     assert_eq!(place.read("out/db.dump"), "beta".repeat(50_000));
     let said = backup(&place, &["create", "-", "--stdin-name", "a/b"]).expect(2);
     assert!(said.err.contains("a/b"), "{}", said.err);
+    let args = ["backup", "create", "-", "--stdin-name", "a/b", "--repo", "fresh", "--password-file", "pw"];
+    place.muster(&args).expect(2);
+    assert!(!place.path("fresh").exists(), "nothing is made for a source that cannot be");
 }
 
 #[test]
@@ -405,9 +410,16 @@ fn a_copy_is_the_same_repository_elsewhere() {
     // A key that came later goes along.
     place.file("new", "another-secret-91\n");
     backup(&place, &["key", "rotate", "--new-password-file", "new"]).expect(0);
-    let args = ["backup", "copy", "--to", "second", "--repo", "vault", "--password-file", "new"];
-    place.muster(&args).expect(0);
+    let args = ["backup", "copy", "--to", "second", "--repo", "vault", "--password-file", "new", "--json"];
+    let done = place.muster(&args).expect(0).last();
     place.muster(&["backup", "list", "--repo", "second", "--password-file", "new"]).expect(0);
+    // What still opens there is said, with what ends that.
+    let (differ, remedy) = (done["keys_differ"][0].as_str().unwrap(), "muster backup key remove ");
+    assert!(done["keys_copied"] == 1 && differ.contains("second still opens with key") && differ.contains(remedy), "{done}");
+    let id = &differ[differ.find(remedy).unwrap() + remedy.len()..][..10];
+    place.muster(&["backup", "key", "remove", id, "--repo", "second", "--password-file", "new"]).expect(0);
+    second(&["list"]).expect(2);
+    assert_eq!(place.muster(&args).expect(0).last()["keys_differ"], serde_json::json!([]));
 }
 
 #[test]

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 import zstandard
@@ -304,6 +305,51 @@ class Whole(Case):
         self.restore(expect=2)  # No slot for passwords.
         (self.base / "password").write_bytes(b"wrong")
         self.restore(expect=2)
+
+    def test_planted_slots_neither_slow_it_nor_keep_it_from_opening(self):
+        w = self.writer()
+        w.snapshot([plain_file(w, b"a", b"new")])
+        (name,) = os.listdir(self.base / "repo/keys")
+        slot = json.loads((self.base / "repo/keys" / name).read_text())
+
+        def plant(change, first=False):
+            for n in range(1 << 20):
+                stored = json.dumps({**slot, "label": f"planted {n}", **change}).encode()
+                planted = blake3(stored).hexdigest()
+                if (planted < name) == first:
+                    w.put(f"keys/{planted}", stored)
+                    return planted
+
+        # As much as a slot may ask for: to try it takes a gibibyte and a minute.
+        plant({"stretch": {"name": "argon2id", "memory_kib": 1 << 20, "passes": 64, "lanes": 4}}, first=True)
+        changes = [{"stretch": {"name": "argon2id", "memory_kib": 1 << 20, "passes": 65, "lanes": 4}}, {"salt": "00" * 15},
+                   {"keyring": "no hex"}, {"more": "x" * 70_000}, {"stretch": []}, {"nonce": 7}]
+        useless = [plant(change) for change in changes]
+        useless.append("f" * 64)
+        w.put(f"keys/{useless[-1]}", (self.base / "repo/keys" / name).read_bytes())
+        begun = time.monotonic()
+        done = self.restore()
+        self.assertLess(time.monotonic() - begun, 20)
+        self.assertEqual((self.target / "a").read_bytes(), b"new")
+        for planted in useless:
+            self.assertIn(f"keys/{planted} is of no use", done.stderr)
+        self.assertEqual(done.stderr.count("is of no use"), len(useless))
+
+    def test_of_several_slots_for_one_secret_the_one_of_the_last_rotation_serves(self):
+        w = self.writer()
+        w.snapshot([plain_file(w, b"a", b"new")])
+        config = blake3((self.base / "repo/config").read_bytes()).hexdigest()
+        for n in range(6):  # Of generation 3 are the objects.
+            salt, nonce, slot = os.urandom(16), os.urandom(12), f"{n:032}"
+            wrapping = Argon2id(salt=salt, length=32, iterations=1, lanes=1, memory_cost=64).derive(b"secret")
+            keyring = json.dumps({"chunk": w.chunk_key.hex(), "cut": "00" * 32, "current": 2, "masters": {"2": "11" * 32}}).encode()
+            stored = json.dumps({
+                "id": slot, "created": "2026-11-26T14:00:00Z", "label": "t", "salt": salt.hex(), "nonce": nonce.hex(),
+                "stretch": {"name": "argon2id", "memory_kib": 64, "passes": 1, "lanes": 1},
+                "keyring": AESGCM(wrapping).encrypt(nonce, keyring, f"{config}/{slot}".encode()).hex()}).encode()
+            w.put(f"keys/{blake3(stored).hexdigest()}", stored)
+        self.restore()
+        self.assertEqual((self.target / "a").read_bytes(), b"new")
 
     def test_nothing_is_written_outside_the_target(self):
         w = self.writer()

@@ -17,7 +17,7 @@ use crate::service::{
 use serde_json::json;
 
 #[derive(clap::Args)]
-#[command(after_help = format!("Examples:\n  muster backup copy --repo vault --to vault-west            all snapshots\n  muster backup copy latest --repo vault --to s3://dr-vault-west/scoring\nThe copy is the same repository in another place: it opens with the same passwords and key files. Where both places\nbelong to one provider, the provider copies by itself. Packs that are there already are not copied again.\n{CODES}"))]
+#[command(after_help = format!("Examples:\n  muster backup copy --repo vault --to vault-west            all snapshots\n  muster backup copy latest --repo vault --to s3://dr-vault-west/scoring\nThe copy is the same repository in another place: it opens with the same passwords and key files. Where both places\nbelong to one provider, the provider copies by itself. Packs that are there already are not copied again.\nKeys go along to a new place, later only after a rotation of the source; what differs is said.\n{CODES}"))]
 pub struct Args {
     /// Snapshots to copy, by the beginnings of their IDs; all if left out
     #[arg(value_name = "ID", conflicts_with_all = ["source", "tag"])]
@@ -52,6 +52,9 @@ pub async fn main(args: Args, muster: &Muster, output: &Output) -> Done {
 fn told(report: &CopyReport, output: &Output) {
     for damaged in &report.damaged {
         output.say(format!("{} {damaged}", output.paint("✗", "31")));
+    }
+    for differs in &report.keys_differ {
+        output.say(format!("{} {differs}", output.paint("?", "33")));
     }
     let how = if report.server_side && report.packs_copied > 0 { ", by the provider itself" } else { "" };
     output.line(format!(

@@ -7,7 +7,11 @@ use crate::service::{
     backup::watch::{Stand, Told, Watch},
 };
 use serde_json::json;
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 use tokio::task::JoinHandle;
 
 const REDRAW: Duration = Duration::from_millis(100);
@@ -19,11 +23,14 @@ const WINDOW: Duration = Duration::from_secs(5);
 /// Takes the line away again when it is dropped.
 pub struct Live {
     task: Option<JoinHandle<()>>,
+    /// Whoever prints holds it: so nothing is printed after the end, and the result is the last line.
+    ended: Arc<Mutex<bool>>,
     output: Output,
 }
 
 impl Drop for Live {
     fn drop(&mut self) {
+        *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
         if let Some(task) = &self.task {
             task.abort();
         }
@@ -35,8 +42,9 @@ impl Drop for Live {
 pub fn start(what: &'static str, muster: &Muster, output: &Output) -> (Watch, Live) {
     let (shown, watched) = (output.clone(), output.is_watched());
     let watch = Watch::new(watched || output.json, move |told| tell(told, &shown));
+    let ended: Arc<Mutex<bool>> = Arc::default();
     let task = (watched || output.json).then(|| {
-        let (reader, clock, screen) = (watch.reader(), muster.clock.clone(), output.clone());
+        let (reader, clock, screen, ended) = (watch.reader(), muster.clock.clone(), output.clone(), ended.clone());
         tokio::spawn(async move {
             let mut pace = Pace::default();
             let mut last = Stand::default();
@@ -44,6 +52,10 @@ pub fn start(what: &'static str, muster: &Muster, output: &Output) -> (Watch, Li
                 clock.sleep(if watched { REDRAW } else { REPORT }).await;
                 let stand = reader.stand();
                 let rate = pace.rate(clock.monotonic(), stand.bytes);
+                let ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
+                if *ended {
+                    break;
+                }
                 if watched {
                     screen.live(Some(line(what, &stand, rate)));
                 } else if stand != last {
@@ -53,7 +65,7 @@ pub fn start(what: &'static str, muster: &Muster, output: &Output) -> (Watch, Li
             }
         })
     });
-    (watch, Live { task, output: output.clone() })
+    (watch, Live { task, ended, output: output.clone() })
 }
 
 /// For commands that only look: warnings are told, and nothing is counted.

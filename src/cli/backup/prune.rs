@@ -53,6 +53,9 @@ fn told(report: &PruneReport, output: &Output) {
         report.repacked,
         ms(Some(report.duration_ms.into()))
     ));
+    if report.bytes_checked > 0 {
+        output.line(format!("read, since it is kept instead of what was deleted: {}", size(report.bytes_checked)));
+    }
     if report.wal_deleted + report.wal_marked > 0 {
         let objects = |count| counted(count, "object", "objects");
         output.line(format!(

@@ -100,6 +100,9 @@ pub async fn restore(
     let target = open(target, &options)?;
     let index = Arc::new(repository.index().await?.whole);
     let Read { plan, fresh, detours } = list::read(&repository, index, snapshot, &options.include).await?;
+    if plan.is_nothing() && !options.include.is_empty() {
+        return Err(nothing_fits());
+    }
     progress.total_files.store(plan.files.iter().filter(|file| !file.skip).count() as u64, Relaxed);
     progress.total_bytes.store(plan.bytes(), Relaxed);
     let Some(target) = target else {
@@ -116,6 +119,11 @@ pub async fn restore(
     let mut restored = done.await.map_err(|e| RepositoryError::Interrupted(e.to_string()))??;
     restored.duration_ms = clock.monotonic().as_millis() as u64;
     Ok(restored)
+}
+
+/// A pattern that is misspelt must not look like a restore.
+pub fn nothing_fits() -> RepositoryError {
+    RepositoryError::Refused("nothing in the snapshot fits --include: `muster backup show ID --files` shows the paths in it".to_owned())
 }
 
 /// Opens the target, or makes it. `None`: it is not there, and stays so.

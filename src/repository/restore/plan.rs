@@ -99,6 +99,10 @@ impl Plan {
         let after = self.groups.partition_point(|group| group.places.start <= place);
         after.checked_sub(1).map(|at| &self.groups[at]).filter(|group| group.places.contains(&place))
     }
+    /// There is nothing to be done, and nothing is lost either.
+    pub fn is_nothing(&self) -> bool {
+        self.folders.is_empty() && self.files.is_empty() && self.links.is_empty() && self.others.is_empty() && self.lost.is_empty()
+    }
     /// Is this the path of something that is restored, or would be if it were not lost? A folder's ends with "/".
     pub fn has(&self, path: &[u8]) -> bool {
         if path.ends_with(b"/") {

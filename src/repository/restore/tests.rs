@@ -44,8 +44,8 @@ impl Bench {
     fn new() -> Self {
         let memory = Arc::new(Memory::default());
         let keyring = Keyring::new().unwrap();
-        let repository =
-            Repository { store: memory.clone(), place: "memory".to_owned(), id: "r".to_owned(), config: Id::of(b"config"), keyring };
+        let (config, opened_by) = (Id::of(b"config"), String::new());
+        let repository = Repository { store: memory.clone(), place: "memory".to_owned(), id: "r".to_owned(), config, keyring, opened_by };
         Self { memory, repository: Arc::new(repository), packs: Vec::new(), home: tempfile::tempdir().unwrap() }
     }
     fn at(&self, name: &str) -> PathBuf {

@@ -31,6 +31,9 @@ pub struct CopyReport {
     /// Objects of write-ahead logs.
     pub wal_copied: u64,
     pub wal_bytes_copied: u64,
+    /// Keys that went along, and how those of both places differ otherwise, with what mends it.
+    pub keys_copied: u64,
+    pub keys_differ: Vec<String>,
     /// The provider copied by itself.
     pub server_side: bool,
     pub duration_ms: u64,
@@ -68,6 +71,8 @@ impl Muster {
             bytes_copied: done.bytes,
             wal_copied: done.wal,
             wal_bytes_copied: done.wal_bytes,
+            keys_copied: done.keys.brought,
+            keys_differ: done.keys.differ,
             server_side: done.server_side,
             duration_ms: self.clock.monotonic().saturating_sub(began).as_millis() as u64,
             damaged,

@@ -22,7 +22,7 @@ use crate::repository::{
     open::Repository,
     snapshot::{Snapshot, Source as Origin},
     source::Source,
-    stream::Stream,
+    stream::{self, Stream},
     tree::{Options, Tree},
 };
 use serde::Serialize;
@@ -127,7 +127,7 @@ impl Sought {
         match self {
             Self::Tree(path) => Origin::Tree { path: path.to_string_lossy().into_owned() },
             Self::Bucket(url, _) => Origin::Bucket { url: url.clone() },
-            Self::Stream(name) => Origin::Stream { name: name.clone() },
+            Self::Stream(name) => Origin::Stream { name: name.clone(), of: None },
         }
     }
 }
@@ -219,6 +219,7 @@ impl Muster {
     fn backup_sought(&self, ask: &Create) -> Result<Sought, ServiceError> {
         let source = &ask.source;
         if source == "-" {
+            stream::named(&ask.stdin_name)?;
             return Ok(Sought::Stream(ask.stdin_name.clone()));
         }
         if source.starts_with("s3:") {

@@ -99,11 +99,7 @@ fn snapshot_of(damaged: &RepositoryError) -> Option<Id> {
 }
 
 fn by_rule(snapshots: Vec<(Id, Snapshot)>, rule: Retention) -> Vec<Fate> {
-    let point = |(id, snapshot): &(Id, Snapshot)| Point {
-        id: id.to_string(),
-        time: snapshot.time,
-        group: serde_json::json!([snapshot.host, snapshot.source]).to_string(),
-    };
+    let point = |(id, snapshot): &(Id, Snapshot)| Point { id: id.to_string(), time: snapshot.time, group: snapshot.series() };
     let points: Vec<Point> = snapshots.iter().map(point).collect();
     let fate = |((id, snapshot), reasons)| Fate { shot: Shot::of(id, snapshot), reasons };
     let reasons = decide(&points, rule);

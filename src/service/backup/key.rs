@@ -9,7 +9,6 @@ use crate::model::estate::SecretRef;
 use crate::providers::who;
 use crate::repository::{
     keys::{Slot, Stretch, Unlock},
-    open::Repository,
     rekey,
     slots::slots,
 };
@@ -76,9 +75,8 @@ impl Muster {
         let repository = place.open().await?.repository;
         let mut keys = Vec::new();
         let found = slots(&*repository.store).await?;
-        for (_, slot) in found.whole {
-            let current = opens(&repository, &slot, &place.unlock).await?;
-            keys.push(Key::of(&slot, current));
+        for (key, slot) in found.whole {
+            keys.push(Key::of(&slot, key == repository.opened_by));
         }
         keys.sort_by_key(|key| key.created);
         Ok(Keys { keys, damaged: found.damaged.iter().map(ToString::to_string).collect() })
@@ -121,8 +119,8 @@ impl Muster {
         let mut fits = slots(&*place.store).await?.whole;
         fits.retain(|(_, slot)| !name.is_empty() && slot.id.starts_with(name));
         // Another name, or one of several, is refused below.
-        if let [(_, slot)] = &*fits
-            && opens(&opened.repository, slot, &place.unlock).await?
+        if let [(key, _)] = &*fits
+            && *key == opened.repository.opened_by
         {
             return Err(ServiceError::Usage(format!(
                 "{name} is the key that this command opened the repository with, so it stays: open it with another, or `muster backup key rotate`"
@@ -132,15 +130,6 @@ impl Muster {
             rekey::Removed::Key(slot) => KeyGone { key: Some(Key::of(&slot, false)), damaged: None },
             rekey::Removed::Damaged(place) => KeyGone { key: None, damaged: Some(place) },
         })
-    }
-}
-
-async fn opens(repository: &Repository, slot: &Slot, unlock: &Unlock) -> Result<bool, ServiceError> {
-    let (config, slot, unlock) = (repository.config, slot.clone(), unlock.clone());
-    let opened = tokio::task::spawn_blocking(move || slot.open(&config, &unlock).map(|keyring| keyring.is_some())).await;
-    match opened.map_err(|e| ServiceError::Usage(format!("a key could not be tried: {e}")))? {
-        Err(error) if error.is_loss() => Ok(false),
-        opened => Ok(opened?),
     }
 }
 

@@ -87,7 +87,7 @@ impl Muster {
         let name = format!("{database}.dump");
         let (dump, output) = Dump::start(&target, &database, version, ask.postgres.bin.as_deref()).map_err(RepositoryError::Server)?;
         let source = Stream::new(&name, output, self.clock.now())?;
-        let origin = Origin::Stream { name };
+        let origin = Origin::Stream { name, of: Some(target.url()) };
         let who = Who { host: who::host(), user: who::person(), tags: ask.tags.clone(), run: None };
         let repository = &made.opened.repository;
         let snapshots = repository.snapshots().await?.whole;

@@ -30,6 +30,8 @@ pub struct PruneReport {
     pub marked: u64,
     pub deleted: u64,
     pub bytes_deleted: u64,
+    /// What was read of the copies that are kept of what was deleted, to see that they are whole.
+    pub bytes_checked: u64,
     /// Marked, by this run or earlier, and not deleted yet.
     pub waiting: u64,
     /// Not deleted, though their grace is over: the store retains them until the instant below, the last of them.
@@ -64,6 +66,7 @@ impl Muster {
             marked: plan.mark.len() as u64,
             deleted: plan.delete.len() as u64,
             bytes_deleted: plan.delete_bytes,
+            bytes_checked: 0,
             waiting: plan.waiting + plan.mark.len() as u64,
             retained: plan.retained,
             retained_until: plan.retained_until.map(rfc3339_ms),
@@ -80,7 +83,7 @@ impl Muster {
             let done = done.map_err(|error| watch.failed(error, GO_ON))?;
             (report.repacked, report.marked, report.deleted) = (done.repacked, done.marked, done.deleted);
             (report.wal_marked, report.wal_deleted, report.wal_waiting) = (done.wal_marked, done.wal_deleted, done.wal_waiting);
-            (report.bytes_deleted, report.waiting) = (done.deleted_bytes, done.waiting);
+            (report.bytes_deleted, report.bytes_checked, report.waiting) = (done.deleted_bytes, done.checked_bytes, done.waiting);
         }
         report.duration_ms = self.clock.monotonic().saturating_sub(began).as_millis() as u64;
         Ok(report)

@@ -11,7 +11,7 @@ use crate::repository::{
     globs::Globs,
     names::Id,
     recovery::Cluster,
-    restore::{Into, Lost, RestoreOptions, Restored, restore},
+    restore::{Into, Lost, RestoreOptions, Restored, nothing_fits, restore},
     restore_bucket,
 };
 use serde::Serialize;
@@ -117,6 +117,9 @@ impl Muster {
         let how = restore_bucket::How { dry_run: ask.dry_run, delete: ask.delete };
         let done = restore_bucket::restore(opened.repository, &snapshot, to, wanted, how, watch.progress.clone()).await;
         let done = done.map_err(|error| watch.failed(error, "the restore was stopped; the same command goes on from there"))?;
+        if !ask.include.is_empty() && done.objects + done.skipped == 0 && done.lost.is_empty() {
+            return Err(nothing_fits().into());
+        }
         let restored = Restored {
             files: done.objects + done.skipped,
             bytes: done.bytes + done.skipped_bytes,
