@@ -241,7 +241,7 @@ fn told(view: &Value, report: &Path, output: &Output) {
         output.line(format!(
             "the database from its backup alone: {} to the first answer, {}; pages and indexes checked: {}",
             shown(&restore["rto"]),
-            lost(&restore["rpo"], shown(&restore["rpo"])),
+            lost(&restore["rpo"], &shown(&restore["rpo"])),
             restore["verdict"].as_str().unwrap_or("not finished")
         ));
     }
@@ -249,10 +249,8 @@ fn told(view: &Value, report: &Path, output: &Output) {
 }
 
 /// The loss of a restore: against the primary's newest commit, or as the age of what came back.
-fn lost(rpo: &Value, time: String) -> String {
-    match (rpo["upper_bound"].as_bool(), rpo["lost_commits"].as_u64()) {
-        (Some(false), Some(commits)) => format!("{time} of commits lost ({commits} transactions that the primary had)"),
-        (Some(false), None) => format!("{time} of commits lost"),
-        _ => format!("at most {time} of commits lost"),
-    }
+fn lost(rpo: &Value, time: &str) -> String {
+    let most = if rpo["upper_bound"] == json!(false) { "" } else { "at most " };
+    let counted = rpo["lost_commits"].as_u64().map(|n| format!(" ({n} transactions that the primary had)")).unwrap_or_default();
+    format!("{most}{time} of commits lost{counted}")
 }

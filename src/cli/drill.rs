@@ -131,7 +131,7 @@ fn measured(view: &Value, output: &Output) {
     };
     if restore {
         row("  recovered point", view["restore"]["recovered_point"].as_str().unwrap_or("not measured").to_owned());
-        if rpo["upper_bound"] == json!(false) {
+        if !rpo["lost_bytes"].is_null() {
             row("  transactions lost", count(&rpo["lost_commits"]));
             row("  bytes of log lost", count(&rpo["lost_bytes"]));
         }

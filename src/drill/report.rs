@@ -262,7 +262,7 @@ fn figures(data: &ReportData) -> Markup {
 
 /// What the data loss of a restore is.
 fn point(rpo: &Rpo) -> String {
-    if rpo.upper_bound != Some(false) {
+    if rpo.upper_bound != Some(false) && rpo.lost_bytes.is_none() {
         return "the data loss is at most its age at the moment of loss; the primary was not asked what it had, or could not tell"
             .to_owned();
     }
@@ -271,7 +271,8 @@ fn point(rpo: &Rpo) -> String {
         (None, Some(bytes)) => format!("{bytes} bytes of log, whose transactions were not counted"),
         _ => "its transactions were not counted".to_owned(),
     };
-    format!("the data loss runs from there to the primary's newest commit at the moment of loss: {lost}")
+    let most = if rpo.upper_bound == Some(false) { "" } else { "at most " };
+    format!("the data loss is {most}what lies between that and the primary's newest commit at the moment of loss: {lost}")
 }
 
 fn as_found(same: Option<bool>) -> &'static str {
