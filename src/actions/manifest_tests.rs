@@ -23,7 +23,7 @@ pub(crate) fn head() -> Head {
 
 fn entries(count: u64) -> Vec<Entry> {
     let entry = |n: u64| {
-        let etag = (n % 2 == 0).then(|| format!("etag-{n}"));
+        let etag = n.is_multiple_of(2).then(|| format!("etag-{n}"));
         Entry { key: format!("a/\"ä\"/{n:05}"), size: n, sha256: format!("{n:064x}"), copy_etag: etag.clone(), etag, version: None }
     };
     (0..count).map(entry).collect()

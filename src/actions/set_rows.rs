@@ -70,8 +70,8 @@ impl Rows {
             }
             None => None,
         };
-        let source = async { walker(&sides.source, order, after, folder.join("source")).await.map_err(of_source) };
-        let (source, copy) = try_join(source, walker(&sides.copy, order, after, folder.join("copy"))).await?;
+        let source = async { walker(sides.source.as_ref(), order, after, folder.join("source")).await.map_err(of_source) };
+        let (source, copy) = try_join(source, walker(sides.copy.as_ref(), order, after, folder.join("copy"))).await?;
         let asked = source.is_some();
         Ok(Self { order, manifest, source, copy, next: Row { asked, ..Row::default() } })
     }
@@ -99,7 +99,7 @@ impl Rows {
     }
 }
 
-async fn walker(listing: &Option<Listing>, order: Order, after: Option<&str>, runs: PathBuf) -> Result<Option<Walker>, Broken> {
+async fn walker(listing: Option<&Listing>, order: Order, after: Option<&str>, runs: PathBuf) -> Result<Option<Walker>, Broken> {
     match listing {
         Some(listing) => Walker::begin(listing.clone(), order, after.map(str::to_owned), &runs).await.map(Some),
         None => Ok(None),
