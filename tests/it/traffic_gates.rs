@@ -255,7 +255,7 @@ async fn a_percentile_of_real_buckets_lets_a_canary_pass_and_takes_it_back() {
     let stage = canary.passes(&gates).await;
     let of = |gate: &str, what: &str| stage["gates"][gate][what].as_f64().unwrap();
     assert!(of("p95", "smallest") > 0.0 && of("p95", "largest") < 0.5, "{stage}");
-    assert_eq!(of("errors", "largest"), 0.0, "{stage}");
+    assert!(of("errors", "largest") <= 0.0, "{stage}");
 
     // One answer in twenty that is slow would not be seen by the 95th percentile; all of them are.
     let failure = canary.is_taken_back(&gates, |scorer| scorer.slow_ms.store(700, Relaxed)).await;
