@@ -8,7 +8,7 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "../tests/it/dns_servers.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, clippy::format_collect)]
 mod dns_servers;
 mod support;
 
