@@ -235,6 +235,8 @@ struct Counted {
 
 /// And in which order the source lists.
 async fn counted(sides: &Sides, mut order: Order, folder: &Path) -> Result<(Counted, Order), Broken> {
+    // What an earlier look left, which was cut off, may be of another bucket.
+    let _ = tokio::fs::remove_dir_all(folder).await;
     loop {
         match counted_in(sides, order, folder).await {
             Err(Broken::Order) => order = order.next().ok_or(Broken::Order)?,

@@ -74,7 +74,7 @@ impl ObjectRead for Many {
         Ok(Some(meta_of(key)))
     }
     async fn get(&self, key: &str) -> PortResult<ObjectBody> {
-        let chunks = if key == MANIFEST {
+        let chunks = if key.starts_with(".muster/manifests/") {
             let file = std::fs::File::open(self.file()).unwrap();
             let pieces = std::iter::from_fn(move || {
                 let mut piece = Vec::new();
@@ -158,12 +158,16 @@ async fn backed_up(bench: &Bench, source: &Arc<Many>, target: &Arc<Many>, base: 
 }
 
 async fn verified(bench: &Bench, source: &Arc<Many>, copy: &Arc<Many>) -> Result<Ended<Judge>, ApplyError> {
+    verified_by(bench, source, copy, MANIFEST).await
+}
+
+async fn verified_by(bench: &Bench, source: &Arc<Many>, copy: &Arc<Many>, manifest: &str) -> Result<Ended<Judge>, ApplyError> {
     let sides = Sides {
-        manifest: Some((copy.clone() as Arc<dyn ObjectRead>, MANIFEST.to_owned())),
+        manifest: Some((copy.clone() as Arc<dyn ObjectRead>, manifest.to_owned())),
         source: Some(Listing::of(source.clone(), "")),
         copy: Some(Listing::of(copy.clone(), "")),
     };
-    let begin = Checkpoint { manifest: Some(MANIFEST.to_owned()), ..Checkpoint::default() };
+    let begin = Checkpoint { manifest: Some(manifest.to_owned()), ..Checkpoint::default() };
     let opened = set_work::open(&bench.read.scratch.join("verify"), begin)?;
     let judge = Judge { source: source.clone(), copy: copy.clone(), read_data: false, read: 0.into() };
     set_work::compared(opened, bench.read.world.clock(), ("models", ""), sides, judge).await
@@ -214,6 +218,21 @@ async fn a_comparison_with_a_manifest_goes_on_where_it_broke_off() {
     assert_eq!((ended.at.tally.objects, ended.at.tally.differences()), (2_000, 0));
     // What is over begins anew.
     assert_eq!(verified(&bench, &source, &target).await.unwrap_or_else(|e| panic!("{e:?}")).resumed_at, None);
+}
+
+/// What was sorted of the first would name fewer objects than the second does.
+#[tokio::test]
+async fn a_newer_manifest_is_compared_anew_after_a_comparison_with_the_older_one_broke_off() {
+    let bench = Bench::new(&fixture());
+    let (source, target) = (Many::of(2_000), Many::of(2_000));
+    backed_up(&bench, &source, &target, false).await;
+    target.looks.store(0, SeqCst);
+    target.answers.store(700, SeqCst);
+    assert!(verified(&bench, &source, &target).await.is_err());
+    let (source, target) = (Many::of(2_100), Many::of(2_100));
+    backed_up(&bench, &source, &target, false).await;
+    let ended = verified_by(&bench, &source, &target, ".muster/manifests/l.json").await.unwrap_or_else(|e| panic!("{e:?}"));
+    assert_eq!((ended.resumed_at, ended.at.tally.objects, ended.at.tally.differences()), (None, 2_100, 0));
 }
 
 #[tokio::test]

@@ -232,7 +232,7 @@ impl Action for Restore {
             keep(intent, &running).map_err(|e| fail("scratch", format!("{}: {e}", intent.run.display())))?;
             answered(&mut output, &running, &came);
             output.verified_at = Some(clock.now());
-            output.loss = lost(&cx.read, intent, &*servers, &came, cluster.segment_size).await;
+            output.loss = lost(&cx.read, intent, &*servers, &came, (restored_at, cluster.segment_size)).await;
         }
         Ok(output)
     }
@@ -250,7 +250,7 @@ impl Action for Restore {
                 Err(_) => return Seen::Absent,
             }
             output.verified_at = Some(cx.world.clock().now());
-            output.loss = std::fs::read(intent.run.join(LOSS)).ok().and_then(|text| serde_json::from_slice(&text).ok());
+            output.loss = counted(intent);
         }
         Seen::Done(output)
     }
@@ -293,11 +293,29 @@ fn keep(intent: &Intent, running: &Running) -> std::io::Result<()> {
 /// Beside the socket as well: what was counted is not counted again, when the primary may have gone on.
 const LOSS: &str = "loss.json";
 
-async fn lost(cx: &ReadCx, intent: &Intent, servers: &dyn Servers, came: &Came, segment_size: u32) -> Option<Loss> {
+fn counted(intent: &Intent) -> Option<Loss> {
+    std::fs::read(intent.run.join(LOSS)).ok().and_then(|text| serde_json::from_slice(&text).ok())
+}
+
+async fn lost(
+    cx: &ReadCx,
+    intent: &Intent,
+    servers: &dyn Servers,
+    came: &Came,
+    (restored_at, segment_size): (Option<Timestamp>, u32),
+) -> Option<Loss> {
     let asked = intent.asked.as_ref()?;
+    if let Some(loss) = counted(intent) {
+        return Some(loss);
+    }
     let spec = spec(intent);
     let back = Back { servers, spec: &spec, came, segment_size };
-    let loss = asked.loss(came, intent.base_time, loss_log::lacks(cx, asked, &back).await);
+    let lacks = match restored_at {
+        Some(_) => loss_log::lacks(cx, asked, &back).await,
+        // Started once more, it says how far it is, and not how far it had come.
+        None => Err("an earlier try recovered it, and was cut off before it was told how far".to_owned()),
+    };
+    let loss = asked.loss(came, intent.base_time, lacks);
     if let Ok(text) = serde_json::to_vec(&loss) {
         // Only the report would miss it.
         let _ = std::fs::write(intent.run.join(LOSS), text);

@@ -282,6 +282,9 @@ pub(crate) async fn open(cx: &WriteCx, fenced: Fenced<'_>, kind: ProofKind, befo
             if look(cx, fenced).await?.status == "stopping" {
                 // It cannot be started before, and that takes minutes: it is waited for, not asked for again and again.
                 settled(cx, fenced, "the stop", |info| info.status == "stopped").await?;
+                // In that time another may have been promoted, and another run have the word: all is looked at once more.
+                let failure = Failure::new("stopped_meanwhile", format!("`{id}` has only just stopped, and may be started now"));
+                return Err(ApplyError::Retry { after: Duration::ZERO, failure });
             }
             match look(cx, fenced).await?.status.as_str() {
                 "stopped" => rds.start(&id).await?,

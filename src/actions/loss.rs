@@ -112,16 +112,21 @@ pub(crate) async fn ask(cx: &ReadCx, name: &DatabaseName, system: &str, reach: &
 async fn primary(cx: &ReadCx, name: &DatabaseName) -> Result<Result<(RegionName, ServerState), String>, Refusal> {
     let (mut found, mut others) = (Vec::new(), Vec::new());
     for region in database(cx, name)?.instances.keys() {
-        let sql = cx.world.sql(name.as_str(), region.as_str())?;
+        // Nor is it a reason not to restore that somebody cannot even be asked: a password that is not here, say.
+        let sql = match cx.world.sql(name.as_str(), region.as_str()) {
+            Ok(sql) => sql,
+            Err(e) => {
+                others.push(format!("{region}: {e}"));
+                continue;
+            }
+        };
         match within(cx, ASK, sql.state()).await {
             Ok(state) if state.in_recovery => others.push(format!("{region}: it is a standby")),
+            // An old primary that was fenced says so still: what the new one took since is not in it.
+            Ok(state) if state.read_only => others.push(format!("{region}: it takes no writes")),
             Ok(state) => found.push((region.clone(), state)),
             Err(e) => others.push(format!("{region}: {e}")),
         }
-    }
-    // An old primary that was fenced says so still, and takes no writes.
-    if found.len() > 1 {
-        found.retain(|(_, state)| !state.read_only);
     }
     let regions: Vec<&str> = found.iter().map(|(region, _)| region.as_str()).collect();
     Ok(match (found.len(), found.first()) {
@@ -132,9 +137,9 @@ async fn primary(cx: &ReadCx, name: &DatabaseName) -> Result<Result<(RegionName,
 }
 
 impl Asked {
-    /// A recovery of all the log that there is, kept to what there was.
+    /// A recovery of all the log that there is, kept to what there was when the primary was asked. Where nobody was, the more the better.
     pub(crate) fn keep(&self, mut recovery: Recovery, segment_size: u32) -> Recovery {
-        if recovery.until == Until::Latest {
+        if recovery.until == Until::Latest && self.primary.is_some() {
             recovery.reach = recovery.reach.no_further(self.log_end, segment_size);
         }
         recovery

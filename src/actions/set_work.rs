@@ -74,8 +74,18 @@ pub(crate) struct Opened {
 /// As an earlier process left it; or at its beginning, which says how to begin and what the copies are compared with.
 pub(crate) fn open(folder: &Path, begin: Checkpoint) -> Result<Opened, ApplyError> {
     let (desk, kept) = Desk::open(folder, begin.manifest.as_deref()).map_err(|e| broken(folder, &e))?;
+    if kept.is_none() {
+        // What an earlier try sorted may be of another manifest, or of listings that are old.
+        without_runs(folder);
+    }
     let resumed_at = kept.as_ref().and_then(|kept| kept.after.clone());
     Ok(Opened { desk, at: kept.unwrap_or(begin), resumed_at })
+}
+
+fn without_runs(folder: &Path) {
+    for runs in RUNS {
+        let _ = std::fs::remove_dir_all(folder.join(runs));
+    }
 }
 
 fn broken(folder: &Path, e: &std::io::Error) -> ApplyError {
@@ -200,9 +210,7 @@ impl<J: Judges> Work<J> {
 
     /// The next try begins anew.
     fn close(&self) -> std::io::Result<()> {
-        for runs in RUNS {
-            let _ = std::fs::remove_dir_all(self.desk.folder.join(runs));
-        }
+        without_runs(&self.desk.folder);
         std::fs::remove_file(self.desk.folder.join("checkpoint.json"))
     }
 }

@@ -342,6 +342,7 @@ impl ObjectWrite for S3Bucket {
     }
 
     async fn retain(&self, key: &str, until: jiff::Timestamp, mode: LockMode) -> PortResult<()> {
+        let raised = mode == LockMode::Compliance;
         let mode = match mode {
             LockMode::Governance => ObjectLockRetentionMode::Governance,
             LockMode::Compliance => ObjectLockRetentionMode::Compliance,
@@ -349,9 +350,17 @@ impl ObjectWrite for S3Bucket {
         // In whole seconds, as some servers ask, and never sooner than asked.
         let second = until.as_second() + i64::from(until.subsec_nanosecond() > 0);
         let retention = ObjectLockRetention::builder().mode(mode).retain_until_date(DateTime::from_secs(second)).build();
+        let what = self.name("PutObjectRetention", key);
         let call = self.clients.s3().await?.write.put_object_retention().bucket(&self.bucket).key(self.full(key));
         let call = call.checksum_algorithm(CHECKSUM).retention(retention);
-        call.send().await.map(|_| ()).map_err(|e| explain(&e, Doing::Writing, &self.name("PutObjectRetention", key)))
+        match call.clone().send().await.map_err(|e| explain(&e, Doing::Writing, &what)) {
+            // From governance to compliance is a change of the mode, which governance allows to whoever may bypass it.
+            Err(PortError::Refused(_)) if raised => {
+                let call = call.bypass_governance_retention(true).send().await;
+                call.map(|_| ()).map_err(|e| explain(&e, Doing::Writing, &format!("{what} (s3:BypassGovernanceRetention)")))
+            }
+            other => other.map(|_| ()),
+        }
     }
 
     async fn swap(&self, key: &str, body: Vec<u8>, expect: Option<&str>) -> PortResult<()> {

@@ -44,7 +44,8 @@ pub(super) async fn compare(repository: &Repository, target: &Repository, to: &d
     let has = |all: &[(String, Slot)], key: &str| all.iter().any(|(one, _)| one == key);
     let mut lacks: Vec<&(String, Slot)> = here.iter().filter(|(key, _)| !has(&there, key)).collect();
     let mut keys = Keys::default();
-    if there.is_empty() || (!has(&there, &repository.opened_by) && is_behind(repository, target).await?) {
+    // Also where no slot is left it is an error if the place has what the source's key cannot read.
+    if !has(&there, &repository.opened_by) && (is_behind(repository, target).await? || there.is_empty()) {
         keys = bring(repository, to, &lacks).await?;
         lacks.clear();
     }
@@ -89,7 +90,9 @@ async fn is_behind(repository: &Repository, target: &Repository) -> Result<bool>
     }
     match found.iter().max_by_key(|(generation, _, _)| *generation) {
         Some((later, _, key)) if *later > ours => Err(RepositoryError::Refused(format!(
-            "{place} has a later master key ({later}; {key} is under it) than the key that opened {source} ({ours}): it was rotated, and              this key does not open all that is there. Bring {source} in line first, muster backup copy --repo {place} --to {source}, with              the key that opens {place}; then copy with that key"
+            "{place} has a later master key ({later}; {key} is under it) than the key that opened {source} ({ours}): it was rotated, and \
+             this key does not open all that is there. Bring {source} in line first, muster backup copy --repo {place} --to {source}, with \
+             the key that opens {place}; then copy with that key"
         ))),
         Some((same, _, _)) if *same == ours => {
             for (_, kind, key) in found.iter().filter(|(generation, _, _)| *generation == ours) {
@@ -101,7 +104,8 @@ async fn is_behind(repository: &Repository, target: &Repository) -> Result<bool>
                 }
             }
             Err(RepositoryError::Refused(format!(
-                "{source} and {place} were each rotated by themselves: both have a master key {ours}, and not the same one, so that no key                  would open all of it. Copy to an empty place"
+                "{source} and {place} were each rotated by themselves: both have a master key {ours}, and not the same one, so that no key \
+                 would open all of it. Copy to an empty place"
             )))
         }
         _ => Ok(true),
@@ -255,6 +259,15 @@ mod tests {
             let mut owned = Repository::open(bench.store.clone(), "here", &unlock()).await.unwrap();
             rekey::rotate(&mut owned, &*bench.store, &unlock(), "again", bench.clock.now()).await.unwrap();
         }
+        // Who has a slot of before may put it back, and say that it was made tomorrow.
+        for (key, _) in slots(&*open(second.path(), &unlock()).await.unwrap().store).await.unwrap().whole {
+            let text = std::fs::read_to_string(second.path().join(key)).unwrap();
+            let mut slot: serde_json::Value = serde_json::from_str(&text).unwrap();
+            slot["created"] = "2099-01-01T00:00:00Z".into();
+            let planted = serde_json::to_vec(&slot).unwrap();
+            std::fs::write(first.path().join(Id::of(&planted).key(crate::repository::names::KEYS)), planted).unwrap();
+        }
+        assert_eq!(open(first.path(), &unlock()).await.unwrap().repository.keyring.current(), 6);
     }
 
     #[tokio::test(flavor = "multi_thread")]

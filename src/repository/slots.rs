@@ -9,7 +9,6 @@ use super::{
 };
 use crate::providers::port::{ObjectMeta, ObjectRead, ObjectWrite};
 use futures::{StreamExt, stream};
-use std::cmp::Reverse;
 
 /// Muster's have less than a kilobyte. What is larger is not even read.
 const LARGEST: u64 = 64 * 1024;
@@ -44,26 +43,33 @@ async fn one(store: &dyn ObjectRead, id: &Id, meta: &ObjectMeta) -> Result<Slot>
     slot.fault().map_or(Ok(slot), |why| Err(damaged(why)))
 }
 
-/// The keyring, out of the first slot that opens with that, and the place of this slot.
+/// The keyring, out of the cheapest slot that opens with that, and the place of this slot. Of several that cost the same it is
+/// the one that knows the latest master key: a rotation that keeps the secret leaves a second place with two slots for it, and
+/// who has an old one can put it back. What a slot says outside of its box, such as when it was made, anybody can write.
 pub(super) async fn open(store: &dyn ObjectRead, config: &Id, unlock: &Unlock) -> Result<(String, Keyring)> {
     let Found { whole, damaged } = slots(store).await?;
     let mut slots: Vec<(String, Slot)> = whole;
-    // The cheapest first: a slot that takes minutes to try, which anybody may have put there, must not come before ours. And
-    // the newest: a rotation that keeps the secret leaves a second place with two slots for it, until the old one is removed.
-    slots.sort_by_key(|(_, slot)| (slot.cost(), Reverse(slot.created)));
+    // A slot that takes minutes to try, which anybody may have put there, must not come before ours.
+    slots.sort_by_key(|(_, slot)| slot.cost());
     let (config, unlock) = (*config, unlock.clone());
     let mut damaged: Vec<String> = damaged.iter().map(ToString::to_string).collect();
     // Argon2id takes a tenth of a second and 64 MiB.
     let tried = tokio::task::spawn_blocking(move || {
+        let mut opened: Option<(String, Keyring, u64)> = None;
         for (key, slot) in &slots {
+            if opened.as_ref().is_some_and(|(_, _, cost)| slot.cost() > *cost) {
+                break;
+            }
             match slot.open(&config, &unlock) {
-                Ok(Some(keyring)) => return Ok((key.clone(), keyring)),
-                Ok(None) => {}
+                Ok(Some(keyring)) if opened.as_ref().is_none_or(|(_, known, _)| keyring.current() > known.current()) => {
+                    opened = Some((key.clone(), keyring, slot.cost()));
+                }
+                Ok(_) => {}
                 Err(error) if error.is_loss() => damaged.push(error.to_string()),
                 Err(error) => return Err(error),
             }
         }
-        Err(RepositoryError::WrongKey { slots: slots.len(), damaged })
+        opened.map(|(key, keyring, _)| (key, keyring)).ok_or(RepositoryError::WrongKey { slots: slots.len(), damaged })
     });
     tried.await.map_err(|e| RepositoryError::Interrupted(e.to_string()))?
 }
