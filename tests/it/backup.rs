@@ -410,7 +410,7 @@ fn a_copy_is_the_same_repository_elsewhere() {
     // A key that came later goes along.
     place.file("new", "another-secret-91\n");
     backup(&place, &["key", "rotate", "--new-password-file", "new"]).expect(0);
-    let args = ["backup", "copy", "--to", "second", "--repo", "vault", "--password-file", "new", "--json"];
+    let args = ["backup", "copy", "--to", "second", "--repo", "vault", "--password-file", "new"];
     let done = place.muster(&args).expect(0).last();
     place.muster(&["backup", "list", "--repo", "second", "--password-file", "new"]).expect(0);
     // What still opens there is said, with what ends that.
