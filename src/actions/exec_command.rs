@@ -17,8 +17,8 @@
 //! again, also to look afresh at a fact that an approval is bound to.
 //!
 //! **Undone** it is by the `undo` program, if given; nothing otherwise, and the record says so. A crash in the
-//! middle, or a signal that ends it, runs it again, unless `observe` says that nothing is left to undo: so it
-//! must accept that it has been run before. A code other than 0 is its last word.
+//! middle, or a deadline or a signal that ends it, runs it again, unless `observe` says that nothing is left to
+//! undo: so it must accept that it has been run before, even in part. A code other than 0 is its last word.
 
 use super::{contract::*, shared::*};
 use crate::model::{effect::*, estate::Estate, node::Node, runbook::UndoPolicy, time::Span};
@@ -45,7 +45,7 @@ pub struct Input {
     /// Tells whether it happened: exit 0 yes, 1 no, anything else cannot tell. It must change nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observe: Option<Vec<String>>,
-    /// Takes it back; must accept that it never happened.
+    /// Takes it back; must accept that it never happened, and that it has been run before, even in part.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undo: Option<Vec<String>>,
     /// Added to the environment. It is journaled: no secrets here.
