@@ -288,3 +288,33 @@ fn completions_know_the_commands() {
         assert!(!said.out.contains("lab-process"), "{shell} offers what is not for people");
     }
 }
+
+#[test]
+fn readiness_says_what_is_not_there_and_which_names_there_are() {
+    let place = Place::new();
+    let estate = "regions: { east: {}, west: {} }\ndatabases:\n  app:\n    engine: postgres\n    instances: { east: { host: 127.0.0.1, port: 1 }, west: { host: 127.0.0.1, port: 1 } }\n";
+    place.file("muster.yaml", estate);
+    let told = place.muster(&["readiness"]).expect(1).last();
+    assert_eq!((&told["ready"], &told["repositories"]), (&false.into(), &serde_json::json!([])));
+    for region in ["east", "west"] {
+        let findings = told["regions"][region].as_array().unwrap();
+        let replica = findings.iter().find(|finding| finding["what"] == "database/app replica").unwrap();
+        assert_eq!((&replica["state"], &replica["ok"]), (&"unknown".into(), &false.into()), "{replica}");
+    }
+    let west = place.muster(&["readiness", "west"]).expect(1).last();
+    assert_eq!(west["regions"].as_object().unwrap().keys().collect::<Vec<_>>(), ["west"]);
+    let plain = place.plain(&["readiness", "west"]).expect(1);
+    assert!(plain.out.contains("database/app replica") && plain.out.contains("not ready: 2 of"), "{}", plain.out);
+    for (args, words) in [
+        (&["south"][..], "the estate has no region `south`; it has: east, west"),
+        (&["west", "--service", "scoring"], "the estate has no service `scoring`; it has: none"),
+        (&["west", "--repository", "vault"], "the estate has no repository `vault`; it has: none"),
+        (&["west", "--max-replica-lag", "soon"], "--max-replica-lag"),
+    ] {
+        let said = place.plain(&[&["readiness"], args].concat()).expect(2);
+        assert!(said.err.contains(words), "{}", said.err);
+    }
+    place.file("muster.yaml", "regions: { east: {} }\n");
+    let said = place.plain(&["readiness"]).expect(2);
+    assert!(said.err.contains("nothing there that could be looked at"), "{}", said.err);
+}

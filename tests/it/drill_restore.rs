@@ -109,6 +109,7 @@ fn drill_of_a_restore_where_there_is_no_lab() {
     };
     let (good, said) = ready(&desk);
     assert!(!good && said.contains("repository/vault proof: never"), "{said}");
+    by_hand(&desk, 1, "never");
 
     let ran = desk.muster(&["drill", "run", "artifact-restore"]);
     assert_eq!((ran.code, &ran.result()["verdict"]), (Some(0), &"pass".into()), "{ran:?}");
@@ -116,6 +117,7 @@ fn drill_of_a_restore_where_there_is_no_lab() {
     assert_eq!(ran.result()["restore"]["files"], 3);
     let (good, said) = ready(&desk);
     assert!(good, "{said}");
+    by_hand(&desk, 0, "proven");
     let page = desk.muster(&["drill", "report", "--output", "report.html"]);
     assert_eq!(page.code, Some(0), "{page:?}");
     assert!(fs::read_to_string(desk.path("report.html")).unwrap().contains("Recovered point"));
@@ -131,6 +133,22 @@ fn drill_of_a_restore_where_there_is_no_lab() {
     nothing_that_serves_is_touched(&desk, &shipped);
     damaged_and_repaired(&desk, ready);
     desk.evidence_holds();
+}
+
+/// The same asked by a person, who needs no journal for it.
+fn by_hand(desk: &Desk, code: i32, proof: &str) {
+    let asked = desk.muster(&["readiness", "east", "--service", "scoring", "--max-proof-age", "1d", "--state", "elsewhere"]);
+    let told = asked.result();
+    assert_eq!((asked.code, &told["ready"]), (Some(code), &(code == 0).into()), "{asked:?}");
+    let states: Vec<&Value> = told["repositories"].as_array().unwrap().iter().map(|finding| &finding["state"]).collect();
+    assert_eq!(states, ["fresh", proof], "{told}");
+    assert_eq!(told["regions"], serde_json::json!({ "east": [] }));
+    assert!(!desk.path("elsewhere").exists(), "nothing is kept");
+    let status = desk.muster(&["status"]);
+    assert_eq!(
+        (&status.result()["proofs"][0]["what"], &status.result()["proofs"][0]["state"]),
+        (&"repository/vault proof".into(), &proof.into())
+    );
 }
 
 /// Outside a lab a step that may change something is refused before the drill begins.
