@@ -4,9 +4,12 @@ use super::{
     Done,
     output::{Output, glyph, table},
 };
-use crate::actions::{readiness_check::Finding, readiness_dns::Dns};
+
 use crate::model::time::Span;
-use crate::service::{Muster, readiness::Asked};
+use crate::service::{
+    Muster,
+    readiness::{Asked, Dns, Finding},
+};
 use serde_json::json;
 
 #[derive(clap::Args)]

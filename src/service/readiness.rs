@@ -4,9 +4,9 @@
 use super::{Muster, ServiceError};
 use crate::actions::{
     contract::ReadCx,
-    readiness_check::{self as check, Finding, Input},
-    readiness_dns::Dns,
+    readiness_check::{self as check, Input},
 };
+pub use crate::actions::{readiness_check::Finding, readiness_dns::Dns};
 use crate::engine::work::key;
 use crate::model::{estate::Estate, ids::*, plan::Scope, time::Span};
 use crate::providers::world::World;
