@@ -4,7 +4,6 @@ use super::{
     Done,
     output::{Output, glyph, table},
 };
-
 use crate::model::time::Span;
 use crate::service::{
     Muster,
