@@ -130,7 +130,7 @@ enum Command {
     /// Is the replica really there? State, schema, settings, and every row
     #[command(after_help = "Examples:\n  muster replica verify predictions\n  muster replica verify predictions --state-only")]
     Replica(replica::Args),
-    /// Could we fail over to a region now? Replicas, backups, proofs, DNS
+    /// Is what would be failed over to really there? Replicas, backups, DNS, proofs
     Readiness(readiness::Args),
     /// Is what the runbooks will need there? Their permissions at Amazon
     Doctor(doctor::Args),
@@ -248,6 +248,7 @@ async fn dispatch(cli: Cli, mut muster: Muster, output: &Output) -> Done {
         Command::Replica(args) => return replica::main(args, muster, output).await,
         Command::Bench(args) => return bench::main(args, &muster, output).await,
         Command::Plan(args) => return plan::main(&args, &muster, output).await,
+        Command::Readiness(args) => return readiness::main(args, &muster, output).await,
         Command::Doctor(args) => return doctor::main(&args, &muster, output).await,
         Command::Status => return status::main(&muster, output).await,
         Command::Runs(args) => return runs::list(&args, &muster, output).await,
@@ -276,7 +277,6 @@ async fn dispatch(cli: Cli, mut muster: Muster, output: &Output) -> Done {
     muster.faults = faults(&muster);
     match cli.command {
         Command::Run(args) => run::main(&args, &muster, output).await,
-        Command::Readiness(args) => readiness::main(&args, &muster, output).await,
         Command::Resume(args) => operate::resume(&args, &muster, output).await,
         Command::Drill(args) => drill::main(args, &muster, output).await,
         Command::Serve => {

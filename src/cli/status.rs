@@ -13,7 +13,7 @@ use std::sync::Arc;
 pub async fn main(muster: &Muster, output: &Output) -> Done {
     let estate = muster.estate()?;
     let world = crate::providers::world::World::new(Arc::new(estate.clone()), muster.clock.clone());
-    let facts = as_found::capture(&world, &estate).await;
+    let (facts, proofs) = futures::join!(as_found::capture(&world, &estate), muster.proofs(&estate));
     let recorded = muster.shared.is_some() || muster.state.join("journal.db").is_file();
     let (open, last, overridden, abandoned) = if recorded {
         let journal = muster.existing_journal().await?;
@@ -36,11 +36,14 @@ pub async fn main(muster: &Muster, output: &Output) -> Done {
         });
         let file = written.then_some(&muster.estate_file);
         output.object(&json!({
-            "estate": facts, "estate_file": file, "journal": recorded, "open": open.collect::<Vec<_>>(),
+            "estate": facts, "estate_file": file, "proofs": proofs, "journal": recorded, "open": open.collect::<Vec<_>>(),
             "last_drill": last, "next_drill": next
         }));
         return Ok(0);
     }
+    let next = next.map_or("none is scheduled".to_owned(), |(drill, at)| format!("{drill} at {}", seconds(at)));
+    let wrong = muster.drill_list().1.len();
+    let but = if wrong == 0 { String::new() } else { format!(", but {wrong} in drills/ cannot be used: see {} validate", output.program) };
     let width = facts.keys().map(|fact| fact.chars().count()).max().unwrap_or_default();
     for (fact, value) in &facts {
         output.line(format!("{fact:<width$}  {value}"));
@@ -52,27 +55,22 @@ pub async fn main(muster: &Muster, output: &Output) -> Done {
     }
     output.line("");
     for row in &open {
-        let status = super::runs::status(&row.status, overridden.contains(&row.id));
         let owner = row.owner.as_ref().filter(|_| muster.shared.is_some()).map(|owner| format!(", owned by {owner}"));
         let owner = owner.or_else(|| abandoned.contains(&row.id).then(|| ", and the process that had it is gone".to_owned()));
-        output.line(format!(
-            "open        {} {status} since {}{}: {} show {}",
-            row.name,
-            seconds(row.started_at),
-            owner.unwrap_or_default(),
-            output.program,
-            short(&row.id)
-        ));
+        let (since, show) = (seconds(row.started_at), format!("{} show {}", output.program, short(&row.id)));
+        let status = super::runs::status(&row.status, overridden.contains(&row.id));
+        output.line(format!("open        {} {status} since {since}{}: {show}", row.name, owner.unwrap_or_default()));
     }
     if !recorded {
         output.line(format!("open        not known: there is no journal in {}", muster.state.display()));
     } else if open.is_empty() {
         output.line("open        nothing");
     }
+    for proof in &proofs {
+        let what = proof.what.trim_start_matches("repository/").trim_end_matches(" proof");
+        output.line(format!("last proof  {what}: {}: {}", proof.state, proof.detail));
+    }
     output.line(format!("last drill  {}", last.as_ref().map_or("none is on record".to_owned(), last_drill)));
-    let next = next.map_or("none is scheduled".to_owned(), |(drill, at)| format!("{drill} at {}", seconds(at)));
-    let wrong = muster.drill_list().1.len();
-    let but = if wrong == 0 { String::new() } else { format!(", but {wrong} in drills/ cannot be used: see {} validate", output.program) };
     output.line(format!("next drill  {next}{but}"));
     Ok(0)
 }

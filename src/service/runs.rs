@@ -9,16 +9,9 @@ use super::{
 };
 use crate::engine::{Engine, EngineError, Outcome, inbox};
 use crate::journal::{ChainKind, Claim, Command, Draft, Journal, JournalError, Stored};
-use crate::model::{
-    effect::{Effect, Place},
-    estate::Estate,
-    event::Body,
-    ids::*,
-    plan::*,
-};
+use crate::model::{effect::Place, estate::Estate, event::Body, ids::*, plan::*};
 use crate::plan::state::RunState;
 use crate::providers::world::World;
-use crate::runbook::load::LoadedRunbook;
 use serde_json::Value;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -98,20 +91,6 @@ impl Muster {
                 "only a live failover takes the place of another run: --take-over goes with --live and a runbook of `mode: failover`";
             return Err(ServiceError::Usage(text.to_owned()));
         }
-        self.run_plan(plan, start).await
-    }
-
-    /// Runs a runbook that stands in no file and only looks: so it may look at what is outside a lab, too.
-    pub async fn run_book(&self, book: &LoadedRunbook) -> Result<Ran, ServiceError> {
-        let plan = self.plan(book, &self.estate()?, &BTreeMap::new(), Kind { scope: Scope::Live, live: false, waive: None })?;
-        let looks = |step: &PlanStep| matches!(step.kind, StepKind::Action { effect: Effect::Read, .. });
-        if let Some(step) = plan.steps.iter().find(|step| !looks(step)) {
-            return Err(ServiceError::Usage(format!("step `{}` ({}) does more than look", step.id, step.kind.uses())));
-        }
-        self.run_plan(plan, &Start::default()).await
-    }
-
-    async fn run_plan(&self, plan: Plan, start: &Start) -> Result<Ran, ServiceError> {
         let by = Self::named(&plan.estate, start.by.as_deref());
         Self::could_be_approved(&plan, &by)?;
         let engine = self.engine(&plan.estate).await?;
