@@ -20,6 +20,7 @@ With a passphrase, an agent or a hardware key:
 pub struct Args {
     /// A run, by the beginning of its identifier
     run: String,
+    /// The step, by its id in the runbook
     step: String,
     #[command(flatten)]
     who: Who,
@@ -35,6 +36,7 @@ Examples:
 pub struct OverrideArgs {
     /// A run, by the beginning of its identifier
     run: String,
+    /// The step, by its id in the runbook
     step: String,
     /// Why; it stands on the record
     #[arg(long)]

@@ -190,7 +190,7 @@ async fn whole(muster: &mut Muster, args: &Args, output: &Output) -> Done {
     let (id, html) = muster.drill_report(Some(drilled.state.id.as_str())).await?;
     let report = report_path(muster, args, id.as_str());
     std::fs::write(&report, html).map_err(|e| ServiceError::Usage(format!("{} cannot be written: {e}", report.display())))?;
-    let verified = muster.evidence_verify().await?.journal;
+    let verified = muster.evidence_verify(None).await?.journal;
     let mut view = drilled.view.clone();
     if let Some(map) = view.as_object_mut() {
         map.insert("report".to_owned(), json!(report));

@@ -18,28 +18,35 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum Command {
     /// Run a drill here, from its steady state to its verdict
+    #[command(after_help = "Examples:\n  muster drill run region-loss\n  muster drill run drills/region-loss.yaml --json")]
     Run {
         /// A path, or a name in drills/
         drill: String,
     },
     /// The drills beside the estate
+    #[command(after_help = "Example:\n  muster drill list")]
     List,
     /// When drills are due
+    #[command(after_help = "Examples:\n  muster drill next\n  muster drill next region-loss --from 2027-01-01T00:00:00Z --count 12")]
     Next {
         /// A path, or a name in drills/; all that have a schedule if left out
         drill: Option<String>,
         /// After this instant (RFC 3339), not at it; now if left out
         #[arg(long)]
         from: Option<String>,
+        /// How many
         #[arg(long, default_value_t = 5)]
         count: usize,
     },
     /// The drills on record, newest first
+    #[command(after_help = "Examples:\n  muster drill history\n  muster drill history --limit 500 --json")]
     History {
+        /// How many
         #[arg(long, default_value_t = 50)]
         limit: u32,
     },
     /// One drill as a page of HTML that needs nothing else
+    #[command(after_help = "Examples:\n  muster drill report\n  muster drill report 0198f2 --output report.html")]
     Report {
         /// A drill, by the beginning of its identifier; the last one if left out
         id: Option<String>,
@@ -182,19 +189,19 @@ fn list(muster: &Muster, output: &Output) -> Done {
         let one = |(path, drill): &(PathBuf, Drill)| json!({ "drill": drill.drill, "kind": drill.kind, "runbook": drill.runbook, "schedule": drill.schedule, "file": path });
         output.object(&json!({ "drills": drills.iter().map(one).collect::<Vec<_>>(), "wrong": wrong.iter().map(ToString::to_string).collect::<Vec<_>>() }));
     } else {
-        listed(muster, &drills, output);
+        if drills.is_empty() && wrong.is_empty() {
+            output.say("no drill beside the estate; they are sought in drills/");
+        } else if !drills.is_empty() {
+            listed(muster, &drills, output);
+        }
         for error in &wrong {
-            output.say(format!("error: {error}\n"));
+            output.say(format!("{error}\n"));
         }
     }
     Ok(if wrong.is_empty() { 0 } else { 2 })
 }
 
 fn listed(muster: &Muster, drills: &[(PathBuf, Drill)], output: &Output) {
-    if drills.is_empty() {
-        output.say("no drill beside the estate; they are sought in drills/");
-        return;
-    }
     let mut table = table(&["DRILL", "KIND", "NEXT", "SCHEDULE", "RUNBOOK"]);
     for (path, drill) in drills {
         let schedule = drill.schedule.as_ref().map_or("-".to_owned(), |schedule| format!("{} ({})", schedule.cron, schedule.timezone));
@@ -209,6 +216,10 @@ fn next(muster: &Muster, drill: Option<&str>, from: Option<&str>, count: usize, 
     let wrong = |text: &str| ServiceError::Usage(format!("`--from {text}` is not an instant such as 2026-11-23T03:00:00Z"));
     let from = from.map_or(Ok(muster.clock.now()), |text| text.parse().map_err(|_| wrong(text)))?;
     let next = muster.drill_next(drill, from, count)?;
+    // One that is left out here is never due either.
+    for error in drill.is_none().then(|| muster.drill_list().1).into_iter().flatten() {
+        output.say(format!("{error}\n"));
+    }
     if output.json {
         let one = |(drill, at): &(_, jiff::Timestamp)| json!({ "drill": drill, "at": rfc3339_ms(*at) });
         output.object(&json!({ "next": next.iter().map(one).collect::<Vec<_>>() }));

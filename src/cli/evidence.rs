@@ -3,7 +3,7 @@
 use super::{Done, output::Output};
 use crate::service::{
     Muster,
-    evidence::{Evidence, LedgerState},
+    evidence::{Evidence, LedgerState, evidence_verify_file},
     portable::{Exported, Imported},
 };
 use serde_json::json;
@@ -18,7 +18,16 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum Command {
     /// Verify every chain of the journal, the chain of heads over them, and the ledgers beside it
-    Verify,
+    #[command(
+        after_help = "Examples:\n  muster evidence verify\n  muster evidence verify --json > /elsewhere/kept.json         keep it where nobody who can write the journal can write\n  muster evidence verify --against /elsewhere/kept.json        is all that was there then still there?\n  muster evidence verify --against sha256:888ebef7…            the same, of a head alone\n  muster evidence verify record.jsonl                          an export, without a journal\nExit codes: 0 whole, and has what was kept; 1 changed, cut off or replaced; 2 cannot be read."
+    )]
+    Verify {
+        /// A file made by `evidence export`, in place of the journal
+        file: Option<PathBuf>,
+        /// What was kept of it: a head, what `evidence verify --json` said, or an export
+        #[arg(long, value_name = "HEAD|FILE")]
+        against: Option<String>,
+    },
     /// Write chains into a file that anyone can verify and another journal can import
     #[command(
         after_help = "Examples:\n  muster evidence export --out record.jsonl                 the whole journal\n  muster evidence export --runs 0198f2 --out record.jsonl   one run, or one drill with its runs"
@@ -42,12 +51,12 @@ enum Command {
 }
 
 pub async fn main(args: &Args, muster: &Muster, output: &Output) -> Done {
-    match &args.command {
-        Command::Verify => {}
+    let found = match &args.command {
+        Command::Verify { file: Some(file), against } => evidence_verify_file(file, against.as_deref())?,
+        Command::Verify { file: None, against } => muster.evidence_verify(against.as_deref()).await?,
         Command::Export { runs, out } => return Ok(exported(&muster.evidence_export(runs, out).await?, output)),
         Command::Import { from } => return Ok(imported(&muster.evidence_import(from).await?, output)),
-    }
-    let found = muster.evidence_verify().await?;
+    };
     if output.json {
         output.object(&json!(found));
     } else {
@@ -105,7 +114,19 @@ fn told(found: &Evidence, output: &Output) {
     if found.signed + found.unsigned > 0 {
         output.line(format!("approvals and overrides: {} signed, their signatures hold; {} by name alone", found.signed, found.unsigned));
     }
+    for signer in &found.signers {
+        output.line(format!("  {} signed by {} with the key {}: is it theirs?", signer.signatures, signer.by, signer.key));
+    }
+    if let (Some(against), true) = (&found.against, journal.verified) {
+        output.line(format!("all that was kept in {against} is in it"));
+    }
     if let Some(head) = &journal.head {
         output.line(format!("head {head}: keep it elsewhere, and a later cut is found"));
+        if !found.open.is_empty() {
+            let open = found.open.len();
+            output.line(format!(
+                "it knows no more than the beginning of what is still open ({open}): keep the whole answer of --json for that"
+            ));
+        }
     }
 }

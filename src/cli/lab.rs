@@ -21,34 +21,69 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum Command {
     /// Start two regions, and what stands outside of them; writes an estate file
+    #[command(after_help = "Examples:\n  muster lab up\n  muster lab up --servers own")]
     Up {
         /// Whose the database servers are
         #[arg(long, default_value = "rds")]
         servers: Servers,
     },
     /// Stop everything and remove it, also what a crash left behind
+    #[command(after_help = "Example:\n  muster lab down")]
     Down,
     /// The processes and their addresses
+    #[command(after_help = "Examples:\n  muster lab status\n  muster lab status --json")]
     Status,
     /// SIGKILL to every process of a region
-    Kill { region: String },
+    #[command(after_help = "Example:\n  muster lab kill east")]
+    Kill {
+        /// `east` or `west`
+        region: String,
+    },
     /// SIGSTOP to every process of a region: nothing answers, nothing resets
-    Freeze { region: String },
+    #[command(after_help = "Example:\n  muster lab freeze east")]
+    Freeze {
+        /// `east` or `west`
+        region: String,
+    },
     /// SIGCONT to every process of a region
-    Thaw { region: String },
+    #[command(after_help = "Example:\n  muster lab thaw east")]
+    Thaw {
+        /// `east` or `west`
+        region: String,
+    },
     /// SIGKILL to a region's database server
-    LoseDatabase { region: String },
+    #[command(after_help = "Example:\n  muster lab lose-database east")]
+    LoseDatabase {
+        /// `east` or `west`
+        region: String,
+    },
     /// SIGKILL to what changes things and serves nobody: a region's RDS API, and in the east that of Route 53
-    LoseControlPlane { region: String },
+    #[command(after_help = "Example:\n  muster lab lose-control-plane east")]
+    LoseControlPlane {
+        /// `east` or `west`
+        region: String,
+    },
     /// Hold up replication from a region's primary
-    DelayReplication { region: String },
+    #[command(after_help = "Example:\n  muster lab delay-replication east")]
+    DelayReplication {
+        /// `east` or `west`
+        region: String,
+    },
     /// Thaw and restart what is down in a region (or in `all`)
+    #[command(after_help = "Examples:\n  muster lab heal\n  muster lab heal east")]
     Heal {
+        /// `east`, `west` or `all`
         #[arg(default_value = "all")]
         region: String,
     },
     /// Slow something down: `dns_delay_ms`, `predict_delay_ms.REGION`
-    Set { knob: String, value: u64 },
+    #[command(after_help = "Examples:\n  muster lab set dns_delay_ms 200\n  muster lab set predict_delay_ms.east 500")]
+    Set {
+        /// Which
+        knob: String,
+        /// In milliseconds
+        value: u64,
+    },
 }
 
 #[derive(clap::Args)]

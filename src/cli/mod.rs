@@ -83,53 +83,79 @@ enum Command {
     /// Run a runbook here
     Run(run::Args),
     /// The estate and what is open, on one screen
+    #[command(after_help = "Examples:\n  muster status\n  muster status --json | jq .open")]
     Status,
     /// The runs on record, newest first
+    #[command(after_help = "Examples:\n  muster runs\n  muster runs --limit 500 --json")]
     Runs(runs::ListArgs),
     /// One run or drill with its steps, its timeline, and what to do about it
+    #[command(after_help = "Examples:\n  muster show 0198f2\n  muster show 0198f2 --json | jq .next")]
     Show(show::Args),
     /// Follow a run or drill until it ends or waits for a person
+    #[command(after_help = "Example:\n  muster watch 0198f2")]
     Watch(runs::WatchArgs),
     /// Go on with a run or drill that was paused or whose process ended
     Resume(operate::ResumeArgs),
     /// Pause a run: what is under way is settled, nothing new begins
+    #[command(after_help = "Examples:\n  muster pause 0198f2 --reason 'the vendor is called first'\n  muster resume 0198f2")]
     Pause(operate::ReasonArgs),
     /// End a run: what is under way is settled, nothing new begins, nothing is undone
+    #[command(after_help = "Example:\n  muster abort 0198f2 --reason 'the region is back'")]
     Abort(operate::ReasonArgs),
     /// Approve a step that waits for it
     Approve(approve::Args),
     /// Refuse approval
+    #[command(after_help = "Example:\n  muster reject 0198f2 declare --by ana --reason 'the region answers again'")]
     Reject(operate::StepReasonArgs),
     /// Try a failed step again
+    #[command(after_help = "Examples:\n  muster retry 0198f2 traffic\n  muster resume 0198f2")]
     Retry(operate::StepArgs),
     /// Go on without a step
+    #[command(after_help = "Examples:\n  muster skip 0198f2 notify --reason 'told by telephone'\n  muster resume 0198f2")]
     Skip(operate::StepReasonArgs),
     /// Let a run go on past a guard that does not hold; it stays visible for ever
     Override(approve::OverrideArgs),
     /// Say what happened in a step whose outcome is not known
+    #[command(
+        after_help = "Examples:\n  muster resolve 0198f2 traffic --as done --reason 'the console shows the new record'\n  muster resume 0198f2"
+    )]
     Resolve(operate::ResolveArgs),
     /// Drills: run, list, next, history, report
+    #[command(after_help = "Examples:\n  muster drill list\n  muster drill run region-loss\n  muster drill report")]
     Drill(drill::Args),
     /// Backups: create, list, show, diff, restore, verify, forget, prune, copy, key, stats
     Backup(backup::Args),
     /// PostgreSQL's write-ahead log in a repository: archive, fetch, receive, status
     Wal(wal::Args),
     /// Is the replica really there? State, schema, settings, and every row
+    #[command(after_help = "Examples:\n  muster replica verify predictions\n  muster replica verify predictions --state-only")]
     Replica(replica::Args),
     /// Is what would be failed over to really there? Replicas, backups, DNS, proofs
     Readiness(readiness::Args),
     /// Is what the runbooks will need there? Their permissions at Amazon
     Doctor(doctor::Args),
     /// Fire drills on schedule
+    #[command(after_help = "Examples:\n  muster serve\n  muster --state /var/lib/muster --estate /etc/muster/muster.yaml serve --json")]
     Serve,
     /// Verify the journal, export it, import another's
+    #[command(
+        after_help = "Examples:\n  muster evidence verify\n  muster evidence export --out record.jsonl\n  muster evidence import record.jsonl"
+    )]
     Evidence(evidence::Args),
     /// The actions, and what each takes and gives
+    #[command(after_help = "Examples:\n  muster actions\n  muster actions database.promote")]
     Actions(actions::Args),
     /// The JSON Schema of a file
+    #[command(
+        after_help = "Examples:\n  muster schema runbook > runbook.schema.json\n  in a runbook: # yaml-language-server: $schema=./runbook.schema.json"
+    )]
     Schema(schema::Args),
     /// Completions for a shell
-    Completions { shell: clap_complete::Shell },
+    #[command(after_help = "Example:\n  muster completions bash > /etc/bash_completion.d/muster")]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
     /// What the engine and its journal can do on this machine
     #[command(hide = true)]
     Bench(bench::Args),
@@ -152,10 +178,7 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            let code = if error.use_stderr() { trouble } else { 0 };
-            // Nothing is left to tell if even this cannot be printed.
-            let _ = error.print();
-            return ExitCode::from(code);
+            return ExitCode::from(misused(&error, trouble));
         }
     };
     output::logging(cli.verbose);
@@ -175,9 +198,31 @@ pub fn main() -> ExitCode {
         muster.leave().await;
         code
     });
-    let code = code.unwrap_or_else(|error| output.error(&error));
+    let mut code = code.unwrap_or_else(|error| output.error(&error));
+    if let Some(why) = output::unwritten() {
+        output.say(format!("error: the result could not be written to stdout: {why}"));
+        code = if code == 0 { trouble } else { code };
+    }
     runtime.shutdown_timeout(std::time::Duration::from_millis(200));
     ExitCode::from(code)
+}
+
+/// The program was not called as it can be; or help was asked for, which is no error.
+fn misused(error: &clap::Error, trouble: u8) -> u8 {
+    // Nothing is left to tell if even this cannot be printed.
+    let _ = error.print();
+    if !error.use_stderr() {
+        return 0;
+    }
+    // What could not be parsed does not say whether a program reads it.
+    if std::env::args_os().skip(1).take_while(|arg| arg != "--").any(|arg| arg == "--json") {
+        let text = error.to_string();
+        let message = text.trim().trim_start_matches("error: ");
+        Output::new(true, String::new()).object(&serde_json::json!({
+            "error": { "code": "usage", "message": message, "diagnostics": null }
+        }));
+    }
+    trouble
 }
 
 async fn dispatch(cli: Cli, mut muster: Muster, output: &Output) -> Done {
@@ -192,7 +237,10 @@ async fn dispatch(cli: Cli, mut muster: Muster, output: &Output) -> Done {
         Command::Actions(args) => return actions::main(&args, output),
         Command::Schema(args) => return schema::main(args, output),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut public(), "muster", &mut std::io::stdout());
+            // Into memory, since it panics where it cannot write.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut public(), "muster", &mut script);
+            output::write(&script);
             return Ok(0);
         }
         Command::Backup(args) => return backup::main(args, muster, output).await,
@@ -257,4 +305,28 @@ fn faults(muster: &Muster) -> Option<Arc<dyn crate::providers::port::Faults>> {
 #[cfg(not(feature = "lab"))]
 fn faults(_: &Muster) -> Option<Arc<dyn crate::providers::port::Faults>> {
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What people look for in a help page is how others call it.
+    #[test]
+    fn every_command_has_an_example_and_says_what_each_argument_is() {
+        fn look(path: &str, command: &clap::Command, found: &mut Vec<String>) {
+            let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            if !["Example", "Begin with", "In postgresql.conf"].iter().any(|word| after.contains(word)) {
+                found.push(format!("{path}: no example"));
+            }
+            let bare = command.get_arguments().filter(|arg| arg.get_help().is_none() && !arg.is_hide_set());
+            found.extend(bare.map(|arg| format!("{path}: `{}` is not described", arg.get_id())));
+            for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help") {
+                look(&format!("{path} {}", sub.get_name()), sub, found);
+            }
+        }
+        let mut found = Vec::new();
+        look("muster", &Cli::command(), &mut found);
+        assert_eq!(found, Vec::<String>::new());
+    }
 }

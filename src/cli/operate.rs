@@ -33,6 +33,7 @@ pub struct ReasonArgs {
 pub struct StepArgs {
     /// A run, by the beginning of its identifier
     run: String,
+    /// The step, by its id in the runbook
     step: String,
     /// In whose name; the user of this machine if left out
     #[arg(long = "by", value_name = "PERSON")]
@@ -43,6 +44,7 @@ pub struct StepArgs {
 pub struct StepReasonArgs {
     /// A run, by the beginning of its identifier
     run: String,
+    /// The step, by its id in the runbook
     step: String,
     /// Why; it stands on the record
     #[arg(long)]
@@ -56,6 +58,7 @@ pub struct StepReasonArgs {
 pub struct ResolveArgs {
     /// A run, by the beginning of its identifier
     run: String,
+    /// The step, by its id in the runbook
     step: String,
     /// What happened
     #[arg(long = "as", value_name = "WHAT")]
@@ -112,7 +115,7 @@ pub(super) async fn tell(run: &str, by: Option<String>, command: Command, muster
     let by = by.unwrap_or_else(Muster::person);
     let told = muster.command(&run, &by, &command).await?;
     let text = match &told {
-        Told::OnRecord => format!("on record; go on with: muster resume {run}"),
+        Told::OnRecord => format!("on record; go on with: {} resume {run}", output.program),
         Told::Owner(owner) => format!("left for {owner}, which owns the run"),
     };
     output.object(&json!({ "run": run, "by": by, "command": command, "owner": matches!(told, Told::Owner(_)) }));

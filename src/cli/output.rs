@@ -11,12 +11,33 @@ use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
 use serde_json::{Value, json};
 use std::{
     io::{IsTerminal, Write},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 use tokio::sync::watch;
 
 /// To the beginning of the line, and nothing left on it.
 const ERASE: &str = "\r\u{1b}[2K";
+
+/// Why a part of the result could not be written, if so.
+static UNWRITTEN: OnceLock<String> = OnceLock::new();
+
+/// Why a part of the result is not where stdout leads, if so: a full disk must not look like an answer.
+#[must_use]
+pub fn unwritten() -> Option<&'static str> {
+    UNWRITTEN.get().map(String::as_str)
+}
+
+/// Bytes of the result, to stdout.
+pub fn write(bytes: &[u8]) {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        // A reader that has gone away is no error of ours.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            let _ = UNWRITTEN.set(error.to_string());
+        }
+        _ => {}
+    }
+}
 
 #[derive(Clone)]
 pub struct Output {
@@ -38,8 +59,7 @@ impl Output {
     /// One line of the result.
     #[allow(clippy::unused_self)] // stdout is this one's alone, by convention
     pub fn line(&self, text: impl AsRef<str>) {
-        // A reader that has gone away is no error of ours.
-        let _ = writeln!(std::io::stdout(), "{}", text.as_ref());
+        write(format!("{}\n", text.as_ref()).as_bytes());
     }
 
     /// The result as JSON, if that was asked for.

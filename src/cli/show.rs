@@ -63,11 +63,13 @@ async fn run(id: &RunId, journal: &dyn Journal, output: &Output) -> Done {
     let unknowns = unknowns(&output.program, id, &state, &events);
     // What only a person can say.
     let code = if unknowns.is_empty() { 0 } else { 3 };
+    let abandoned = journal.abandoned().await?.contains(id);
     if output.json {
         let evidence = view::evidence(journal, std::slice::from_ref(id)).await?;
         let mut view = view::run(id, &state, &evidence);
         view["next"] = json!(commands(&output.program, id, &state));
         view["unknown"] = json!(unknowns);
+        view["abandoned"] = json!(abandoned);
         view["events"] = json!(events.iter().map(view::event).collect::<Vec<_>>());
         output.object(&view);
         return Ok(code);
@@ -98,6 +100,14 @@ async fn run(id: &RunId, journal: &dyn Journal, output: &Output) -> Done {
     let next = next(&output.program, id, &state);
     if !next.is_empty() {
         output.line(format!("\n{}", next.join("\n")));
+    }
+    if abandoned && next.is_empty() {
+        // A run of a drill goes on with its drill.
+        let whole = journal.row(id).await?.parent.unwrap_or_else(|| id.clone());
+        output.line(format!(
+            "\nnothing goes on here: the process that had it is gone. Go on from the record with:\n    {} resume {whole}",
+            output.program
+        ));
     }
     Ok(code)
 }

@@ -14,44 +14,56 @@ pub async fn main(muster: &Muster, output: &Output) -> Done {
     let estate = muster.estate()?;
     let world = crate::providers::world::World::new(Arc::new(estate.clone()), muster.clock.clone());
     let (facts, proofs) = futures::join!(as_found::capture(&world, &estate), muster.proofs(&estate));
-    let (open, last, overridden) = if muster.shared.is_some() || muster.state.join("journal.db").is_file() {
+    let recorded = muster.shared.is_some() || muster.state.join("journal.db").is_file();
+    let (open, last, overridden, abandoned) = if recorded {
         let journal = muster.existing_journal().await?;
         let open = journal.open().await?;
         let ids: Vec<_> = open.iter().map(|row| row.id.clone()).collect();
         let overridden = journal.holding(&ids, super::runs::OVERRIDDEN).await?;
-        (open, muster.drill_history(1).await?.into_iter().next(), overridden)
+        (open, muster.drill_history(1).await?.into_iter().next(), overridden, journal.abandoned().await?)
     } else {
-        (Vec::new(), None, Vec::new())
+        (Vec::new(), None, Vec::new(), Vec::new())
     };
-    let next = muster.drill_next(None, muster.clock.now(), 1).unwrap_or_default().into_iter().next();
+    let written = muster.estate_file.is_file();
+    let next = muster.drill_next(None, muster.clock.now(), 1)?.into_iter().next();
     if output.json {
         let next = next.map(|(drill, at)| json!({ "drill": drill, "at": rfc3339_ms(at) }));
         let view = |row| if muster.shared.is_some() { view::owned_row(row, &overridden) } else { view::row(row, &overridden) };
-        let open = open.iter().map(view).collect::<Vec<_>>();
-        output.object(&json!({ "estate": facts, "proofs": proofs, "open": open, "last_drill": last, "next_drill": next }));
+        let open = open.iter().map(|row| {
+            let mut view = view(row);
+            view["abandoned"] = json!(abandoned.contains(&row.id));
+            view
+        });
+        let file = written.then_some(&muster.estate_file);
+        output.object(&json!({
+            "estate": facts, "estate_file": file, "proofs": proofs, "journal": recorded, "open": open.collect::<Vec<_>>(),
+            "last_drill": last, "next_drill": next
+        }));
         return Ok(0);
     }
+    let next = next.map_or("none is scheduled".to_owned(), |(drill, at)| format!("{drill} at {}", seconds(at)));
+    let wrong = muster.drill_list().1.len();
+    let but = if wrong == 0 { String::new() } else { format!(", but {wrong} in drills/ cannot be used: see {} validate", output.program) };
     let width = facts.keys().map(|fact| fact.chars().count()).max().unwrap_or_default();
     for (fact, value) in &facts {
         output.line(format!("{fact:<width$}  {value}"));
     }
-    if facts.is_empty() {
+    if !written {
+        output.line(format!("there is no estate here: no {}", muster.estate_file.display()));
+    } else if facts.is_empty() {
         output.line("the estate names no database and no endpoint");
     }
     output.line("");
     for row in &open {
-        let status = super::runs::status(&row.status, overridden.contains(&row.id));
         let owner = row.owner.as_ref().filter(|_| muster.shared.is_some()).map(|owner| format!(", owned by {owner}"));
-        output.line(format!(
-            "open        {} {status} since {}{}: {} show {}",
-            row.name,
-            seconds(row.started_at),
-            owner.unwrap_or_default(),
-            output.program,
-            short(&row.id)
-        ));
+        let owner = owner.or_else(|| abandoned.contains(&row.id).then(|| ", and the process that had it is gone".to_owned()));
+        let (since, show) = (seconds(row.started_at), format!("{} show {}", output.program, short(&row.id)));
+        let status = super::runs::status(&row.status, overridden.contains(&row.id));
+        output.line(format!("open        {} {status} since {since}{}: {show}", row.name, owner.unwrap_or_default()));
     }
-    if open.is_empty() {
+    if !recorded {
+        output.line(format!("open        not known: there is no journal in {}", muster.state.display()));
+    } else if open.is_empty() {
         output.line("open        nothing");
     }
     for proof in &proofs {
@@ -59,8 +71,7 @@ pub async fn main(muster: &Muster, output: &Output) -> Done {
         output.line(format!("last proof  {what}: {}: {}", proof.state, proof.detail));
     }
     output.line(format!("last drill  {}", last.as_ref().map_or("none is on record".to_owned(), last_drill)));
-    output
-        .line(format!("next drill  {}", next.map_or("none is scheduled".to_owned(), |(drill, at)| format!("{drill} at {}", seconds(at)))));
+    output.line(format!("next drill  {next}{but}"));
     Ok(0)
 }
 

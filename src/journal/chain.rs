@@ -4,11 +4,18 @@
 //! of the record before it in `prev`. The chain of heads is made the same way; it has a record when a
 //! chain begins and one when it ends, so that removing a chain as a whole leaves a hole.
 
-use super::{ChainKind, ChainRow, Draft, JournalError, Stored, adopt::Origin, project};
-use crate::model::{event::Event, ids::RunId};
+use super::{
+    ChainKind, ChainRow, Draft, JournalError, Stored,
+    adopt::{Origin, is_imported},
+    project,
+};
+use crate::model::{
+    event::{Body, Event},
+    ids::RunId,
+};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// SHA-256 in lower-case hexadecimal.
 #[must_use]
@@ -222,7 +229,7 @@ pub fn verify(dump: &Dump) -> Verification {
     for row in dump.rows.iter().filter(|row| !chains.contains_key(&row.id)) {
         problems.push(format!("{}: all its events are gone", row.id));
     }
-    let head = dump.heads.as_ref().and_then(|heads| verify_heads(heads, &chains, &mut problems));
+    let head = dump.heads.as_ref().and_then(|heads| verify_heads(heads, &chains, &rows, &mut problems));
     Verification {
         verified: problems.is_empty(),
         chains: chains.len() as u64,
@@ -265,6 +272,12 @@ fn verify_chain(run: &RunId, events: &[&EventRow], row: Option<&ChainRow>, probl
                     status = Some(word);
                     ended = end.then_some(expected);
                 }
+                if let Some(row) = row {
+                    compare_list(run, row, &event, problems);
+                    if expected == events.len() as u64 {
+                        compare_end(run, row, ended.is_some(), event.at, problems);
+                    }
+                }
             }
         }
     }
@@ -299,9 +312,57 @@ fn compare_columns(place: &str, stored: &EventRow, event: &Event, problems: &mut
     }
 }
 
-fn verify_heads(heads: &[HeadRow], chains: &BTreeMap<&RunId, Vec<&EventRow>>, problems: &mut Vec<String>) -> Option<String> {
+/// What the list tells of a chain's beginning. Nothing is decided by it, but it is what people are shown.
+fn compare_list(run: &RunId, row: &ChainRow, event: &Event, problems: &mut Vec<String>) {
+    if event.seq != 1 {
+        return;
+    }
+    if row.started_at != event.at {
+        problems.push(format!("{run}: the list says that it began at {}, and its first event is of {}", row.started_at, event.at));
+    }
+    if let Body::RunCreated { drill, .. } = &event.body
+        && row.parent != *drill
+    {
+        problems.push(format!("{run}: the list does not name the drill that it belongs to as its first event does"));
+    }
+}
+
+/// And of its end. What was taken in from elsewhere is not open here, whether it had ended or not.
+fn compare_end(run: &RunId, row: &ChainRow, ended: bool, last: jiff::Timestamp, problems: &mut Vec<String>) {
+    let same = match row.finished_at {
+        Some(at) => at == last && (ended || is_imported(row)),
+        None => !ended,
+    };
+    if !same {
+        let said = row.finished_at.map_or_else(|| "that it has not ended".to_owned(), |at| format!("that it ended at {at}"));
+        problems.push(format!("{run}: the list says {said}, its events say otherwise"));
+    }
+}
+
+/// What a head says of its chain, held against the list.
+fn compare_head(place: &str, head: &Head, row: Option<&ChainRow>, problems: &mut Vec<String>) {
+    let Some(row) = row else { return };
+    if row.name != head.name || row.kind != head.kind {
+        problems.push(format!("{place}: {} was begun as the {:?} `{}`, and the list says otherwise", head.run, head.kind, head.name));
+    }
+    if is_imported(row) && !head.ended && head.origin.is_none() {
+        problems.push(format!("{place}: {} was begun here, and the list says that it was imported", head.run));
+    }
+}
+
+fn has_ended(events: &[&EventRow]) -> bool {
+    let last = events.last().and_then(|last| serde_json::from_slice::<Event>(&last.record).ok());
+    last.and_then(|event| project(&event.body)).is_some_and(|(_, ended)| ended)
+}
+
+fn verify_heads(
+    heads: &[HeadRow],
+    chains: &BTreeMap<&RunId, Vec<&EventRow>>,
+    rows: &BTreeMap<&RunId, &ChainRow>,
+    problems: &mut Vec<String>,
+) -> Option<String> {
     let mut prev = String::new();
-    let mut begun = std::collections::BTreeSet::new();
+    let (mut begun, mut closed) = (BTreeSet::new(), BTreeSet::new());
     for (expected, stored) in (1..).zip(heads) {
         let place = format!("head {expected}");
         if stored.n != expected {
@@ -319,10 +380,14 @@ fn verify_heads(heads: &[HeadRow], chains: &BTreeMap<&RunId, Vec<&EventRow>>, pr
         if head.prev != stored.prev || head.run != stored.run || head.n != stored.n {
             problems.push(format!("{place}: the columns beside it do not say what it says"));
         }
+        compare_head(&place, &head, rows.get(&head.run).copied(), problems);
         begun.insert(head.run.clone());
         match chains.get(&head.run) {
             None => problems.push(format!("{place}: {} {} is gone", head.name, head.run)),
             Some(events) => {
+                if events.len() as u64 == head.seq {
+                    closed.insert(head.run.clone());
+                }
                 let at = events.iter().find(|event| event.seq == head.seq);
                 if at.is_none_or(|event| event.hash != head.hash) {
                     problems.push(format!("{place}: {} no longer has event {} as it was", head.run, head.seq));
@@ -335,6 +400,11 @@ fn verify_heads(heads: &[HeadRow], chains: &BTreeMap<&RunId, Vec<&EventRow>>, pr
     }
     for run in chains.keys().filter(|run| !begun.contains(**run)) {
         problems.push(format!("{run}: the chain of heads does not know of it"));
+    }
+    for (run, events) in chains {
+        if begun.contains(*run) && !closed.contains(*run) && has_ended(events) {
+            problems.push(format!("{run}: it has ended, and the chain of heads does not know of that"));
+        }
     }
     heads.last().map(|head| head.hash.clone())
 }

@@ -200,7 +200,7 @@ async fn on_postgres() {
 }
 
 /// Every way in which somebody may tamper with the store; `EDIT` is how it replaces text in bytes.
-const TAMPERING: [(&str, &str); 11] = [
+const TAMPERING: [(&str, &str); 17] = [
     ("an edited record", "UPDATE events SET record = EDIT(tester, nobody) WHERE run = 'run-a' AND seq = 2"),
     ("an edited record with its hash made to fit", "UPDATE events SET hash = 'x' WHERE run = 'run-a' AND seq = 2"),
     ("an edited column", "UPDATE events SET actor = 'nobody' WHERE run = 'run-a' AND seq = 2"),
@@ -210,7 +210,13 @@ const TAMPERING: [(&str, &str); 11] = [
     ("a removed run", "DELETE FROM events WHERE run = 'run-a'"),
     ("a removed run, with its entry in the list", "DELETE FROM chains WHERE id = 'run-a'"),
     ("a status that was made better", "UPDATE chains SET status = 'failed' WHERE id = 'run-a'"),
+    ("another name in the list", "UPDATE chains SET name = 'other' WHERE id = 'run-a'"),
+    ("a run listed as a drill", "UPDATE chains SET kind = 'drill' WHERE id = 'run-a'"),
+    ("another drill in the list", "UPDATE chains SET parent = 'other' WHERE id = 'run-a'"),
+    ("another beginning in the list", "UPDATE chains SET started_at = '2020-01-01T00:00:00Z' WHERE id = 'run-a'"),
+    ("another end in the list", "UPDATE chains SET finished_at = '2020-01-01T00:00:00Z' WHERE id = 'run-a'"),
     ("a removed head", "DELETE FROM heads WHERE n = 2"),
+    ("the head of an end", "DELETE FROM heads WHERE n = (SELECT max(n) FROM heads)"),
     ("an edited head", "UPDATE heads SET record = EDIT(run-a, run-b) WHERE n = 1"),
 ];
 

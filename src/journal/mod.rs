@@ -6,6 +6,7 @@
 //! long a process may believe that it owns a chain, where the store is not on its own machine.
 
 pub mod adopt;
+pub mod anchor;
 mod bells;
 pub mod chain;
 #[cfg(test)]
@@ -270,6 +271,11 @@ pub trait Journal: Send + Sync {
     /// machine, these are looked for when a process begins, and not all the time. Who asks takes part.
     async fn orphans(&self, _owner: &str) -> Result<Orphans, JournalError> {
         Ok(Orphans::default())
+    }
+    /// Open chains whose owner is gone without having let go of them: what they say goes on does not. Where other
+    /// nodes take such chains over by themselves, nothing need be said of them.
+    async fn abandoned(&self) -> Result<Vec<RunId>, JournalError> {
+        Ok(Vec::new())
     }
     /// Takes something for as long as this process lives; false while another one that lives has it.
     async fn reserve(&self, _what: &str, _owner: &str) -> Result<bool, JournalError> {

@@ -263,6 +263,14 @@ impl Journal for SqliteJournal {
         self.rows(rows.fetch_all(&self.read).await)
     }
 
+    async fn abandoned(&self) -> Result<Vec<RunId>, JournalError> {
+        let rows = sqlx::query_as::<_, (String, String)>("SELECT id, holder FROM chains WHERE finished_at IS NULL AND holder IS NOT NULL");
+        let rows = rows.fetch_all(&self.read).await.map_err(|e| self.fail(&e))?;
+        let folder = self.dir.join("locks");
+        let gone = |holder: &str| hold::lives(&folder, holder).is_ok_and(|lives| !lives);
+        Ok(rows.into_iter().filter(|(_, holder)| gone(holder)).map(|(id, _)| RunId(id)).collect())
+    }
+
     async fn holding(&self, chains: &[RunId], kind: &str) -> Result<Vec<RunId>, JournalError> {
         let chains = serde_json::to_string(chains).unwrap_or_default();
         let rows = sqlx::query("SELECT DISTINCT c.id FROM json_each(?) AS asked JOIN chains c ON c.id = asked.value JOIN events e ON e.chain = c.n WHERE e.kind = ?")

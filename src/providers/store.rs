@@ -25,6 +25,11 @@ pub fn open(text: &str, aws: Option<&Aws>) -> PortResult<Arc<dyn ObjectWrite>> {
     }
 }
 
+/// Is it a bucket, and not a directory?
+pub fn is_bucket(text: &str) -> bool {
+    matches!(parse(text), Ok(Place::S3 { .. }))
+}
+
 #[cfg(feature = "aws")]
 fn s3(bucket: String, prefix: String, aws: Option<&Aws>) -> PortResult<Arc<dyn ObjectWrite>> {
     let clients = Arc::new(super::aws::AwsClients::new(aws.cloned()));

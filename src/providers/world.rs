@@ -154,7 +154,12 @@ impl World {
     fn make_store(&self, name: &str) -> PortResult<Arc<dyn ObjectWrite>> {
         let known = &self.estate.repositories;
         let repository = known.get(name).ok_or_else(|| absent("repository", name, known.keys()))?;
-        let aws = repository.region.as_ref().map(|region| self.aws(region.as_str())).transpose()?;
+        // A directory has no API: its region says where it stands, and need not say how one is reached.
+        let aws = match &repository.region {
+            Some(region) if store::is_bucket(&repository.url) => Some(self.aws(region.as_str())?),
+            Some(region) => self.region(region.as_str()).map(|_| None)?,
+            None => None,
+        };
         store::open(&repository.url, aws)
     }
 
@@ -438,10 +443,11 @@ mod tests {
     #[test]
     fn a_repository_is_opened_where_its_url_says() {
         let w = world(
-            "regions: { east: {} }\nrepositories: { disk: { url: /srv/vault }, s3: { url: 's3://b', region: east }, web: { url: 'http://b' } }",
+            "regions: { east: {} }\nrepositories: { disk: { url: /srv/vault }, near: { url: /srv/near, region: east }, s3: { url: 's3://b', region: east }, web: { url: 'http://b' } }",
         );
         let (once, twice) = (w.store_mut("disk").unwrap(), w.store_mut("disk").unwrap());
         assert!(Arc::ptr_eq(&once, &twice) && once.place("x").is_none());
+        assert!(w.store("near").is_ok(), "a directory in a region of machines of one's own");
         says(w.store("s3").map(|_| ()), &["region `east` has no `aws`"]);
         says(w.store("web").map(|_| ()), &["http://b", "s3://BUCKET"]);
     }

@@ -453,6 +453,7 @@ pub fn check_drill(loaded: &LoadedDrill, estate: &Estate, runbook: Option<&Loade
     lint.probes();
     lint.scenario();
     lint.restore();
+    lint.kind();
     let mut found = lint.found;
     found.sort_by_key(|one| (one.pos.line, one.pos.column));
     found
@@ -510,6 +511,15 @@ impl DrillLint<'_> {
                     loaded.source.error(key.pos, "not-in-restore", message).help("take it away, or make it a drill of kind `failover`"),
                 );
             }
+        }
+    }
+
+    /// Known words, for which there is nothing that would run them yet: found out now, and not when it is due.
+    fn kind(&mut self) {
+        let loaded = self.loaded;
+        if matches!(loaded.drill.kind, DrillKind::Isolated | DrillKind::Tabletop) {
+            let message = "this version runs drills of the kinds `failover`, `switchover` and `restore`";
+            self.found.push(loaded.source.error(place(&loaded.root, "kind"), "kind-not-run", message));
         }
     }
 

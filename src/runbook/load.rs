@@ -72,6 +72,11 @@ type Found = Vec<Diagnostic>;
 /// Reads a file as what its top-level keys say it is.
 pub fn load(file: &str, bytes: &[u8]) -> Result<Loaded, Found> {
     let (source, root, found) = tree(file, bytes)?;
+    if root.value == NodeValue::Null {
+        // Of three kinds none; most likely it was cut off.
+        let made = source.error(root.pos, "empty", "the file holds nothing");
+        return Err(vec![made.help("a runbook begins with `runbook: NAME`, a drill with `drill: NAME`, an estate with what it protects")]);
+    }
     match kind_of(&root) {
         Kind::Estate => estate(source, &root, found).map(Loaded::Estate),
         Kind::Runbook => runbook(source, root, found).map(Loaded::Runbook),
@@ -113,7 +118,9 @@ fn tree(file: &str, bytes: &[u8]) -> Result<(Source, Node, Found), Found> {
 /// What the top-level keys say the file is: `drill:` comes first, since a drill names its runbook by
 /// the key `runbook:`.
 fn kind_of(root: &Node) -> Kind {
-    if root.get("drill").is_some() {
+    // A drill whose own key is missing or misspelled is better told so than called a runbook.
+    let like_a_drill = || root.get("kind").is_some() && root.get("steps").is_none();
+    if root.get("drill").is_some() || like_a_drill() {
         Kind::Drill
     } else if root.get("runbook").is_some() || root.get("steps").is_some() {
         Kind::Runbook

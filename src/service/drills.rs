@@ -151,13 +151,16 @@ impl Muster {
         }
     }
 
-    /// Every drill beside the estate, and what is wrong with those that cannot be read.
+    /// Every drill beside the estate, and what is wrong with those that cannot be read, or never be due.
     #[must_use]
     pub fn drill_list(&self) -> (Vec<(PathBuf, Drill)>, Vec<ServiceError>) {
         let (mut drills, mut wrong) = (Vec::new(), Vec::new());
         for path in self.folder(Folder::Drills) {
             match self.drill(&path.display().to_string()) {
-                Ok((path, loaded)) => drills.push((path, loaded.drill)),
+                Ok((path, loaded)) => match loaded.drill.schedule.as_ref().map(calendar) {
+                    Some(Err(error)) => wrong.push(ServiceError::Usage(format!("{}: {error}", path.display()))),
+                    _ => drills.push((path, loaded.drill)),
+                },
                 Err(error) => wrong.push(error),
             }
         }

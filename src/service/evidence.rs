@@ -7,9 +7,16 @@
 //! A ledger of acknowledged writes is a file beside the journal; the event `measured` has its digest, so a
 //! ledger that was changed afterwards is found. One that is gone is said to be gone: the record stands
 //! without it, only nobody can count again.
+//!
+//! All of that holds together by itself, also for whoever makes all of it anew: with keys of his own in a plan of his
+//! own. So the keys that signed are named, to be compared with those that the estate had, and what somebody kept
+//! earlier is held against the record ([`crate::journal::anchor`]).
 
-use super::{Muster, ServiceError};
-use crate::journal::chain::{Dump, Verification, sha256_hex, verify};
+use super::{Muster, ServiceError, portable};
+use crate::journal::{
+    anchor::{self, Kept, Tip},
+    chain::{Dump, Verification, sha256_hex, verify},
+};
 use crate::model::{
     event::{Body, Event, LedgerDigest, RunRole},
     ids::RunId,
@@ -18,8 +25,11 @@ use crate::plan::{
     approval,
     state::{RunState, fold},
 };
-use serde::Serialize;
-use std::path::{Path, PathBuf};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 /// What a verification found, of the journal and of the files beside it.
 #[derive(Clone, Debug, Serialize)]
@@ -27,10 +37,25 @@ pub struct Evidence {
     /// `verified` and `problems` speak of both.
     #[serde(flatten)]
     pub journal: Verification,
+    /// The last event of each chain that has not ended, of which the head knows only the beginning.
+    pub open: Vec<Tip>,
+    /// What was held against it, and is in it if `verified` is true.
+    pub against: Option<String>,
     pub ledgers: Vec<Ledger>,
     /// Approvals and overrides whose signatures hold, and those that were given by name alone.
     pub signed: u64,
     pub unsigned: u64,
+    /// Whose signatures these are. The keys stand in the record itself: compare them with what you know.
+    pub signers: Vec<Signer>,
+}
+
+/// One key that signed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Signer {
+    pub by: String,
+    /// `SHA256:…`
+    pub key: String,
+    pub signatures: u64,
 }
 
 /// One ledger that the journal speaks of.
@@ -55,7 +80,8 @@ pub enum LedgerState {
 
 impl Muster {
     /// Verifies the whole journal, and every ledger beside it.
-    pub async fn evidence_verify(&self) -> Result<Evidence, ServiceError> {
+    pub async fn evidence_verify(&self, against: Option<&str>) -> Result<Evidence, ServiceError> {
+        let kept = against.map(kept).transpose()?;
         let dump = self.existing_journal().await?.dump(None).await?;
         if dump.events.is_empty() && dump.rows.is_empty() && dump.heads.as_ref().is_none_or(Vec::is_empty) {
             let place = self.state.display();
@@ -63,14 +89,75 @@ impl Muster {
                 "the journal in {place} holds nothing: nothing ever ran here, or all of it was cut off"
             )));
         }
-        let mut journal = verify(&dump);
-        let ledgers = ledgers(&dump, &self.state);
-        for ledger in ledgers.iter().filter(|ledger| ledger.state == LedgerState::Changed) {
-            journal.problems.push(format!("{}: its ledger {} is not as it was measured", ledger.drill, ledger.file.display()));
+        Ok(judged(&dump, &self.state, kept, against))
+    }
+}
+
+/// The same of a file that was exported: no journal is needed, and none is touched.
+pub fn evidence_verify_file(file: &Path, against: Option<&str>) -> Result<Evidence, ServiceError> {
+    let kept = against.map(kept).transpose()?;
+    if file.is_dir() {
+        return Err(ServiceError::Usage(format!("{0} is a directory: `--state {0}` verifies the journal in it", file.display())));
+    }
+    let (dump, _, _) = portable::read(file)?;
+    if dump.events.is_empty() {
+        return Err(ServiceError::Usage(format!("{} holds no event", file.display())));
+    }
+    Ok(judged(&dump, file.parent().unwrap_or(Path::new("")), kept, against))
+}
+
+/// Of an earlier answer, what is held against the journal.
+#[derive(Deserialize)]
+struct Said {
+    verified: bool,
+    head: Option<String>,
+    open: Vec<Tip>,
+}
+
+/// What somebody kept: a head, what `evidence verify --json` said, or an export.
+fn kept(what: &str) -> Result<Kept, ServiceError> {
+    if let Some(head) = anchor::head(what) {
+        return Ok(Kept { head: Some(head), tips: Vec::new() });
+    }
+    let file = Path::new(what);
+    let wrong = |why: String| ServiceError::Usage(format!("--against takes a head (sha256:…) or a file that was kept; {what}: {why}"));
+    let text = std::fs::read_to_string(file).map_err(|e| wrong(e.to_string()))?;
+    if let Some(head) = anchor::head(&text) {
+        return Ok(Kept { head: Some(head), tips: Vec::new() });
+    }
+    if let Ok(Said { verified, head, open }) = serde_json::from_str(&text) {
+        if !verified {
+            return Err(wrong("it is about a journal that did not verify".to_owned()));
         }
-        let vouched = vouched(&dump, &mut journal.problems);
-        journal.verified = journal.problems.is_empty();
-        Ok(Evidence { journal, ledgers, signed: vouched.signed, unsigned: vouched.unsigned })
+        return Ok(Kept { head: head.as_deref().and_then(anchor::head), tips: open });
+    }
+    let (dump, _, _) = portable::read(file)?;
+    let found = verify(&dump);
+    if !found.verified {
+        return Err(wrong(format!("it does not verify itself: {}", found.problems.join("; "))));
+    }
+    let tips = dump.events.iter().map(|one| Tip { run: one.run.clone(), seq: one.seq, hash: one.hash.clone() }).collect();
+    Ok(Kept { head: found.head.as_deref().and_then(anchor::head), tips })
+}
+
+fn judged(dump: &Dump, beside: &Path, kept: Option<Kept>, against: Option<&str>) -> Evidence {
+    let mut journal = verify(dump);
+    let ledgers = ledgers(dump, beside);
+    for ledger in ledgers.iter().filter(|ledger| ledger.state == LedgerState::Changed) {
+        journal.problems.push(format!("{}: its ledger {} is not as it was measured", ledger.drill, ledger.file.display()));
+    }
+    let vouched = vouched(dump, &mut journal.problems);
+    journal.problems.extend(kept.map(|kept| anchor::missing(dump, &kept)).unwrap_or_default());
+    journal.verified = journal.problems.is_empty();
+    let signer = |((by, key), signatures)| Signer { by, key, signatures };
+    Evidence {
+        journal,
+        open: anchor::open_tips(dump),
+        against: against.map(str::to_owned),
+        ledgers,
+        signed: vouched.signed,
+        unsigned: vouched.unsigned,
+        signers: vouched.signers.into_iter().map(signer).collect(),
     }
 }
 
@@ -78,24 +165,32 @@ impl Muster {
 struct Vouched {
     signed: u64,
     unsigned: u64,
+    signers: BTreeMap<(String, String), u64>,
 }
 
 /// Holds every approval and override against the state in which it was given.
 fn vouched(dump: &Dump, problems: &mut Vec<String>) -> Vouched {
     let mut vouched = Vouched::default();
     let mut state: Option<RunState> = None;
-    for row in &dump.events {
+    let mut of: Option<RunId> = None;
+    // In the order of a file that somebody wrote, one run's approvals might follow another's beginning.
+    let mut rows: Vec<_> = dump.events.iter().collect();
+    rows.sort_by(|a, b| (&a.run, a.seq).cmp(&(&b.run, b.seq)));
+    for row in rows {
         let Ok(event) = serde_json::from_slice::<Event>(&row.record) else { continue };
         if event.seq == 1 {
             state = RunState::new(&event);
+            of = Some(event.run);
             continue;
         }
         // What follows a first event that is missing has been told of already.
-        let Some(state) = state.as_mut() else { continue };
-        let (by, checked) = match &event.body {
-            Body::Approved { step, by, signed, .. } => (by, approval::check(state, &event.run, step, by, signed.as_ref(), event.at)),
+        let Some(state) = state.as_mut().filter(|_| of.as_ref() == Some(&event.run)) else { continue };
+        let (by, signed, checked) = match &event.body {
+            Body::Approved { step, by, signed, .. } => {
+                (by, signed, approval::check(state, &event.run, step, by, signed.as_ref(), event.at))
+            }
             Body::Overridden { step, by, reason, signed, .. } => {
-                (by, approval::check_override(state, &event.run, step, by, reason, signed.as_ref()))
+                (by, signed, approval::check_override(state, &event.run, step, by, reason, signed.as_ref()))
             }
             _ => {
                 fold(state, &event);
@@ -107,7 +202,11 @@ fn vouched(dump: &Dump, problems: &mut Vec<String>) -> Vouched {
                 problems.push(format!("{} event {}: what `{by}` is said to have signed does not hold: {why}", event.run, event.seq));
             }
             _ if state.plan.estate.people.is_empty() => vouched.unsigned += 1,
-            _ => vouched.signed += 1,
+            _ => {
+                vouched.signed += 1;
+                let key = signed.as_ref().map(|signed| signed.key.clone()).unwrap_or_default();
+                *vouched.signers.entry((by.clone(), key)).or_default() += 1;
+            }
         }
         fold(state, &event);
     }

@@ -16,11 +16,12 @@ use crate::runbook::{
     diagnostic::{Diagnostic, suggest},
     lint::check_drill,
     load::{LoadedDrill, LoadedRunbook, load_drill, load_estate, load_runbook},
-    parse::check_size,
+    parse::{MAX_BYTES, check_size},
     reach::{lint_reach, waive},
 };
 use std::{
     collections::BTreeMap,
+    io::Read as _,
     path::{Path, PathBuf},
 };
 
@@ -51,9 +52,15 @@ pub fn read(path: &Path) -> Result<Vec<u8>, ServiceError> {
     let name = path.display().to_string();
     let fail =
         |e: std::io::Error| ServiceError::Invalid(vec![Diagnostic::error(&name, "unreadable", format!("{name} cannot be read: {e}"))]);
-    let size = std::fs::metadata(path).map_err(fail)?.len();
-    check_size(&name, size).map_err(|e| ServiceError::Invalid(vec![*e]))?;
-    std::fs::read(path).map_err(fail)
+    let file = std::fs::File::open(path).map_err(fail)?;
+    let size = file.metadata().map_err(fail)?.len();
+    let small = |size| check_size(&name, size).map_err(|e| ServiceError::Invalid(vec![*e]));
+    small(size)?;
+    // A pipe or a device has no size, and perhaps no end.
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(fail)?;
+    small(bytes.len() as u64)?;
+    Ok(bytes)
 }
 
 /// Does it say so in its top-level key? What cannot be read is told by whoever reads it next.

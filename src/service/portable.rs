@@ -140,7 +140,8 @@ fn lines(dump: &Dump, place: String, at: jiff::Timestamp, head: Option<String>) 
     Ok(text)
 }
 
-fn read(file: &Path) -> Result<(Dump, String, Option<String>), ServiceError> {
+/// The chains in a file that was exported, where they came from, and the last head of that journal.
+pub(super) fn read(file: &Path) -> Result<(Dump, String, Option<String>), ServiceError> {
     let wrong = |why: String| ServiceError::Usage(format!("{} is not an export of Muster's: {why}", file.display()));
     let text = std::fs::read_to_string(file).map_err(|e| ServiceError::Usage(format!("{} cannot be read: {e}", file.display())))?;
     let mut numbered = (1..).zip(text.lines());

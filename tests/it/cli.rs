@@ -318,3 +318,144 @@ fn readiness_says_what_is_not_there_and_which_names_there_are() {
     let said = place.plain(&["readiness"]).expect(2);
     assert!(said.err.contains("nothing there that could be looked at"), "{}", said.err);
 }
+
+/// A program that asked for JSON is answered in JSON, also when it asked for something that there is not.
+#[test]
+fn a_wrong_call_is_told_in_json_as_well() {
+    let place = Place::new();
+    for args in [&["run"][..], &["frobnicate"], &["runs", "--frobnicate"], &["resolve", "r", "s", "--as", "maybe"], &[]] {
+        let said = place.plain(&[args, &["--json"]].concat()).expect(2);
+        let last = said.last();
+        assert_eq!(last["error"]["code"], "usage", "{args:?}: {last}");
+        assert!(last["error"]["message"].as_str().unwrap().len() > 20 && !said.err.is_empty(), "{args:?}: {last}");
+    }
+    // What follows `--` is no flag, and help is no error.
+    assert_eq!(place.plain(&["run", "--", "--json", "x"]).expect(2).out, "");
+    assert!(place.plain(&["run", "--json", "--help"]).expect(0).out.contains("Usage: muster run"));
+}
+
+/// What could not be written is not said, so the program does not end as if it had been.
+#[test]
+fn a_full_disk_behind_stdout_is_no_success() {
+    let place = Place::new();
+    let to = |file: &str, args: &[&str]| {
+        let file = std::fs::File::options().write(true).open(file).unwrap();
+        std::process::Command::new(env!("CARGO_BIN_EXE_muster")).args(args).current_dir(place.path("")).stdout(file).output().unwrap()
+    };
+    for args in [&["schema", "estate"][..], &["actions", "--json"], &["completions", "bash"]] {
+        let said = to("/dev/full", args);
+        let err = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert_eq!(said.status.code(), Some(2), "{args:?}: {err}");
+        assert!(err.contains("could not be written to stdout") && !err.contains("panicked"), "{args:?}: {err}");
+        assert_eq!(to("/dev/null", args).status.code(), Some(0), "{args:?}");
+    }
+}
+
+/// A reader that has seen enough is no error.
+#[test]
+fn a_reader_may_go_away() {
+    let place = Place::new();
+    for command in ["completions bash", "schema runbook", "actions --json"] {
+        let script = format!("\"$0\" {command} | true; echo \"${{PIPESTATUS[0]}}\"");
+        let mut bash = std::process::Command::new("bash");
+        let said = bash.arg("-c").arg(script).arg(env!("CARGO_BIN_EXE_muster")).current_dir(place.path("")).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&said.stdout), "0\n", "{command}: {}", String::from_utf8_lossy(&said.stderr));
+    }
+}
+
+/// A device has no size and no end.
+#[test]
+fn what_has_no_end_is_not_read_to_it() {
+    let place = Place::new();
+    let said = place.plain(&["validate", "/dev/zero", "--json"]).expect(2);
+    assert_eq!(said.last()["diagnostics"][0]["code"], "too-large", "{}", said.out);
+    let said = place.plain(&["--estate", "/dev/zero", "plan", "x"]).expect(2);
+    assert!(said.err.contains("1 MiB") || said.err.contains("no runbook"), "{}", said.err);
+}
+
+/// An empty file is no estate that happens to protect nothing.
+#[test]
+fn an_empty_file_is_not_valid() {
+    let place = Place::new();
+    std::fs::create_dir_all(place.path("runbooks")).unwrap();
+    std::fs::write(place.path("runbooks/cut-off.yaml"), "# only this was written\n").unwrap();
+    let said = place.plain(&["validate", "--json"]).expect(2);
+    assert_eq!((&said.last()["diagnostics"][0]["code"], &said.last()["valid"]), (&"empty".into(), &false.into()), "{}", said.out);
+}
+
+/// In the wrong directory nothing is open either; that is no news to rely on.
+#[test]
+fn status_says_what_it_has_not_looked_at() {
+    let place = Place::new();
+    if place.is_shared() {
+        return;
+    }
+    let said = place.plain(&["status"]).expect(0);
+    assert!(said.out.contains("no muster.yaml") && said.out.contains("there is no journal in"), "{}", said.out);
+    assert!(!said.out.contains("nothing"), "{}", said.out);
+    let last = place.plain(&["status", "--json"]).expect(0).last();
+    assert_eq!((&last["estate_file"], &last["journal"], &last["open"]), (&serde_json::Value::Null, &false.into(), &serde_json::json!([])));
+    std::fs::create_dir_all(place.path("drills")).unwrap();
+    // Neither is ever due, and the third is all the same.
+    let drill = |name: &str, kind: &str, zone: &str| {
+        let text = format!("drill: {name}\nkind: {kind}\nrunbook: r\nschedule: {{ cron: \"0 3 * * 1\", timezone: {zone} }}\n");
+        std::fs::write(place.path(&format!("drills/{name}.yaml")), text).unwrap();
+    };
+    drill("torn", "nonsense", "UTC");
+    drill("nowhere", "restore", "Europe/Berln");
+    let said = place.plain(&["drill", "list"]).expect(2);
+    assert!(said.err.contains("nonsense") && said.err.contains("nowhere.yaml: timezone"), "{}", said.err);
+    assert!(!said.err.contains("no drill beside the estate"), "{}", said.err);
+    drill("good", "restore", "Europe/Berlin");
+    let said = place.plain(&["status"]).expect(0);
+    assert!(said.out.contains("next drill  good at") && said.out.contains("but 2 in drills/ cannot be used"), "{}", said.out);
+    let said = place.plain(&["drill", "next", "--count", "1"]).expect(0);
+    assert!(said.out.contains("good") && said.err.contains("nowhere.yaml"), "{}\n{}", said.out, said.err);
+    drill("table", "tabletop", "UTC");
+    std::fs::write(place.path("drills/r.yaml"), "runbook: r\nsteps:\n  - id: a\n    uses: exec.command\n    with: { argv: [\"true\"] }\n")
+        .unwrap();
+    let said = place.plain(&["validate", "drills/table.yaml", "--json"]).expect(2);
+    assert_eq!(said.last()["diagnostics"][0]["code"], "kind-not-run", "{}", said.out);
+}
+
+/// A run says `running` until somebody writes something else; whoever looks is told that nobody will.
+#[test]
+fn a_run_whose_process_is_gone_is_said_to_be_left() {
+    let place = Place::new();
+    if place.is_shared() {
+        // Another node takes it over.
+        return;
+    }
+    place.book("  - id: wait\n    uses: exec.command\n    with: { argv: [sleep, \"5\"] }\n");
+    let running = place.start(&["--state", "state", "run", "book.yaml"]);
+    let open = || place.muster(&["--state", "state", "status"]).last()["open"].clone();
+    place.until("the run begins", || open()[0]["status"] == "running");
+    let run = open()[0]["id"].as_str().unwrap().to_owned();
+    assert_eq!(open()[0]["abandoned"], false, "its process lives");
+    running.signal("KILL");
+    running.end();
+    assert_eq!(open()[0]["abandoned"], true);
+    let said = place.plain(&["--state", "state", "show", &run]).expect(0);
+    assert!(said.out.contains(&format!("muster --state state resume {run}")), "{}", said.out);
+    assert!(place.plain(&["--state", "state", "status"]).out.contains("the process that had it is gone"));
+}
+
+/// Also of a repository that lies in a region of machines of one's own, which has no API.
+#[test]
+fn readiness_is_asked_by_itself() {
+    let place = Place::new();
+    let vault = "  vault: { url: \"@/vault\", region: west, password: { file: \"@/pw\" } }\n";
+    place.file("muster.yaml", &format!("regions: {{ east: {{}}, west: {{}} }}\nrepositories:\n{vault}"));
+    place.file("pw", "a password of some length").file("data.txt", "x");
+    let data = place.path("data.txt");
+    place.muster(&["backup", "create", data.to_str().unwrap(), "--repo", "vault"]).expect(0);
+    let found = place.muster(&["readiness", "west"]).expect(0).last();
+    assert_eq!((&found["ready"], found["repositories"].as_array().map(Vec::len)), (&true.into(), Some(2)), "{found}");
+    let said = place.plain(&["readiness"]).expect(0);
+    assert!(said.out.contains("repository/vault snapshot") && said.out.ends_with("ready\n"), "{}", said.out);
+    // Nothing was ever restored from it.
+    let found = place.muster(&["readiness", "west", "--max-proof-age", "7d"]).expect(1).last();
+    assert_eq!(found["ready"], false, "{found}");
+    assert!(place.muster(&["readiness", "wst"]).expect(2).err.contains("it has: east, west"));
+    assert!(!place.path(".muster/journal.db").exists(), "it needs no journal");
+}

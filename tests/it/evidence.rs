@@ -201,3 +201,83 @@ fn a_record_is_carried_from_one_journal_to_another() {
     let (code, _, text) = ok(&other, &["evidence", "import", file.to_str().unwrap()]);
     assert!(code == Some(2) && text.contains("does not verify"), "{text}");
 }
+
+/// What is whole by its own hashes may still not be what it was: the end of a run that has not ended is cut off and
+/// the list made to fit, or all of it is another journal. Whoever kept something finds out.
+#[tokio::test]
+async fn what_was_kept_is_held_against_the_journal() {
+    let home = tempfile::tempdir().unwrap();
+    let state = recorded(home.path());
+    let fails = "runbook: fails\nsteps:\n  - id: no\n    uses: exec.command\n    with: { argv: [\"false\"] }\n";
+    std::fs::write(home.path().join("runbooks/fails.yaml"), fails).unwrap();
+    assert_eq!(muster(&state, &["run", "fails"]).status.code(), Some(3));
+    let kept = muster(&state, &["evidence", "verify", "--json"]);
+    let said: serde_json::Value = serde_json::from_slice(&kept.stdout).unwrap();
+    assert_eq!(said["open"].as_array().map(Vec::len), Some(1), "{said}");
+    let (file, export) = (home.path().join("kept.json"), home.path().join("record.jsonl"));
+    std::fs::write(&file, &kept.stdout).unwrap();
+    assert_eq!(muster(&state, &["evidence", "export", "--out", export.to_str().unwrap()]).status.code(), Some(0));
+    let head = said["head"].as_str().unwrap();
+    let against = |state: &Path, what: &str| {
+        let output = muster(state, &["evidence", "verify", "--against", what]);
+        (output.status.code(), format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
+    };
+    let all = [head, file.to_str().unwrap(), export.to_str().unwrap()];
+    // The journal goes on, and still has what it had.
+    assert_eq!(muster(&state, &["run", "quick"]).status.code(), Some(0));
+    for what in all {
+        let (code, text) = against(&state, what);
+        assert!(code == Some(0) && text.contains("all that was kept in"), "{what}: {text}");
+    }
+    let wrong = [("nowhere.json", "a head (sha256:"), (home.path().join("runbooks/fails.yaml").to_str().unwrap(), "not an export")]
+        .map(|(what, words)| (what.to_owned(), words));
+    for (what, words) in wrong {
+        let (code, text) = against(&state, &what);
+        assert!(code == Some(2) && text.contains(words), "{what}: {text}");
+    }
+
+    // Cut to its first three events, and the list with it: whole by itself.
+    let run = said["open"][0]["run"].as_str().unwrap();
+    let cut = [
+        UNGUARD_DELETE.to_owned(),
+        format!("DELETE FROM events WHERE seq > 3 AND chain = (SELECT n FROM chains WHERE id = '{run}')"),
+        format!(
+            "UPDATE chains SET seq = 3, status = 'running', head = (SELECT lower(hex(hash)) FROM events WHERE chain = chains.n AND seq = 3) WHERE id = '{run}'"
+        ),
+    ];
+    sql(&state, &cut.each_ref().map(String::as_str)).await;
+    assert_eq!(verify(&state).0, Some(0), "{}", verify(&state).1);
+    assert_eq!(against(&state, head).0, Some(0), "a head knows only its beginning");
+    for what in &all[1..] {
+        let (code, text) = against(&state, what);
+        assert!(code == Some(1) && text.contains(run) && text.contains("it was kept, and is gone"), "{what}: {text}");
+    }
+
+    // Another journal, whole as well.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let other = recorded(elsewhere.path());
+    assert_eq!(verify(&other).0, Some(0));
+    for what in all {
+        let (code, text) = against(&other, what);
+        assert!(code == Some(1) && text.contains("cut off or replaced"), "{what}: {text}");
+    }
+
+    // An export is verified without a journal, and none is made.
+    let empty = home.path().join("empty");
+    for (args, code, words) in [
+        (vec![export.to_str().unwrap()], 0, "verified: "),
+        (vec![export.to_str().unwrap(), "--against", file.to_str().unwrap()], 0, "all that was kept"),
+        (vec![state.to_str().unwrap()], 2, "--state"),
+        (vec![file.to_str().unwrap()], 2, "not an export"),
+    ] {
+        let output = muster(&empty, &[&["evidence", "verify"], &args[..]].concat());
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.code() == Some(code) && text.contains(words), "{args:?}: {text}");
+        assert!(!empty.exists(), "{args:?}");
+    }
+    let torn = std::fs::read_to_string(&export).unwrap().replacen("muster@", "nobody@", 3);
+    std::fs::write(&export, torn).unwrap();
+    let output = muster(&empty, &["evidence", "verify", export.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stdout));
+    assert_eq!(against(&state, export.to_str().unwrap()).0, Some(2), "what does not verify holds nothing");
+}

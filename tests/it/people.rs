@@ -84,6 +84,13 @@ fn two_of_the_leads_must_sign_and_the_initiator_is_not_one_of_them() {
     assert_eq!((said.statuses(), place.words("a").len()), (vec!["succeeded".to_owned(); 2], 1));
     let verified = place.muster(&["evidence", "verify"]).expect(0).last();
     assert_eq!((&verified["signed"], &verified["unsigned"]), (&json!(2), &json!(0)));
+    // Whose keys they were, to be held against what one knows: they stand in the record itself.
+    let signers = verified["signers"].as_array().unwrap();
+    let of = |n: usize| (signers[n]["by"].as_str().unwrap(), signers[n]["signatures"].as_u64().unwrap());
+    assert_eq!((signers.len(), of(0), of(1)), (2, ("ana", 1), ("ben", 1)));
+    let listed = Command::new("ssh-keygen").args(["-l", "-f", "ben.pub"]).current_dir(place.root()).output().unwrap();
+    let key = signers[1]["key"].as_str().unwrap();
+    assert!(key.starts_with("SHA256:") && String::from_utf8_lossy(&listed.stdout).contains(key), "{key}");
 }
 
 #[test]

@@ -24,11 +24,13 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum Command {
     /// The keys that open the repository
+    #[command(after_help = "Example:\n  muster backup key list --repo vault")]
     List {
         #[command(flatten)]
         repo: RepoArgs,
     },
     /// One more password or key file that opens it
+    #[command(after_help = "Example:\n  muster backup key add --repo vault --new-password-file break-glass.pw --label break-glass")]
     Add {
         #[command(flatten)]
         repo: RepoArgs,
@@ -37,7 +39,7 @@ enum Command {
     },
     /// Begin a new master key: what is written from now on is under it, and one password or key file opens it
     #[command(
-        after_help = "What is there stays readable and is not written again. Without a new secret, the one that opens the repository now\nstays. Whoever had another key needs a new one: `muster backup key add`. Whoever copied the old keyring can still read\nwhat was written before; no rotation can take that back."
+        after_help = "What is there stays readable and is not written again. Without a new secret, the one that opens the repository now\nstays. Whoever had another key needs a new one: `muster backup key add`. Whoever copied the old keyring can still read\nwhat was written before; no rotation can take that back.\n\nExample:\n  muster backup key rotate --repo vault --new-key-file vault.key --revoke-others"
     )]
     Rotate {
         #[command(flatten)]
@@ -49,7 +51,9 @@ enum Command {
         revoke_others: bool,
     },
     /// A key no longer opens it
-    #[command(after_help = "Whoever had it may have copied what it opens: then `muster backup key rotate` as well.")]
+    #[command(
+        after_help = "Whoever had it may have copied what it opens: then `muster backup key rotate` as well.\n\nExample:\n  muster backup key remove 5d21 --repo vault"
+    )]
     Remove {
         /// The beginning of its ID; of what is damaged among the keys, of its name under keys/
         #[arg(value_name = "ID")]
