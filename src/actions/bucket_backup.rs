@@ -414,7 +414,7 @@ async fn copy(
     match file {
         Some(mut file) => {
             file.flush().await.map_err(disk)?;
-            target.put_file(&object.key, spool, &sha256, &metadata).await?
+            target.put_file(&object.key, spool, &sha256, &metadata, false).await?
         }
         None => target.put(&object.key, bytes.into(), &metadata, false).await?,
     };
@@ -439,7 +439,7 @@ async fn copy_large(cx: &WriteCx, ways: &Ways<'_>, object: &ObjectMeta) -> Resul
         }
         _ => {
             let body = source.get_if(&object.key, read.etag.as_deref().unwrap_or_default()).await?;
-            target.put_stream(&object.key, body.chunks, &metadata).await?;
+            target.put_stream(&object.key, body.chunks, &metadata, false).await?;
         }
     }
     if !known_same(source, target, &read).await? && digest(target, &object.key).await?.1 != sha256 {

@@ -190,7 +190,11 @@ fn put_together(chosen: &[Piece], contents: &BTreeMap<Piece, Vec<u8>>) -> Vec<u8
 
 /// What the object of the log under this key holds, if it is what was written there.
 pub async fn open(repository: &Repository, key: &str) -> Result<Vec<u8>> {
-    let stored = repository.read(key).await?;
+    unsealed(repository, key, repository.read(key).await?)
+}
+
+/// The same of what was read already.
+pub(super) fn unsealed(repository: &Repository, key: &str, stored: Vec<u8>) -> Result<Vec<u8>> {
     let plain = seal::open_bound(&repository.keyring, Kind::Wal, key, stored)?;
     pack::expand(&plain).map_err(|why| RepositoryError::damaged(key, why))
 }

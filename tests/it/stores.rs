@@ -115,10 +115,10 @@ async fn once_and_whole(store: &dyn ObjectWrite, habits: &Habits) {
 
     let (file, hash) = (tempfile::NamedTempFile::new().unwrap(), "486ea46224d1bb4fb680f34f7c9ad96a8f24ec88be73ea8e5a6c65260e9cb8a7");
     std::fs::write(file.path(), b"world").unwrap();
-    store.put_file("a/file", file.path(), hash, &none()).await.unwrap();
+    store.put_file("a/file", file.path(), hash, &none(), false).await.unwrap();
     assert_eq!(whole(store.get("a/file").await.unwrap()).await, b"world");
     std::fs::write(file.path(), b"changed").unwrap();
-    let changed = store.put_file("a/file", file.path(), hash, &none()).await;
+    let changed = store.put_file("a/file", file.path(), hash, &none(), false).await;
     assert!(matches!(changed, Err(PortError::Refused(_))), "{changed:?}");
     if habits.checks {
         assert_eq!(whole(store.get("a/file").await.unwrap()).await, b"world");
@@ -228,13 +228,13 @@ async fn odd_keys(store: &dyn ObjectWrite, habits: &Habits) {
 async fn streams(store: &dyn ObjectWrite, habits: &Habits) {
     for size in [0, 1, 5_000_000, 8 * MIB, 8 * MIB + 1, 20 * MIB] {
         let (key, body) = (format!("s/{size}"), noise(size, 3));
-        let put = store.put_stream(&key, chunks(body.clone()), &none()).await.unwrap();
+        let put = store.put_stream(&key, chunks(body.clone()), &none(), false).await.unwrap();
         let got = store.get(&key).await.unwrap();
         assert_eq!((put.size, got.meta.size, &put.etag), (size as u64, size as u64, &got.meta.etag));
         assert!(whole(got).await == body, "{size}");
     }
     // In place of another, which was not sent in parts.
-    store.put_stream("s/1", chunks(noise(9 * MIB, 4)), &none()).await.unwrap();
+    store.put_stream("s/1", chunks(noise(9 * MIB, 4)), &none(), false).await.unwrap();
     if habits.checks {
         assert!(whole(store.get("s/1").await.unwrap()).await == noise(9 * MIB, 4));
     } else {
@@ -246,12 +246,12 @@ async fn streams(store: &dyn ObjectWrite, habits: &Habits) {
     for good in [1, 25] {
         let broken = || Err(PortError::Unreachable("the source is gone".into()));
         let body = stream::iter((0..good).map(|_| Ok(noise(MIB, 4))).chain(std::iter::once_with(broken))).boxed();
-        let answer = store.put_stream("s/broken", body, &none()).await;
+        let answer = store.put_stream("s/broken", body, &none(), false).await;
         assert_eq!(answer.map(|_| ()), Err(PortError::Unreachable("the source is gone".into())));
     }
     let endless = stream::iter((0..20).map(|_| Ok(noise(MIB, 5)))).chain(stream::pending()).boxed();
     let none = none();
-    assert!(tokio::time::timeout(Duration::from_millis(500), store.put_stream("s/broken", endless, &none)).await.is_err());
+    assert!(tokio::time::timeout(Duration::from_millis(500), store.put_stream("s/broken", endless, &none, false)).await.is_err());
     assert_eq!(keys(store, "s/").await, there);
     for key in there {
         store.delete(&key).await.unwrap();
@@ -337,7 +337,7 @@ async fn what_a_dead_writer_left_is_removed_and_what_a_live_one_writes_is_not() 
     let tmp = dir.path().join("tmp");
     let (live, fresh) = (Directory::new(dir.path().to_owned()), Directory::new(dir.path().to_owned()));
     let (send, body) = futures::channel::mpsc::unbounded();
-    let writing = tokio::spawn(async move { live.put_stream("k", body.boxed(), &none()).await });
+    let writing = tokio::spawn(async move { live.put_stream("k", body.boxed(), &none(), false).await });
     while below(&tmp) < 1 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -384,7 +384,7 @@ async fn on_a_disk_of_four_mebibytes() {
     for _ in 0..3 {
         let put = store.put("b", noise(3 * MIB, 1).into(), &none(), true).await;
         assert!(matches!(&put, Err(PortError::Refused(m)) if m.contains("make room") && m.contains("/tmp/")), "{put:?}");
-        let put = store.put_stream("b", chunks(noise(9 * MIB, 1)), &none()).await;
+        let put = store.put_stream("b", chunks(noise(9 * MIB, 1)), &none(), false).await;
         assert!(matches!(&put, Err(PortError::Refused(m)) if m.contains("make room")), "{put:?}");
     }
     assert_eq!((below(&root.join("tmp")), keys(&store, "").await), (1, vec!["a".to_owned()]));
@@ -415,7 +415,7 @@ async fn s3_conforms(server: &Server, habits: &Habits, extras: &Extras) {
     let gone = server.open("s3://nowhere");
     assert!(matches!(gone.list("", None).await, Err(PortError::NotFound(_))));
     let put = gone.put("k", Vec::new().into(), &none(), false).await.map(|_| ());
-    let streamed = gone.put_stream("k", chunks(noise(9 * MIB, 1)), &none()).await.map(|_| ());
+    let streamed = gone.put_stream("k", chunks(noise(9 * MIB, 1)), &none(), false).await.map(|_| ());
     for answer in [put, streamed] {
         assert!(if extras.makes_buckets { answer.is_ok() } else { matches!(answer, Err(PortError::NotFound(_))) }, "{answer:?}");
     }
