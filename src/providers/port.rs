@@ -164,8 +164,13 @@ pub trait ObjectWrite: ObjectRead {
     /// The same from a stream whose length nobody knows yet. Nothing is seen under the key before the whole body is
     /// there, and nothing is left when it breaks off or when `only_if_absent` finds an object there. Memory is bounded: 48 MiB, or two parts when they are larger
     /// (they are 8 MiB each, and double with every thousand, so that 10,000 suffice for the largest object).
-    async fn put_stream(&self, key: &str, body: Chunks, metadata: &BTreeMap<String, String>, only_if_absent: bool)
-        -> PortResult<ObjectMeta>;
+    async fn put_stream(
+        &self,
+        key: &str,
+        body: Chunks,
+        metadata: &BTreeMap<String, String>,
+        only_if_absent: bool,
+    ) -> PortResult<ObjectMeta>;
     /// Has the provider copy an object from one of its places, which must be at the same provider. `listed` is what
     /// is known of it: another object that stands there by now is a `Conflict`. Metadata go along (above 5 GiB:
     /// those of `listed`).

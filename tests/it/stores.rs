@@ -1,7 +1,10 @@
 //! One contract for every object store, held against a directory and against three S3 servers. What a server does
 //! differently is said in its [`Habits`], one by one; everything else must be the same.
 
-use crate::stores_servers::{Server, ministack, s3s_fs, seaweedfs};
+use crate::{
+    stores_once::{made_firmer, one_of_many_however_they_write},
+    stores_servers::{Server, ministack, s3s_fs, seaweedfs},
+};
 use futures::{StreamExt, TryStreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
 use muster::{
@@ -15,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-const MIB: usize = 1024 * 1024;
+pub const MIB: usize = 1024 * 1024;
 
 /// What not every store does alike.
 struct Habits {
@@ -29,12 +32,12 @@ struct Habits {
     in_order: bool,
 }
 
-fn none() -> BTreeMap<String, String> {
+pub fn none() -> BTreeMap<String, String> {
     BTreeMap::new()
 }
 
 /// No two blocks are alike, so that a part in the wrong place is found out.
-fn noise(size: usize, seed: u32) -> Vec<u8> {
+pub fn noise(size: usize, seed: u32) -> Vec<u8> {
     let block: Vec<u8> = (0..4096u32).map(|n| (n.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 13) as u8).collect();
     let mut body = block.repeat(size.div_ceil(block.len()));
     for (n, block) in body.chunks_mut(block.len()).enumerate() {
@@ -44,7 +47,7 @@ fn noise(size: usize, seed: u32) -> Vec<u8> {
     body
 }
 
-async fn whole(body: ObjectBody) -> Vec<u8> {
+pub async fn whole(body: ObjectBody) -> Vec<u8> {
     body.chunks.try_concat().await.unwrap()
 }
 
@@ -61,12 +64,12 @@ async fn listed(store: &dyn ObjectRead, prefix: &str) -> (Vec<ObjectMeta>, usize
     }
 }
 
-async fn keys(store: &dyn ObjectRead, prefix: &str) -> Vec<String> {
+pub async fn keys(store: &dyn ObjectRead, prefix: &str) -> Vec<String> {
     listed(store, prefix).await.0.into_iter().map(|object| object.key).collect()
 }
 
 /// A body in chunks of odd sizes.
-fn chunks(body: Vec<u8>) -> Chunks {
+pub fn chunks(body: Vec<u8>) -> Chunks {
     let pieces: Vec<PortResult<Vec<u8>>> = body.chunks(777_777).map(|chunk| Ok(chunk.to_vec())).collect();
     stream::iter(pieces).boxed()
 }
@@ -78,6 +81,7 @@ async fn conforms(store: &dyn ObjectWrite, habits: &Habits) {
     once_and_whole(store, habits).await;
     said("put, get, conflict");
     one_of_many_writers(store).await;
+    one_of_many_however_they_write(store).await;
     said("writers at once");
     ranges(store).await;
     said("ranges");
@@ -399,6 +403,8 @@ struct Extras {
     /// Tells which uploads are not completed.
     lists_uploads: bool,
     locks: bool,
+    /// Another mode of retention takes the right to bypass governance, as at Amazon.
+    guards_mode: bool,
     /// Makes a bucket that is missing when something is put into it.
     makes_buckets: bool,
 }
@@ -495,13 +501,14 @@ async fn retained(server: &Server, extras: &Extras) {
         let delete = clients.s3().await.unwrap().write.delete_object().bucket("vault").key(format!("v/{key}")).version_id(version);
         assert!(delete.send().await.is_err(), "{mode:?} does not hold");
     }
+    made_firmer(server, &*vault, extras.guards_mode).await;
 }
 
 #[tokio::test]
 async fn s3s_fs_keeps_the_contract() {
     let server = s3s_fs().await;
     let habits = Habits { metadata: true, unfit: &[], checks: false, in_order: true };
-    s3_conforms(&server, &habits, &Extras { lists_uploads: false, locks: false, makes_buckets: true }).await;
+    s3_conforms(&server, &habits, &Extras { lists_uploads: false, locks: false, guards_mode: false, makes_buckets: true }).await;
 }
 
 /// Without an estate the SDK's own configuration says how S3 is reached. A process cannot change its environment
@@ -541,12 +548,12 @@ async fn seaweedfs_keeps_the_contract() {
     let server = seaweedfs().await;
     // It takes a backslash for a slash.
     let habits = Habits { metadata: true, unfit: &["odd/back\\slash"], checks: true, in_order: false };
-    s3_conforms(&server, &habits, &Extras { lists_uploads: true, locks: true, makes_buckets: true }).await;
+    s3_conforms(&server, &habits, &Extras { lists_uploads: true, locks: true, guards_mode: true, makes_buckets: true }).await;
 }
 
 #[tokio::test]
 async fn ministack_keeps_the_contract() {
     let server = ministack().await;
     let habits = Habits { metadata: true, unfit: &[], checks: true, in_order: true };
-    s3_conforms(&server, &habits, &Extras { lists_uploads: true, locks: true, makes_buckets: false }).await;
+    s3_conforms(&server, &habits, &Extras { lists_uploads: true, locks: true, guards_mode: false, makes_buckets: false }).await;
 }
