@@ -81,7 +81,7 @@ impl WalStore {
     async fn put_object(&self, name: &WalName, content: Bytes) -> Result<Put> {
         let key = self.key(name);
         let (repository, place, plain) = (self.repository.clone(), key.clone(), content.clone());
-        let sealing = move || seal::bound(&repository.keyring, Kind::Wal, &place, &pack::squeeze(&plain));
+        let sealing = move || seal::bound(&repository.keyring, Kind::Wal, &place, &pack::squeeze_by(repository.compression, &plain));
         let sealed = tokio::task::spawn_blocking(sealing).await.map_err(|e| RepositoryError::Interrupted(e.to_string()))??;
         let (sealed, nothing) = (Bytes::from(sealed), BTreeMap::new());
         match retried(&key, || self.store.put(&key, sealed.clone(), &nothing, true)).await {

@@ -223,7 +223,10 @@ mod tests {
         for _ in 0..3 {
             let done = bench.prune(0).await;
             assert_eq!((done.wal_deleted, pieces(&wal).await), (0, 2), "{done:?}");
-            assert!(done.wal_marked == 2 || done.wal_kept.len() == 1 && done.wal_kept[0].contains("pieces that it came in stay"), "{done:?}");
+            assert!(
+                done.wal_marked == 2 || done.wal_kept.len() == 1 && done.wal_kept[0].contains("pieces that it came in stay"),
+                "{done:?}"
+            );
         }
         assert!(matches!(wal.get(&SegmentName::Whole(segment())).await, Err(RepositoryError::Damaged { .. })), "it stays as it is");
         // As it is told.
