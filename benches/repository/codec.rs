@@ -1,10 +1,12 @@
-//! The codecs and the cutter: MB per CPU second and what is stored, by kind of data; then a tree, if one is named:
-//! `cargo bench --bench repository_codec -- DIR`. CPU time of the thread, best of several rounds: load hardly shows in it.
+//! The codecs and the cutter: MB per CPU second and what is stored, by kind of data; then trees, if some are named:
+//! `cargo bench --bench repository_codec -- DIR…`, each also by how much is compressed. A tree that holds a PostgreSQL cluster
+//! (`PG_VERSION`) is taken as pages. CPU time of the thread, best of several rounds: load hardly shows in it.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use muster::repository::{
-    codec::{Decoder, Encoder, Hint},
+    codec::{Compression, Decoder, Encoder, Hint},
     cut::{Cutter, Layout, MAX_CHUNK},
+    pages,
 };
 use rustix::time::{ClockId, clock_gettime};
 use std::{
@@ -214,10 +216,70 @@ fn tree(root: &Path) {
     }
 }
 
+/// So much of a tree is looked at, at most.
+const MOST: usize = 256 << 20;
+
+/// The chunks of a tree, as a backup of it would cut them, each once.
+fn chunks(root: &Path) -> Vec<(Vec<u8>, Hint)> {
+    let is_cluster = root.join("PG_VERSION").exists();
+    let (cutter, mut found, mut seen, mut chunks, mut sum) = (Cutter::new(&[7; 32]), Vec::new(), HashSet::new(), Vec::new(), 0);
+    files(&if is_cluster { root.join("base") } else { root.to_owned() }, &mut found);
+    found.sort();
+    for path in found {
+        let data = std::fs::read(&path).expect("a file");
+        let cuts = if is_cluster {
+            (0..data.len()).step_by(pages::CHUNK).map(|at| (pages::CHUNK.min(data.len() - at), Hint::Pages)).collect()
+        } else {
+            cuts(&cutter, &cutter.layout(&data[..data.len().min(2 * MAX_CHUNK)], data.len() as u64), &data)
+        };
+        let mut at = 0;
+        for (length, hint) in cuts {
+            let chunk = &data[at..at + length];
+            at += length;
+            // Zeros are not stored at all.
+            if sum < MOST && chunk.iter().any(|byte| *byte != 0) && seen.insert(*blake3::hash(chunk).as_bytes()) {
+                sum += length;
+                chunks.push((chunk.to_vec(), hint));
+            }
+        }
+    }
+    chunks
+}
+
+/// What each choice of the operator's costs, in turns.
+fn compressions(root: &Path) {
+    let (chunks, mut decoder) = (chunks(root), Decoder::new());
+    let size: usize = chunks.iter().map(|(chunk, _)| chunk.len()).sum();
+    let all = [Compression::None, Compression::Fast, Compression::Standard];
+    let mut encoders = all.map(Encoder::of);
+    let mut best = [(f64::MAX, f64::MAX, 0); 3];
+    let (mut out, mut back) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        for (encoder, best) in encoders.iter_mut().zip(&mut best) {
+            let (mut there, mut and_back, mut stored) = (0.0, 0.0, 0);
+            for (chunk, hint) in &chunks {
+                out.clear();
+                timed(&mut there, || encoder.encode(chunk, *hint, &mut out));
+                timed(&mut and_back, || decoder.decode(&out, chunk.len(), &mut back)).expect("what was encoded");
+                assert!(back == *chunk);
+                stored += out.len();
+            }
+            *best = (best.0.min(there), best.1.min(and_back), stored);
+        }
+    }
+    println!("\n{}: {:.1} MiB in {} chunks, each once", root.display(), size as f64 / 1_048_576.0, chunks.len());
+    println!("{:<20} {:>12} {:>12} {:>8} {:>12}", "", "encode MB/s", "decode MB/s", "stored", "bytes");
+    for (how, (there, and_back, stored)) in all.iter().zip(best) {
+        let (speed, share) = (|spent: f64| size as f64 / spent / 1e6, stored as f64 / size.max(1) as f64);
+        println!("{:<20} {:>12.0} {:>12.0} {share:>8.4} {stored:>12}", format!("{how:?}"), speed(there), speed(and_back));
+    }
+}
+
 fn main() {
     codecs();
     cutting();
     for directory in std::env::args().skip(1).filter(|argument| !argument.starts_with('-')) {
         tree(Path::new(&directory));
+        compressions(Path::new(&directory));
     }
 }

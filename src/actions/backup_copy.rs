@@ -11,7 +11,7 @@ use super::{contract::*, shared::*, vault::*};
 use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoPolicy, time::Span};
 use crate::providers::port::{ObjectRead, PortError};
 use crate::repository::{
-    copy::copy,
+    copy::{Beside, beside, copy},
     names::{Id, SNAPSHOTS},
     snapshot::Snapshot,
 };
@@ -51,6 +51,13 @@ pub struct Output {
     pub copied: Vec<String>,
     /// How many of them were there already.
     pub there: u64,
+    /// How the keys of both places differ, with what mends it; `null` when that could not be looked at.
+    #[serde(default)]
+    pub keys_differ: Option<Vec<String>>,
+    /// Marks of a prune there that this key does not open, so that nobody knows what they mark; `null` when that could not be
+    /// looked at.
+    #[serde(default)]
+    pub marks_unread: Option<Vec<String>>,
 }
 
 pub struct Copy;
@@ -125,7 +132,7 @@ impl Action for Copy {
                 return Err(ApplyError::Definite(failure.remedy("`muster backup verify --read-data` tells all of it")));
             }
         }
-        Ok(output(intent))
+        Ok(output(intent, beside_it(&cx.read, intent).await))
     }
 
     async fn observe(cx: &ReadCx, intent: &Intent) -> Seen<Output> {
@@ -140,13 +147,18 @@ impl Action for Copy {
         };
         match look.await {
             Err(error) => cannot_tell(&error),
-            Ok(true) => Seen::Done(output(intent)),
+            Ok(true) => Seen::Done(output(intent, beside_it(cx, intent).await)),
             Ok(false) => Seen::Absent,
         }
     }
 
     async fn undo(_cx: &WriteCx, _intent: &Intent, _output: Option<Output>) -> Result<(), ApplyError> {
         Ok(())
+    }
+
+    /// The snapshots are there; that not everybody who opens the one place opens the other, a person must hear.
+    fn warnings(output: &Output) -> Vec<String> {
+        output.keys_differ.iter().chain(&output.marks_unread).flatten().cloned().collect()
     }
 }
 
@@ -159,8 +171,15 @@ async fn holds(store: &dyn ObjectRead, id: &Id) -> Result<bool, PortError> {
     Ok(Id::of(&body.chunks.try_concat().await?) == *id)
 }
 
-fn output(intent: &Intent) -> Output {
-    Output { copied: intent.snapshots.iter().map(ToString::to_string).collect(), there: intent.there }
+/// How the place stands beside the source, as far as both answer: the copy is there whether or not they do.
+async fn beside_it(cx: &ReadCx, intent: &Intent) -> Option<Beside> {
+    let repository = open(cx, &intent.from).await.ok()?;
+    beside(&repository, intent.from.as_str(), cx.world.store(intent.to.as_str()).ok()?, intent.to.as_str()).await.ok()
+}
+
+fn output(intent: &Intent, beside: Option<Beside>) -> Output {
+    let (keys_differ, marks_unread) = beside.map(|beside| (beside.keys_differ, beside.marks_unread)).unzip();
+    Output { copied: intent.snapshots.iter().map(ToString::to_string).collect(), there: intent.there, keys_differ, marks_unread }
 }
 
 #[cfg(test)]
@@ -187,6 +206,29 @@ mod tests {
         bench.world.lock().objects.retain(|(bucket, _, _), _| bucket != "repositories/vault");
         bench.with = crate::model::node::Node::typed(json!({ "repository": "second" }));
         assert!(bench.run::<Prove>().await.expect("proven").files > 0);
+    }
+
+    /// The key that a second place lacks was added, or removed there: nobody brings it, and somebody must hear of it.
+    #[tokio::test]
+    async fn keys_that_differ_and_marks_that_nobody_opens_are_warned_of() {
+        use crate::{
+            providers::port::WorldWrite,
+            repository::{keys::Unlock, names::MARKS, rekey},
+        };
+        let bench = Bench::new(&fixture());
+        let out = bench.run::<Copy>().await.expect("copied");
+        assert_eq!((out.keys_differ.as_deref(), out.marks_unread.as_deref()), (Some(&[][..]), Some(&[][..])));
+        assert!(Copy::warnings(&out).is_empty());
+        let (repository, store) = open_mut(&bench.write, &"vault".into()).await.expect("open");
+        let another = Unlock::KeyFile(std::sync::Arc::new(secrecy::SecretBox::new(Box::new(vec![9; 64]))));
+        rekey::add(&repository, &*store, &another, "ben", bench.read.world.clock().now()).await.expect("added");
+        let mark = Id([7; 32]).key(MARKS);
+        let second = bench.world.store_mut("second").expect("the second place");
+        second.put(&mark, vec![1, 2, 3].into(), &std::collections::BTreeMap::new(), true).await.expect("put");
+        let out = bench.run::<Copy>().await.expect("nothing to do");
+        let said = Copy::warnings(&out);
+        assert!(said.len() == 2 && said[0].contains("(ben)") && said[0].contains("key add --repo second"), "{said:?}");
+        assert!(said[1].contains(&mark) && said[1].contains("take it away"), "{said:?}");
     }
 
     #[tokio::test]

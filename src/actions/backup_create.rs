@@ -268,6 +268,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn it_compresses_as_the_estate_says_of_the_repository() {
+        use crate::model::estate::Compression;
+        let mut stored = Vec::new();
+        for compression in [Some(Compression::None), Some(Compression::Fast), None] {
+            let mut bench = Bench::new(&fixture());
+            let mut estate = (*bench.read.estate).clone();
+            estate.repositories.get_mut("vault").expect("a repository").compression = compression;
+            bench.read.estate = std::sync::Arc::new(estate.clone());
+            bench.write.read.estate = std::sync::Arc::new(estate);
+            stored.push(bench.run::<Create>().await.expect("backed up").bytes_stored);
+        }
+        assert!(stored[0] > stored[1] && stored[1] >= stored[2], "{stored:?}");
+    }
+
+    #[tokio::test]
     async fn what_cannot_be_backed_up_is_refused_beforehand() {
         let with = |path: &str| Fixture::new(json!({ "repository": "vault", "path": path }));
         assert_eq!(Bench::new(&with("/nonexistent")).refused::<Create>().await, "no_source");

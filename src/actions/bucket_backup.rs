@@ -9,9 +9,8 @@
 //! is whole: how much memory it takes does not depend on how many objects there are.
 //!
 //! **Half-done** it is when some objects are copied and the manifest is missing. The manifest's name comes
-//! from the step's key and is written only if it is not there (one of more than 4 MiB after a look, not on that
-//! condition): it is there, so it happened; it is not, so it
-//! did not, and doing it again copies only what is not there yet (the source's etag is in the copy's
+//! from the step's key and is written only if it is not there, on that condition, however large it is: it is there, so it
+//! happened; it is not, so it did not, and doing it again copies only what is not there yet (the source's etag is in the copy's
 //! metadata). It is not undone: what it wrote is what the source held.
 
 use super::{
@@ -414,7 +413,7 @@ async fn copy(
     match file {
         Some(mut file) => {
             file.flush().await.map_err(disk)?;
-            target.put_file(&object.key, spool, &sha256, &metadata).await?
+            target.put_file(&object.key, spool, &sha256, &metadata, false).await?
         }
         None => target.put(&object.key, bytes.into(), &metadata, false).await?,
     };
@@ -439,7 +438,7 @@ async fn copy_large(cx: &WriteCx, ways: &Ways<'_>, object: &ObjectMeta) -> Resul
         }
         _ => {
             let body = source.get_if(&object.key, read.etag.as_deref().unwrap_or_default()).await?;
-            target.put_stream(&object.key, body.chunks, &metadata).await?;
+            target.put_stream(&object.key, body.chunks, &metadata, false).await?;
         }
     }
     if !known_same(source, target, &read).await? && digest(target, &object.key).await?.1 != sha256 {

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use std::sync::{
     Mutex,
-    atomic::{AtomicU64, Ordering::SeqCst},
+    atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
 };
 
 /// As many objects as it says, each with its own key for its body. What Muster keeps of its own lies in files.
@@ -25,6 +25,10 @@ struct Many {
     answers: AtomicU64,
     /// The listing ends with an error at the page that begins here.
     lists: AtomicU64,
+    /// It lists objects without their etags.
+    bare: AtomicBool,
+    /// It lists this one, which is gone when it is asked for.
+    gone: Mutex<Option<String>>,
 }
 
 const MANIFEST: &str = ".muster/manifests/k.json";
@@ -43,7 +47,16 @@ fn meta_of(key: &str) -> ObjectMeta {
 impl Many {
     fn of(count: u64) -> Arc<Self> {
         let own = tempfile::tempdir().unwrap();
-        Arc::new(Self { count, own, put: Mutex::default(), looks: AtomicU64::default(), answers: u64::MAX.into(), lists: u64::MAX.into() })
+        Arc::new(Self {
+            count,
+            own,
+            put: Mutex::default(),
+            looks: AtomicU64::default(),
+            answers: u64::MAX.into(),
+            lists: u64::MAX.into(),
+            bare: AtomicBool::default(),
+            gone: Mutex::default(),
+        })
     }
     fn file(&self) -> PathBuf {
         self.own.path().join("manifest")
@@ -61,7 +74,12 @@ impl ObjectRead for Many {
             return Err(PortError::Unreachable("it is gone".into()));
         }
         let end = (begin + 1_000).min(self.count);
-        let objects = (begin..end).map(|n| ObjectMeta { metadata: BTreeMap::new(), ..meta_of(&key(n)) }).collect();
+        let listed = |n: u64| {
+            let meta = meta_of(&key(n));
+            let etag = meta.etag.clone().filter(|_| !self.bare.load(SeqCst));
+            ObjectMeta { metadata: BTreeMap::new(), etag, ..meta }
+        };
+        let objects = (begin..end).map(listed).collect();
         Ok(ObjectPage { objects, next: (end < self.count).then(|| key(end - 1)) })
     }
     async fn head(&self, key: &str) -> PortResult<Option<ObjectMeta>> {
@@ -70,6 +88,9 @@ impl ObjectRead for Many {
         }
         if self.looks.fetch_add(1, SeqCst) >= self.answers.load(SeqCst) {
             return Err(PortError::Unreachable("it is tired".into()));
+        }
+        if self.gone.lock().unwrap().as_deref() == Some(key) {
+            return Ok(None);
         }
         Ok(Some(meta_of(key)))
     }
@@ -116,11 +137,11 @@ impl ObjectWrite for Many {
         *self.put.lock().unwrap() += 1;
         Ok(meta_of(key))
     }
-    async fn put_file(&self, key: &str, file: &Path, _sha256: &str, _metadata: &BTreeMap<String, String>) -> PortResult<ObjectMeta> {
+    async fn put_file(&self, key: &str, file: &Path, _sha256: &str, _: &BTreeMap<String, String>, _absent: bool) -> PortResult<ObjectMeta> {
         std::fs::copy(file, self.file()).unwrap();
         Ok(meta_of(key))
     }
-    async fn put_stream(&self, _key: &str, _body: Chunks, _metadata: &BTreeMap<String, String>) -> PortResult<ObjectMeta> {
+    async fn put_stream(&self, _key: &str, _body: Chunks, _: &BTreeMap<String, String>, _absent: bool) -> PortResult<ObjectMeta> {
         self.refused()
     }
     async fn copy_from(&self, _key: &str, _from: &ObjectPlace, _listed: &ObjectMeta) -> PortResult<ObjectMeta> {
@@ -169,7 +190,8 @@ async fn verified_by(bench: &Bench, source: &Arc<Many>, copy: &Arc<Many>, manife
     };
     let begin = Checkpoint { manifest: Some(manifest.to_owned()), ..Checkpoint::default() };
     let opened = set_work::open(&bench.read.scratch.join("verify"), begin)?;
-    let judge = Judge { source: source.clone(), copy: copy.clone(), read_data: false, read: 0.into() };
+    let patience = (bench.read.world.clock(), std::time::Duration::from_secs(60));
+    let judge = Judge { source: source.clone(), patience, copy: copy.clone(), read_data: false, read: 0.into() };
     set_work::compared(opened, bench.read.world.clock(), ("models", ""), sides, judge).await
 }
 
@@ -247,4 +269,37 @@ async fn a_source_that_stops_answering_in_the_middle_is_left_out() {
     assert_eq!((at.alone, at.tally.objects, at.tally.copies, at.tally.differences()), (true, 2_500, 2_500, 0));
     assert_eq!(at.tally.same_by, BTreeMap::from([(By::Digest, 2_500)]), "what was judged before is not counted twice");
     assert!(looks > 2_500, "{looks}: it was left out at once, and not in the middle");
+}
+
+/// Its listing has been read to the end by then, and says nothing of what an object is.
+#[tokio::test]
+async fn a_source_that_stops_answering_behind_its_listing_is_left_out_too() {
+    let bench = Bench::new(&fixture());
+    let (source, target) = (Many::of(2_500), Many::of(2_500));
+    backed_up(&bench, &source, &target, false).await;
+    source.bare.store(true, SeqCst);
+    source.looks.store(0, SeqCst);
+    let ended = verified(&bench, &source, &target).await.unwrap_or_else(|e| panic!("{e:?}"));
+    assert_eq!((ended.at.alone, ended.at.tally.differences(), source.looks.load(SeqCst)), (false, 0, 2_500), "each is asked for");
+    source.looks.store(0, SeqCst);
+    source.answers.store(700, SeqCst);
+    let ended = verified(&bench, &source, &target).await.unwrap_or_else(|e| panic!("{e:?}"));
+    assert_eq!((ended.at.alone, ended.at.tally.objects, ended.at.tally.copies, ended.at.tally.differences()), (true, 2_500, 2_500, 0));
+    assert_eq!(ended.at.tally.same_by, BTreeMap::from([(By::Digest, 2_500)]));
+    // The copy's own silence is another matter.
+    target.looks.store(0, SeqCst);
+    target.answers.store(700, SeqCst);
+    assert!(matches!(verified(&bench, &source, &target).await, Err(ApplyError::Retry { .. })));
+}
+
+#[tokio::test]
+async fn what_goes_from_the_source_behind_its_listing_is_not_called_changed() {
+    let bench = Bench::new(&fixture());
+    let (source, target) = (Many::of(100), Many::of(100));
+    backed_up(&bench, &source, &target, false).await;
+    source.bare.store(true, SeqCst);
+    *source.gone.lock().unwrap() = Some(key(7));
+    let ended = verified(&bench, &source, &target).await.unwrap_or_else(|e| panic!("{e:?}"));
+    let found: Vec<_> = ended.at.tally.found.iter().map(|(kind, found)| (*kind, found.count)).collect();
+    assert_eq!(found, [(crate::actions::bucket_verify::Kind::Extra, 1)]);
 }

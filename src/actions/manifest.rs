@@ -329,7 +329,8 @@ pub(crate) struct Written {
 }
 
 impl Written {
-    /// Where none is there yet. Above what one upload takes it goes up in parts.
+    /// Where none is there yet: one that is there, or comes while this one goes up, stays, and is a `Conflict`. Above what one
+    /// upload takes it goes up in parts.
     pub async fn put(&self, target: &dyn ObjectWrite, key: &str, one_upload: u64) -> Result<(), Broken> {
         let disk = |e: std::io::Error| Broken::Disk(format!("{}: {e}", self.path.display()));
         if self.length <= IN_MEMORY.min(one_upload) {
@@ -337,15 +338,16 @@ impl Written {
             target.put(key, body.into(), &BTreeMap::new(), true).await?;
             return Ok(());
         }
-        // Who was first has written what this one would: both have the same step to do.
-        if target.head(key).await?.is_some() {
-            return Ok(());
+        // It may have hundreds of megabytes, and a store that ignores the condition would write over what is there.
+        if let Some(there) = target.head(key).await? {
+            let etag = there.etag.as_deref().unwrap_or("unknown");
+            return Err(PortError::Conflict { found: format!("{key}, {} bytes, etag {etag}", there.size) }.into());
         }
         if self.length <= one_upload {
-            target.put_file(key, &self.path, &self.sha256, &BTreeMap::new()).await?;
+            target.put_file(key, &self.path, &self.sha256, &BTreeMap::new(), true).await?;
         } else {
             let file = tokio::fs::File::open(&self.path).await.map_err(disk)?;
-            target.put_stream(key, chunks(file), &BTreeMap::new()).await?;
+            target.put_stream(key, chunks(file), &BTreeMap::new(), true).await?;
         }
         Ok(())
     }

@@ -34,7 +34,14 @@ const KEY: &str = ".muster/manifests/k.json";
 /// Written, by a store that takes so much at once.
 async fn written(world: &SimWorld, entries: &[Entry], one_upload: u64) -> Head {
     let dir = tempfile::tempdir().unwrap();
-    let mut book = Writer::begin(dir.path()).unwrap();
+    let written = finished(dir.path(), entries);
+    written.put(&*world.objects_mut("models", "west").unwrap(), KEY, one_upload).await.unwrap();
+    written.head
+}
+
+/// In a file, and nowhere else yet.
+fn finished(dir: &Path, entries: &[Entry]) -> Written {
+    let mut book = Writer::begin(dir).unwrap();
     for (n, entry) in entries.iter().enumerate() {
         book.add(entry, n % 3 == 0).unwrap();
     }
@@ -47,9 +54,7 @@ async fn written(world: &SimWorld, entries: &[Entry], one_upload: u64) -> Head {
         bytes: Some(f.bytes),
         ..head()
     };
-    let written = book.finish(count).unwrap();
-    written.put(&*world.objects_mut("models", "west").unwrap(), KEY, one_upload).await.unwrap();
-    written.head
+    book.finish(count).unwrap()
 }
 
 async fn sorted(store: &dyn ObjectRead, order: Order) -> Result<Vec<Entry>, Broken> {
@@ -78,6 +83,27 @@ async fn what_is_written_is_read_again_however_it_went_up() {
         let (_, bytes) = read_all(&*store, KEY).await.unwrap();
         let all: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(serde_json::from_value::<Vec<Entry>>(all["objects"].clone()).unwrap(), entries);
+    }
+}
+
+/// All of them have looked, and found none, before the first is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_that_go_up_at_once_one_wins_and_the_others_are_told() {
+    for (count, one_upload) in [(500, 1 << 40), (30_000, 1 << 40), (30_000, 1_000)] {
+        let (place, dirs) = (tempfile::tempdir().unwrap(), [(); 4].map(|()| tempfile::tempdir().unwrap()));
+        let store = crate::providers::directory::Directory::new(place.path().to_owned());
+        // Each can be told from the others.
+        let each: Vec<Written> = dirs.iter().enumerate().map(|(n, dir)| finished(dir.path(), &entries(count + n as u64))).collect();
+        assert_eq!(each[0].length > IN_MEMORY, count == 30_000, "{}", each[0].length);
+        let answers = futures::future::join_all(each.iter().map(|one| one.put(&store, KEY, one_upload))).await;
+        let won: Vec<usize> = (0..4).filter(|n| answers[*n].is_ok()).collect();
+        let told = answers.iter().filter(|answer| matches!(answer, Err(Broken::Port(PortError::Conflict { .. })))).count();
+        assert_eq!((won.len(), told), (1, 3), "{count} at {one_upload}: {answers:?}");
+        let there = std::fs::read(place.path().join(KEY)).unwrap();
+        assert!(there == std::fs::read(&each[won[0]].path).unwrap());
+        let late = each[(won[0] + 1) % 4].put(&store, KEY, one_upload).await;
+        assert!(matches!(&late, Err(Broken::Port(PortError::Conflict { found })) if found.contains("bytes, etag")), "{late:?}");
+        assert!(there == std::fs::read(place.path().join(KEY)).unwrap());
     }
 }
 

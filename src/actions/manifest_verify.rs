@@ -8,12 +8,12 @@ use super::{
     set_rows::{Row, Sides},
     set_tally::{By, Checkpoint, Desk, Finding, Kind, Tally, Verdict},
     set_verify::gone_on,
-    set_walk::{Item, Listing},
+    set_walk::{Broken, Item, Listing},
     set_work::{self, Ended, Judges},
     shared::*,
 };
 use crate::model::effect::Failure;
-use crate::providers::port::*;
+use crate::providers::{clock::Clock, port::*};
 use async_trait::async_trait;
 use futures::StreamExt;
 use sha2::{Digest, Sha256};
@@ -23,6 +23,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 /// What is read of all copies, unless told otherwise.
@@ -37,15 +38,15 @@ pub(crate) async fn verify(cx: &ReadCx, input: &Input, (key, head): (String, Hea
     let copy = cx.world.objects(input.bucket.as_str(), input.to.as_str())?;
     let source = cx.world.objects(input.bucket.as_str(), input.from.as_str())?;
     let read_data = input.read_data.unwrap_or(head.bytes.unwrap_or(u64::MAX) <= GIB);
-    let patience = Some((cx.world.clock(), cx.deadline / 2));
+    let patience = (cx.world.clock(), cx.deadline / 2);
     let sides = Sides {
         manifest: Some((copy.clone(), key.clone())),
-        source: Some(Listing { patience, ..Listing::of(source.clone(), &head.prefix) }),
+        source: Some(Listing { patience: Some(patience.clone()), ..Listing::of(source.clone(), &head.prefix) }),
         copy: Some(Listing::of(copy.clone(), &head.prefix)),
     };
     let begin = Checkpoint { order: head.order.unwrap_or_default(), manifest: Some(key.clone()), ..Checkpoint::default() };
     let opened = set_work::open(&folder(cx), begin)?;
-    let judge = Judge { source, copy, read_data, read: opened.at.tally.read_bytes.into() };
+    let judge = Judge { source, patience, copy, read_data, read: opened.at.tally.read_bytes.into() };
     let ended = set_work::compared(opened, cx.world.clock(), (input.bucket.as_str(), &head.prefix), sides, judge).await?;
     let Ended { at: Checkpoint { tally, alone, .. }, resumed_at, .. } = ended;
     if tally.differences() > 0 {
@@ -66,6 +67,8 @@ fn differs(cx: &ReadCx, input: &Input, tally: &Tally, resumed_at: Option<&str>) 
 
 pub(crate) struct Judge {
     pub source: Arc<dyn ObjectRead>,
+    /// For how long an answer of its may stay away.
+    pub patience: (Arc<dyn Clock>, Duration),
     pub copy: Arc<dyn ObjectRead>,
     /// Read and hash every copy, or compare the digest that stands in its metadata.
     pub read_data: bool,
@@ -96,18 +99,24 @@ impl Judges for Judge {
         })
     }
 
-    async fn look(&self, row: &Row) -> PortResult<Vec<Verdict>> {
+    async fn look(&self, row: &Row) -> Result<Vec<Verdict>, Broken> {
         let Some(entry) = &row.entry else { return Ok(Vec::new()) };
         let now = row.source.as_ref().and_then(Item::object);
-        let verdict = match (self.intact(entry).await?, now) {
-            (Err(why), _) => differs_by(row, Kind::Corrupt, why),
-            (Ok(_), None) if row.asked => differs_by(row, Kind::Extra, "it was deleted at the source after the manifest was written"),
-            (Ok(_), Some(now)) if self.changed(entry, &now).await? => {
-                differs_by(row, Kind::Stale, "the source has another by now than was copied")
-            }
-            (Ok(by), _) => Verdict::Same(by),
+        let by = match self.intact(entry).await? {
+            Ok(by) => by,
+            Err(why) => return Ok(vec![differs_by(row, Kind::Corrupt, why)]),
         };
-        Ok(vec![verdict])
+        let now = match now {
+            // What ails the source is no reason not to compare with the manifest.
+            Some(now) => self.now(now).await.map_err(Broken::Source)?,
+            None => None,
+        };
+        let is_same = |now: &ObjectMeta| now.size == entry.size && now.etag == entry.etag;
+        Ok(vec![match now {
+            None if row.asked => differs_by(row, Kind::Extra, "it was deleted at the source after the manifest was written"),
+            Some(now) if !is_same(&now) => differs_by(row, Kind::Stale, "the source has another by now than was copied"),
+            _ => Verdict::Same(by),
+        }])
     }
 
     fn read(&self) -> &AtomicU64 {
@@ -133,14 +142,14 @@ impl Judge {
         Ok(if same { Ok(By::Digest) } else { Err("the digest in its metadata is not that of what was copied") })
     }
 
-    /// Is the source's object another one than was copied? Some stores list objects without their tags, and
-    /// have to be asked for each.
-    async fn changed(&self, entry: &Entry, now: &ObjectMeta) -> PortResult<bool> {
-        let etag = match &now.etag {
-            Some(etag) => Some(etag.clone()),
-            None => self.source.head(&entry.key).await?.and_then(|meta| meta.etag),
-        };
-        Ok(now.size != entry.size || etag != entry.etag)
+    /// The source's object, with its etag. Some stores list objects without, and have to be asked for each; it may be gone
+    /// by then.
+    async fn now(&self, listed: ObjectMeta) -> PortResult<Option<ObjectMeta>> {
+        if listed.etag.is_some() {
+            return Ok(Some(listed));
+        }
+        let (clock, limit) = &self.patience;
+        in_time(&**clock, *limit, self.source.head(&listed.key)).await
     }
 }
 

@@ -7,7 +7,7 @@
 use super::{
     set_rows::Row,
     set_tally::{By, Finding, Kind, Tally, Verdict},
-    set_walk::Item,
+    set_walk::{Broken, Item},
     set_work::Judges,
 };
 use crate::providers::port::*;
@@ -195,8 +195,8 @@ impl Judges for Judge {
         tally.older_versions += source.as_ref().map_or(0, |item| item.0.len() as u64 - 1);
         source.as_ref().zip(copy.as_ref()).and_then(|(source, copy)| self.alike(source, copy)).map(Verdict::Same)
     }
-    async fn look(&self, row: &Row) -> PortResult<Vec<Verdict>> {
-        self.both_sides(row.key()).await
+    async fn look(&self, row: &Row) -> Result<Vec<Verdict>, Broken> {
+        Ok(self.both_sides(row.key()).await?)
     }
     fn read(&self) -> &AtomicU64 {
         &self.read

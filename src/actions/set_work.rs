@@ -35,7 +35,7 @@ pub(crate) trait Judges: Send + Sync {
     /// Counts it; what the listings alone decide needs no look.
     fn listed(&self, row: &Row, tally: &mut Tally) -> Option<Verdict>;
     /// Asks the servers.
-    async fn look(&self, row: &Row) -> PortResult<Vec<Verdict>>;
+    async fn look(&self, row: &Row) -> Result<Vec<Verdict>, Broken>;
     /// How many bytes it has read.
     fn read(&self) -> &AtomicU64;
 }

@@ -37,7 +37,8 @@ pub(crate) fn unlock(cx: &ReadCx, name: &RepositoryName) -> Result<Unlock, Refus
 pub(crate) async fn open(cx: &ReadCx, name: &RepositoryName) -> Result<Arc<Repository>, Refusal> {
     let unlock = unlock(cx, name)?;
     let store = cx.world.store(name.as_str())?;
-    Ok(Arc::new(Repository::open(store, &place(name), &unlock).await?))
+    let compression = named(cx, name)?.compression.unwrap_or_default();
+    Ok(Arc::new(Repository::open(store, &place(name), &unlock).await?.compressing(compression)))
 }
 
 /// The same, and the store behind it for writing: only while this process owns the run.

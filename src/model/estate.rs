@@ -472,6 +472,21 @@ pub struct Repository {
     /// For how long the proof counts that a snapshot was restored and compared; a week when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof_valid: Option<Span>,
+    /// How much work goes into making smaller what is stored here: `none`, `fast` or `standard`, which it is when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
+}
+
+/// How much work goes into making smaller what a repository stores. Who reads it needs not know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compression {
+    /// Everything is stored as it is.
+    None,
+    /// Larger than `standard`, for less of the processor's time.
+    Fast,
+    #[default]
+    Standard,
 }
 
 /// Somebody who approves and accepts.

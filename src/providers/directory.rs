@@ -189,19 +189,35 @@ impl ObjectWrite for Directory {
         .await
     }
 
-    async fn put_file(&self, key: &str, file: &Path, sha256: &str, metadata: &BTreeMap<String, String>) -> PortResult<ObjectMeta> {
+    async fn put_file(
+        &self,
+        key: &str,
+        file: &Path,
+        sha256: &str,
+        metadata: &BTreeMap<String, String>,
+        only_if_absent: bool,
+    ) -> PortResult<ObjectMeta> {
         bare(metadata)?;
         let (file, sha256) = (file.to_owned(), sha256.to_owned());
         let size = tokio::fs::metadata(&file).await.map_or(0, |found| found.len());
         self.write(key, size, move |root, key| {
-            let mut write = root.begin(key, false)?;
+            if only_if_absent {
+                root.absent(key)?;
+            }
+            let mut write = root.begin(key, only_if_absent)?;
             write.add_file(&file, &sha256)?;
             Ok(write)
         })
         .await
     }
 
-    async fn put_stream(&self, key: &str, mut body: Chunks, metadata: &BTreeMap<String, String>) -> PortResult<ObjectMeta> {
+    async fn put_stream(
+        &self,
+        key: &str,
+        mut body: Chunks,
+        metadata: &BTreeMap<String, String>,
+        only_if_absent: bool,
+    ) -> PortResult<ObjectMeta> {
         bare(metadata)?;
         // `None` says that the body is whole. When the channel closes without it, what was written is removed, also
         // when this future was dropped.
@@ -209,7 +225,7 @@ impl ObjectWrite for Directory {
         let mut size = 0;
         let (root, at) = (Arc::clone(&self.root), key.to_owned());
         let work = tokio::task::spawn_blocking(move || {
-            let mut write = root.begin(&at, false)?;
+            let mut write = root.begin(&at, only_if_absent)?;
             while let Some(chunk) = arriving.blocking_recv() {
                 match chunk {
                     Some(chunk) => write.add(&chunk)?,

@@ -148,7 +148,9 @@ pub struct ObjectBody {
 
 #[async_trait]
 pub trait ObjectWrite: ObjectRead {
-    /// Writes one object. With `only_if_absent` an object that is there already is a `Conflict`.
+    /// Writes one object. With `only_if_absent` an object that is there already is a `Conflict`: the store itself looks and
+    /// writes at once, so of several writers one wins, and the others are told. (A server that ignores `If-None-Match`, as
+    /// Garage does, writes over what is there: where that matters the caller looks first as well.)
     async fn put(&self, key: &str, body: Bytes, metadata: &BTreeMap<String, String>, only_if_absent: bool) -> PortResult<ObjectMeta>;
     /// The same from a file, whose SHA-256 is known (in hexadecimal): however large, it is never held in memory.
     async fn put_file(
@@ -157,11 +159,18 @@ pub trait ObjectWrite: ObjectRead {
         file: &std::path::Path,
         sha256: &str,
         metadata: &BTreeMap<String, String>,
+        only_if_absent: bool,
     ) -> PortResult<ObjectMeta>;
     /// The same from a stream whose length nobody knows yet. Nothing is seen under the key before the whole body is
-    /// there, and nothing is left when it breaks off. Memory is bounded: 48 MiB, or two parts when they are larger
+    /// there, and nothing is left when it breaks off or when `only_if_absent` finds an object there. Memory is bounded: 48 MiB, or two parts when they are larger
     /// (they are 8 MiB each, and double with every thousand, so that 10,000 suffice for the largest object).
-    async fn put_stream(&self, key: &str, body: Chunks, metadata: &BTreeMap<String, String>) -> PortResult<ObjectMeta>;
+    async fn put_stream(
+        &self,
+        key: &str,
+        body: Chunks,
+        metadata: &BTreeMap<String, String>,
+        only_if_absent: bool,
+    ) -> PortResult<ObjectMeta>;
     /// Has the provider copy an object from one of its places, which must be at the same provider. `listed` is what
     /// is known of it: another object that stands there by now is a `Conflict`. Metadata go along (above 5 GiB:
     /// those of `listed`).

@@ -23,6 +23,8 @@ const SLOWEST: u64 = 4 * 1024 * 1024;
 const STALL: Duration = Duration::from_secs(30);
 /// Of every body, beside the SHA-256 that its signature has already: quick to compute, and known to every server.
 pub(super) const CHECKSUM: ChecksumAlgorithm = ChecksumAlgorithm::Crc32;
+/// `If-None-Match`: of whatever content, there must be no object.
+pub(super) const ANY: &str = "*";
 /// So many objects are asked about at a time.
 const AT_ONCE: usize = 16;
 
@@ -286,7 +288,7 @@ impl ObjectWrite for S3Bucket {
             call = call.set_metadata(Some(metadata.iter().map(|(k, v)| (k.clone(), v.clone())).collect()));
         }
         if only_if_absent {
-            call = call.if_none_match("*");
+            call = call.if_none_match(ANY);
         }
         match call.send().await.map_err(|e| explain(&e, Doing::Writing, &what)) {
             Ok(done) => Ok(ObjectMeta {
@@ -298,12 +300,7 @@ impl ObjectWrite for S3Bucket {
                 metadata: metadata.clone(),
                 checksum: None,
             }),
-            // Two conditional writes at once: neither is told which came first, and this one did not happen.
-            Err(PortError::Refused(text)) if text.contains("ConditionalRequestConflict") => {
-                Err(PortError::Throttled { after: Duration::from_millis(200), message: text })
-            }
-            Err(PortError::Conflict { .. }) => Err(PortError::Conflict { found: self.describe(key).await }),
-            Err(e) => Err(e),
+            Err(e) => Err(self.lost(key, e).await),
         }
     }
 
@@ -313,6 +310,7 @@ impl ObjectWrite for S3Bucket {
         file: &std::path::Path,
         sha256: &str,
         metadata: &BTreeMap<String, String>,
+        only_if_absent: bool,
     ) -> PortResult<ObjectMeta> {
         let what = self.name("PutObject", key);
         let refused = |why: String| PortError::Refused(format!("{what}: {}: {why}", file.display()));
@@ -323,14 +321,24 @@ impl ObjectWrite for S3Bucket {
         let call = self.clients.s3().await?.write.put_object().bucket(&self.bucket).key(self.full(key)).body(body);
         let call = call.checksum_sha256(aws_smithy_types::base64::encode(digest));
         let call = call.set_metadata(Some(metadata.iter().map(|(k, v)| (k.clone(), v.clone())).collect()));
+        let call = call.set_if_none_match(only_if_absent.then(|| ANY.to_owned()));
         let call = call.customize().config_override(limited(size));
-        let done = call.send().await.map_err(|e| explain(&e, Doing::Writing, &what))?;
+        let done = match call.send().await.map_err(|e| explain(&e, Doing::Writing, &what)) {
+            Ok(done) => done,
+            Err(e) => return Err(self.lost(key, e).await),
+        };
         let (etag, version) = (tag(done.e_tag()), known(done.version_id()));
         Ok(ObjectMeta { key: key.to_owned(), size, etag, version, modified: None, metadata: metadata.clone(), checksum: None })
     }
 
-    async fn put_stream(&self, key: &str, body: Chunks, metadata: &BTreeMap<String, String>) -> PortResult<ObjectMeta> {
-        super::s3_parts::put_stream(self, key, body, metadata).await
+    async fn put_stream(
+        &self,
+        key: &str,
+        body: Chunks,
+        metadata: &BTreeMap<String, String>,
+        only_if_absent: bool,
+    ) -> PortResult<ObjectMeta> {
+        super::s3_parts::put_stream(self, key, body, metadata, only_if_absent).await
     }
 
     async fn copy_from(&self, key: &str, from: &ObjectPlace, listed: &ObjectMeta) -> PortResult<ObjectMeta> {
@@ -369,17 +377,13 @@ impl ObjectWrite for S3Bucket {
         let call = call.checksum_algorithm(CHECKSUM).body(ByteStream::from(body));
         let call = match expect {
             Some(etag) => call.if_match(format!("\"{etag}\"")),
-            None => call.if_none_match("*"),
+            None => call.if_none_match(ANY),
         };
         match call.send().await.map_err(|e| explain(&e, Doing::Writing, &what)) {
             Ok(_) => Ok(()),
-            Err(PortError::Refused(text)) if text.contains("ConditionalRequestConflict") => {
-                Err(PortError::Throttled { after: Duration::from_millis(200), message: text })
-            }
             // What was to be replaced is gone.
             Err(PortError::NotFound(_)) if expect.is_some() => Err(PortError::Conflict { found: format!("nothing at {key}") }),
-            Err(PortError::Conflict { .. }) => Err(PortError::Conflict { found: self.describe(key).await }),
-            Err(e) => Err(e),
+            Err(e) => Err(self.lost(key, e).await),
         }
     }
 
@@ -429,6 +433,18 @@ impl S3Bucket {
         let expected = meta.size;
         let chunks = stream::unfold(Some((got.body, 0u64, what)), move |state| next_chunk(state, expected));
         Ok(ObjectBody { meta, chunks: chunks.boxed() })
+    }
+
+    /// What it means that a write, perhaps a conditional one, did not succeed.
+    pub(super) async fn lost(&self, key: &str, error: PortError) -> PortError {
+        match error {
+            // Two conditional writes at once: neither is told which came first, and this one did not happen.
+            PortError::Refused(text) if text.contains("ConditionalRequestConflict") => {
+                PortError::Throttled { after: Duration::from_millis(200), message: text }
+            }
+            PortError::Conflict { .. } => PortError::Conflict { found: self.describe(key).await },
+            error => error,
+        }
     }
 
     /// What stands in the way of a conditional write, as far as it can be told.

@@ -6,7 +6,7 @@
 
 use super::aws::{Doing, explain, patient};
 use super::port::{Chunks, ObjectMeta, ObjectPlace, ObjectWrite, PortError, PortResult};
-use super::s3::{CHECKSUM, S3Bucket, known, limited, tag};
+use super::s3::{ANY, CHECKSUM, S3Bucket, known, limited, tag};
 use aws_sdk_s3::{
     Client,
     operation::abort_multipart_upload::builders::AbortMultipartUploadFluentBuilder,
@@ -69,15 +69,25 @@ impl Cutter {
     }
 }
 
-pub(super) async fn put_stream(bucket: &S3Bucket, key: &str, body: Chunks, metadata: &BTreeMap<String, String>) -> PortResult<ObjectMeta> {
+pub(super) async fn put_stream(
+    bucket: &S3Bucket,
+    key: &str,
+    body: Chunks,
+    metadata: &BTreeMap<String, String>,
+    only_if_absent: bool,
+) -> PortResult<ObjectMeta> {
     let mut cutter = Cutter { body, chunk: Vec::new(), from: 0, what: bucket.name("PutObject", key) };
     let (part, whole) = cutter.next(bytes(PART)).await?;
     if whole {
-        return bucket.put(key, part.into(), metadata, false).await;
+        return bucket.put(key, part.into(), metadata, only_if_absent).await;
     }
     let mut upload = Upload::begin(bucket, key, metadata, Some(CHECKSUM)).await?;
+    upload.only_if_absent = only_if_absent;
     let filled = fill(&mut upload, &mut cutter, part).await;
-    upload.end(key, filled, metadata).await
+    match upload.end(key, filled, metadata).await {
+        Ok(done) => Ok(done),
+        Err(e) => Err(bucket.lost(key, e).await),
+    }
 }
 
 /// Sends all parts, the first of which was cut already. Answers their size in all.
@@ -165,6 +175,8 @@ struct Upload {
     parts: JoinSet<Sent>,
     in_flight: u64,
     sent: Vec<CompletedPart>,
+    /// It becomes an object only where none is by then. (Whether one was there when it began says nothing.)
+    only_if_absent: bool,
     ended: bool,
 }
 
@@ -189,6 +201,7 @@ impl Upload {
             parts: JoinSet::new(),
             in_flight: 0,
             sent: Vec::new(),
+            only_if_absent: false,
             ended: false,
         })
     }
@@ -262,7 +275,8 @@ impl Upload {
         self.sent.sort_by_key(CompletedPart::part_number);
         let parts = CompletedMultipartUpload::builder().set_parts(Some(std::mem::take(&mut self.sent))).build();
         let call = self.client.complete_multipart_upload().bucket(&self.bucket).key(&self.key).upload_id(&self.id);
-        let call = call.multipart_upload(parts).customize().config_override(limited(size));
+        let call = call.multipart_upload(parts).set_if_none_match(self.only_if_absent.then(|| ANY.to_owned()));
+        let call = call.customize().config_override(limited(size));
         let done = call.send().await.map_err(|e| explain(&e, Doing::Writing, &self.what))?;
         let (etag, version) = (tag(done.e_tag()), known(done.version_id()));
         Ok(ObjectMeta { key: key.to_owned(), size, etag, version, modified: None, metadata: metadata.clone(), checksum: None })

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::providers::{
     clock::Clock,
-    port::{ObjectMeta, ObjectWrite, PortError},
+    port::{ObjectMeta, ObjectRead, ObjectWrite, PortError},
 };
 use futures::{StreamExt, stream};
 use std::{
@@ -43,6 +43,8 @@ pub struct Copied {
     /// Did the provider copy, or did the bytes pass through here?
     pub server_side: bool,
     pub keys: Keys,
+    /// Marks there that this key does not open, each in a sentence: what they mark is not known.
+    pub marks_unread: Vec<String>,
     /// Snapshots that are there now, whole.
     pub there: Vec<Id>,
     /// What the source no longer has whole, or the place to copy to, each in a sentence: packs, and the snapshots that need
@@ -69,11 +71,13 @@ pub async fn copy(
     let (target, keys) = prepare(repository, to.clone(), place).await?;
     let target = Arc::new(target);
     // Marks before packs, as for every writer: nothing is taken from a pack that is marked there.
-    let marked = marks::packs(&marks::load(&target).await?.whole, None);
+    let marks = marks::load(&target).await?;
+    let marked = marks::packs(&marks.whole, None);
     let held = Index::without(&target.present().await?.packs.whole, &marked);
     let packs = repository.present().await?.packs.whole;
     let index = Index::of(&packs);
-    let mut done = Copied { server_side: same_provider(repository, &*to).await, keys, ..Copied::default() };
+    let (server_side, marks_unread) = (same_provider(repository, &*to).await, unread(place, &marks.damaged));
+    let mut done = Copied { server_side, keys, marks_unread, ..Copied::default() };
     let mut whole = Vec::new();
     for (id, snapshot) in snapshots {
         match needs(repository, &index, &held, snapshot).await {
@@ -101,6 +105,34 @@ pub async fn copy(
     commit(repository, &writer, &relied, whole, clock, &mut done).await?;
     done.there.sort_by_key(|there| snapshots.iter().position(|(id, _)| id == there));
     Ok(done)
+}
+
+/// How a place that was copied to stands beside the source.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Beside {
+    pub keys_differ: Vec<String>,
+    pub marks_unread: Vec<String>,
+}
+
+/// What [`copy`] says of keys and marks there, without copying anything. Both places are told by these names, which are such
+/// as `--repo` takes.
+pub async fn beside(repository: &Repository, source: &str, there: Arc<dyn ObjectRead>, place: &str) -> Result<Beside> {
+    if there.head(CONFIG).await.map_err(RepositoryError::store(place))?.is_none() {
+        return Ok(Beside::default());
+    }
+    let (source, target) = (repository.at(repository.store.clone(), source), repository.at(there, place));
+    let marks_unread = unread(place, &marks::load(&target).await?.damaged);
+    Ok(Beside { keys_differ: copy_keys::differ(&source, &target).await?, marks_unread })
+}
+
+fn unread(place: &str, marks: &[RepositoryError]) -> Vec<String> {
+    let each = marks.iter().map(|error| {
+        format!(
+            "at {place}, {error}: which packs it marks is not known, so that a prune by somebody who can open it may delete what is copied \
+             there. If nobody can, nothing is pruned there: take it away (docs/backups.md, \"What is damaged\")"
+        )
+    });
+    each.collect()
 }
 
 fn not_copied(id: &Id, why: &dyn std::fmt::Display) -> String {

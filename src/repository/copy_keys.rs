@@ -41,7 +41,6 @@ pub(super) async fn all(repository: &Repository, to: &dyn ObjectWrite) -> Result
 /// Compares the keys of a place that is there already, and brings those that it must have.
 pub(super) async fn compare(repository: &Repository, target: &Repository, to: &dyn ObjectWrite) -> Result<Keys> {
     let (here, there) = (slots(&*repository.store).await?.whole, slots(to).await?.whole);
-    let has = |all: &[(String, Slot)], key: &str| all.iter().any(|(one, _)| one == key);
     let mut lacks: Vec<&(String, Slot)> = here.iter().filter(|(key, _)| !has(&there, key)).collect();
     let mut keys = Keys::default();
     // Also where no slot is left it is an error if the place has what the source's key cannot read.
@@ -49,8 +48,30 @@ pub(super) async fn compare(repository: &Repository, target: &Repository, to: &d
         keys = bring(repository, to, &lacks).await?;
         lacks.clear();
     }
+    keys.differ = told(repository, target, &lacks, &there, &here);
+    Ok(keys)
+}
+
+/// How the keys of two places of one repository differ, each in a sentence: read only.
+pub(super) async fn differ(repository: &Repository, target: &Repository) -> Result<Vec<String>> {
+    let (here, there) = (slots(&*repository.store).await?.whole, slots(&*target.store).await?.whole);
+    let lacks: Vec<&(String, Slot)> = here.iter().filter(|(key, _)| !has(&there, key)).collect();
+    Ok(told(repository, target, &lacks, &there, &here))
+}
+
+fn has(all: &[(String, Slot)], key: &str) -> bool {
+    all.iter().any(|(one, _)| one == key)
+}
+
+fn told(
+    repository: &Repository,
+    target: &Repository,
+    lacks: &[&(String, Slot)],
+    there: &[(String, Slot)],
+    here: &[(String, Slot)],
+) -> Vec<String> {
     let (source, place) = (&repository.place, &target.place);
-    keys.differ.extend(lacks.iter().map(|(_, slot)| {
+    let lacks = lacks.iter().map(|(_, slot)| {
         format!(
             "{place} lacks {}, which {source} has: it was removed or rotated away there, or added here, so it is not brought. If it is \
              to open {place} as well: muster backup key add --repo {place}; if it is to open nothing: muster backup key remove {} --repo \
@@ -58,16 +79,16 @@ pub(super) async fn compare(repository: &Repository, target: &Repository, to: &d
             named(slot),
             short(slot)
         )
-    }));
-    keys.differ.extend(there.iter().filter(|(key, _)| !has(&here, key)).map(|(_, slot)| {
+    });
+    let surplus = there.iter().filter(|(key, _)| !has(here, key)).map(|(_, slot)| {
         format!(
             "{place} still opens with {}, which {source} does not have: it was removed or rotated away here, or added there. If it is to \
              open nothing: muster backup key remove {} --repo {place}",
             named(slot),
             short(slot)
         )
-    }));
-    Ok(keys)
+    });
+    lacks.chain(surplus).collect()
 }
 
 async fn bring(repository: &Repository, to: &dyn ObjectWrite, slots: &[&(String, Slot)]) -> Result<Keys> {

@@ -9,7 +9,8 @@
 //! [`prune`] (decided by [`prune_plan`]; what it keeps is read by [`twins`]), [`copy`] (and which keys go along:
 //! [`copy_keys`]), [`proof`], [`rekey`]. Beside the snapshots lies the write-ahead log of databases: [`wal_name`],
 //! [`wal_page`], [`wal_history`], [`wal`], what of it a recovery needs in [`wal_line`] and [`recovery`] ([`wal_fill`] brings
-//! it, [`tablespaces`] go where they are told); [`wal_keep`] is what prune, verify and copy do with it.
+//! it, [`tablespaces`] go where they are told); [`wal_keep`] is what prune, verify and copy do with it, [`wal_twins`] what is
+//! read before pieces of it go.
 //!
 //! Three rules hold it together. Objects are never changed: each is named by the BLAKE3 of its bytes, or written
 //! only if it is not there. They are written in one order, packs, index, snapshot, and read in the opposite one, so
@@ -77,6 +78,7 @@ pub mod wal_name;
 pub mod wal_page;
 #[cfg(test)]
 mod wal_tests;
+mod wal_twins;
 pub mod wire;
 #[cfg(test)]
 mod wrapped;

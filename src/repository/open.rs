@@ -5,6 +5,7 @@
 
 use super::{
     RepositoryError, Result,
+    codec::Compression,
     entry::{Content, Extent},
     index,
     index::{ById, Ids, Index, PackEntry},
@@ -52,6 +53,8 @@ pub struct Repository {
     pub keyring: Keyring,
     /// The place of the slot that it was opened by.
     pub opened_by: String,
+    /// How much work goes into making smaller what is written here, content and logs. Whatever it was, it is read alike.
+    pub compression: Compression,
 }
 
 /// Things of which some may be damaged: those that are whole, and what is wrong with the others.
@@ -75,13 +78,20 @@ impl Repository {
         let config = read_config(&*store, place).await?.ok_or_else(|| RepositoryError::NoRepository { place: place.to_owned() })?;
         let (config, digest) = config;
         let (opened_by, keyring) = slots::open(&*store, &digest, unlock).await?;
-        Ok(Self { store, place: place.to_owned(), id: config.id, config: digest, keyring, opened_by })
+        Ok(Self { store, place: place.to_owned(), id: config.id, config: digest, keyring, opened_by, compression: Compression::default() })
+    }
+
+    /// The same, for writing with so much work done.
+    #[must_use]
+    pub fn compressing(self, compression: Compression) -> Self {
+        Self { compression, ..self }
     }
 
     /// The same repository in another place.
     pub(super) fn at(&self, store: Arc<dyn ObjectRead>, place: &str) -> Self {
         let (id, opened_by) = (self.id.clone(), self.opened_by.clone());
-        Self { store, place: place.to_owned(), id, config: self.config, keyring: self.keyring.again(), opened_by }
+        let (config, keyring, compression) = (self.config, self.keyring.again(), self.compression);
+        Self { store, place: place.to_owned(), id, config, keyring, opened_by, compression }
     }
 
     /// Makes a repository in an empty place. False: there is one already.

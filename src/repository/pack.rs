@@ -13,7 +13,7 @@
 
 use super::{
     RepositoryError, Result,
-    codec::{Decoder, Encoder, Hint},
+    codec::{Compression, Decoder, Encoder, Hint},
     cut::MAX_CHUNK,
     keys::Keyring,
     names::{Id, PACKS},
@@ -174,9 +174,15 @@ impl Opener {
 /// The content of an object of one segment: the length of its plain form (a number), then its stored form.
 #[must_use]
 pub fn squeeze(plain: &[u8]) -> Vec<u8> {
+    squeeze_by(Compression::Standard, plain)
+}
+
+/// The same with so much work done for it.
+#[must_use]
+pub fn squeeze_by(compression: Compression, plain: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     put_number(&mut out, plain.len() as u64);
-    Encoder::new().encode(plain, Hint::None, &mut out);
+    Encoder::of(compression).encode(plain, Hint::None, &mut out);
     out
 }
 

@@ -2,8 +2,8 @@
 //!
 //! [`super::marks`] has the rule that makes it safe beside running backups, [`super::prune_plan`] the decisions. The
 //! order of what is done: what is still used of packs that shall go is copied into new ones, and an index names them;
-//! then the packs are marked. A later run, after the grace, reads what is kept of what they hold ([`super::twins`]), writes
-//! an index without them, deletes the old index objects, then the packs, then the marks. Killed anywhere, it leaves what the
+//! then the packs are marked. A later run, after the grace, reads what is kept of what they hold ([`super::twins`]), and of
+//! logs the segments that their pieces go for ([`super::wal_twins`]), writes an index without them, deletes the old index objects, then the packs, then the marks. Killed anywhere, it leaves what the
 //! next run goes on from.
 
 use super::{
@@ -20,6 +20,7 @@ use super::{
     seal::{self, Kind},
     twins,
     wal_keep::{self, WalPlan},
+    wal_twins,
     write::{Filler, Writer},
 };
 use crate::providers::port::{ObjectWrite, PortError};
@@ -147,7 +148,7 @@ fn merge(packs: Vec<PackEntry>, more: Vec<PackEntry>) -> Vec<PackEntry> {
 }
 
 /// What a prune did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pruned {
     pub repacked: u64,
     pub marked: u64,
@@ -163,6 +164,10 @@ pub struct Pruned {
     pub wal_marked: u64,
     pub wal_deleted: u64,
     pub wal_waiting: u64,
+    /// Whole segments of logs that were damaged, and are written anew from their pieces.
+    pub wal_healed: Vec<String>,
+    /// Why pieces of segments are kept though those are there whole, each in a sentence.
+    pub wal_kept: Vec<String>,
 }
 
 /// Carries the plan out.
@@ -178,6 +183,9 @@ pub async fn prune(
     if !plan.delete.is_empty() {
         done.checked_bytes = twins::check(&repository, &packs, &strays, &plan.delete, &used, progress.clone()).await?;
     }
+    let wal_goes = wal_twins::check(&repository, &store, &wal, &progress).await?;
+    done.checked_bytes += wal_goes.read_bytes;
+    (done.wal_healed, done.wal_kept) = (wal_goes.healed, wal_goes.kept);
     if !plan.repack.is_empty() {
         repack(&repository, &store, &packs, &plan.repack, used, progress.clone()).await?;
         done.repacked = plan.repack.len() as u64;
@@ -208,7 +216,7 @@ pub async fn prune(
         done.deleted += 1;
     }
     done.deleted_bytes = plan.delete_bytes;
-    done.wal_deleted = wal_keep::delete(&*store, &wal.delete).await?;
+    done.wal_deleted = wal_keep::delete(&*store, &wal_goes.delete).await?;
     for mark in &plan.settled {
         delete(&*store, &mark.key(MARKS)).await?;
     }

@@ -287,7 +287,7 @@ async fn large(
             }
         })
         .boxed();
-    let written = to.put_stream(key, body, metadata).await;
+    let written = to.put_stream(key, body, metadata, false).await;
     if let Some(error) = broken.lock().unwrap_or_else(PoisonError::into_inner).take() {
         return Err(error);
     }

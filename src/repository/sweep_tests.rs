@@ -102,10 +102,10 @@ impl ObjectWrite for Dying {
         }
         if heard { Ok(()) } else { Err(dead()) }
     }
-    async fn put_file(&self, _: &str, _: &Path, _: &str, _: &BTreeMap<String, String>) -> PortResult<ObjectMeta> {
+    async fn put_file(&self, _: &str, _: &Path, _: &str, _: &BTreeMap<String, String>, _: bool) -> PortResult<ObjectMeta> {
         Err(dead())
     }
-    async fn put_stream(&self, _: &str, _: Chunks, _: &BTreeMap<String, String>) -> PortResult<ObjectMeta> {
+    async fn put_stream(&self, _: &str, _: Chunks, _: &BTreeMap<String, String>, _: bool) -> PortResult<ObjectMeta> {
         Err(dead())
     }
     async fn copy_from(&self, _: &str, _: &ObjectPlace, _: &ObjectMeta) -> PortResult<ObjectMeta> {

@@ -81,7 +81,7 @@ impl WalStore {
     async fn put_object(&self, name: &WalName, content: Bytes) -> Result<Put> {
         let key = self.key(name);
         let (repository, place, plain) = (self.repository.clone(), key.clone(), content.clone());
-        let sealing = move || seal::bound(&repository.keyring, Kind::Wal, &place, &pack::squeeze(&plain));
+        let sealing = move || seal::bound(&repository.keyring, Kind::Wal, &place, &pack::squeeze_by(repository.compression, &plain));
         let sealed = tokio::task::spawn_blocking(sealing).await.map_err(|e| RepositoryError::Interrupted(e.to_string()))??;
         let (sealed, nothing) = (Bytes::from(sealed), BTreeMap::new());
         match retried(&key, || self.store.put(&key, sealed.clone(), &nothing, true)).await {
@@ -190,7 +190,11 @@ fn put_together(chosen: &[Piece], contents: &BTreeMap<Piece, Vec<u8>>) -> Vec<u8
 
 /// What the object of the log under this key holds, if it is what was written there.
 pub async fn open(repository: &Repository, key: &str) -> Result<Vec<u8>> {
-    let stored = repository.read(key).await?;
+    unsealed(repository, key, repository.read(key).await?)
+}
+
+/// The same of what was read already.
+pub(super) fn unsealed(repository: &Repository, key: &str, stored: Vec<u8>) -> Result<Vec<u8>> {
     let plain = seal::open_bound(&repository.keyring, Kind::Wal, key, stored)?;
     pack::expand(&plain).map_err(|why| RepositoryError::damaged(key, why))
 }

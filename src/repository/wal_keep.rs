@@ -29,6 +29,8 @@ pub struct WalPlan {
     pub mark: Vec<String>,
     /// Marked long enough ago, and still needed by nothing.
     pub delete: Vec<String>,
+    /// Of these the pieces of segments that are needed, and there whole: that is read first ([`super::wal_twins`]).
+    pub replaced: Vec<String>,
     pub delete_bytes: u64,
     /// Marked, and not old enough.
     pub waiting: u64,
@@ -69,6 +71,12 @@ pub fn unneeded<'a>(listed: &'a [Listed], clusters: &[Cluster]) -> Vec<&'a Liste
     listed.iter().filter(goes).collect()
 }
 
+/// Is it a piece of a segment that a base backup may need? Then it goes only for the whole one.
+fn is_replaced(one: &Listed, oldest: &BTreeMap<&str, (u64, u32)>) -> bool {
+    let WalName::Piece(piece) = one.name else { return false };
+    oldest.get(one.system.as_str()).is_none_or(|(number, size)| piece.segment.number(*size) >= *number)
+}
+
 /// Decides, by the same two phases as for packs.
 #[must_use]
 pub fn plan(listed: &[Listed], clusters: &[Cluster], marks: &[Mark], now: jiff::Timestamp) -> WalPlan {
@@ -76,11 +84,13 @@ pub fn plan(listed: &[Listed], clusters: &[Cluster], marks: &[Mark], now: jiff::
     let keys = |marks: &[&Mark]| -> HashSet<String> { marks.iter().flat_map(|mark| mark.marked.wal.iter().cloned()).collect() };
     let (old, young) = (keys(&old), keys(&young));
     let mut plan = WalPlan { waiting: young.len() as u64, stored_bytes: listed.iter().map(|one| one.size).sum(), ..WalPlan::default() };
+    let oldest = oldest(clusters);
     for one in unneeded(listed, clusters) {
         let key = wal_name::key(&one.system, &one.name);
         if young.contains(&key) {
         } else if old.contains(&key) {
             plan.delete_bytes += one.size;
+            plan.replaced.extend(is_replaced(one, &oldest).then(|| key.clone()));
             plan.delete.push(key);
         } else {
             plan.mark.push(key);
@@ -110,6 +120,7 @@ pub async fn look(repository: &Repository, snapshots: &[(Id, Snapshot)], marks: 
         let kept: Vec<String> =
             each.buffer_unordered(AT_ONCE).try_filter_map(|key| async move { Ok::<_, RepositoryError>(key) }).try_collect().await?;
         plan.delete.retain(|key| !kept.contains(key));
+        plan.replaced.retain(|key| !kept.contains(key));
     }
     Ok(plan)
 }

@@ -52,6 +52,31 @@ async fn a_segment_is_written_once_and_never_over_another() {
 }
 
 #[tokio::test]
+async fn a_segment_is_the_same_however_much_it_was_compressed() {
+    use super::{codec::Compression, open::Repository};
+    let (dir, name) = (tempfile::tempdir().unwrap(), "000000010000000000000003".parse().unwrap());
+    let bench = Bench::new(dir.path()).await;
+    let mut content = content(1).to_vec();
+    content[..100_000].iter_mut().for_each(|byte| *byte %= 3);
+    let mut sizes = Vec::new();
+    for compression in [Compression::None, Compression::Fast, Compression::Standard] {
+        let repository = Repository::open(bench.store.clone(), "here", &super::tests::unlock()).await.unwrap().compressing(compression);
+        let wal = WalStore::new(std::sync::Arc::new(repository), bench.store.clone(), SYSTEM.to_owned()).unwrap();
+        assert_eq!(wal.put(&name, content.clone().into()).await.unwrap(), Put::New);
+        assert_eq!(wal.put(&name, content.clone().into()).await.unwrap(), Put::Same);
+        sizes.push(wal.list().await.unwrap()[0].size as usize);
+        // A server that sends it again is answered alike, whoever asks.
+        let other = WalStore::new(bench.repository.clone(), bench.store.clone(), SYSTEM.to_owned()).unwrap();
+        assert_eq!(
+            (other.put(&name, content.clone().into()).await.unwrap(), other.get(&name).await.unwrap()),
+            (Put::Same, Some(content.clone()))
+        );
+        bench.store.delete(&wal.key(&WalName::File(name))).await.unwrap();
+    }
+    assert!(sizes[0] > 1 << 20 && sizes[1] < 300_000 && sizes[2] < 300_000, "{sizes:?}");
+}
+
+#[tokio::test]
 async fn an_object_under_another_name_or_with_another_bit_is_damage() {
     let dir = tempfile::tempdir().unwrap();
     let wal = store(dir.path()).await;

@@ -129,13 +129,20 @@ impl ObjectWrite for Wrapped {
         self.may(Asked::Change, key).await?;
         self.inner.delete(key).await
     }
-    async fn put_file(&self, key: &str, file: &Path, sha256: &str, metadata: &BTreeMap<String, String>) -> PortResult<ObjectMeta> {
-        self.may(Asked::Change, key).await?;
-        self.inner.put_file(key, file, sha256, metadata).await
+    async fn put_file(
+        &self,
+        key: &str,
+        file: &Path,
+        sha256: &str,
+        metadata: &BTreeMap<String, String>,
+        absent: bool,
+    ) -> PortResult<ObjectMeta> {
+        self.may(if absent { Asked::Add } else { Asked::Change }, key).await?;
+        self.inner.put_file(key, file, sha256, metadata, absent).await
     }
-    async fn put_stream(&self, key: &str, body: Chunks, metadata: &BTreeMap<String, String>) -> PortResult<ObjectMeta> {
-        self.may(Asked::Change, key).await?;
-        self.inner.put_stream(key, body, metadata).await
+    async fn put_stream(&self, key: &str, body: Chunks, metadata: &BTreeMap<String, String>, absent: bool) -> PortResult<ObjectMeta> {
+        self.may(if absent { Asked::Add } else { Asked::Change }, key).await?;
+        self.inner.put_stream(key, body, metadata, absent).await
     }
     async fn copy_from(&self, key: &str, from: &ObjectPlace, meta: &ObjectMeta) -> PortResult<ObjectMeta> {
         self.may(Asked::Change, key).await?;

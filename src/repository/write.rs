@@ -249,7 +249,7 @@ pub struct Filler<'w> {
 
 impl<'w> Filler<'w> {
     pub fn new(writer: &'w Writer) -> Self {
-        Self { writer, encoder: Encoder::new(), packer: None }
+        Self { writer, encoder: Encoder::of(writer.repository.compression), packer: None }
     }
 
     /// Stores a chunk, held or not.

@@ -233,7 +233,7 @@ fn placed(
 ) -> BTreeMap<RepositoryName, Repository> {
     let place = |(name, written): (RepositoryName, Repository)| {
         let placed = match lab.get(&name) {
-            Some(lab) => Repository { proof_valid: written.proof_valid, ..lab.clone() },
+            Some(lab) => Repository { proof_valid: written.proof_valid, compression: written.compression, ..lab.clone() },
             None => written,
         };
         (name, placed)

@@ -523,6 +523,47 @@ fn excluded_files_are_left_out() {
     assert!(said.err.contains("a[b"), "{}", said.err);
 }
 
+/// What is stored by one of them is held for the others, and is read without knowing by which.
+#[test]
+fn how_much_is_compressed_is_the_operators_choice() {
+    let place = place();
+    let lines: String = (0..20_000u32).map(|n| format!("{} of {} came in at {}\n", n * 7, n % 77, n.wrapping_mul(2_654_435_761))).collect();
+    let mut stored = Vec::new();
+    for how in ["none", "fast", "standard"] {
+        // Nothing of it is held, and it is as much as before.
+        place.file("src/lines", &format!("{how:>8}{lines}"));
+        let made =
+            place.muster(&["backup", "create", "src", "--repo", how, "--password-file", "pw", "--compression", how]).expect(0).last();
+        assert_eq!(text(&made, "compression"), how);
+        stored.push(made["bytes_stored"].as_u64().unwrap());
+        let args = ["backup", "restore", "latest", "--to", &format!("out-{how}"), "--repo", how, "--password-file", "pw"];
+        place.muster(&args).expect(0);
+        assert_eq!(place.read(&format!("out-{how}/lines")), format!("{how:>8}{lines}"));
+        place.muster(&["backup", "verify", "--read-data", "--repo", how, "--password-file", "pw"]).expect(0);
+    }
+    assert!(stored[0] as usize > lines.len() && stored[1] < stored[0] * 3 / 4 && stored[2] < stored[1], "{stored:?}");
+    let mixed = |how: &str| {
+        let args = ["backup", "create", "src", "--repo", "none", "--password-file", "pw", "--read-all", "--compression", how];
+        place.muster(&args).expect(0).last()
+    };
+    mixed("fast");
+    assert_eq!(mixed("none")["bytes_new"].as_u64(), Some(0), "it was stored by another");
+    // The estate's choice, and that of the command before it; without either the default.
+    place
+        .file("muster.yaml", "regions: { east: {} }\nrepositories:\n  safe: { url: ./vault, password: { file: pw }, compression: fast }\n");
+    let created =
+        |more: &[&str]| text(&place.muster(&[&["backup", "create", "src"], more].concat()).expect(0).last(), "compression").to_owned();
+    assert_eq!([created(&[]), created(&["--compression", "none"])], ["fast", "none"]);
+    assert_eq!(created(&["--repo", "./vault", "--password-file", "pw"]), "standard");
+    // Mistyped, all three are named.
+    let said = backup(&place, &["create", "src", "--compression", "zip"]).expect(2);
+    assert!(["none", "fast", "standard"].iter().all(|how| said.err.contains(how)), "{}", said.err);
+    place.file("muster.yaml", "regions: { east: {} }\nrepositories:\n  safe: { url: ./vault, password: { file: pw }, compression: zip }\n");
+    let said = place.plain(&["validate", "muster.yaml"]).expect(2);
+    let told = format!("{}{}", said.out, said.err);
+    assert!(told.contains("valid here: `none`, `fast`, `standard`"), "{told}");
+}
+
 #[test]
 fn help_has_examples_for_each_command() {
     let place = Place::new();

@@ -121,6 +121,8 @@ mod soak;
 #[cfg(feature = "lab")]
 mod stores;
 #[cfg(feature = "lab")]
+mod stores_once;
+#[cfg(feature = "lab")]
 mod stores_servers;
 #[cfg(feature = "lab")]
 mod sums;

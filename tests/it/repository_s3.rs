@@ -171,7 +171,7 @@ async fn a_bucket(server: &Server, habits: &Habits, place: &str) {
     for (key, body) in &want {
         let metadata = BTreeMap::from([("stage".to_owned(), "prod".to_owned())]);
         let metadata = if key == "changes" { &metadata } else { &none };
-        let put = source.put_stream(key, crate::repository_s3_tools::chunks(body.clone()), metadata).await;
+        let put = source.put_stream(key, crate::repository_s3_tools::chunks(body.clone()), metadata, false).await;
         put.unwrap_or_else(|e| panic!("{key}: {e}"));
     }
     let depot = Depot::new(server.open(place)).await;

@@ -221,11 +221,18 @@ impl ObjectWrite for Eyes {
     async fn put(&self, key: &str, body: bytes::Bytes, metadata: &BTreeMap<String, String>, absent: bool) -> PortResult<ObjectMeta> {
         self.store.put(key, body, metadata, absent).await
     }
-    async fn put_file(&self, key: &str, file: &Path, sha256: &str, metadata: &BTreeMap<String, String>) -> PortResult<ObjectMeta> {
-        self.store.put_file(key, file, sha256, metadata).await
+    async fn put_file(
+        &self,
+        key: &str,
+        file: &Path,
+        sha256: &str,
+        metadata: &BTreeMap<String, String>,
+        absent: bool,
+    ) -> PortResult<ObjectMeta> {
+        self.store.put_file(key, file, sha256, metadata, absent).await
     }
-    async fn put_stream(&self, key: &str, body: Chunks, metadata: &BTreeMap<String, String>) -> PortResult<ObjectMeta> {
-        self.store.put_stream(key, body, metadata).await
+    async fn put_stream(&self, key: &str, body: Chunks, metadata: &BTreeMap<String, String>, absent: bool) -> PortResult<ObjectMeta> {
+        self.store.put_stream(key, body, metadata, absent).await
     }
     async fn copy_from(&self, key: &str, from: &ObjectPlace, listed: &ObjectMeta) -> PortResult<ObjectMeta> {
         self.store.copy_from(key, from, listed).await

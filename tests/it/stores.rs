@@ -1,7 +1,10 @@
 //! One contract for every object store, held against a directory and against three S3 servers. What a server does
 //! differently is said in its [`Habits`], one by one; everything else must be the same.
 
-use crate::stores_servers::{Server, ministack, s3s_fs, seaweedfs};
+use crate::{
+    stores_once::{made_firmer, one_of_many_however_they_write},
+    stores_servers::{Server, ministack, s3s_fs, seaweedfs},
+};
 use futures::{StreamExt, TryStreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
 use muster::{
@@ -15,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-const MIB: usize = 1024 * 1024;
+pub const MIB: usize = 1024 * 1024;
 
 /// What not every store does alike.
 struct Habits {
@@ -29,12 +32,12 @@ struct Habits {
     in_order: bool,
 }
 
-fn none() -> BTreeMap<String, String> {
+pub fn none() -> BTreeMap<String, String> {
     BTreeMap::new()
 }
 
 /// No two blocks are alike, so that a part in the wrong place is found out.
-fn noise(size: usize, seed: u32) -> Vec<u8> {
+pub fn noise(size: usize, seed: u32) -> Vec<u8> {
     let block: Vec<u8> = (0..4096u32).map(|n| (n.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 13) as u8).collect();
     let mut body = block.repeat(size.div_ceil(block.len()));
     for (n, block) in body.chunks_mut(block.len()).enumerate() {
@@ -44,7 +47,7 @@ fn noise(size: usize, seed: u32) -> Vec<u8> {
     body
 }
 
-async fn whole(body: ObjectBody) -> Vec<u8> {
+pub async fn whole(body: ObjectBody) -> Vec<u8> {
     body.chunks.try_concat().await.unwrap()
 }
 
@@ -61,12 +64,12 @@ async fn listed(store: &dyn ObjectRead, prefix: &str) -> (Vec<ObjectMeta>, usize
     }
 }
 
-async fn keys(store: &dyn ObjectRead, prefix: &str) -> Vec<String> {
+pub async fn keys(store: &dyn ObjectRead, prefix: &str) -> Vec<String> {
     listed(store, prefix).await.0.into_iter().map(|object| object.key).collect()
 }
 
 /// A body in chunks of odd sizes.
-fn chunks(body: Vec<u8>) -> Chunks {
+pub fn chunks(body: Vec<u8>) -> Chunks {
     let pieces: Vec<PortResult<Vec<u8>>> = body.chunks(777_777).map(|chunk| Ok(chunk.to_vec())).collect();
     stream::iter(pieces).boxed()
 }
@@ -78,6 +81,7 @@ async fn conforms(store: &dyn ObjectWrite, habits: &Habits) {
     once_and_whole(store, habits).await;
     said("put, get, conflict");
     one_of_many_writers(store).await;
+    one_of_many_however_they_write(store).await;
     said("writers at once");
     ranges(store).await;
     said("ranges");
@@ -115,10 +119,10 @@ async fn once_and_whole(store: &dyn ObjectWrite, habits: &Habits) {
 
     let (file, hash) = (tempfile::NamedTempFile::new().unwrap(), "486ea46224d1bb4fb680f34f7c9ad96a8f24ec88be73ea8e5a6c65260e9cb8a7");
     std::fs::write(file.path(), b"world").unwrap();
-    store.put_file("a/file", file.path(), hash, &none()).await.unwrap();
+    store.put_file("a/file", file.path(), hash, &none(), false).await.unwrap();
     assert_eq!(whole(store.get("a/file").await.unwrap()).await, b"world");
     std::fs::write(file.path(), b"changed").unwrap();
-    let changed = store.put_file("a/file", file.path(), hash, &none()).await;
+    let changed = store.put_file("a/file", file.path(), hash, &none(), false).await;
     assert!(matches!(changed, Err(PortError::Refused(_))), "{changed:?}");
     if habits.checks {
         assert_eq!(whole(store.get("a/file").await.unwrap()).await, b"world");
@@ -228,13 +232,13 @@ async fn odd_keys(store: &dyn ObjectWrite, habits: &Habits) {
 async fn streams(store: &dyn ObjectWrite, habits: &Habits) {
     for size in [0, 1, 5_000_000, 8 * MIB, 8 * MIB + 1, 20 * MIB] {
         let (key, body) = (format!("s/{size}"), noise(size, 3));
-        let put = store.put_stream(&key, chunks(body.clone()), &none()).await.unwrap();
+        let put = store.put_stream(&key, chunks(body.clone()), &none(), false).await.unwrap();
         let got = store.get(&key).await.unwrap();
         assert_eq!((put.size, got.meta.size, &put.etag), (size as u64, size as u64, &got.meta.etag));
         assert!(whole(got).await == body, "{size}");
     }
     // In place of another, which was not sent in parts.
-    store.put_stream("s/1", chunks(noise(9 * MIB, 4)), &none()).await.unwrap();
+    store.put_stream("s/1", chunks(noise(9 * MIB, 4)), &none(), false).await.unwrap();
     if habits.checks {
         assert!(whole(store.get("s/1").await.unwrap()).await == noise(9 * MIB, 4));
     } else {
@@ -246,12 +250,12 @@ async fn streams(store: &dyn ObjectWrite, habits: &Habits) {
     for good in [1, 25] {
         let broken = || Err(PortError::Unreachable("the source is gone".into()));
         let body = stream::iter((0..good).map(|_| Ok(noise(MIB, 4))).chain(std::iter::once_with(broken))).boxed();
-        let answer = store.put_stream("s/broken", body, &none()).await;
+        let answer = store.put_stream("s/broken", body, &none(), false).await;
         assert_eq!(answer.map(|_| ()), Err(PortError::Unreachable("the source is gone".into())));
     }
     let endless = stream::iter((0..20).map(|_| Ok(noise(MIB, 5)))).chain(stream::pending()).boxed();
     let none = none();
-    assert!(tokio::time::timeout(Duration::from_millis(500), store.put_stream("s/broken", endless, &none)).await.is_err());
+    assert!(tokio::time::timeout(Duration::from_millis(500), store.put_stream("s/broken", endless, &none, false)).await.is_err());
     assert_eq!(keys(store, "s/").await, there);
     for key in there {
         store.delete(&key).await.unwrap();
@@ -337,7 +341,7 @@ async fn what_a_dead_writer_left_is_removed_and_what_a_live_one_writes_is_not() 
     let tmp = dir.path().join("tmp");
     let (live, fresh) = (Directory::new(dir.path().to_owned()), Directory::new(dir.path().to_owned()));
     let (send, body) = futures::channel::mpsc::unbounded();
-    let writing = tokio::spawn(async move { live.put_stream("k", body.boxed(), &none()).await });
+    let writing = tokio::spawn(async move { live.put_stream("k", body.boxed(), &none(), false).await });
     while below(&tmp) < 1 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -384,7 +388,7 @@ async fn on_a_disk_of_four_mebibytes() {
     for _ in 0..3 {
         let put = store.put("b", noise(3 * MIB, 1).into(), &none(), true).await;
         assert!(matches!(&put, Err(PortError::Refused(m)) if m.contains("make room") && m.contains("/tmp/")), "{put:?}");
-        let put = store.put_stream("b", chunks(noise(9 * MIB, 1)), &none()).await;
+        let put = store.put_stream("b", chunks(noise(9 * MIB, 1)), &none(), false).await;
         assert!(matches!(&put, Err(PortError::Refused(m)) if m.contains("make room")), "{put:?}");
     }
     assert_eq!((below(&root.join("tmp")), keys(&store, "").await), (1, vec!["a".to_owned()]));
@@ -399,6 +403,8 @@ struct Extras {
     /// Tells which uploads are not completed.
     lists_uploads: bool,
     locks: bool,
+    /// Another mode of retention takes the right to bypass governance, as at Amazon.
+    guards_mode: bool,
     /// Makes a bucket that is missing when something is put into it.
     makes_buckets: bool,
 }
@@ -415,7 +421,7 @@ async fn s3_conforms(server: &Server, habits: &Habits, extras: &Extras) {
     let gone = server.open("s3://nowhere");
     assert!(matches!(gone.list("", None).await, Err(PortError::NotFound(_))));
     let put = gone.put("k", Vec::new().into(), &none(), false).await.map(|_| ());
-    let streamed = gone.put_stream("k", chunks(noise(9 * MIB, 1)), &none()).await.map(|_| ());
+    let streamed = gone.put_stream("k", chunks(noise(9 * MIB, 1)), &none(), false).await.map(|_| ());
     for answer in [put, streamed] {
         assert!(if extras.makes_buckets { answer.is_ok() } else { matches!(answer, Err(PortError::NotFound(_))) }, "{answer:?}");
     }
@@ -495,13 +501,14 @@ async fn retained(server: &Server, extras: &Extras) {
         let delete = clients.s3().await.unwrap().write.delete_object().bucket("vault").key(format!("v/{key}")).version_id(version);
         assert!(delete.send().await.is_err(), "{mode:?} does not hold");
     }
+    made_firmer(server, &*vault, extras.guards_mode).await;
 }
 
 #[tokio::test]
 async fn s3s_fs_keeps_the_contract() {
     let server = s3s_fs().await;
     let habits = Habits { metadata: true, unfit: &[], checks: false, in_order: true };
-    s3_conforms(&server, &habits, &Extras { lists_uploads: false, locks: false, makes_buckets: true }).await;
+    s3_conforms(&server, &habits, &Extras { lists_uploads: false, locks: false, guards_mode: false, makes_buckets: true }).await;
 }
 
 /// Without an estate the SDK's own configuration says how S3 is reached. A process cannot change its environment
@@ -541,12 +548,12 @@ async fn seaweedfs_keeps_the_contract() {
     let server = seaweedfs().await;
     // It takes a backslash for a slash.
     let habits = Habits { metadata: true, unfit: &["odd/back\\slash"], checks: true, in_order: false };
-    s3_conforms(&server, &habits, &Extras { lists_uploads: true, locks: true, makes_buckets: true }).await;
+    s3_conforms(&server, &habits, &Extras { lists_uploads: true, locks: true, guards_mode: true, makes_buckets: true }).await;
 }
 
 #[tokio::test]
 async fn ministack_keeps_the_contract() {
     let server = ministack().await;
     let habits = Habits { metadata: true, unfit: &[], checks: true, in_order: true };
-    s3_conforms(&server, &habits, &Extras { lists_uploads: true, locks: true, makes_buckets: false }).await;
+    s3_conforms(&server, &habits, &Extras { lists_uploads: true, locks: true, guards_mode: false, makes_buckets: false }).await;
 }

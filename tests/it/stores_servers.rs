@@ -132,7 +132,8 @@ pub async fn s3s_fs() -> Server {
         let (service, one_at_a_time) = (service.clone(), Arc::clone(&one_at_a_time));
         async move {
             let conditional = ["if-match", "if-none-match"].iter().any(|name| request.headers().contains_key(*name));
-            let _alone = if conditional && request.method() == "PUT" { Some(one_at_a_time.lock().await) } else { None };
+            let _alone =
+                if conditional && ["PUT", "POST"].contains(&request.method().as_str()) { Some(one_at_a_time.lock().await) } else { None };
             service.call(request.map(s3s::Body::http_body_unsync)).await.unwrap().map(axum::body::Body::new)
         }
     };

@@ -33,7 +33,7 @@ async fn put(store: &dyn ObjectWrite, key: &str, body: &[u8]) {
 
 async fn put_in_parts(store: &dyn ObjectWrite, key: &str, body: &[u8]) {
     let chunks: Vec<PortResult<Vec<u8>>> = body.chunks(777_777).map(|chunk| Ok(chunk.to_vec())).collect();
-    store.put_stream(key, stream::iter(chunks).boxed(), &BTreeMap::new()).await.unwrap();
+    store.put_stream(key, stream::iter(chunks).boxed(), &BTreeMap::new(), false).await.unwrap();
 }
 
 /// What a server tells of the same content in one piece and in parts, and of other content in the same parts.

@@ -53,6 +53,9 @@ fn told(report: &CopyReport, output: &Output) {
     for damaged in &report.damaged {
         output.say(format!("{} {damaged}", output.paint("✗", "31")));
     }
+    for unread in &report.marks_unread {
+        output.say(format!("{} {unread}", output.paint("!", "33")));
+    }
     for differs in &report.keys_differ {
         output.say(format!("{} {differs}", output.paint("?", "33")));
     }

@@ -5,7 +5,7 @@ use super::{
         Done,
         output::{Output, ms},
     },
-    CODES, RepoArgs, counted, live, short, size,
+    CODES, CompressionArg, RepoArgs, counted, live, short, size,
 };
 use crate::model::time::Span;
 use crate::service::{
@@ -27,6 +27,8 @@ pub struct Args {
     source: String,
     #[command(flatten)]
     repo: RepoArgs,
+    #[command(flatten)]
+    compression: CompressionArg,
     /// A word to find the snapshot by; may be given several times
     #[arg(long, value_name = "TAG")]
     tag: Vec<String>,
@@ -72,7 +74,7 @@ pub async fn main(args: Args, muster: &Muster, output: &Output) -> Done {
     let ask = Create {
         source: args.source,
         postgres: Postgres { logical: args.logical, data_dir: args.data_dir, database: args.database, bin: args.bin },
-        at: args.repo.at(),
+        at: args.compression.on(args.repo.at()),
         tags: args.tag,
         exclude: args.exclude,
         one_file_system: args.one_file_system,

@@ -70,7 +70,37 @@ pub(super) struct RepoArgs {
 
 impl RepoArgs {
     pub(super) fn at(&self) -> Where {
-        Where { repo: self.repo.clone(), password_file: self.password_file.clone(), key_file: self.key_file.clone() }
+        let (password_file, key_file) = (self.password_file.clone(), self.key_file.clone());
+        Where { repo: self.repo.clone(), password_file, key_file, compression: None }
+    }
+}
+
+/// For commands that write content or log.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub(super) struct CompressionArg {
+    /// How much work goes into making smaller what is stored; what the estate says of the repository, or standard, if left out
+    #[arg(long, value_enum, value_name = "HOW")]
+    compression: Option<Compression>,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Compression {
+    /// Everything is stored as it is
+    None,
+    /// Larger than standard, in less time
+    Fast,
+    Standard,
+}
+
+impl CompressionArg {
+    pub(super) fn on(self, at: Where) -> Where {
+        use crate::model::estate::Compression as How;
+        let how = self.compression.map(|how| match how {
+            Compression::None => How::None,
+            Compression::Fast => How::Fast,
+            Compression::Standard => How::Standard,
+        });
+        Where { compression: how, ..at }
     }
 }
 

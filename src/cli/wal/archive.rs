@@ -1,6 +1,6 @@
 //! `muster wal archive`.
 
-use super::{Done, Output, RepoArgs};
+use super::{CompressionArg, Done, Output, RepoArgs};
 use crate::service::{Muster, wal::archive::Archive};
 use serde_json::json;
 use std::path::PathBuf;
@@ -15,6 +15,8 @@ pub struct Args {
     file: PathBuf,
     #[command(flatten)]
     repo: RepoArgs,
+    #[command(flatten)]
+    compression: CompressionArg,
     /// What it is called, if not as the file is
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -24,7 +26,7 @@ pub struct Args {
 }
 
 pub async fn main(args: Args, muster: &Muster, output: &Output) -> Done {
-    let ask = Archive { at: args.repo.at(), file: args.file, name: args.name, system: args.system };
+    let ask = Archive { at: args.compression.on(args.repo.at()), file: args.file, name: args.name, system: args.system };
     let report = muster.wal_archive(&ask).await?;
     output.object(&json!(report));
     // Otherwise silent: what this says ends in the server's own log, once for each segment.

@@ -5,7 +5,11 @@ mod fetch;
 mod receive;
 mod status;
 
-use super::{Done, backup::RepoArgs, output::Output};
+use super::{
+    Done,
+    backup::{CompressionArg, RepoArgs},
+    output::Output,
+};
 use crate::service::Muster;
 pub use fetch::{TROUBLE, is_fetch};
 

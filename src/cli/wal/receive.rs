@@ -1,6 +1,6 @@
 //! `muster wal receive`.
 
-use super::{Done, Output, RepoArgs};
+use super::{CompressionArg, Done, Output, RepoArgs};
 use crate::model::time::Span;
 use crate::service::{
     Muster,
@@ -24,6 +24,8 @@ pub struct Args {
     create_slot: bool,
     #[command(flatten)]
     repo: RepoArgs,
+    #[command(flatten)]
+    compression: CompressionArg,
     /// The longest that log waits before it is written
     #[arg(long, value_name = "TIME", default_value = "200ms")]
     every: Span,
@@ -34,7 +36,7 @@ pub struct Args {
 
 pub async fn main(args: Args, muster: &Muster, output: &Output) -> Done {
     let ask = Receive {
-        at: args.repo.at(),
+        at: args.compression.on(args.repo.at()),
         url: args.url,
         slot: args.slot,
         create_slot: args.create_slot,

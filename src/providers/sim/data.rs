@@ -159,12 +159,13 @@ impl ObjectWrite for Data {
         file: &std::path::Path,
         sha256: &str,
         metadata: &BTreeMap<String, String>,
+        only_if_absent: bool,
     ) -> PortResult<ObjectMeta> {
         let body = std::fs::read(file).map_err(|e| PortError::Refused(e.to_string()))?;
         if hex::encode(Sha256::digest(&body)) != sha256 {
             return Err(PortError::Refused(format!("{} is not {sha256}", file.display())));
         }
-        self.put(key, body.into(), metadata, false).await
+        self.put(key, body.into(), metadata, only_if_absent).await
     }
     async fn swap(&self, key: &str, body: Vec<u8>, expect: Option<&str>) -> PortResult<()> {
         self.asked("objects.swap");
@@ -189,9 +190,15 @@ impl ObjectWrite for Data {
             Ok(())
         })
     }
-    async fn put_stream(&self, key: &str, body: Chunks, metadata: &BTreeMap<String, String>) -> PortResult<ObjectMeta> {
+    async fn put_stream(
+        &self,
+        key: &str,
+        body: Chunks,
+        metadata: &BTreeMap<String, String>,
+        only_if_absent: bool,
+    ) -> PortResult<ObjectMeta> {
         self.asked("objects.put_stream");
-        self.put(key, body.try_concat().await?.into(), metadata, false).await
+        self.put(key, body.try_concat().await?.into(), metadata, only_if_absent).await
     }
     async fn copy_from(&self, key: &str, from: &ObjectPlace, listed: &ObjectMeta) -> PortResult<ObjectMeta> {
         self.asked("objects.copy_from");

@@ -1,6 +1,6 @@
-//! zstd, set up the two ways in which the codecs need it.
+//! zstd, set up the ways in which the codecs need it.
 
-use super::{CodecError, choose::Method};
+use super::{CodecError, Compression, choose::Method};
 use std::io::Cursor;
 use zstd_safe::{CCtx, CParameter, DCtx, ParamSwitch};
 
@@ -10,6 +10,8 @@ const LEVEL: i32 = 3;
 /// For pages of a database, of which there are terabytes where sources are megabytes, and where nothing else is to be found
 /// out about them: 2.5 % larger than level 3 in less than half of its time.
 const LEVEL_QUICK: i32 = 1;
+/// In place of both where time counts for more than space.
+const LEVEL_FAST: i32 = -3;
 /// For bytes without: zstd leaps so far between attempts to find a match that it makes none, and what remains of it is
 /// its Huffman coder. On the exponents of Gaussian weights that takes a quarter of the time of level 1 and stores 9 % less. A coder of
 /// our own that wrote the same frames was no faster, so there is none.
@@ -22,10 +24,11 @@ pub struct Frames {
 }
 
 impl Frames {
-    pub fn new() -> Self {
+    pub fn of(compression: Compression) -> Self {
         // Below level 1 zstd leaves literals alone unless told otherwise. The table of matches stays empty: a small one.
         let literals = [CParameter::LiteralCompressionMode(ParamSwitch::Enable), CParameter::HashLog(6)];
-        Self { matching: context(LEVEL, &[]), quick: context(LEVEL_QUICK, &[]), huffman: context(LEVEL_HUFFMAN, &literals) }
+        let (level, quick) = if compression == Compression::Fast { (LEVEL_FAST, LEVEL_FAST) } else { (LEVEL, LEVEL_QUICK) };
+        Self { matching: context(level, &[]), quick: context(quick, &[]), huffman: context(LEVEL_HUFFMAN, &literals) }
     }
 
     /// Appends a frame of `bytes`; false if there was nothing to save, and then `out` may have rubbish at its end.

@@ -5,7 +5,8 @@
 //! apart into byte planes, the planes that have something to give are entropy-coded, and the others are stored as
 //! they are. Everything else goes through zstd, or is stored as it is when that would save nothing.
 //! What is chosen is decided chunk by chunk from a sample of the bytes (`choose`), never from the name or the
-//! format of a file; what was chosen is written in front of the bytes, so reading needs to know nothing.
+//! format of a file; what was chosen is written in front of the bytes, so reading needs to know nothing. An operator may
+//! have less work done, or none at all ([`Compression`]): then the forms are the same, and other ones are chosen.
 //!
 //! # The stored form
 //!
@@ -47,6 +48,7 @@ mod planes;
 #[cfg(test)]
 mod tests;
 
+pub use crate::model::estate::Compression;
 use choose::{Chooser, Method, Plan};
 use frame::Frames;
 use zstd_safe::DCtx;
@@ -88,6 +90,7 @@ pub enum CodecError {
 
 /// Turns raw bytes into their stored form. Holds a few MiB and takes a moment to make: keep one for each thread.
 pub struct Encoder {
+    compression: Compression,
     chooser: Chooser,
     frames: Frames,
     /// The planes of the chunk at hand, one after another.
@@ -102,7 +105,11 @@ impl Default for Encoder {
 
 impl Encoder {
     pub fn new() -> Self {
-        Self { chooser: Chooser::new(), frames: Frames::new(), planes: Vec::new() }
+        Self::of(Compression::Standard)
+    }
+
+    pub fn of(compression: Compression) -> Self {
+        Self { compression, chooser: Chooser::new(), frames: Frames::of(compression), planes: Vec::new() }
     }
 
     /// Appends the stored form of `raw` to `out`: at most one byte longer than `raw`.
@@ -110,7 +117,11 @@ impl Encoder {
         let begin = out.len();
         // Enough for every codec, so that nothing is moved while it is written.
         out.reserve(zstd_safe::compress_bound(raw.len()) + 1024);
-        let written = match self.chooser.choose(raw, hint, &mut self.frames) {
+        let plan = match self.compression {
+            Compression::None => Plan::Raw,
+            Compression::Fast | Compression::Standard => self.chooser.choose(raw, hint, &mut self.frames),
+        };
+        let written = match plan {
             Plan::Raw => false,
             Plan::Same(byte) => {
                 out.extend_from_slice(&[SAME, byte]);

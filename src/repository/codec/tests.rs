@@ -188,7 +188,7 @@ fn damage_is_named() {
 #[test]
 fn a_frame_that_swells_is_refused_within_the_bound() {
     let mut bomb = vec![ZSTD];
-    assert!(Frames::new().append(Method::Match, &vec![0; 64 << 20], &mut bomb));
+    assert!(Frames::of(Compression::Standard).append(Method::Match, &vec![0; 64 << 20], &mut bomb));
     let (mut decoder, mut out) = (Decoder::new(), Vec::new());
     assert!(decoder.decode(&bomb, 1000, &mut out).is_err());
     assert!(out.capacity() <= 1000 && out.is_empty());
@@ -206,12 +206,40 @@ fn memory_follows_the_chunk_at_hand_also_when_it_is_kept() {
 #[test]
 fn the_choice_is_the_same_each_time() {
     let mut chooser = Chooser::new();
-    let mut frames = Frames::new();
+    let mut frames = Frames::of(Compression::Standard);
     for raw in [bf16(100_000), text(100_000), noise(100_000), f32s(100_000)] {
         let first = chooser.choose(&raw, Hint::None, &mut frames);
         chooser.choose(&noise(30_000), Hint::None, &mut frames);
         assert_eq!(first, chooser.choose(&raw, Hint::None, &mut frames));
     }
+}
+
+#[test]
+fn less_work_stores_more_and_all_of_it_is_read_alike() {
+    let stored = |raw: &[u8], hint, compression| {
+        let mut stored = Vec::new();
+        Encoder::of(compression).encode(raw, hint, &mut stored);
+        assert!(decoded(&stored, raw.len()).unwrap() == raw, "{compression:?}");
+        stored
+    };
+    let pages = text(1 << 18);
+    for (raw, hint) in [(text(1 << 18), Hint::None), (pages, Hint::Pages), (f64s(1 << 15), Hint::Width(8)), (bf16(1 << 17), Hint::None)] {
+        let none = stored(&raw, hint, Compression::None);
+        assert!(none[0] == RAW && none[1..] == raw, "{hint:?}");
+        let (fast, standard) = (stored(&raw, hint, Compression::Fast), stored(&raw, hint, Compression::Standard));
+        assert_eq!(standard, encoded(&raw, hint));
+        assert!(fast.len() < none.len() && standard.len() <= fast.len(), "{hint:?}: {} {} {}", none.len(), fast.len(), standard.len());
+        // Numbers are taken apart all the same: that is where they have something to give.
+        assert_eq!(fast[0], standard[0]);
+    }
+    // It finds fewer of the matches: that is what makes it fast.
+    let raw = text(1 << 18);
+    assert!(stored(&raw, Hint::None, Compression::Fast).len() > stored(&raw, Hint::None, Compression::Standard).len());
+    assert_eq!(stored(&vec![0; 1 << 18], Hint::None, Compression::None).len(), (1 << 18) + 1);
+}
+
+fn any_compression() -> impl Strategy<Value = Compression> {
+    prop_oneof![Just(Compression::None), Just(Compression::Fast), Just(Compression::Standard)]
 }
 
 fn any_hint() -> impl Strategy<Value = Hint> {
@@ -243,6 +271,14 @@ proptest! {
     #[test]
     fn what_was_encoded_is_decoded(data in any_data(), hint in any_hint()) {
         there_and_back(&data, hint);
+    }
+
+    #[test]
+    fn what_was_encoded_with_less_work_is_decoded(data in any_data(), hint in any_hint(), compression in any_compression()) {
+        let mut stored = Vec::new();
+        Encoder::of(compression).encode(&data, hint, &mut stored);
+        prop_assert!(stored.len() <= data.len() + 1);
+        prop_assert!(decoded(&stored, data.len()).unwrap() == data);
     }
 
     #[test]

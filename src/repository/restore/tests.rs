@@ -4,7 +4,7 @@ mod memory;
 
 use super::{plan::coalesce, *};
 use crate::repository::{
-    codec::{Encoder, Hint},
+    codec::{Compression, Encoder, Hint},
     entry::{Content, Entry, Extent, Extents, Instant, Meta, Node, ObjectInfo},
     index::{self, PackEntry},
     keys::Keyring,
@@ -45,7 +45,8 @@ impl Bench {
         let memory = Arc::new(Memory::default());
         let keyring = Keyring::new().unwrap();
         let (config, opened_by) = (Id::of(b"config"), String::new());
-        let repository = Repository { store: memory.clone(), place: "memory".to_owned(), id: "r".to_owned(), config, keyring, opened_by };
+        let (place, id, compression) = ("memory".to_owned(), "r".to_owned(), Compression::default());
+        let repository = Repository { store: memory.clone(), place, id, config, keyring, opened_by, compression };
         Self { memory, repository: Arc::new(repository), packs: Vec::new(), home: tempfile::tempdir().unwrap() }
     }
     fn at(&self, name: &str) -> PathBuf {

@@ -34,6 +34,8 @@ pub struct CopyReport {
     /// Keys that went along, and how those of both places differ otherwise, with what mends it.
     pub keys_copied: u64,
     pub keys_differ: Vec<String>,
+    /// Marks of a prune there that could not be opened: what they mark is not known. Each in a sentence.
+    pub marks_unread: Vec<String>,
     /// The provider copied by itself.
     pub server_side: bool,
     pub duration_ms: u64,
@@ -73,6 +75,7 @@ impl Muster {
             wal_bytes_copied: done.wal_bytes,
             keys_copied: done.keys.brought,
             keys_differ: done.keys.differ,
+            marks_unread: done.marks_unread,
             server_side: done.server_side,
             duration_ms: self.clock.monotonic().saturating_sub(began).as_millis() as u64,
             damaged,

@@ -6,7 +6,10 @@ use super::{
     postgres::Postgres,
     watch::{Told, Watch},
 };
-use crate::model::time::{Span, rfc3339_ms};
+use crate::model::{
+    estate::Compression,
+    time::{Span, rfc3339_ms},
+};
 use crate::providers::{
     port::{LockMode, ObjectWrite},
     replication, who,
@@ -77,6 +80,8 @@ pub struct BackupReport {
     pub tags: Vec<String>,
     pub parent: Option<Id>,
     pub repository: String,
+    /// How much work went into making smaller what was stored.
+    pub compression: Compression,
     /// There was none before.
     pub initialised: bool,
     /// Until when what it needs can be deleted by nobody.
@@ -358,6 +363,7 @@ pub(super) fn report(created: Created, made: Made) -> BackupReport {
         host: snapshot.host,
         tags: snapshot.tags,
         parent: snapshot.parent,
+        compression: made.opened.repository.compression,
         repository: made.name,
         initialised: made.initialised,
         locked_until: None,

@@ -8,7 +8,7 @@ use super::super::{Muster, ServiceError};
 use super::restore_cluster::{RepoWord, SecretFile};
 use crate::model::time::Span;
 use crate::model::{
-    estate::{Aws, Repository as Named, SecretRef},
+    estate::{Aws, Compression, Repository as Named, SecretRef},
     ids::RegionName,
 };
 use crate::plan::proof::PROOF_VALID;
@@ -30,6 +30,8 @@ pub struct Where {
     pub repo: Option<String>,
     pub password_file: Option<PathBuf>,
     pub key_file: Option<PathBuf>,
+    /// For what is written: before what the estate says of the repository.
+    pub compression: Option<Compression>,
 }
 
 /// A place that may hold a repository, and the secret for it. Nothing has been contacted yet.
@@ -38,6 +40,7 @@ pub(super) struct Place {
     /// For messages.
     pub name: String,
     pub unlock: Unlock,
+    pub compression: Compression,
 }
 
 /// A repository that is open, and the store behind it for writing.
@@ -49,7 +52,7 @@ pub(in crate::service) struct Opened {
 impl Place {
     pub(super) async fn open(&self) -> Result<Opened, ServiceError> {
         let repository = Repository::open(self.store.clone(), &self.name, &self.unlock).await?;
-        Ok(Opened { repository: Arc::new(repository), store: self.store.clone() })
+        Ok(Opened { repository: Arc::new(repository.compressing(self.compression)), store: self.store.clone() })
     }
 }
 
@@ -58,7 +61,8 @@ impl Muster {
         let (url, named) = self.backup_named(at.repo.as_deref())?;
         let store = self.backup_store_of(&url, named.as_ref())?;
         let unlock = unlock(at, named.as_ref())?;
-        Ok(Place { store, name: url, unlock })
+        let compression = at.compression.or(named.and_then(|named| named.compression)).unwrap_or_default();
+        Ok(Place { store, name: url, unlock, compression })
     }
 
     /// A place for a repository without its secret, and its URL or path.
