@@ -73,7 +73,8 @@ async fn answered(server: SocketAddr, want: &RecordSet, begun: Instant) -> Durat
 /// Changes of one zone, there and back: until the primary took each of them, and until every server was read to have it.
 async fn changes(what: &str, primary: SocketAddr, secondaries: &[SocketAddr], notify: bool) {
     let key = Some(Key::new(KEY, Algorithm::Sha256, &SECRET.into()).unwrap());
-    let settings = Settings { primary: primary.to_string(), secondaries: secondaries.iter().map(ToString::to_string).collect(), key, notify };
+    let settings =
+        Settings { primary: primary.to_string(), secondaries: secondaries.iter().map(ToString::to_string).collect(), key, notify };
     let dns = Updates::new(settings, Arc::new(SystemClock::new()));
     let all: Vec<SocketAddr> = std::iter::once(primary).chain(secondaries.iter().copied()).collect();
     let mut standing = record(1);

@@ -143,7 +143,8 @@ impl Subject {
                 self.swap(cx, at, &at.want, &at.expect, &comment).await
             {
                 let (ApplyError::Definite(first) | ApplyError::Retry { failure: first, .. } | ApplyError::Unknown(first)) = error;
-                let text = format!("{}; {} has taken the change, and it could not be taken back: {}", first.message, at.server, why.message);
+                let text =
+                    format!("{}; {} has taken the change, and it could not be taken back: {}", first.message, at.server, why.message);
                 return ApplyError::Unknown(Failure { code: "half_done".to_owned(), message: text, ..first });
             }
         }

@@ -184,7 +184,8 @@ async fn who_is_needed_is_not_left_out() {
 async fn a_ttl_is_lowered_at_each() {
     let bench = bench("west", None);
     let input = json!({ "endpoint": "twin", "ttl": "1s" });
-    let intent = LowerTtl::prepare(&bench.read, serde_json::from_value(input).unwrap()).await.map_err(|r| r.failure).expect("prepared").intent;
+    let intent =
+        LowerTtl::prepare(&bench.read, serde_json::from_value(input).unwrap()).await.map_err(|r| r.failure).expect("prepared").intent;
     LowerTtl::apply(&bench.write, &intent).await.expect("lowered");
     let ttls = |bench: &Bench| SERVERS.map(|server| bench.world.lock().records[&key(server)].ttl_s);
     assert_eq!(ttls(&bench), [1; 3]);
@@ -199,6 +200,7 @@ async fn readiness_asks_each_server() {
     bench.world.lock().records.insert(key("ns3"), record("127.0.0.9"));
     let name = EndpointName::from("twin");
     let found = readiness_dns::look(&bench.read, Dns::Records, &name, &bench.read.estate.endpoints[&name]).await;
-    let state = |what: &str| found.iter().find(|found| found.what == format!("endpoint/twin record at {what}")).map(|found| found.state.as_str());
+    let state =
+        |what: &str| found.iter().find(|found| found.what == format!("endpoint/twin record at {what}")).map(|found| found.state.as_str());
     assert_eq!(SERVERS.map(state), [Some("unknown"), Some("expected"), Some("strange")], "{found:?}");
 }

@@ -87,7 +87,17 @@ pub(crate) enum Verdict {
 
 impl Spread {
     pub(crate) fn new(change: String, at: jiff::Timestamp) -> Self {
-        Self { change, at, standing: false, left: Vec::new(), asked: None, in_sync: None, untold: None, moved: BTreeMap::new(), stood: BTreeMap::new() }
+        Self {
+            change,
+            at,
+            standing: false,
+            left: Vec::new(),
+            asked: None,
+            in_sync: None,
+            untold: None,
+            moved: BTreeMap::new(),
+            stood: BTreeMap::new(),
+        }
     }
 
     /// Is the provider to be asked again? Often at first, and ever less: a tenth of the time that has passed.

@@ -48,7 +48,9 @@ pub(crate) fn reach_dns(with: &Node, field: &str, estate: &Estate) -> Vec<Reach>
     let endpoint = text(with, field).and_then(|name| estate.endpoints.get(name));
     let update = endpoint.filter(|e| e.provider == DnsProvider::Rfc2136).and_then(|e| e.update.as_ref());
     match update.map(|update| update.primaries()).as_deref() {
-        Some([one]) => vec![one.region.clone().map_or_else(reach_here, |region| Reach { place: Place::Region(region), plane: Plane::Data })],
+        Some([one]) => {
+            vec![one.region.clone().map_or_else(reach_here, |region| Reach { place: Place::Region(region), plane: Plane::Data })]
+        }
         Some(several) => {
             let site = |one: &DnsPrimary| Site { server: one.server.clone(), region: one.region.clone() };
             vec![Reach { place: Place::Each(several.iter().map(site).collect()), plane: Plane::Data }]

@@ -5,7 +5,7 @@ use crate::model::{
     estate::{Estate, Standby},
     ids::*,
 };
-use crate::providers::port::{DnsRead, PortResult, RoutedSet, Routing, WorldRead, show_sets};
+use crate::providers::port::{DnsRead, PortError, PortResult, RoutedSet, Routing, WorldRead, show_sets};
 use std::collections::BTreeMap;
 
 /// Fact and value: `database predictions in east` -> `writable`.
@@ -33,7 +33,10 @@ pub async fn capture(world: &dyn WorldRead, estate: &Estate) -> Facts {
 }
 
 fn or_unreachable(value: PortResult<String>) -> String {
-    value.unwrap_or_else(|error| format!("unreachable: {error}"))
+    value.unwrap_or_else(|error| match error {
+        PortError::Unreachable(_) => error.to_string(),
+        other => format!("unreachable: {other}"),
+    })
 }
 
 async fn server(world: &dyn WorldRead, name: &DatabaseName, region: &RegionName) -> PortResult<String> {

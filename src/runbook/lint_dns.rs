@@ -63,10 +63,16 @@ fn unclear(update: &DnsUpdate) -> Option<(&'static str, String)> {
     if update.server.is_some() {
         return Some(("server", "`server` is for a zone with one primary server; with `servers`, it is one of them".to_owned()));
     }
-    if let Some(key) = [("region", update.region.is_some()), ("secondaries", !update.secondaries.is_empty())].iter().find(|(_, there)| *there) {
-        return Some((key.0, format!("with `servers`, `{}` is written at each of them: `{{ server: {}, {}: … }}`", key.0, first.server, key.0)));
+    if let Some(key) =
+        [("region", update.region.is_some()), ("secondaries", !update.secondaries.is_empty())].iter().find(|(_, there)| *there)
+    {
+        return Some((
+            key.0,
+            format!("with `servers`, `{}` is written at each of them: `{{ server: {}, {}: … }}`", key.0, first.server, key.0),
+        ));
     }
-    let twice = update.servers.iter().enumerate().find(|(index, one)| update.servers.iter().take(*index).any(|two| two.server == one.server));
+    let twice =
+        update.servers.iter().enumerate().find(|(index, one)| update.servers.iter().take(*index).any(|two| two.server == one.server));
     twice.map(|(_, one)| ("servers", format!("`{}` stands among the `servers` twice", one.server)))
 }
 

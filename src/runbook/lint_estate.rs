@@ -158,7 +158,8 @@ impl<'a> Lint<'a> {
         if let Some(region) = &update.region {
             self.region(at(self.root, &["endpoints", name, "update", "region"]), region);
         }
-        let list = self.root.get("endpoints").and_then(|all| all.get(name)).and_then(|one| one.get("update")).and_then(|one| one.get("servers"));
+        let list =
+            self.root.get("endpoints").and_then(|all| all.get(name)).and_then(|one| one.get("update")).and_then(|one| one.get("servers"));
         for (index, region) in update.servers.iter().enumerate().filter_map(|(index, one)| Some((index, one.region.as_ref()?))) {
             self.region(item_place(list, index).unwrap_or(self.root.pos), region);
         }

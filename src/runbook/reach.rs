@@ -63,7 +63,8 @@ pub fn lint_reach(plan: &Plan) -> Found {
 
 fn needs_lost(plan: &Plan, step: &PlanStep, plane: &str, region: &RegionName) -> Diagnostic {
     let message = format!("step `{}` (`{}`) needs the {plane} of `{region}`, the region that is lost", step.id, step.kind.uses());
-    let help = "take the step out of the failover, or waive it: `waive: [{ rule: failed-region, reason: ... }]`, or once with `--waive REASON`";
+    let help =
+        "take the step out of the failover, or waive it: `waive: [{ rule: failed-region, reason: ... }]`, or once with `--waive REASON`";
     reach_error(plan, step.pos, FAILED_REGION, message, help)
 }
 

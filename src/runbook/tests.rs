@@ -259,7 +259,10 @@ fn a_failover_may_leave_a_server_behind_as_long_as_there_is_another() {
         told(&plan)
     };
     let found = among(&[("ns1", Some("east")), ("ns2", Some("west")), ("ns3", None)]);
-    assert!(matches!(found.as_slice(), [("left-behind", false, why)] if why.contains("leaves ns1 behind") && !why.contains("ns2")), "{found:?}");
+    assert!(
+        matches!(found.as_slice(), [("left-behind", false, why)] if why.contains("leaves ns1 behind") && !why.contains("ns2")),
+        "{found:?}"
+    );
     assert_eq!(among(&[("ns2", Some("west")), ("ns3", None)]), []);
     let found = among(&[("ns1", Some("east")), ("ns2", Some("east"))]);
     assert!(matches!(found.as_slice(), [("needs-failed-region", true, _)]), "{found:?}");

@@ -34,10 +34,15 @@ fn estate(place: &Place, east: SocketAddr, west: SocketAddr, resolver: SocketAdd
     place.file("planned.yaml", &format!("runbook: planned\nmode: switchover\n{inputs}{step}"));
     place.file(
         "back.yaml",
-        &format!("runbook: back\nmode: switchover\n{inputs}{}", step.replace("    on_failure: stop\n", ""))
-            .replace("timeout: 30s\n", "timeout: 30s\n  - id: fails\n    uses: exec.command\n    with: { argv: [\"false\"] }\n    on_failure: undo\n"),
+        &format!("runbook: back\nmode: switchover\n{inputs}{}", step.replace("    on_failure: stop\n", "")).replace(
+            "timeout: 30s\n",
+            "timeout: 30s\n  - id: fails\n    uses: exec.command\n    with: { argv: [\"false\"] }\n    on_failure: undo\n",
+        ),
     );
-    place.file("ready.yaml", "runbook: ready\nsteps:\n  - id: ready\n    uses: readiness.check\n    with: { region: west }\n    on_failure: stop\n");
+    place.file(
+        "ready.yaml",
+        "runbook: ready\nsteps:\n  - id: ready\n    uses: readiness.check\n    with: { region: west }\n    on_failure: stop\n",
+    );
 }
 
 fn ask(server: SocketAddr) -> Option<IpAddr> {

@@ -171,7 +171,11 @@ impl WorldRead for SimWorld {
         Ok(Arc::new(net::Net::new(self)))
     }
     fn holders(&self, endpoint: &str) -> PortResult<Vec<Holder<dyn DnsRead>>> {
-        Ok(self.held(endpoint).into_iter().map(|(server, region, dns)| Holder { server, region, dns: Arc::new(dns) as Arc<dyn DnsRead> }).collect())
+        Ok(self
+            .held(endpoint)
+            .into_iter()
+            .map(|(server, region, dns)| Holder { server, region, dns: Arc::new(dns) as Arc<dyn DnsRead> })
+            .collect())
     }
     fn resolver(&self) -> Arc<dyn Resolve> {
         Arc::new(net::Net::new(self))
