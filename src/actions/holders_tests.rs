@@ -7,7 +7,10 @@ use super::super::{
     readiness_dns::{self, Dns},
 };
 use super::*;
-use crate::providers::sim::{WriteFault, held_zone};
+use crate::providers::{
+    clock::Clock,
+    sim::{WriteFault, held_zone},
+};
 use serde_json::json;
 
 const EAST: &str = "127.0.0.2";
