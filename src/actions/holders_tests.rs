@@ -127,7 +127,7 @@ async fn a_crash_between_two_servers_is_seen_and_completed() {
         let (kind, ..) = code(&Shift::apply(&bench.write, &intent).await.expect_err("the answer is lost"));
         assert_eq!(kind, "unknown", "{crash}");
         let half = there(&bench);
-        assert_eq!(half.iter().filter(|at| *at == WEST).count() as u64, crash as u64 + 1, "{half:?}");
+        assert_eq!(half.iter().filter(|at| *at == WEST).count() as u64, crash + 1, "{half:?}");
         let seen = Shift::observe(&bench.read, &intent).await;
         assert!(matches!(seen, Seen::Absent) || crash == 2, "{crash}: {seen:?}");
         Shift::apply(&bench.write, &intent).await.expect("the same intent once more completes it");
