@@ -34,6 +34,8 @@ use std::{
 };
 
 const CHANGES: usize = 50;
+/// How often each way of telling a secondary is measured.
+const ROUNDS: usize = 2;
 /// What a change should take until it is read back from every server.
 const GOAL: Duration = Duration::from_millis(20);
 /// Between two questions to a server that does not have it yet: a figure is as fine as this.
@@ -69,9 +71,10 @@ async fn answered(server: SocketAddr, want: &RecordSet, begun: Instant) -> Durat
 }
 
 /// Changes of one zone, there and back: until the primary took each of them, and until every server was read to have it.
-async fn changes(what: &str, primary: SocketAddr, secondaries: &[SocketAddr]) {
+async fn changes(what: &str, primary: SocketAddr, secondaries: &[SocketAddr], notify: bool) {
     let key = Some(Key::new(KEY, Algorithm::Sha256, &SECRET.into()).unwrap());
-    let settings = Settings { primary: primary.to_string(), secondaries: secondaries.iter().map(ToString::to_string).collect(), key };
+    let settings =
+        Settings { primary: primary.to_string(), secondaries: secondaries.iter().map(ToString::to_string).collect(), key, notify };
     let dns = Updates::new(settings, Arc::new(SystemClock::new()));
     let all: Vec<SocketAddr> = std::iter::once(primary).chain(secondaries.iter().copied()).collect();
     let mut standing = record(1);
@@ -99,13 +102,17 @@ async fn changes(what: &str, primary: SocketAddr, secondaries: &[SocketAddr]) {
 async fn servers() {
     for kind in [Kind::Bind, Kind::Knot] {
         let primary = Authority::primary(kind, &[]);
-        changes(&format!("{kind:?} alone"), primary.address, &[]).await;
+        changes(&format!("{kind:?} alone"), primary.address, &[], false).await;
     }
     for (first, second) in [(Kind::Bind, Kind::Knot), (Kind::Knot, Kind::Bind)] {
         let there = address();
         let primary = Authority::primary(first, &[there]);
         let _secondary = Authority::secondary(second, there, primary.address);
-        changes(&format!("{first:?} to {second:?}"), primary.address, &[there]).await;
+        // In turns: what differs is who tells the secondary.
+        for round in 1..=ROUNDS {
+            changes(&format!("{first:?} to {second:?}, {round}"), primary.address, &[there], false).await;
+            changes(&format!("{first:?} to {second:?}, NOTIFY from here, {round}"), primary.address, &[there], true).await;
+        }
     }
 }
 

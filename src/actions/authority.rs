@@ -22,7 +22,7 @@ pub(crate) async fn servers(cx: &ReadCx, ep: &Endpoint) -> PortResult<Vec<Socket
         return within(cx, limit, async move { resolver.authorities(&ep.name).await }).await;
     };
     let mut found = Vec::new();
-    for server in std::iter::once(&update.server).chain(&update.secondaries) {
+    for server in &update.authorities() {
         let (host, port) = match server.rsplit_once(':') {
             Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !host.contains(':') => (host, port.parse().unwrap_or(53)),
             _ => (server.as_str(), 53),

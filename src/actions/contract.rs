@@ -43,6 +43,8 @@ pub struct ReadCx {
     pub run: RunId,
     pub step: StepId,
     pub scope: Scope,
+    /// The region that is lost, in an unplanned failover out of it.
+    pub lost: Option<RegionName>,
     /// The same for every attempt of the same step: SHA-256 of run and step, in hexadecimal.
     pub key: String,
     /// What is left for this call.

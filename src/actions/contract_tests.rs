@@ -194,6 +194,9 @@ pub fn estate() -> Estate {
             "name": "steady.scoring.test", "provider": "route53", "zone": "scoring.test", "ttl": "5s",
             "targets": { "east": "127.0.0.2", "west": "127.0.0.3" }, "resolvers": ["127.0.0.1:53"],
             "standby": { "region": "west", "bucket": "models" },
+        }, "twin": {
+            "name": "twin.scoring.test", "provider": "rfc2136", "zone": "scoring.test", "ttl": "5s", "targets": { "east": "127.0.0.2", "west": "127.0.0.3" }, "resolvers": ["127.0.0.1:53"],
+            "update": { "servers": [{ "server": "ns1", "region": "east" }, { "server": "ns2", "region": "west" }, { "server": "ns3" }] },
         } },
     }))
     .expect("an estate")
@@ -271,6 +274,7 @@ impl Bench {
             run: "0190".into(),
             step: "step".into(),
             scope: Scope::Drill,
+            lost: None,
             key: "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef".into(),
             deadline: Duration::from_secs(30),
             scratch: scratch.path().to_owned(),

@@ -7,9 +7,17 @@
 //! **Half-done** it is while caches may hold the old answer with the old TTL. After a crash without the run's own
 //! directory nobody knows when it began, and the whole of the old TTL is waited for once more.
 //!
+//! Where several servers take the zone's updates, each gets a change of its own (`holders.rs`).
+//!
 //! **Undone** it is by the records of before.
 
-use super::{contract::*, propagation::Spread, shared::*, spread};
+use super::{
+    contract::*,
+    holders::{self, At, LeftOut, Standing, Subject},
+    propagation::Spread,
+    shared::*,
+    spread,
+};
 use crate::model::{effect::*, estate::Estate, ids::*, node::Node, runbook::UndoPolicy, time::Span};
 use crate::providers::port::*;
 use jiff::SignedDuration;
@@ -32,11 +40,10 @@ fn one_second() -> Span {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Intent {
-    endpoint: EndpointName,
-    zone: String,
-    kind: String,
-    expect: Vec<RoutedSet>,
-    want: Vec<RoutedSet>,
+    #[serde(flatten)]
+    subject: Subject,
+    at: Vec<At>,
+    left: Vec<LeftOut>,
     /// What caches may hold when it is changed.
     old_ttl_s: u32,
     comment: String,
@@ -53,6 +60,9 @@ pub struct Output {
     pub change: Option<String>,
     /// From the accepted change until the old TTL had run out; `null` when that was not seen.
     pub waited_ms: Option<u64>,
+    /// Servers that take the zone's updates and were not changed: they stand in the lost region.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOut>,
 }
 
 pub struct LowerTtl;
@@ -65,7 +75,7 @@ impl Action for LowerTtl {
     fn spec() -> Spec {
         Spec {
             name: "dns.lower_ttl",
-            version: 1,
+            version: 2,
             summary: "Shorten the TTL of an endpoint's records ahead of a planned change, and wait out the old one",
             effect: Effect::Repeatable,
             danger: Danger::Reversible,
@@ -88,71 +98,64 @@ impl Action for LowerTtl {
         }
         let ttl_s = u32::try_from(input.ttl.ms / 1_000).unwrap_or(u32::MAX);
         let kind = ep.targets.values().next().map_or("A", |ip| record_kind(*ip));
-        let expect = cx.world.dns(input.endpoint.as_str())?.sets(&ep.zone, &ep.name, kind).await?;
-        if expect.is_empty() {
-            return Err(Refusal::no("no_record", format!("{} has no {kind} record", ep.name)));
-        }
-        let mut want = expect.clone();
-        // An alias has no TTL of its own.
-        for set in want.iter_mut().filter(|set| set.alias.is_none()) {
-            set.record.ttl_s = set.record.ttl_s.min(ttl_s);
-        }
-        let (nothing, old_ttl_s) = (want == expect, longest(&expect));
-        let changes = if nothing { Vec::new() } else { vec![change(format!("{} {kind}", ep.name), Some(show_sets(&expect)), Some(show_sets(&want)))] };
-        let notes = vec![if nothing {
+        let subject =
+            Subject { endpoint: input.endpoint, zone: ep.zone.clone(), name: ep.name.clone(), kind: kind.to_owned() };
+        let lowered = |there: &[RoutedSet]| {
+            if there.is_empty() {
+                return Err(Refusal::no("no_record", format!("{} has no {kind} record", ep.name)));
+            }
+            let mut want = there.to_vec();
+            // An alias has no TTL of its own.
+            for set in want.iter_mut().filter(|set| set.alias.is_none()) {
+                set.record.ttl_s = set.record.ttl_s.min(ttl_s);
+            }
+            Ok(want)
+        };
+        let found = subject.find(cx, lowered).await?;
+        let (nothing, old_ttl_s) = (found.nothing(), holders::old_ttl_s(&found.at));
+        let change = found.changes(&subject);
+        let mut notes = found.notes();
+        notes.push(if nothing {
             format!("{} has no longer TTL; nothing to change", ep.name)
         } else {
             format!("caches may hold the old answers for {old_ttl_s} s; that is waited out")
-        }];
+        });
         let comment = format!("muster {} {} {}", cx.run, cx.step, short_key(cx));
         let hint = cx.scratch.join(format!("{}.change", cx.key));
-        let (zone, kind) = (ep.zone.clone(), kind.to_owned());
-        let intent = Intent { endpoint: input.endpoint, zone, kind, expect, want, old_ttl_s, comment, nothing, hint };
-        Ok(Prepared { intent, change: changes, notes })
+        let intent = Intent { subject, at: found.at, left: found.left, old_ttl_s, comment, nothing, hint };
+        Ok(Prepared { intent, change, notes })
     }
 
     async fn apply(cx: &WriteCx, intent: &Intent) -> Result<Output, ApplyError> {
         if intent.nothing {
-            return Ok(output(intent, None, None));
+            return Ok(output(intent, None, None, &[]));
         }
-        let dns = cx.world()?.dns_mut(intent.endpoint.as_str())?;
-        let change = match dns.replace(&intent.zone, &intent.expect, &intent.want, &intent.comment).await {
-            Ok(change) => change,
-            Err(PortError::Conflict { found }) => {
-                if standing(&*dns, intent).await? == intent.want {
-                    return Ok(output(intent, None, None));
-                }
-                return Err(fail("conflict", format!("{} was changed by someone else: {found}", name(intent))));
-            }
-            Err(e) => return Err(e.into()),
-        };
-        spread::keep(&intent.hint, &Spread::new(change.0.clone(), cx.read.world.clock().now())).await;
-        Ok(output(intent, Some(change.0), None))
+        let change = intent.subject.write(cx, &intent.at, &intent.comment).await?;
+        if let Some(change) = &change {
+            spread::keep(&intent.hint, &Spread::new(change.clone(), cx.read.world.clock().now())).await;
+        }
+        Ok(output(intent, change, None, &[]))
     }
 
     async fn observe(cx: &ReadCx, intent: &Intent) -> Seen<Output> {
-        let look = async {
-            let dns = cx.world.dns(intent.endpoint.as_str())?;
-            let there = standing(&*dns, intent).await?;
-            let spread = spread::load(&intent.hint).await;
-            let synced = match &spread {
-                Some(Spread { in_sync: None, change, .. }) if !change.is_empty() => dns.in_sync(&ChangeId(change.clone())).await?,
-                _ => true,
-            };
-            Ok::<_, PortError>((there, spread, synced))
+        let left = match intent.subject.standing(cx, &intent.at).await {
+            Standing::CannotTell(e) => return cannot_tell(&e),
+            Standing::Absent => return Seen::Absent,
+            Standing::Differs(found) => return Seen::Differs { found },
+            Standing::Done(left) => left,
         };
-        let (there, spread, synced) = match look.await {
-            Ok(seen) => seen,
-            Err(e) => return cannot_tell(&e),
-        };
-        if there != intent.want {
-            return if there == intent.expect { Seen::Absent } else { Seen::Differs { found: show_sets(&there) } };
-        }
         if intent.nothing {
-            return Seen::Done(output(intent, None, None));
+            return Seen::Done(output(intent, None, None, &left));
         }
-        if !synced {
-            return pending(100, "not all servers have the new TTL yet");
+        let spread = spread::load(&intent.hint).await;
+        let synced = match &spread {
+            Some(Spread { in_sync: None, change, .. }) if !change.is_empty() => intent.subject.in_sync(cx, change, &intent.at).await,
+            _ => Ok(true),
+        };
+        match synced {
+            Ok(true) => {}
+            Ok(false) => return pending(100, "not all servers have the new TTL yet"),
+            Err(e) => return cannot_tell(&e),
         }
         let now = cx.world.clock().now();
         // Where nobody knows when it was changed, the waiting begins now.
@@ -160,43 +163,32 @@ impl Action for LowerTtl {
         let from = *spread.in_sync.get_or_insert(now);
         spread::keep(&intent.hint, &spread).await;
         let over = from + SignedDuration::from_secs(intent.old_ttl_s.into());
-        let left = over.duration_since(now);
-        if left > SignedDuration::ZERO {
-            let left_ms = u64::try_from(left.as_millis()).unwrap_or(0);
-            return pending(left_ms.clamp(20, 1_000), format!("caches may hold the old TTL for another {} s", left_ms.div_ceil(1_000)));
+        let remains = over.duration_since(now);
+        if remains > SignedDuration::ZERO {
+            let ms = u64::try_from(remains.as_millis()).unwrap_or(0);
+            return pending(ms.clamp(20, 1_000), format!("caches may hold the old TTL for another {} s", ms.div_ceil(1_000)));
         }
         let known = !spread.change.is_empty();
         let waited = known.then(|| super::propagation::millis(spread.at, now));
-        Seen::Done(output(intent, known.then_some(spread.change), waited))
+        Seen::Done(output(intent, known.then_some(spread.change), waited, &left))
     }
 
     async fn undo(cx: &WriteCx, intent: &Intent, _output: Option<Output>) -> Result<(), ApplyError> {
         if intent.nothing {
             return Ok(());
         }
-        let dns = cx.world()?.dns_mut(intent.endpoint.as_str())?;
-        if standing(&*dns, intent).await? == intent.expect {
-            return Ok(());
-        }
-        dns.replace(&intent.zone, &intent.want, &intent.expect, &format!("{} undone", intent.comment)).await?;
-        Ok(())
+        intent.subject.put_back(cx, &intent.at, &format!("{} undone", intent.comment)).await
+    }
+
+    fn warnings(output: &Output) -> Vec<String> {
+        holders::warnings(&output.left_out)
     }
 }
 
-fn longest(sets: &[RoutedSet]) -> u32 {
-    sets.iter().map(|set| set.record.ttl_s).max().unwrap_or(0)
-}
-
-fn name(intent: &Intent) -> &str {
-    intent.want.first().map_or("?", |set| set.record.name.as_str())
-}
-
-async fn standing(dns: &(impl DnsRead + ?Sized), intent: &Intent) -> PortResult<Vec<RoutedSet>> {
-    dns.sets(&intent.zone, name(intent), &intent.kind).await
-}
-
-fn output(intent: &Intent, change: Option<String>, waited_ms: Option<u64>) -> Output {
-    Output { was_s: intent.old_ttl_s, ttl_s: longest(&intent.want), change, waited_ms }
+fn output(intent: &Intent, change: Option<String>, waited_ms: Option<u64>, left: &[LeftOut]) -> Output {
+    let ttl_s = intent.at.iter().flat_map(|at| &at.want).map(|set| set.record.ttl_s).max().unwrap_or(0);
+    let left_out = intent.left.iter().chain(left).cloned().collect();
+    Output { was_s: intent.old_ttl_s, ttl_s, change, waited_ms, left_out }
 }
 
 #[cfg(test)]

@@ -14,10 +14,14 @@
 //! record and resolvers alone tell. A resolver that keeps the old answer although its TTL has run out, or that
 //! does not answer, is named in `late` and not waited for, as long as others have moved.
 //!
+//! Where several servers take the zone's updates, each gets a change of its own, and who stands in a lost region may be left
+//! out: that is `holders.rs`.
+//!
 //! **Undone** it is by the reverse change, under the same condition.
 
 use super::{
     contract::*,
+    holders::{self, At, LeftOut, Standing, Subject},
     proof::FenceProof,
     propagation::Spread,
     shared::*,
@@ -43,13 +47,13 @@ pub struct Input {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Intent {
-    endpoint: EndpointName,
-    zone: String,
-    kind: String,
+    #[serde(flatten)]
+    subject: Subject,
     address: IpAddr,
-    /// All records of the name, as they were found.
-    expect: Vec<RoutedSet>,
-    want: Vec<RoutedSet>,
+    /// All records of the name, at each server that holds the zone for itself.
+    at: Vec<At>,
+    /// Those that could not be asked and are not changed.
+    left: Vec<LeftOut>,
     comment: String,
     /// It points there already.
     nothing: bool,
@@ -62,6 +66,9 @@ pub struct Output {
     pub address: String,
     #[serde(flatten)]
     pub spread: Settled,
+    /// Servers that take the zone's updates and were not changed: they stand in the lost region. They have the old record.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOut>,
 }
 
 pub struct Shift;
@@ -74,7 +81,7 @@ impl Action for Shift {
     fn spec() -> Spec {
         Spec {
             name: "dns.shift",
-            version: 2,
+            version: 3,
             summary: "Point an endpoint's name at another region and wait until resolvers answer with it",
             effect: Effect::Repeatable,
             danger: Danger::Reversible,
@@ -96,72 +103,67 @@ impl Action for Shift {
         if input.proof.as_ref().is_some_and(|p| p.region == input.to) {
             return Err(Refusal::no("fenced", format!("`{}` is fenced; traffic is not sent there", input.to)));
         }
-        let kind = record_kind(address);
-        let expect = cx.world.dns(input.endpoint.as_str())?.sets(&ep.zone, &ep.name, kind).await?;
-        let want = moved(&input, ep, &expect, kind)?;
-        let nothing = expect == want;
-        let mut notes = Vec::new();
+        let subject = Subject {
+            endpoint: input.endpoint.clone(),
+            zone: ep.zone.clone(),
+            name: ep.name.clone(),
+            kind: record_kind(address).to_owned(),
+        };
+        let found = subject.find(cx, |there| moved(&input, ep, there, &subject.kind)).await?;
+        let nothing = found.nothing();
+        let mut notes = found.notes();
         if nothing {
             notes.push(format!("{} points to {address} already; nothing to change", ep.name));
         }
         let known: Vec<String> = ep.targets.values().map(ToString::to_string).collect();
-        if let Some(strange) = expect.iter().flat_map(|set| &set.record.values).find(|v| !known.contains(v)) {
+        let values = found.at.iter().flat_map(|at| &at.expect).flat_map(|set| &set.record.values);
+        if let Some(strange) = values.into_iter().find(|v| !known.contains(v)) {
             notes.push(format!("{} points to {strange}, which is no target of the estate", ep.name));
         }
-        let from = (!expect.is_empty()).then(|| show_sets(&expect));
-        let changes = if nothing { Vec::new() } else { vec![change(format!("{} {kind}", ep.name), from, Some(show_sets(&want)))] };
+        let change = found.changes(&subject);
         let comment = format!("muster {} {} {}", cx.run, cx.step, short_key(cx));
         let hint = cx.scratch.join(format!("{}.change", cx.key));
-        let (zone, kind) = (ep.zone.clone(), kind.to_owned());
-        let intent = Intent { endpoint: input.endpoint, zone, kind, address, expect, want, comment, nothing, hint };
-        Ok(Prepared { intent, change: changes, notes })
+        let intent = Intent { subject, address, at: found.at, left: found.left, comment, nothing, hint };
+        Ok(Prepared { intent, change, notes })
     }
 
     async fn apply(cx: &WriteCx, intent: &Intent) -> Result<Output, ApplyError> {
         if intent.nothing {
             return Ok(output(intent, None));
         }
-        let dns = cx.world()?.dns_mut(intent.endpoint.as_str())?;
-        let change = match dns.replace(&intent.zone, &intent.expect, &intent.want, &intent.comment).await {
-            Ok(change) => change,
-            Err(PortError::Conflict { found }) => {
-                if standing(&*dns, intent).await? == intent.want {
-                    return Ok(output(intent, None));
-                }
-                return Err(ApplyError::Definite(
-                    Failure::new("conflict", format!("{} was changed by someone else: {found}", name(intent)))
-                        .remedy("look at the record, then retry the step: it reads it again"),
-                ));
-            }
-            Err(e) => return Err(e.into()),
-        };
-        spread::keep(&intent.hint, &Spread::new(change.0.clone(), cx.read.world.clock().now())).await;
-        Ok(output(intent, Some(change.0)))
+        let change = intent.subject.write(cx, &intent.at, &intent.comment).await?;
+        if let Some(change) = &change {
+            spread::keep(&intent.hint, &Spread::new(change.clone(), cx.read.world.clock().now())).await;
+        }
+        Ok(output(intent, change))
     }
 
     async fn observe(cx: &ReadCx, intent: &Intent) -> Seen<Output> {
         let mut kept = spread::load(&intent.hint).await;
-        if !kept.as_ref().is_some_and(|s| s.standing) {
-            let there = match cx.world.dns(intent.endpoint.as_str()) {
-                Ok(dns) => standing(&*dns, intent).await,
-                Err(e) => Err(e),
-            };
-            match there {
-                Err(e) => return cannot_tell(&e),
-                Ok(there) if there == intent.want => {}
-                Ok(there) if there == intent.expect => return Seen::Absent,
-                Ok(there) => return Seen::Differs { found: show_sets(&there) },
-            }
+        let mut left_out = intent.left.clone();
+        match kept.as_ref().filter(|spread| spread.standing) {
+            Some(spread) => left_out.extend(spread.left.iter().cloned()),
+            None => match intent.subject.standing(cx, &intent.at).await {
+                Standing::CannotTell(e) => return cannot_tell(&e),
+                Standing::Done(left) => {
+                    if let Some(spread) = &mut kept {
+                        spread.left.clone_from(&left);
+                    }
+                    left_out.extend(left);
+                }
+                Standing::Absent => return Seen::Absent,
+                Standing::Differs(found) => return Seen::Differs { found },
+            },
         }
         if let Some(spread) = &mut kept {
             spread.standing = true;
             synchronised(cx, intent, spread).await;
         }
         let want = [intent.address];
-        let old_ttl = Duration::from_secs(intent.expect.iter().map(|set| u64::from(set.record.ttl_s)).max().unwrap_or(0));
-        let waiting = Waiting { endpoint: &intent.endpoint, want: &want, old_ttl, hint: &intent.hint };
+        let old_ttl = Duration::from_secs(holders::old_ttl_s(&intent.at).into());
+        let waiting = Waiting { endpoint: &intent.subject.endpoint, want: &want, old_ttl, hint: &intent.hint };
         match spread::settle(cx, &waiting, kept).await {
-            Seen::Done(spread) => Seen::Done(Output { address: intent.address.to_string(), spread }),
+            Seen::Done(spread) => Seen::Done(Output { address: intent.address.to_string(), spread, left_out }),
             Seen::Pending { poll_after_ms, note } => pending(poll_after_ms, note),
             Seen::CannotTell { why } => Seen::CannotTell { why },
             Seen::Differs { found } => Seen::Differs { found },
@@ -173,13 +175,11 @@ impl Action for Shift {
         if intent.nothing {
             return Ok(());
         }
-        let dns = cx.world()?.dns_mut(intent.endpoint.as_str())?;
-        if standing(&*dns, intent).await? == intent.expect {
-            return Ok(());
-        }
-        let comment = format!("{} undone", intent.comment);
-        dns.replace(&intent.zone, &intent.want, &intent.expect, &comment).await?;
-        Ok(())
+        intent.subject.put_back(cx, &intent.at, &format!("{} undone", intent.comment)).await
+    }
+
+    fn warnings(output: &Output) -> Vec<String> {
+        holders::warnings(&output.left_out)
     }
 }
 
@@ -225,16 +225,8 @@ fn simple(input: &Input, ep: &Endpoint, there: &[RoutedSet], kind: &str) -> Resu
     Ok(RoutedSet { health, alias: Some(alias), ..RoutedSet::simple(record(0, Vec::new())) })
 }
 
-fn name(intent: &Intent) -> &str {
-    intent.want.first().map_or("?", |set| set.record.name.as_str())
-}
-
-async fn standing(dns: &(impl DnsRead + ?Sized), intent: &Intent) -> PortResult<Vec<RoutedSet>> {
-    dns.sets(&intent.zone, name(intent), &intent.kind).await
-}
-
 fn output(intent: &Intent, change: Option<String>) -> Output {
-    Output { address: intent.address.to_string(), spread: Settled { change, ..Settled::default() } }
+    Output { address: intent.address.to_string(), spread: Settled { change, ..Settled::default() }, left_out: intent.left.clone() }
 }
 
 /// Asks, now and then, whether every authoritative server has the change.
@@ -243,10 +235,7 @@ async fn synchronised(cx: &ReadCx, intent: &Intent, spread: &mut Spread) {
     if !spread.asks(clock.now()) {
         return;
     }
-    let asked = match cx.world.dns(intent.endpoint.as_str()) {
-        Ok(dns) => dns.in_sync(&ChangeId(spread.change.clone())).await,
-        Err(e) => Err(e),
-    };
+    let asked = intent.subject.in_sync(cx, &spread.change, &intent.at).await;
     spread.asked = Some(clock.now());
     match asked {
         Ok(true) => spread.in_sync = spread.asked,

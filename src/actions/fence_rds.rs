@@ -420,6 +420,31 @@ mod tests {
         assert_eq!(late.expect_err("void").failure.code, "proof_void");
     }
 
+    /// Stopping takes minutes, and what was looked at before may have changed by then: nothing is started on the word of that look.
+    #[tokio::test]
+    async fn an_instance_that_was_still_stopping_is_not_started_before_all_is_looked_at_once_more() {
+        let bench = Bench::new(&fixture(&["instance_stopped"]));
+        let intent = bench.intent::<Fence>().await;
+        proof(&bench).await;
+        let (east, west) = (("east".to_owned(), "predictions-east".to_owned()), ("predictions".to_owned(), "west".to_owned()));
+        let turns = |status: &str| bench.world.lock().instances.get_mut(&east).expect("east").info.status = status.into();
+        turns("stopping");
+        let began = bench.elapsed_ms();
+        let meanwhile = async {
+            while bench.elapsed_ms() < began + 5_000 {
+                tokio::task::yield_now().await;
+            }
+            turns("stopped");
+            bench.world.lock().servers.get_mut(&west).expect("west").state.in_recovery = false;
+        };
+        let (undone, ()) = futures::join!(Fence::undo(&bench.write, &intent, None), meanwhile);
+        assert!(matches!(&undone, Err(ApplyError::Retry { failure, .. }) if failure.code == "stopped_meanwhile"), "{undone:?}");
+        let undone = Fence::undo(&bench.write, &intent, None).await;
+        assert!(matches!(&undone, Err(ApplyError::Definite(failure)) if failure.code == "promoted"), "{undone:?}");
+        assert!(!bench.world.calls().iter().any(|(call, _)| *call == "instances.start"), "west writes, and east was started");
+        assert_eq!(bench.world.lock().instances[&east].info.status, "stopped");
+    }
+
     /// An emulator that tells nothing, or an instance that was stopped days ago: no time is made up.
     #[tokio::test]
     async fn without_a_word_on_when_it_starts_again_only_its_own_stop_counts() {

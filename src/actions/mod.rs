@@ -10,6 +10,7 @@ mod database_checks;
 mod fence_hba;
 mod fence_rds;
 mod fence_ways;
+mod holders;
 mod loss;
 mod loss_log;
 mod manifest;

@@ -28,6 +28,9 @@ pub(crate) struct Spread {
     /// The record was seen to be ours.
     #[serde(default)]
     pub standing: bool,
+    /// Who was left out, as far as that was seen then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left: Vec<super::holders::LeftOut>,
     /// When the provider was last asked whether all its servers have it.
     #[serde(default)]
     pub asked: Option<jiff::Timestamp>,
@@ -84,7 +87,17 @@ pub(crate) enum Verdict {
 
 impl Spread {
     pub(crate) fn new(change: String, at: jiff::Timestamp) -> Self {
-        Self { change, at, standing: false, asked: None, in_sync: None, untold: None, moved: BTreeMap::new(), stood: BTreeMap::new() }
+        Self {
+            change,
+            at,
+            standing: false,
+            left: Vec::new(),
+            asked: None,
+            in_sync: None,
+            untold: None,
+            moved: BTreeMap::new(),
+            stood: BTreeMap::new(),
+        }
     }
 
     /// Is the provider to be asked again? Often at first, and ever less: a tenth of the time that has passed.

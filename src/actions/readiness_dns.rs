@@ -32,17 +32,17 @@ pub(super) async fn look(cx: &ReadCx, how: Dns, name: &EndpointName, ep: &Endpoi
     let mut weighted = false;
     if how == Dns::Records {
         let kind = ep.targets.values().next().map_or("A", |ip| record_kind(*ip));
-        let found = match cx.world.dns(name.as_str()) {
-            Ok(dns) => dns.sets(&ep.zone, &ep.name, kind).await,
-            Err(e) => Err(e),
-        };
-        match found {
-            Err(e) => all.push(finding(format!("endpoint/{name} record"), "unknown", false, e.to_string())),
-            Ok(sets) => {
-                weighted = sets.iter().any(|set| matches!(set.routing, Routing::Weighted { .. }));
-                all.extend(records(cx, name, ep, &sets, kind));
-                if ep.standby.is_some() {
-                    all.push(prepared(cx, name, ep, &sets, kind).await);
+        let held = held(cx, name, ep, kind).await;
+        weighted = held.iter().any(|(_, found)| found.iter().flatten().any(|set| matches!(set.routing, Routing::Weighted { .. })));
+        for (at, found) in held {
+            match found {
+                Err(e) => all.push(finding(format!("endpoint/{name} record{at}"), "unknown", false, e.to_string())),
+                Ok(sets) => {
+                    let named = |found: Finding| Finding { what: format!("{}{at}", found.what), ..found };
+                    all.extend(records(cx, name, ep, &sets, kind).into_iter().map(named));
+                    if ep.standby.is_some() {
+                        all.push(prepared(cx, name, ep, &sets, kind).await);
+                    }
                 }
             }
         }
@@ -51,6 +51,22 @@ pub(super) async fn look(cx: &ReadCx, how: Dns, name: &EndpointName, ep: &Endpoi
     }
     all.extend(servers(cx, how, name, ep, weighted).await);
     all
+}
+
+/// What each server has that holds the zone for itself, and how a finding names it.
+async fn held(cx: &ReadCx, name: &EndpointName, ep: &Endpoint, kind: &str) -> Vec<(String, PortResult<Vec<RoutedSet>>)> {
+    let holders = match cx.world.holders(name.as_str()) {
+        Ok(holders) => holders,
+        Err(e) => return vec![(String::new(), Err(e))],
+    };
+    let asked = holders.iter().map(|holder| async move {
+        let at = if holder.server.is_empty() { String::new() } else { format!(" at {}", holder.server) };
+        let question = holder.dns.sets(&ep.zone, &ep.name, kind);
+        // In a failover nobody waits long for what is lost.
+        let lost = holder.region.is_some() && holder.region == cx.lost;
+        (at, if lost { within(cx, super::holders::SPARE, question).await } else { question.await })
+    });
+    futures::future::join_all(asked).await
 }
 
 /// Against the estate: addresses, TTL, and the check without which a failover record fails over to nothing.
@@ -148,6 +164,11 @@ async fn servers(cx: &ReadCx, how: Dns, name: &EndpointName, ep: &Endpoint, weig
         return vec![finding(what, "unknown", how == Dns::Records, e.to_string())];
     }
     match authority::agreed(cx, ep).await {
+        Err(why) if ep.update.as_ref().is_some_and(|update| !update.servers.is_empty()) => {
+            // One of them was left out of a failover, and is back with the old answer.
+            let remedy = "if one of them was away in a failover, `dns.shift` to where the traffic is brings it in line";
+            vec![finding(what, "disagree", false, format!("{why}; {remedy}"))]
+        }
         Err(why) => vec![finding(what, "disagree", false, why)],
         Ok(answer) => {
             let known = answer.addresses.iter().all(|ip| ep.targets.values().any(|target| target == ip));

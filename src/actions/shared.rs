@@ -4,7 +4,7 @@
 use super::contract::{ApplyError, ReadCx, Refusal, failure};
 use crate::model::{
     effect::*,
-    estate::{Database, DnsProvider, DnsUpdate, Endpoint, Engine, Estate},
+    estate::{Database, DnsPrimary, DnsProvider, Endpoint, Engine, Estate},
     ids::*,
     node::{Node, NodeValue},
 };
@@ -43,13 +43,18 @@ pub(crate) fn reach_servers(with: &Node, estate: &Estate) -> impl Iterator<Item 
 }
 
 /// What a change of an endpoint's records goes through. Route 53 has one control plane for all regions; a zone of one's
-/// own has a primary server, which stands in a region or outside of all.
+/// own has a primary server, which stands in a region or outside of all, or several.
 pub(crate) fn reach_dns(with: &Node, field: &str, estate: &Estate) -> Vec<Reach> {
     let endpoint = text(with, field).and_then(|name| estate.endpoints.get(name));
     let update = endpoint.filter(|e| e.provider == DnsProvider::Rfc2136).and_then(|e| e.update.as_ref());
-    match update {
-        Some(DnsUpdate { region: Some(region), .. }) => vec![Reach { place: Place::Region(region.clone()), plane: Plane::Data }],
-        Some(_) => vec![reach_here()],
+    match update.map(|update| update.primaries()).as_deref() {
+        Some([one]) => {
+            vec![one.region.clone().map_or_else(reach_here, |region| Reach { place: Place::Region(region), plane: Plane::Data })]
+        }
+        Some(several) => {
+            let site = |one: &DnsPrimary| Site { server: one.server.clone(), region: one.region.clone() };
+            vec![Reach { place: Place::Each(several.iter().map(site).collect()), plane: Plane::Data }]
+        }
         None => vec![Reach { place: Place::Global, plane: Plane::Control }, Reach { place: Place::Global, plane: Plane::Data }],
     }
 }

@@ -179,6 +179,33 @@ pub(super) fn is_for(cx: &ReadCx, input: &Input) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        actions::contract_tests::{Bench, Fixture},
+        model::time::Span,
+    };
+
+    /// Nobody has said that the candidate leads: it may be asked soon.
+    #[tokio::test]
+    async fn an_undo_does_not_take_silence_for_a_switchover_that_was_done() {
+        let bench = Bench::new(&Fixture::new(serde_json::Value::Null));
+        let intent = Intent {
+            database: "orders".into(),
+            from: "east".into(),
+            to: "east".into(),
+            max_pause: Span::from_secs(5),
+            system_identifier: "1".into(),
+            timeline: 1,
+            hurry: false,
+            kept: String::new(),
+            nothing: false,
+            epoch: None,
+            patroni: None,
+        };
+        let handover = Handover { leader: "a".into(), candidate: "b".into() };
+        assert!(matches!(observe(&bench.read, &intent, &handover).await, Seen::CannotTell { .. }), "no Patroni answers in this world");
+        let undone = undo(&bench.write, &intent, &handover).await;
+        assert!(matches!(&undone, Err(ApplyError::Retry { failure, .. }) if failure.code == "cannot_tell"), "{undone:?}");
+    }
 
     fn member(name: &str, role: &str, lag: Option<u64>) -> PatroniMember {
         let state = "streaming".to_owned();

@@ -42,6 +42,7 @@ pub async fn main(args: &Args, muster: &Muster, output: &Output) -> Done {
         run: run.clone(),
         step: step.id.clone(),
         scope: plan.scope,
+        lost: plan.lost(),
         key: key(&run, &step.id),
         deadline: LOOK,
         scratch: muster.state.join("plan"),

@@ -5,7 +5,7 @@ use crate::model::{
     estate::{Estate, Standby},
     ids::*,
 };
-use crate::providers::port::{PortResult, RoutedSet, Routing, WorldRead, show_sets};
+use crate::providers::port::{DnsRead, PortError, PortResult, RoutedSet, Routing, WorldRead, show_sets};
 use std::collections::BTreeMap;
 
 /// Fact and value: `database predictions in east` -> `writable`.
@@ -33,7 +33,10 @@ pub async fn capture(world: &dyn WorldRead, estate: &Estate) -> Facts {
 }
 
 fn or_unreachable(value: PortResult<String>) -> String {
-    value.unwrap_or_else(|error| format!("unreachable: {error}"))
+    value.unwrap_or_else(|error| match error {
+        PortError::Unreachable(_) => error.to_string(),
+        other => format!("unreachable: {other}"),
+    })
 }
 
 async fn server(world: &dyn WorldRead, name: &DatabaseName, region: &RegionName) -> PortResult<String> {
@@ -52,9 +55,20 @@ async fn writers(world: &dyn WorldRead, name: &DatabaseName) -> PortResult<Strin
     Ok(lease.allowed.map_or("allowed nowhere".to_owned(), |region| format!("allowed in {region}")))
 }
 
-/// Every record of the name, whatever it is chosen by.
+/// Every record of the name, whatever it is chosen by; of each server, where several hold the zone and do not have the same.
 async fn target(world: &dyn WorldRead, name: &EndpointName, zone: &str, host: &str) -> PortResult<String> {
-    let dns = world.dns(name.as_str())?;
+    let holders = world.holders(name.as_str())?;
+    let mut each = Vec::new();
+    for holder in &holders {
+        each.push((holder.server.as_str(), or_unreachable(records(&*holder.dns, zone, host).await)));
+    }
+    Ok(match each.as_slice() {
+        [(_, first), rest @ ..] if rest.iter().all(|(_, other)| other == first) => first.clone(),
+        _ => each.iter().map(|(server, shown)| format!("{shown} at {server}")).collect::<Vec<_>>().join("; "),
+    })
+}
+
+async fn records(dns: &dyn DnsRead, zone: &str, host: &str) -> PortResult<String> {
     let mut sets = dns.sets(zone, host, "A").await?;
     if sets.is_empty() {
         sets = dns.sets(zone, host, "AAAA").await?;

@@ -53,3 +53,30 @@ fn unseen(step: &StepId, why: &str) -> ApplyError {
     let failure = failure.remedy(format!("try again, or go on without it, on record, by skipping step `{step}`"));
     ApplyError::Retry { after: Duration::ZERO, failure }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actions::{
+        contract_tests::{Bench, Fixture},
+        wheel_take::Take,
+    };
+
+    /// Where it lies does not answer: nothing is tried, and it may answer soon. Where it answers that another has it, that is
+    /// the end of it.
+    #[tokio::test]
+    async fn a_wheel_that_cannot_be_seen_is_looked_for_again_and_one_that_is_lost_is_not() {
+        let bench = Bench::new(&Fixture::new(serde_json::json!({ "bucket": "models", "region": "west" })));
+        let intent = serde_json::to_value(bench.intent::<Take>().await).expect("an intent");
+        bench.run::<Take>().await.expect("taken");
+        let wheels = [(bench.read.clone(), intent)];
+        assert!(steer(&wheels).await.is_ok());
+        bench.world.lock().down.insert("west".into());
+        let unseen = steer(&wheels).await;
+        assert!(matches!(&unseen, Err(ApplyError::Retry { failure, .. }) if failure.code == "wheel_unseen"), "{unseen:?}");
+        bench.world.lock().down.clear();
+        crate::actions::wheel_take::lie(&bench.world, Some("0191"));
+        let lost = steer(&wheels).await;
+        assert!(matches!(&lost, Err(ApplyError::Definite(failure)) if failure.code == "wheel_lost"), "{lost:?}");
+    }
+}

@@ -177,6 +177,7 @@ pub(super) fn contexts(doing: &Doing<'_>, planned: &PlanStep) -> (ReadCx, WriteC
         run: claim.run.clone(),
         step: planned.id.clone(),
         scope: state.plan.scope,
+        lost: state.plan.lost(),
         key: key(&claim.run, &planned.id),
         deadline: planned.timeout.duration(),
         scratch: engine.scratch.join(claim.run.as_str()),

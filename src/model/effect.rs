@@ -43,6 +43,15 @@ pub enum Place {
     Global,
     /// The machine that Muster runs on, and what a person pointed it to.
     Here,
+    /// Each of several, of which those in a lost region may be left out as long as there is another.
+    Each(Vec<Site>),
+}
+
+/// One of several servers, and the region that it stands in, where it stands in one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub struct Site {
+    pub server: String,
+    pub region: Option<super::ids::RegionName>,
 }
 
 /// One thing a step needs to be up.

@@ -403,13 +403,66 @@ fn two() -> u32 {
 #[serde(deny_unknown_fields)]
 pub struct DnsUpdate {
     /// The zone's primary server: `HOST`, or `HOST:PORT` where it is not 53.
-    pub server: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
+    /// Instead of `server`: several primaries that do not copy from each other. Each is written.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub servers: Vec<DnsPrimary>,
     /// The other authoritative servers; a change is done when each of them has it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secondaries: Vec<String>,
     /// The region that the primary stands in, where it stands in one: a failover out of it cannot use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub region: Option<RegionName>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<TsigKey>,
+    /// After a change Muster itself sends NOTIFY to the secondaries, instead of waiting for the primary's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub notify: bool,
+}
+
+impl DnsUpdate {
+    /// Every server that takes updates, however it is written.
+    #[must_use]
+    pub fn primaries(&self) -> Vec<DnsPrimary> {
+        let alone = self.server.iter().map(|server| DnsPrimary {
+            server: server.clone(),
+            secondaries: self.secondaries.clone(),
+            region: self.region.clone(),
+            key: None,
+        });
+        let shared = |one: DnsPrimary| DnsPrimary { key: one.key.or_else(|| self.key.clone()), ..one };
+        alone.chain(self.servers.iter().cloned()).map(shared).collect()
+    }
+
+    /// The zone's authoritative servers, each once.
+    #[must_use]
+    pub fn authorities(&self) -> Vec<String> {
+        let mut all: Vec<String> = Vec::new();
+        for primary in self.primaries() {
+            for server in std::iter::once(primary.server).chain(primary.secondaries) {
+                if !all.contains(&server) {
+                    all.push(server);
+                }
+            }
+        }
+        all
+    }
+}
+
+/// One of several servers that each take a zone's updates.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DnsPrimary {
+    /// `HOST`, or `HOST:PORT` where it is not 53.
+    pub server: String,
+    /// The authoritative servers that copy from this one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secondaries: Vec<String>,
+    /// The region that it stands in: an unplanned failover out of it leaves it out if it cannot be reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<RegionName>,
+    /// That of `update` when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<TsigKey>,
 }

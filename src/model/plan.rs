@@ -33,6 +33,15 @@ pub struct Plan {
     pub steps: Vec<PlanStep>,
 }
 
+impl Plan {
+    /// The region that is lost, where it is an unplanned failover out of one: its input `from`.
+    #[must_use]
+    pub fn lost(&self) -> Option<RegionName> {
+        let from = self.inputs.get("from").filter(|_| self.mode == Some(Mode::Failover));
+        from.and_then(serde_json::Value::as_str).map(RegionName::from)
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlanStep {
     pub id: StepId,

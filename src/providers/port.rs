@@ -411,6 +411,10 @@ pub trait WorldRead: Send + Sync {
     fn instances(&self, region: &str) -> PortResult<Arc<dyn InstanceRead>>;
     fn sql(&self, database: &str, region: &str) -> PortResult<Arc<dyn SqlRead>>;
     fn dns(&self, endpoint: &str) -> PortResult<Arc<dyn DnsRead>>;
+    /// The servers that hold an endpoint's zone, each for itself: one, where it is the zone's own business who copies from whom.
+    fn holders(&self, endpoint: &str) -> PortResult<Vec<Holder<dyn DnsRead>>> {
+        Ok(vec![Holder { server: String::new(), region: None, dns: self.dns(endpoint)? }])
+    }
     fn resolver(&self) -> Arc<dyn Resolve>;
     fn http(&self) -> Arc<dyn Http>;
     fn lease(&self, database: &str) -> PortResult<Arc<dyn LeaseRead>>;
@@ -456,6 +460,9 @@ pub trait WorldWrite: WorldRead {
     fn instances_mut(&self, region: &str) -> PortResult<Arc<dyn InstanceWrite>>;
     fn sql_mut(&self, database: &str, region: &str) -> PortResult<Arc<dyn SqlWrite>>;
     fn dns_mut(&self, endpoint: &str) -> PortResult<Arc<dyn DnsWrite>>;
+    fn holders_mut(&self, endpoint: &str) -> PortResult<Vec<Holder<dyn DnsWrite>>> {
+        Ok(vec![Holder { server: String::new(), region: None, dns: self.dns_mut(endpoint)? }])
+    }
     fn lease_mut(&self, database: &str) -> PortResult<Arc<dyn LeaseWrite>>;
     fn cluster_mut(&self, database: &str, region: &str) -> PortResult<Arc<dyn ClusterWrite>> {
         no_server(database, region)

@@ -1,9 +1,10 @@
 //! DNS as actions see it: record sets and how one of several is chosen, health checks, and what servers answer.
 
 use super::port::{PortError, PortResult};
+use crate::model::ids::RegionName;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use std::{net::IpAddr, net::SocketAddr};
+use std::{net::IpAddr, net::SocketAddr, sync::Arc};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecordSet {
@@ -189,6 +190,15 @@ pub trait DnsWrite: DnsRead {
 
 fn no_policies() -> PortError {
     PortError::Config("this DNS provider has neither health checks nor routing policies: that takes `provider: route53`".to_owned())
+}
+
+/// One of the servers that hold a zone, each for itself: what is changed at one is not changed at another.
+pub struct Holder<D: ?Sized> {
+    /// `HOST:PORT`; empty where there is but one.
+    pub server: String,
+    /// Where it stands, if it stands in a region.
+    pub region: Option<RegionName>,
+    pub dns: Arc<D>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,7 +6,8 @@
 //! TTLs. An answer that stays away is an unknown outcome; one that is not signed by who knows the key counts as none.
 //!
 //! A change is known by the zone's serial after it. It is in sync when every authoritative server has that serial or a
-//! later one, which the primary alone cannot say: each is asked.
+//! later one, which the primary alone cannot say: each is asked. Where the estate says so, each is told as well (NOTIFY, RFC
+//! 1996): a primary may take its time with that. Nothing hangs on it: whoever does not hear it hears the primary later.
 
 use super::{
     clock::{Clock, random},
@@ -18,14 +19,20 @@ use hickory_proto::{
     op::{Message, MessageType, OpCode, Query, ResponseCode},
     rr::{DNSClass, Name, RData, Record, RecordType},
 };
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpStream, UdpSocket},
 };
 
 /// A server on the other side of the world answers within a fraction of this.
 const TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the name of a secondary may take to become an address. What is sent is not waited for.
+const TELLS: Duration = Duration::from_millis(300);
 
 pub struct Settings {
     /// Who takes updates: `HOST:PORT`.
@@ -33,6 +40,8 @@ pub struct Settings {
     /// The other authoritative servers, in the same form.
     pub secondaries: Vec<String>,
     pub key: Option<Key>,
+    /// Tell the secondaries of each change.
+    pub notify: bool,
 }
 
 pub struct Updates {
@@ -174,6 +183,31 @@ impl Updates {
         Ok(code)
     }
 
+    /// Tells every secondary that the zone has changed, and waits for nobody.
+    async fn tell(&self, zone: &Name) {
+        let told = self.settings.secondaries.iter().map(|server| async move {
+            let sent = tokio::time::timeout(TELLS, self.notify(server, zone)).await;
+            match sent {
+                Ok(Ok(())) => {}
+                Ok(Err(why)) => tracing::warn!("NOTIFY of {zone} to {server}: {why}"),
+                Err(_) => tracing::warn!("NOTIFY of {zone} to {server}: not sent within {} ms", TELLS.as_millis()),
+            }
+        });
+        futures::future::join_all(told).await;
+    }
+
+    async fn notify(&self, server: &str, zone: &Name) -> Result<(), String> {
+        let mut bytes = notice(identifier().map_err(|e| e.to_string())?, zone).to_vec().map_err(|e| e.to_string())?;
+        if let Some(key) = &self.settings.key {
+            key.sign(&mut bytes, self.seconds()).map_err(|e| e.to_string())?;
+        }
+        let mut all = tokio::net::lookup_host(server).await.map_err(|e| e.to_string())?;
+        let address = all.next().ok_or_else(|| "it has no address".to_owned())?;
+        let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let socket = UdpSocket::bind((any, 0)).await.map_err(|e| e.to_string())?;
+        socket.send_to(&bytes, address).await.map(drop).map_err(|e| e.to_string())
+    }
+
     /// What stands where a swap was refused.
     async fn standing(&self, of: &RecordSet) -> String {
         match self.find(&of.name, &of.kind).await {
@@ -182,6 +216,14 @@ impl Updates {
             Err(e) => format!("something else (it could not be read: {e})"),
         }
     }
+}
+
+/// That a zone has changed. How far is for the secondary to ask of its primary: no serial is claimed here.
+fn notice(id: u16, zone: &Name) -> Message {
+    let mut message = Message::new(id, MessageType::Query, OpCode::Notify);
+    message.metadata.authoritative = true;
+    message.add_query(Query::query(zone.clone(), RecordType::SOA));
+    message
 }
 
 /// `HOST:PORT`, with DNS's own port where none is given.
@@ -292,7 +334,11 @@ impl DnsWrite for Updates {
         match self.update(&message, &what).await? {
             ResponseCode::NoError => {
                 // The change is made: that its number cannot be read makes it no less so.
-                let serial = self.serial(&self.settings.primary, &absolute(zone)?).await;
+                let named = absolute(zone)?;
+                let serial = self.serial(&self.settings.primary, &named).await;
+                if self.settings.notify {
+                    self.tell(&named).await;
+                }
                 let serial = serial.map_err(|e| PortError::Unknown(format!("{what} was accepted, and then: {e}")))?;
                 Ok(ChangeId(format!("{zone} {serial}")))
             }
@@ -333,6 +379,13 @@ mod tests {
         let owner = || "api.scoring.test.".to_owned();
         assert_eq!(shown(&back.answers), [(owner(), DNSClass::IN, 0, RecordType::A), (owner(), DNSClass::IN, 0, RecordType::A)]);
         assert_eq!(shown(&back.authorities), [(owner(), DNSClass::ANY, 0, RecordType::A), (owner(), DNSClass::IN, 5, RecordType::A)]);
+    }
+
+    #[test]
+    fn a_notice_is_as_rfc_1996_has_it() {
+        let back = Message::from_vec(&notice(7, &absolute("scoring.test").unwrap()).to_vec().unwrap()).unwrap();
+        assert_eq!((back.metadata.id, back.metadata.op_code, back.metadata.authoritative), (7, OpCode::Notify, true));
+        assert_eq!((back.queries.len(), back.queries[0].query_type(), back.answers.len()), (1, RecordType::SOA, 0));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::{
     rfc2136::Updates,
     secrets, store, tsig,
 };
-use crate::model::estate::{Aws, Database, DnsProvider, DnsUpdate, Endpoint, Engine, Estate, Region, SecretRef, TsigAlgorithm};
+use crate::model::estate::{Aws, Database, DnsPrimary, DnsProvider, Endpoint, Engine, Estate, Region, SecretRef, TsigAlgorithm};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
@@ -60,6 +60,21 @@ impl World {
 
     fn endpoint(&self, name: &str) -> PortResult<&Endpoint> {
         self.estate.endpoints.get(name).ok_or_else(|| absent("endpoint", name, self.estate.endpoints.keys()))
+    }
+
+    /// The servers that take the updates of an endpoint's zone. Where there is one, it is not named: it is the zone.
+    fn primaries(&self, name: &str, endpoint: &Endpoint) -> PortResult<Vec<Holder<dyn DnsWrite>>> {
+        let missing = || PortError::Config(format!("endpoint `{name}` has no `update`: write there which server takes its zone's updates"));
+        let update = endpoint.update.as_ref().ok_or_else(missing)?;
+        let primaries = update.primaries();
+        let alone = primaries.len() == 1;
+        let each = primaries.iter().map(|primary| {
+            let dns: Arc<dyn DnsWrite> = Arc::new(Updates::new(updates(name, primary, update.notify)?, Arc::clone(&self.clock)));
+            let server = if alone { String::new() } else { rfc2136::with_port(&primary.server) };
+            Ok(Holder { server, region: primary.region.clone(), dns })
+        });
+        let each = each.collect::<PortResult<Vec<_>>>()?;
+        if each.is_empty() { Err(missing()) } else { Ok(each) }
     }
 
     fn postgres(&self, database: &str, region: &str) -> PortResult<Arc<Postgres>> {
@@ -175,8 +190,8 @@ impl World {
 }
 
 /// The zone's servers, with the key read anew each time: it may have been changed.
-fn updates(endpoint: &str, update: &DnsUpdate) -> PortResult<rfc2136::Settings> {
-    let key = update.key.as_ref().map(|key| {
+fn updates(endpoint: &str, primary: &DnsPrimary, notify: bool) -> PortResult<rfc2136::Settings> {
+    let key = primary.key.as_ref().map(|key| {
         let algorithm = match key.algorithm {
             TsigAlgorithm::HmacSha256 => tsig::Algorithm::Sha256,
             TsigAlgorithm::HmacSha384 => tsig::Algorithm::Sha384,
@@ -185,8 +200,8 @@ fn updates(endpoint: &str, update: &DnsUpdate) -> PortResult<rfc2136::Settings> 
         let made = tsig::Key::new(&key.name, algorithm, &secrets::read(&key.secret)?);
         made.map_err(|e| PortError::Config(format!("endpoints.{endpoint}.update.key: {e}")))
     });
-    let secondaries = update.secondaries.iter().map(|server| rfc2136::with_port(server)).collect();
-    Ok(rfc2136::Settings { primary: rfc2136::with_port(&update.server), secondaries, key: key.transpose()? })
+    let secondaries = primary.secondaries.iter().map(|server| rfc2136::with_port(server)).collect();
+    Ok(rfc2136::Settings { primary: rfc2136::with_port(&primary.server), secondaries, key: key.transpose()?, notify })
 }
 
 fn absent<N: std::fmt::Display>(what: &str, name: &str, known: impl Iterator<Item = N>) -> PortError {
@@ -213,6 +228,10 @@ impl WorldRead for World {
     }
     fn dns(&self, endpoint: &str) -> PortResult<Arc<dyn DnsRead>> {
         Ok(self.dns_mut(endpoint)?)
+    }
+    fn holders(&self, endpoint: &str) -> PortResult<Vec<Holder<dyn DnsRead>>> {
+        let all = self.holders_mut(endpoint)?.into_iter();
+        Ok(all.map(|Holder { server, region, dns }| Holder { server, region, dns: dns as Arc<dyn DnsRead> }).collect())
     }
     fn resolver(&self) -> Arc<dyn Resolve> {
         Arc::new(DnsResolver)
@@ -301,11 +320,22 @@ impl WorldWrite for World {
                 self.cloud.dns(&aws, &self.clock)
             }
             DnsProvider::Rfc2136 => {
-                let update = endpoint.update.as_ref().ok_or_else(|| {
-                    PortError::Config(format!("endpoint `{name}` has no `update`: write there which server takes its zone's updates"))
-                })?;
-                Ok(Arc::new(Updates::new(updates(name, update)?, Arc::clone(&self.clock))))
+                let mut each = self.primaries(name, endpoint)?;
+                match each.pop() {
+                    Some(one) if each.is_empty() => Ok(one.dns),
+                    // One of them is not the zone: whoever changes it changes each.
+                    _ => Err(PortError::Config(format!(
+                        "the zone of endpoint `{name}` has several servers that take updates: `dns.shift` and `dns.lower_ttl` write each of them"
+                    ))),
+                }
             }
+        }
+    }
+    fn holders_mut(&self, endpoint: &str) -> PortResult<Vec<Holder<dyn DnsWrite>>> {
+        let known = self.endpoint(endpoint)?;
+        match known.provider {
+            DnsProvider::Route53 => Ok(vec![Holder { server: String::new(), region: None, dns: self.dns_mut(endpoint)? }]),
+            DnsProvider::Rfc2136 => self.primaries(endpoint, known),
         }
     }
     fn lease_mut(&self, database: &str) -> PortResult<Arc<dyn LeaseWrite>> {

@@ -1,9 +1,9 @@
-//! What is wrong with an endpoint of the estate before anything happens: a switch that could not work, and a TTL that
-//! alone would use up the time in which a service must be back.
+//! What is wrong with an endpoint of the estate before anything happens: a switch that could not work, servers of the zone
+//! that are written twice or not at all, and a TTL that alone would use up the time in which a service must be back.
 
 use super::{diagnostic::Diagnostic, lint_estate::at, parse::Source};
 use crate::model::{
-    estate::{DnsProvider, Endpoint, Estate, Standby},
+    estate::{DnsProvider, DnsUpdate, Endpoint, Estate, Standby},
     ids::EndpointName,
     node::Node,
 };
@@ -14,6 +14,10 @@ pub(super) fn check(source: &Source, root: &Node, estate: &Estate, name: &Endpoi
     {
         let pos = at(root, &["endpoints", name.as_str(), "standby", key]);
         found.push(source.error(pos, "wrong-standby", message));
+    }
+    if let Some((key, message)) = endpoint.update.as_ref().and_then(unclear) {
+        let pos = at(root, &["endpoints", name.as_str(), "update", key]);
+        found.push(source.error(pos, "wrong-update", message));
     }
     let services = estate.services.iter().filter(|(_, service)| service.uses.iter().any(|used| used == name.as_str()));
     let shortest = services.filter_map(|(service, s)| Some((service, s.objectives.rto?))).min_by_key(|(_, rto)| *rto);
@@ -48,6 +52,28 @@ fn wrong(estate: &Estate, endpoint: &Endpoint, standby: &Standby) -> Option<(&'s
     }
     let odd = standby.url.as_ref().filter(|url| !matches!(url.scheme(), "http" | "https"));
     odd.map(|url| ("url", format!("health checkers speak http and https, not {}", url.scheme())))
+}
+
+/// The key at which it is not clear who takes the zone's updates, and why.
+fn unclear(update: &DnsUpdate) -> Option<(&'static str, String)> {
+    let Some(first) = update.servers.first() else {
+        let missing = update.server.is_none();
+        return missing.then(|| ("server", "write `server: HOST`, the zone's primary server, or `servers`, if it has several".to_owned()));
+    };
+    if update.server.is_some() {
+        return Some(("server", "`server` is for a zone with one primary server; with `servers`, it is one of them".to_owned()));
+    }
+    if let Some(key) =
+        [("region", update.region.is_some()), ("secondaries", !update.secondaries.is_empty())].iter().find(|(_, there)| *there)
+    {
+        return Some((
+            key.0,
+            format!("with `servers`, `{}` is written at each of them: `{{ server: {}, {}: … }}`", key.0, first.server, key.0),
+        ));
+    }
+    let twice =
+        update.servers.iter().enumerate().find(|(index, one)| update.servers.iter().take(*index).any(|two| two.server == one.server));
+    twice.map(|(_, one)| ("servers", format!("`{}` stands among the `servers` twice", one.server)))
 }
 
 #[cfg(test)]
@@ -89,5 +115,34 @@ mod tests {
         assert_eq!(found("region: west, bucket: m", &format!("ttl: 30s, {targets}")), []);
         let all = found("region: west, bucket: m", &format!("ttl: 31s, {targets}"));
         assert!(matches!(all.as_slice(), [("ttl-too-long", why)] if why.contains("half of the 1m")), "{all:?}");
+    }
+
+    fn of_update(update: &str) -> Vec<(&'static str, String)> {
+        let text = format!(
+            "regions: {{ east: {{}}, west: {{}} }}\nendpoints: {{ api: {{ name: a.test, provider: rfc2136, zone: test, ttl: 5s, targets: {{ east: 192.0.2.1 }}, update: {{ {update} }} }} }}\n"
+        );
+        let found = match load_estate("muster.yaml", text.as_bytes()) {
+            Ok(loaded) => loaded.warnings,
+            Err(found) => found,
+        };
+        found.into_iter().map(|one| (one.code, one.message)).collect()
+    }
+
+    #[test]
+    fn who_takes_a_zones_updates_is_clear() {
+        for good in ["server: ns1", "servers: [{ server: ns1, region: east, secondaries: [ns3] }, { server: ns2, region: west }]"] {
+            assert_eq!(of_update(good), [], "{good}");
+        }
+        for (bad, code, says) in [
+            ("secondaries: [ns1]", "wrong-update", "write `server: HOST`"),
+            ("server: ns1, servers: [{ server: ns2 }]", "wrong-update", "one primary server"),
+            ("servers: [{ server: ns1 }], region: east", "wrong-update", "`region` is written at each"),
+            ("servers: [{ server: ns1 }], secondaries: [ns2]", "wrong-update", "`secondaries` is written at each"),
+            ("servers: [{ server: ns1 }, { server: ns1 }]", "wrong-update", "twice"),
+            ("servers: [{ server: ns1, region: north }]", "dangling-reference", "no region `north`"),
+        ] {
+            let all = of_update(bad);
+            assert!(matches!(all.as_slice(), [(found, why)] if *found == code && why.contains(says)), "{bad}: {all:?}");
+        }
     }
 }

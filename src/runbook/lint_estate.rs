@@ -154,8 +154,14 @@ impl<'a> Lint<'a> {
             let pos = at(self.root, &["endpoints", name, key]);
             self.found.push(self.source.error(pos, "wrong-provider", message));
         }
-        if let Some(region) = endpoint.update.as_ref().and_then(|update| update.region.as_ref()) {
+        let Some(update) = &endpoint.update else { return };
+        if let Some(region) = &update.region {
             self.region(at(self.root, &["endpoints", name, "update", "region"]), region);
+        }
+        let list =
+            self.root.get("endpoints").and_then(|all| all.get(name)).and_then(|one| one.get("update")).and_then(|one| one.get("servers"));
+        for (index, region) in update.servers.iter().enumerate().filter_map(|(index, one)| Some((index, one.region.as_ref()?))) {
+            self.region(item_place(list, index).unwrap_or(self.root.pos), region);
         }
     }
 
@@ -208,7 +214,7 @@ impl<'a> Lint<'a> {
             for resolver in endpoint.resolvers.iter().filter(|resolver| !resolver.ip().is_loopback()) {
                 out.push((at(root, &["endpoints", name.as_str(), "resolvers"]), resolver.to_string()));
             }
-            for server in endpoint.update.iter().flat_map(|update| std::iter::once(&update.server).chain(&update.secondaries)) {
+            for server in endpoint.update.iter().flat_map(|update| update.authorities()) {
                 // An IPv6 address alone has colons and no port.
                 let alone = server.parse::<std::net::Ipv6Addr>().is_ok();
                 let host = server.rsplit_once(':').filter(|_| !alone && !server.ends_with(']')).map_or(server.as_str(), |(host, _)| host);

@@ -3,7 +3,7 @@
 
 use super::diagnostic::Diagnostic;
 use crate::model::{
-    effect::{Effect, Place, Plane},
+    effect::{Effect, Place, Plane, Site},
     ids::{RegionName, StepId},
     node::Pos,
     plan::{Plan, PlanStep, StepKind},
@@ -16,6 +16,7 @@ type Found = Vec<Diagnostic>;
 
 const FAILED_REGION: &str = "needs-failed-region";
 const GLOBAL_CONTROL_PLANE: &str = "needs-global-control-plane";
+const LEFT_BEHIND: &str = "left-behind";
 
 /// Rule 7: an unplanned failover needs nothing in the failed region (the input `from`) and no global
 /// control plane, unless a waiver says so. A step whose failure is let pass only earns a warning.
@@ -25,7 +26,7 @@ pub fn lint_reach(plan: &Plan) -> Found {
     if plan.mode != Some(Mode::Failover) {
         return found;
     }
-    let lost = plan.inputs.get("from").and_then(serde_json::Value::as_str);
+    let lost = plan.lost();
     let waived = |rule: Rule| plan.waive.iter().any(|waiver| waiver.rule == rule);
     for step in &plan.steps {
         let mut told = BTreeSet::new();
@@ -35,12 +36,15 @@ pub fn lint_reach(plan: &Plan) -> Found {
                 Plane::Data => "data plane",
             };
             let made = match &reach.place {
-                Place::Region(region) if Some(region.as_str()) == lost && !waived(Rule::FailedRegion) => {
-                    let message =
-                        format!("step `{}` (`{}`) needs the {plane} of `{region}`, the region that is lost", step.id, step.kind.uses());
-                    let help = "take the step out of the failover, or waive it: `waive: [{ rule: failed-region, reason: ... }]`, or once with `--waive REASON`";
-                    reach_error(plan, step.pos, FAILED_REGION, message, help)
+                Place::Region(region) if Some(region) == lost.as_ref() && !waived(Rule::FailedRegion) => {
+                    needs_lost(plan, step, plane, region)
                 }
+                Place::Each(sites) => match lost.as_ref().map(|lost| (lost, behind(sites, lost))) {
+                    None | Some((_, Behind::None)) => continue,
+                    Some((lost, Behind::All)) if !waived(Rule::FailedRegion) => needs_lost(plan, step, plane, lost),
+                    Some((_, Behind::All)) => continue,
+                    Some((lost, Behind::Some(servers))) => left_behind(plan, step, lost, &servers),
+                },
                 Place::Global if reach.plane == Plane::Control && !waived(Rule::GlobalControlPlane) => {
                     let message =
                         format!("step `{}` (`{}`) needs a global control plane, which may be down too", step.id, step.kind.uses());
@@ -55,6 +59,41 @@ pub fn lint_reach(plan: &Plan) -> Found {
         }
     }
     found
+}
+
+fn needs_lost(plan: &Plan, step: &PlanStep, plane: &str, region: &RegionName) -> Diagnostic {
+    let message = format!("step `{}` (`{}`) needs the {plane} of `{region}`, the region that is lost", step.id, step.kind.uses());
+    let help =
+        "take the step out of the failover, or waive it: `waive: [{ rule: failed-region, reason: ... }]`, or once with `--waive REASON`";
+    reach_error(plan, step.pos, FAILED_REGION, message, help)
+}
+
+/// Which of several servers stand in the lost region.
+enum Behind {
+    None,
+    All,
+    Some(Vec<String>),
+}
+
+fn behind(sites: &[Site], lost: &RegionName) -> Behind {
+    let servers: Vec<String> = sites.iter().filter(|site| site.region.as_ref() == Some(lost)).map(|site| site.server.clone()).collect();
+    match servers.len() {
+        0 => Behind::None,
+        all if all == sites.len() => Behind::All,
+        _ => Behind::Some(servers),
+    }
+}
+
+/// No error: it is what several servers are for. But what is left behind has the old answer, and somebody must think of it.
+fn left_behind(plan: &Plan, step: &PlanStep, lost: &RegionName, servers: &[String]) -> Diagnostic {
+    let message = format!(
+        "step `{}` (`{}`) leaves {} behind if it cannot be reached: it stands in `{lost}`, the region that is lost",
+        step.id,
+        step.kind.uses(),
+        servers.join(", "),
+    );
+    let help = "when it is back it has the old answer: `readiness.check` tells, and the same step once more brings it in line";
+    reach_error(plan, step.pos, LEFT_BEHIND, message, help).warning()
 }
 
 fn reach_error(plan: &Plan, pos: Pos, code: &'static str, message: String, help: &str) -> Diagnostic {

@@ -11,12 +11,12 @@ use super::{
 };
 use crate::model::{
     catalogue::{ActionInfo, Catalogue},
-    effect::{Danger, Effect, Place, Plane, Reach, Resource},
+    effect::{Danger, Effect, Place, Plane, Reach, Resource, Site},
     estate::Estate,
     ids::{BucketName, DatabaseName, EndpointName, RegionName, RepositoryName, StepId},
     node::{Node, NodeValue},
-    plan::Scope,
-    runbook::{OnFailure, UndoPolicy},
+    plan::{Plan, Scope},
+    runbook::{Mode, OnFailure, UndoPolicy},
     time::Span,
 };
 use schemars::JsonSchema;
@@ -241,6 +241,33 @@ fn what_a_failover_may_not_need_is_told() {
     let plan = compile(&book, &lab().estate, &inputs, Scope::Live, true, &Forms).expect("compiles");
     let codes: Vec<&str> = lint_reach(&plan).iter().map(|found| found.code).collect();
     assert_eq!(codes, ["needs-failed-region", "needs-global-control-plane"]);
+}
+
+/// Several servers that take a zone's updates are there so that one may be lost.
+#[test]
+fn a_failover_may_leave_a_server_behind_as_long_as_there_is_another() {
+    let mut book = shipped("runbooks/regional-failover.yaml");
+    book.runbook.waive.clear();
+    let inputs = given(&[("from", "east"), ("to", "west")]);
+    let mut plan = compile(&book, &lab().estate, &inputs, Scope::Live, true, &Forms).expect("compiles");
+    let told = |plan: &Plan| lint_reach(plan).into_iter().map(|found| (found.code, found.is_error(), found.message)).collect::<Vec<_>>();
+    let mut among = |sites: &[(&str, Option<&str>)]| {
+        let site = |(server, region): &(&str, Option<&str>)| Site { server: (*server).into(), region: region.map(Into::into) };
+        let reach = Reach { place: Place::Each(sites.iter().map(site).collect()), plane: Plane::Data };
+        plan.steps.retain(|step| step.id.as_str() == "traffic");
+        plan.steps[0].reach = vec![reach];
+        told(&plan)
+    };
+    let found = among(&[("ns1", Some("east")), ("ns2", Some("west")), ("ns3", None)]);
+    assert!(
+        matches!(found.as_slice(), [("left-behind", false, why)] if why.contains("leaves ns1 behind") && !why.contains("ns2")),
+        "{found:?}"
+    );
+    assert_eq!(among(&[("ns2", Some("west")), ("ns3", None)]), []);
+    let found = among(&[("ns1", Some("east")), ("ns2", Some("east"))]);
+    assert!(matches!(found.as_slice(), [("needs-failed-region", true, _)]), "{found:?}");
+    plan.mode = Some(Mode::Switchover);
+    assert_eq!((told(&plan), plan.lost()), (Vec::new(), None), "a planned change leaves nobody out, and needs no lint");
 }
 
 #[test]

@@ -48,6 +48,7 @@ impl Stage {
             run: "0190".into(),
             step: "step".into(),
             scope: Scope::Drill,
+            lost: None,
             key,
             deadline,
             scratch: self.scratch.path().to_owned(),

@@ -20,7 +20,7 @@ fn key(name: &str, secret: &str) -> Option<Key> {
 
 fn updates(primary: SocketAddr, secondaries: &[SocketAddr], key: Option<Key>) -> Updates {
     let secondaries = secondaries.iter().map(ToString::to_string).collect();
-    Updates::new(Settings { primary: primary.to_string(), secondaries, key }, Arc::new(SystemClock::new()))
+    Updates::new(Settings { primary: primary.to_string(), secondaries, key, notify: false }, Arc::new(SystemClock::new()))
 }
 
 fn good(primary: SocketAddr) -> Updates {
@@ -125,7 +125,7 @@ impl Clock for Ahead {
 async fn dns_updates_name_a_clock_that_is_wrong() {
     for kind in BOTH {
         let server = Authority::primary(kind, &[]);
-        let settings = Settings { primary: server.address.to_string(), secondaries: Vec::new(), key: key(KEY, SECRET) };
+        let settings = Settings { primary: server.address.to_string(), secondaries: Vec::new(), key: key(KEY, SECRET), notify: false };
         let dns = Updates::new(settings, Arc::new(Ahead(SystemClock::new())));
         let error = dns.swap(ZONE, Some(&record(NAME, &["127.0.1.1"])), Some(&record(NAME, &["127.0.2.1"])), "").await.unwrap_err();
         assert!(matches!(&error, PortError::Refused(text) if text.contains("BADTIME") && text.contains("clock")), "{kind:?}: {error}");
@@ -162,6 +162,39 @@ async fn dns_updates_are_done_when_every_server_has_them() {
         wait("it does not answer any more", || async { matches!(dns.in_sync(&change).await, Err(PortError::Unreachable(_))) }).await;
         secondary.signal("CONT");
         wait("it has caught up", || async { dns.in_sync(&change).await.is_ok_and(|done| done) }).await;
+    }
+}
+
+/// A primary that takes its time with NOTIFY: told by Muster, the secondary has the change at once, and not a second later.
+#[tokio::test]
+async fn dns_updates_are_told_to_the_secondaries() {
+    for (first, second) in [(Kind::Knot, Kind::Bind), (Kind::Knot, Kind::Knot), (Kind::Bind, Kind::Knot)] {
+        let there = address();
+        let primary = Authority::primary(first, &[there]);
+        let _secondary = Authority::secondary(second, there, primary.address);
+        let follower = good(there);
+        wait("the secondary has the zone", || async { follower.record(ZONE, NAME, "A").await.is_ok_and(|r| r.is_some()) }).await;
+        let mut standing = record(NAME, &["127.0.1.1"]);
+        let mut medians = Vec::new();
+        for notify in [false, true] {
+            let settings =
+                Settings { primary: primary.address.to_string(), secondaries: vec![there.to_string()], key: key(KEY, SECRET), notify };
+            let dns = Updates::new(settings, Arc::new(SystemClock::new()));
+            let mut times = Vec::new();
+            for round in 0..5 {
+                let next = record(NAME, &[if round % 2 == 0 { "127.0.2.1" } else { "127.0.1.1" }]);
+                let next = if next == standing { record(NAME, &["127.0.3.1"]) } else { next };
+                let began = Instant::now();
+                let change = dns.swap(ZONE, Some(&standing), Some(&next), "").await.unwrap();
+                wait("every server has the change", || async { dns.in_sync(&change).await.unwrap() }).await;
+                times.push(began.elapsed());
+                standing = next;
+            }
+            times.sort();
+            medians.push(times[2]);
+        }
+        eprintln!("{first:?} to {second:?}: {:?} by the primary's NOTIFY, {:?} by Muster's (medians of 5)", medians[0], medians[1]);
+        assert!(first == Kind::Bind || medians[1] < Duration::from_millis(500) && medians[0] > medians[1] * 2, "{medians:?}");
     }
 }
 

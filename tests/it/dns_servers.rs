@@ -155,13 +155,14 @@ fn knot(dir: &Path, address: SocketAddr, primary: Option<SocketAddr>, secondarie
             let notify = if tell.is_empty() { String::new() } else { format!("    notify: [{}]\n", tell.join(", ")) };
             format!("{notify}    acl: [update, copy]\n")
         }
-        Some(_) => "    master: r0\n    acl: [copy, tell]\n".to_owned(),
+        Some(_) => "    master: r0\n    acl: [copy, tell, hint]\n".to_owned(),
     };
     let remotes = if remotes.is_empty() { String::new() } else { format!("remote:\n{remotes}") };
     let conf = format!(
         "server:\n  rundir: {dir}\n  listen: {listen}\n  pidfile: {dir}/pid\ndatabase:\n  storage: {dir}/db\n\
          key:\n  - id: {KEY}\n    algorithm: hmac-sha256\n    secret: {SECRET}\n{remotes}\
          acl:\n  - id: update\n    key: {KEY}\n    action: [update, transfer]\n  - id: copy\n    address: 127.0.0.1\n    action: transfer\n  - id: tell\n    address: 127.0.0.1\n    action: notify\n\
+         \x20 - id: hint\n    key: {KEY}\n    action: notify\n\
          zone:\n  - domain: {ZONE}\n    storage: {dir}\n    file: zone\n    zonefile-sync: -1\n    journal-content: changes\n{rest}",
         dir = dir.display(),
         listen = at(&address),

@@ -27,6 +27,7 @@ mod demo;
 mod disk;
 mod dns;
 mod dns_servers;
+mod dns_several;
 mod dns_shift;
 mod docs;
 #[cfg(feature = "lab")]

@@ -155,6 +155,7 @@ pub fn context(world: &Arc<World>, estate: &Arc<Estate>, scratch: &Path, key: &s
         run: "0190".into(),
         step: key.split(' ').next_back().unwrap().into(),
         scope: Scope::Drill,
+        lost: None,
         key: hex::encode(Sha256::digest(key)),
         deadline: Duration::from_secs(60),
         scratch: scratch.to_owned(),

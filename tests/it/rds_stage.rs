@@ -124,6 +124,7 @@ impl Stage {
             run: "0190".into(),
             step: "step".into(),
             scope: Scope::Live,
+            lost: None,
             key: hex::encode(Sha256::digest(key)),
             deadline: Duration::from_secs(60),
             scratch: self.place.path("scratch"),

@@ -16,11 +16,14 @@ mod servers;
 mod state;
 
 pub use clock::SimClock;
-pub use net::Handler;
+pub use net::{Handler, held_zone};
 pub use servers::SimServers;
 pub use state::{Server, SimInstance, SimLease, SimMachine, SimObject, SimPooler, State};
 
-use crate::model::estate::{Estate, SecretRef};
+use crate::model::{
+    estate::{Estate, SecretRef},
+    ids::RegionName,
+};
 use crate::providers::{clock::Clock, port::*};
 use std::{
     collections::BTreeSet,
@@ -165,13 +168,20 @@ impl WorldRead for SimWorld {
         Ok(self.data(database, region))
     }
     fn dns(&self, _endpoint: &str) -> PortResult<Arc<dyn DnsRead>> {
-        Ok(Arc::new(net::Net { world: self.clone() }))
+        Ok(Arc::new(net::Net::new(self)))
+    }
+    fn holders(&self, endpoint: &str) -> PortResult<Vec<Holder<dyn DnsRead>>> {
+        Ok(self
+            .held(endpoint)
+            .into_iter()
+            .map(|(server, region, dns)| Holder { server, region, dns: Arc::new(dns) as Arc<dyn DnsRead> })
+            .collect())
     }
     fn resolver(&self) -> Arc<dyn Resolve> {
-        Arc::new(net::Net { world: self.clone() })
+        Arc::new(net::Net::new(self))
     }
     fn http(&self) -> Arc<dyn Http> {
-        Arc::new(net::Net { world: self.clone() })
+        Arc::new(net::Net::new(self))
     }
     fn lease(&self, database: &str) -> PortResult<Arc<dyn LeaseRead>> {
         Ok(self.lease_of(database)?)
@@ -180,7 +190,7 @@ impl WorldRead for SimWorld {
         Arc::new(servers::SimServers)
     }
     fn processes(&self) -> Arc<dyn Processes> {
-        Arc::new(net::Net { world: self.clone() })
+        Arc::new(net::Net::new(self))
     }
     fn replication(&self, database: &str, region: &str) -> PortResult<Arc<dyn crate::providers::replication::Dial>> {
         Ok(Arc::new(cluster::SimCluster { world: self.clone(), database: database.to_owned(), region: region.to_owned() }))
@@ -231,7 +241,11 @@ impl WorldWrite for SimWorld {
         Ok((0..count).map(|index| Arc::new(own::Pooler { world: self.clone(), index }) as Arc<dyn PoolerWrite>).collect())
     }
     fn dns_mut(&self, _endpoint: &str) -> PortResult<Arc<dyn DnsWrite>> {
-        Ok(Arc::new(net::Net { world: self.clone() }))
+        Ok(Arc::new(net::Net::new(self)))
+    }
+    fn holders_mut(&self, endpoint: &str) -> PortResult<Vec<Holder<dyn DnsWrite>>> {
+        let each = self.held(endpoint).into_iter();
+        Ok(each.map(|(server, region, dns)| Holder { server, region, dns: Arc::new(dns) as Arc<dyn DnsWrite> }).collect())
     }
     fn lease_mut(&self, database: &str) -> PortResult<Arc<dyn LeaseWrite>> {
         Ok(self.lease_of(database)?)
@@ -239,6 +253,19 @@ impl WorldWrite for SimWorld {
 }
 
 impl SimWorld {
+    /// The servers that hold the zone of an endpoint.
+    fn held(&self, endpoint: &str) -> Vec<(String, Option<RegionName>, net::Net)> {
+        let update = self.estate.endpoints.get(endpoint).and_then(|ep| ep.update.as_ref());
+        let primaries = update.map(|update| update.primaries()).unwrap_or_default();
+        if primaries.len() < 2 {
+            return vec![(String::new(), None, net::Net::new(self))];
+        }
+        let each = primaries.into_iter().map(|one| {
+            let held = Some((one.server.clone(), one.region.as_ref().map(ToString::to_string)));
+            (one.server, one.region, net::Net { world: self.clone(), held })
+        });
+        each.collect()
+    }
     fn lease_of(&self, database: &str) -> PortResult<Arc<net::Lease>> {
         if !self.lock().leases.contains_key(database) {
             return Err(PortError::Config(format!("database {database} has no lease in the estate")));

@@ -16,15 +16,36 @@ use std::{
 
 pub type Handler = Arc<dyn Fn(&HttpRequest) -> PortResult<HttpResponse> + Send + Sync>;
 
+#[derive(Clone)]
 pub(super) struct Net {
     pub world: SimWorld,
+    /// As one of several servers that hold a zone: which, and in which region.
+    pub held: Option<(String, Option<String>)>,
+}
+
+impl Net {
+    pub fn new(world: &SimWorld) -> Self {
+        Self { world: world.clone(), held: None }
+    }
+    /// What this server has of a zone lies apart from what others have.
+    fn zone(&self, zone: &str) -> PortResult<String> {
+        let Some((server, region)) = &self.held else { return Ok(zone.to_owned()) };
+        self.world.up(region.as_deref().unwrap_or("nowhere"))?;
+        Ok(held_zone(zone, server))
+    }
+}
+
+/// Where the records of one of several servers are kept.
+pub fn held_zone(zone: &str, server: &str) -> String {
+    format!("{zone} at {server}")
 }
 
 #[async_trait]
 impl DnsRead for Net {
     async fn record(&self, zone: &str, name: &str, kind: &str) -> PortResult<Option<RecordSet>> {
         self.world.asked("dns.record", zone);
-        Ok(self.world.lock().records.get(&(zone.into(), name.into(), kind.into())).cloned())
+        let zone = self.zone(zone)?;
+        Ok(self.world.lock().records.get(&(zone, name.into(), kind.into())).cloned())
     }
     async fn weights(&self, zone: &str, name: &str, kind: &str) -> PortResult<Vec<WeightedSet>> {
         self.world.asked("dns.weights", zone);
@@ -32,7 +53,8 @@ impl DnsRead for Net {
     }
     async fn sets(&self, zone: &str, name: &str, kind: &str) -> PortResult<Vec<RoutedSet>> {
         self.world.asked("dns.sets", zone);
-        Ok(self.world.lock().sets(&(zone.into(), name.into(), kind.into())))
+        let zone = self.zone(zone)?;
+        Ok(self.world.lock().sets(&(zone, name.into(), kind.into())))
     }
     async fn health_check(&self, id: &str) -> PortResult<Option<HealthCheck>> {
         self.world.asked("dns.health_check", "");
@@ -61,8 +83,12 @@ impl DnsWrite for Net {
     async fn swap(&self, zone: &str, expect: Option<&RecordSet>, want: Option<&RecordSet>, _comment: &str) -> PortResult<ChangeId> {
         self.world.asked("dns.swap", zone);
         let any = expect.or(want).ok_or_else(|| PortError::Refused("an empty change".into()))?;
+        let zone = self.zone(zone)?;
         self.world.write(|state, now| {
-            let key = (zone.to_owned(), any.name.clone(), any.kind.clone());
+            if state.refusing.contains(&zone) {
+                return Err(PortError::Refused(format!("update of {zone}: REFUSED")));
+            }
+            let key = (zone, any.name.clone(), any.kind.clone());
             let found = state.records.get(&key);
             if found != expect {
                 return Err(PortError::Conflict { found: format!("{found:?}") });

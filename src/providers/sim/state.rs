@@ -93,6 +93,8 @@ pub struct State {
     pub checks: BTreeMap<String, HealthSpec>,
     /// When each change is in sync.
     pub changes: BTreeMap<String, Timestamp>,
+    /// Zones of which no update is taken any more.
+    pub refusing: BTreeSet<String>,
     /// From now on none ever is.
     pub stuck: bool,
     /// What resolvers answer for a name from an instant on, oldest first.
