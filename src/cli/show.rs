@@ -60,13 +60,15 @@ fn timeline(events: &[Stored], output: &Output) {
 async fn run(id: &RunId, journal: &dyn Journal, output: &Output) -> Done {
     let events = journal.load(id, 0).await?;
     let state = state_of(journal, id).await?;
+    let row = journal.row(id).await?;
+    let go_on = super::runs::is_left(&row).then(|| format!("{} resume {id}", output.program));
     let unknowns = unknowns(&output.program, id, &state, &events);
     // What only a person can say.
     let code = if unknowns.is_empty() { 0 } else { 3 };
     if output.json {
         let evidence = view::evidence(journal, std::slice::from_ref(id)).await?;
         let mut view = view::run(id, &state, &evidence);
-        view["next"] = json!(commands(&output.program, id, &state));
+        view["next"] = json!(commands(&output.program, id, &state).into_iter().chain(go_on).collect::<Vec<_>>());
         view["unknown"] = json!(unknowns);
         view["events"] = json!(events.iter().map(view::event).collect::<Vec<_>>());
         output.object(&view);
@@ -74,7 +76,7 @@ async fn run(id: &RunId, journal: &dyn Journal, output: &Output) -> Done {
     }
     output.line(format!("run       {id}"));
     output.line(format!("runbook   {} ({})", state.plan.runbook, state.plan.file));
-    if let Some(drill) = journal.row(id).await?.parent {
+    if let Some(drill) = row.parent {
         output.line(format!("drill     {drill}"));
     }
     let why = state.reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
@@ -95,7 +97,13 @@ async fn run(id: &RunId, journal: &dyn Journal, output: &Output) -> Done {
     for unknown in &unknowns {
         not_known(unknown, output);
     }
-    let next = next(&output.program, id, &state);
+    let mut next = next(&output.program, id, &state);
+    if let Some(command) = go_on {
+        next.extend([
+            "the process that had it has ended; what it had under way is looked at when the run goes on:".to_owned(),
+            format!("    {command}"),
+        ]);
+    }
     if !next.is_empty() {
         output.line(format!("\n{}", next.join("\n")));
     }

@@ -40,7 +40,7 @@ pub async fn main(muster: &Muster, output: &Output) -> Done {
     }
     output.line("");
     for row in &open {
-        let status = super::runs::status(&row.status, overridden.contains(&row.id));
+        let status = super::runs::status(&row.status, overridden.contains(&row.id)) + super::runs::left(row);
         let owner = row.owner.as_ref().filter(|_| muster.shared.is_some()).map(|owner| format!(", owned by {owner}"));
         output.line(format!(
             "open        {} {status} since {}{}: {} show {}",

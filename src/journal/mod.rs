@@ -30,10 +30,10 @@ use std::any::Any;
 
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
-    #[error("no run or drill `{0}` in this journal")]
+    #[error("no run or drill `{0}` in this journal: `muster runs` and `muster drill history` list them")]
     NoSuchRun(RunId),
-    #[error("`{0}` is ambiguous: it begins {1} runs or drills")]
-    Ambiguous(String, usize),
+    #[error("`{0}` is ambiguous: several runs or drills begin so; give more of it (`muster runs`)")]
+    Ambiguous(String),
     #[error(
         "another process owns {run} ({owner}); `muster pause`, `muster abort` and the like reach it there, and if it is frozen or out of reach, `muster resume {run} --take-over` goes on without it"
     )]
