@@ -93,7 +93,7 @@ impl Action for Backup {
     fn spec() -> Spec {
         Spec {
             name: "bucket.backup",
-            version: 1,
+            version: 2,
             summary: "Copy a bucket into another region, verified by digest, with a manifest",
             effect: Effect::Repeatable,
             danger: Danger::Reversible,
@@ -101,6 +101,9 @@ impl Action for Backup {
             timeout: Span::from_secs(3600),
             example: "id: backup\nuses: bucket.backup\nwith: { bucket: models, from: east, to: west }\n",
         }
+    }
+    fn measured() -> &'static [&'static str] {
+        &["at"]
     }
     fn reach(with: &Node, _estate: &Estate) -> Vec<Reach> {
         [reach(with, "from", Plane::Data), reach(with, "to", Plane::Data)].into_iter().flatten().collect()

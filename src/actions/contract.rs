@@ -192,6 +192,12 @@ pub trait Action: Send + Sync + 'static {
     fn lands_within(with: &Node) -> Duration {
         if matches!(Self::effect(with), Effect::Observable | Effect::Repeatable) { IN_FLIGHT } else { Duration::ZERO }
     }
+    /// The fields of the intent that say how the world stood and not what will be done, by their paths (`asked`, `wheel.since`):
+    /// who approves the step does not approve them. They are read anew at each preparation, and what they are changes nothing of what
+    /// the rest of the intent decides.
+    fn measured() -> &'static [&'static str] {
+        &[]
+    }
     /// What it depends on, and where, as far as the input says. `with` may still hold expressions
     /// over other steps' outputs.
     fn reach(with: &Node, estate: &Estate) -> Vec<Reach>;
@@ -225,6 +231,7 @@ pub trait DynAction: Send + Sync {
     fn observes(&self, with: &Node) -> bool;
     fn aside(&self, with: &Node) -> bool;
     fn lands_within(&self, with: &Node) -> Duration;
+    fn measured(&self) -> &'static [&'static str];
     fn reach(&self, with: &Node, estate: &Estate) -> Vec<Reach>;
     fn locks(&self, with: &Node) -> Vec<Resource>;
     fn prepare<'a>(&'a self, cx: &'a ReadCx, with: &'a Node) -> BoxFuture<'a, Result<Prepared<serde_json::Value>, Refusal>>;
@@ -277,6 +284,9 @@ impl<A: Action> DynAction for Erased<A> {
     }
     fn lands_within(&self, with: &Node) -> Duration {
         A::lands_within(with)
+    }
+    fn measured(&self) -> &'static [&'static str] {
+        A::measured()
     }
     fn reach(&self, with: &Node, estate: &Estate) -> Vec<Reach> {
         A::reach(with, estate)

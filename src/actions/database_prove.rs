@@ -152,7 +152,7 @@ impl Action for Prove {
     fn spec() -> Spec {
         Spec {
             name: "database.prove",
-            version: 1,
+            version: 2,
             summary: "Recover a database from its backup on a throwaway server, check it, record the proof",
             effect: Effect::Observable,
             danger: Danger::None,
@@ -163,6 +163,9 @@ impl Action for Prove {
     }
     fn aside(_with: &Node) -> bool {
         true
+    }
+    fn measured() -> &'static [&'static str] {
+        &["asked"]
     }
     fn reach(with: &Node, estate: &Estate) -> Vec<Reach> {
         [reach_vault(with, "repository", estate), vec![reach_here()]].concat()
@@ -457,6 +460,25 @@ mod tests {
         assert!(loss.upper_bound && loss.lost_bytes.is_none() && loss.primary_position.is_none(), "{loss:?}");
         assert!(loss.why.as_deref().is_some_and(|why| why.contains("no server of `orders` answers as its primary")), "{loss:?}");
         assert_eq!(u128::from(loss.lost_ms), loss.lost_at.duration_since(out.recovered_point).as_nanos().unsigned_abs().div_ceil(1_000_000));
+    }
+
+    #[tokio::test]
+    async fn an_old_primary_that_was_fenced_is_not_asked() {
+        let fenced = || {
+            let bench = with_primary("0/300148");
+            bench.world.lock().servers.get_mut(&("orders".into(), "east".into())).expect("east").state.read_only = true;
+            bench
+        };
+        let bench = fenced();
+        let nobody = json!(bench.intent::<Prove>().await)["asked"].clone();
+        let why = nobody["why"].as_str().unwrap_or_default();
+        assert!(nobody.get("primary").is_none() && why.contains("east: it takes no writes") && why.contains("west: it is a standby"), "{nobody}");
+        // Beside the one that took over it is not a second one.
+        let bench = fenced();
+        let west = ("orders".into(), "west".into());
+        bench.world.lock().servers.get_mut(&west).expect("west").state.in_recovery = false;
+        let asked = json!(bench.intent::<Prove>().await)["asked"].clone();
+        assert!(asked["region"] == "west" && asked["primary"].is_object(), "{asked}");
     }
 
     #[tokio::test]

@@ -6,9 +6,9 @@
 //! The server that `start` starts listens on loopback on a port that the system picked, archives nothing and streams from
 //! nowhere; without it the folder is ready for a server of the operator's.
 //!
-//! **Half-done** it leaves a folder that is marked, on which no server starts; the same intent again goes on from there.
-//! That it happened is seen from the folder, and from the server that answers on it. **Undone**, the server is ended and the
-//! folder removed, if it was not there before.
+//! **Half-done** it leaves a folder that is marked, on which no server starts; the same intent again goes on from there, also with
+//! the count of what was lost. That it happened is seen from the folder, and from the server that answers on it. **Undone**, the
+//! server is ended and the folder removed, if it was not there before.
 
 use super::{
     contract::*,
@@ -86,6 +86,9 @@ pub struct Intent {
     role: String,
     programs: Option<PathBuf>,
     settings: BTreeMap<String, String>,
+    /// Whose primary was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    database: Option<DatabaseName>,
     /// How the primary and the repository's log stood before anything was restored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     asked: Option<Asked>,
@@ -136,7 +139,7 @@ impl Action for Restore {
     fn spec() -> Spec {
         Spec {
             name: "database.restore",
-            version: 1,
+            version: 2,
             summary: "Recover a database from its backup to an instant, and start a server on it",
             effect: Effect::Repeatable,
             danger: Danger::None,
@@ -147,6 +150,9 @@ impl Action for Restore {
     }
     fn aside(with: &Node) -> bool {
         with.get("to").is_none()
+    }
+    fn measured() -> &'static [&'static str] {
+        &["asked"]
     }
     fn reach(with: &Node, estate: &Estate) -> Vec<Reach> {
         [reach_vault(with, "repository", estate), vec![reach_here()]].concat()
@@ -177,12 +183,13 @@ impl Action for Restore {
         };
         let change = change(to.display().to_string(), from, Some(shown(&id, &snapshot)));
         let mut notes = vec![format!("{} segments of log, up to {}", planned.reach.needed.len(), planned.reach.end)];
-        let asked = match &input.database {
-            Some(name) if input.start => Some(loss::ask(cx, name, &cluster.system, &planned.reach).await?),
-            _ => None,
+        let Input { repository, start, role, programs, settings, database, .. } = input;
+        let database = database.filter(|_| start);
+        let asked = match &database {
+            Some(name) => Some(loss::ask(cx, name, &cluster.system, &planned.reach).await?),
+            None => None,
         };
         notes.extend(asked.iter().map(Asked::note));
-        let Input { repository, start, role, programs, settings, .. } = input;
         let intent = Intent {
             repository,
             snapshot: id,
@@ -195,6 +202,7 @@ impl Action for Restore {
             role,
             programs,
             settings,
+            database,
             asked,
         };
         Ok(Prepared { intent, change: vec![change], notes })
@@ -213,8 +221,11 @@ impl Action for Restore {
         };
         // A server of an earlier try would see its files change under it.
         servers.stop(&intent.to).await?;
+        let wrong = |e: std::io::Error| fail("scratch", format!("{}: {e}", intent.run.display()));
         let mut restored_at = None;
         if !is_done(intent) {
+            // What an earlier try said of itself is not said of this one.
+            told_anew(intent).map_err(wrong)?;
             let asked = intent.asked.as_ref();
             let mut planned = recovery::plan(&repository, &cluster, intent.until, asked.map(|asked| asked.timeline)).await?;
             if let Some(asked) = asked {
@@ -228,11 +239,13 @@ impl Action for Restore {
         output.restored_at = restored_at;
         if intent.start {
             cx.world()?;
-            let (running, came) = answer(&*servers, &spec(intent)).await.map_err(stuck)?;
-            keep(intent, &running).map_err(|e| fail("scratch", format!("{}: {e}", intent.run.display())))?;
-            answered(&mut output, &running, &came);
+            let recovers = recovery::is_to_come(&intent.to);
+            let (running, now) = answer(&*servers, &spec(intent)).await.map_err(stuck)?;
+            keep(intent, &running, recovers.then_some(&now)).map_err(wrong)?;
+            let came = how_far(intent);
+            answered(&mut output, &running, came.as_ref().unwrap_or(&now));
             output.verified_at = Some(clock.now());
-            output.loss = lost(&cx.read, intent, &*servers, &came, (restored_at, cluster.segment_size)).await;
+            output.loss = lost(&cx.read, intent, &*servers, (came, now), cluster.segment_size).await.map_err(wrong)?;
         }
         Ok(output)
     }
@@ -245,12 +258,16 @@ impl Action for Restore {
         if intent.start {
             let Some(running) = kept(intent) else { return Seen::Absent };
             match came(&*cx.world.servers(), &running).await {
-                Ok(came) => answered(&mut output, &running, &came),
+                Ok(now) => answered(&mut output, &running, how_far(intent).as_ref().unwrap_or(&now)),
                 // It does not answer: the same again starts it.
                 Err(_) => return Seen::Absent,
             }
             output.verified_at = Some(cx.world.clock().now());
             output.loss = counted(intent);
+            if intent.asked.is_some() && output.loss.is_none() {
+                // Cut off while it was counted: the same again counts it.
+                return Seen::Absent;
+            }
         }
         Seen::Done(output)
     }
@@ -284,43 +301,73 @@ fn spec(intent: &Intent) -> ServerSpec {
     }
 }
 
-/// Where the server listens stands beside its socket, for who looks afterwards.
-fn keep(intent: &Intent, running: &Running) -> std::io::Result<()> {
+/// Where the server listens stands beside its socket, for who looks afterwards; and how far it came, which it tells only until it
+/// is started once more.
+fn keep(intent: &Intent, running: &Running, came: Option<&Came>) -> std::io::Result<()> {
     std::fs::create_dir_all(&intent.run)?;
+    if let Some(came) = came {
+        put(intent, CAME, came)?;
+    }
     std::fs::write(intent.run.join("port"), running.port.to_string())
 }
 
-/// Beside the socket as well: what was counted is not counted again, when the primary may have gone on.
+const CAME: &str = "came.json";
+/// What was counted is not counted again, when the primary may have gone on.
 const LOSS: &str = "loss.json";
 
-fn counted(intent: &Intent) -> Option<Loss> {
-    std::fs::read(intent.run.join(LOSS)).ok().and_then(|text| serde_json::from_slice(&text).ok())
+/// Whole, or not at all.
+fn put(intent: &Intent, name: &str, what: &impl Serialize) -> std::io::Result<()> {
+    let half = intent.run.join(format!("{name}.new"));
+    std::fs::write(&half, serde_json::to_vec(what)?)?;
+    std::fs::rename(half, intent.run.join(name))
 }
 
+fn read<T: serde::de::DeserializeOwned>(intent: &Intent, name: &str) -> Option<T> {
+    std::fs::read(intent.run.join(name)).ok().and_then(|text| serde_json::from_slice(&text).ok())
+}
+
+fn told_anew(intent: &Intent) -> std::io::Result<()> {
+    for name in [CAME, LOSS, "port"] {
+        match std::fs::remove_file(intent.run.join(name)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn counted(intent: &Intent) -> Option<Loss> {
+    read(intent, LOSS)
+}
+
+/// How far the recovery came, as the server said that had just recovered.
+fn how_far(intent: &Intent) -> Option<Came> {
+    read(intent, CAME)
+}
+
+/// From how far it came, if that is known; else from how it is now, and then nothing is counted.
 async fn lost(
     cx: &ReadCx,
     intent: &Intent,
     servers: &dyn Servers,
-    came: &Came,
-    (restored_at, segment_size): (Option<Timestamp>, u32),
-) -> Option<Loss> {
-    let asked = intent.asked.as_ref()?;
+    (came, now): (Option<Came>, Came),
+    segment_size: u32,
+) -> std::io::Result<Option<Loss>> {
+    let Some(asked) = &intent.asked else { return Ok(None) };
+    // Of a count that was cut off.
+    loss_log::tidy(&intent.to)?;
     if let Some(loss) = counted(intent) {
-        return Some(loss);
+        return Ok(Some(loss));
     }
     let spec = spec(intent);
-    let back = Back { servers, spec: &spec, came, segment_size };
-    let lacks = match restored_at {
-        Some(_) => loss_log::lacks(cx, asked, &back).await,
+    let lacks = match &came {
+        Some(came) => loss_log::lacks(cx, asked, &Back { servers, spec: &spec, came, segment_size }).await,
         // Started once more, it says how far it is, and not how far it had come.
         None => Err("an earlier try recovered it, and was cut off before it was told how far".to_owned()),
     };
-    let loss = asked.loss(came, intent.base_time, lacks);
-    if let Ok(text) = serde_json::to_vec(&loss) {
-        // Only the report would miss it.
-        let _ = std::fs::write(intent.run.join(LOSS), text);
-    }
-    Some(loss)
+    let loss = asked.loss(came.as_ref().unwrap_or(&now), intent.base_time, lacks);
+    put(intent, LOSS, &loss)?;
+    Ok(Some(loss))
 }
 
 fn kept(intent: &Intent) -> Option<Running> {
@@ -357,7 +404,7 @@ pub fn fixture() -> super::contract_tests::Fixture {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::actions::{cluster_fixture::with_cluster, contract_tests::Bench};
+    use crate::actions::{cluster_fixture::{with_cluster, with_own_cluster}, contract_tests::Bench};
     use serde_json::json;
 
     #[tokio::test]
@@ -368,7 +415,7 @@ mod tests {
         let seen = Restore::observe(&bench.read, &intent).await;
         assert!(matches!(&seen, Seen::Done(seen) if seen.port == out.port), "{seen:?}");
         assert_eq!((out.position, out.timeline, out.port), (Some("0/300148".parse().unwrap()), Some(2), Some(5432)), "{out:?}");
-        assert!(out.to.join("pg_wal/000000010000000000000003").is_file() && out.to.join("recovery.signal").is_file());
+        assert!(out.to.join("pg_wal/000000010000000000000003").is_file() && !recovery::is_to_come(&out.to));
         assert_eq!(bench.refused::<Restore>().await, "occupied", "another run does not touch it");
         Restore::undo(&bench.write, &intent, None).await.expect("undone");
         assert!(!out.to.exists());
@@ -383,5 +430,60 @@ mod tests {
         std::fs::write(dir.path().join("letter"), "dear").unwrap();
         let bench = Bench::new(&with_cluster(json!({ "repository": "vault", "to": dir.path() })));
         assert_eq!(bench.refused::<Restore>().await, "file");
+    }
+
+    /// A restore of `orders`, whose primary has its log up to here.
+    fn with_primary(position: &str) -> Bench {
+        let bench = Bench::new(&with_own_cluster(json!({ "repository": "vault", "database": "orders" })).local());
+        let at = position.parse().unwrap();
+        for server in bench.world.lock().servers.values_mut().filter(|server| !server.state.in_recovery) {
+            server.state.position = at;
+        }
+        bench
+    }
+
+    #[tokio::test]
+    async fn a_count_that_was_cut_off_is_made_by_the_next_try_and_nothing_of_it_stays() {
+        let bench = with_primary("0/300248");
+        let intent = bench.intent::<Restore>().await;
+        let first = Restore::apply(&bench.write, &intent).await.expect("restored");
+        let loss = first.loss.expect("a loss");
+        assert_eq!((loss.lost_bytes, loss.upper_bound), (Some(0x100), false), "{loss:?}");
+        // What a process leaves that was killed in the middle of it.
+        std::fs::remove_file(intent.run.join(LOSS)).unwrap();
+        let fetched = intent.to.join("muster.lost");
+        std::fs::create_dir(&fetched).unwrap();
+        std::fs::write(fetched.join("000000010000000000000003"), "a part").unwrap();
+        assert!(matches!(Restore::observe(&bench.read, &intent).await, Seen::Absent), "it is not done before the loss is told");
+        let again = Restore::apply(&bench.write, &intent).await.expect("restored");
+        assert_eq!(again.loss.as_ref(), Some(&loss));
+        // The server was started once more, and what it says then is not how far it had come.
+        assert_eq!((again.position, again.recovered_point), (first.position, first.recovered_point));
+        assert!(!fetched.exists());
+        let seen = Restore::observe(&bench.read, &intent).await;
+        assert!(matches!(&seen, Seen::Done(seen) if seen.loss.as_ref() == Some(&loss) && seen.position == first.position), "{seen:?}");
+    }
+
+    #[tokio::test]
+    async fn how_far_an_earlier_try_came_that_did_not_say_it_is_not_known_and_said_so() {
+        let bench = with_primary("0/300248");
+        let intent = bench.intent::<Restore>().await;
+        Restore::apply(&bench.write, &intent).await.expect("restored");
+        // Killed before it had asked: the server has recovered, and nothing is told of it.
+        std::fs::remove_dir_all(&intent.run).unwrap();
+        let loss = Restore::apply(&bench.write, &intent).await.expect("restored").loss.expect("a loss");
+        assert!(loss.upper_bound && loss.lost_bytes.is_none() && loss.lost_commits.is_none(), "{loss:?}");
+        assert!(loss.why.as_deref().is_some_and(|why| why.contains("an earlier try recovered it")), "{loss:?}");
+        assert_eq!(u128::from(loss.lost_ms), loss.lost_at.duration_since(intent.base_time).as_nanos().unsigned_abs().div_ceil(1_000_000));
+    }
+
+    #[tokio::test]
+    async fn what_was_said_of_another_restore_is_not_said_of_this_one() {
+        let bench = with_primary("0/300248");
+        let intent = bench.intent::<Restore>().await;
+        let other = Restore::apply(&bench.write, &intent).await.expect("restored").loss.expect("a loss");
+        std::fs::remove_dir_all(&intent.to).unwrap();
+        put(&intent, LOSS, &Loss { lost_bytes: Some(7), ..other.clone() }).unwrap();
+        assert_eq!(Restore::apply(&bench.write, &intent).await.expect("restored").loss, Some(other));
     }
 }

@@ -72,7 +72,7 @@ pub(crate) async fn lacks(cx: &ReadCx, asked: &Asked, back: &Back<'_>) -> Result
     let folder = back.spec.data.join(FOLDER);
     let whole = async { read(&*dial?, newest, &history, back, &folder).await };
     let read = within(cx, ALL, async { Ok(whole.await) }).await.unwrap_or_else(|e| Err(e.to_string()));
-    let _ = fs::remove_dir_all(&folder);
+    let _ = tidy(&back.spec.data);
     Ok(match read {
         Ok(log) => {
             let newest = log.committed.iter().filter_map(|one| committed_at(&one.at)).max();
@@ -80,6 +80,14 @@ pub(crate) async fn lacks(cx: &ReadCx, asked: &Asked, back: &Back<'_>) -> Result
         }
         Err(why) => uncounted(bytes, &why),
     })
+}
+
+/// What was fetched to be counted does not stay in a data directory.
+pub(crate) fn tidy(data: &Path) -> std::io::Result<()> {
+    match fs::remove_dir_all(data.join(FOLDER)) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
 }
 
 fn uncounted(bytes: u64, why: &str) -> Lacks {

@@ -65,7 +65,7 @@ impl Action for PointInTime {
     fn spec() -> Spec {
         Spec {
             name: "rds.restore_point_in_time",
-            version: 1,
+            version: 2,
             summary: "Bring a database's instance back as it was at a time, as a new instance",
             effect: Effect::Repeatable,
             danger: Danger::None,
@@ -73,6 +73,9 @@ impl Action for PointInTime {
             timeout: Span::from_secs(4 * 3600),
             example: "id: restored\nuses: rds.restore_point_in_time\nwith: { database: predictions, region: east, until: \"2026-11-26T20:00:00Z\" }\n",
         }
+    }
+    fn measured() -> &'static [&'static str] {
+        &["point"]
     }
     fn reach(with: &Node, _estate: &Estate) -> Vec<Reach> {
         reach(with, "region", Plane::Control).into_iter().collect()

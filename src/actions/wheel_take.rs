@@ -72,7 +72,7 @@ impl Action for Take {
     fn spec() -> Spec {
         Spec {
             name: "wheel.take",
-            version: 1,
+            version: 2,
             summary: "Keep every other run from acting on a region or a database, by a lock that lies in it",
             effect: Effect::Repeatable,
             danger: Danger::None,
@@ -80,6 +80,10 @@ impl Action for Take {
             timeout: Span::from_secs(30),
             example: "id: wheel\nuses: wheel.take\nwith: { bucket: models, region: west }\non_failure: stop\n",
         }
+    }
+    fn measured() -> &'static [&'static str] {
+        // Who sits here, and when. Whose it becomes is the run.
+        &["wheel.by", "wheel.since"]
     }
     fn reach(with: &Node, estate: &Estate) -> Vec<Reach> {
         wheel::reaches(with, estate)

@@ -4,7 +4,11 @@
 use super::{Done, output::Output};
 use crate::journal::{ChainKind, Command};
 use crate::model::{ids::*, status::RunStatus};
-use crate::service::{Muster, ServiceError, runs::Told};
+use crate::service::{
+    Muster, ServiceError,
+    next::on_record,
+    runs::{Told, edited, state_of},
+};
 use serde_json::json;
 
 #[derive(clap::Args)]
@@ -80,14 +84,20 @@ pub async fn pause(args: ReasonArgs, muster: &Muster, output: &Output) -> Done {
 
 /// With no owner left, an aborted run is also brought to its end here.
 pub async fn abort(args: ReasonArgs, muster: &Muster, output: &Output) -> Done {
-    let code = tell(&args.run, None, Command::Abort { reason: args.reason }, muster, output).await?;
-    let journal = muster.existing_journal().await?;
-    let run = muster.find(&*journal, &args.run).await?;
+    let (run, told) = give(&args.run, None, &Command::Abort { reason: args.reason }, muster, output).await?;
+    if let Told::Owner(owner) = &told {
+        left_for(owner, output);
+    }
     match muster.resume_run(&run).await {
-        Ok(ran) if ran.state.status == RunStatus::Aborted => Ok(code),
+        Ok(ran) if ran.state.status == RunStatus::Aborted => {
+            if told == Told::OnRecord && !output.json {
+                output.line(format!("on record; run {run} has ended: aborted"));
+            }
+            Ok(0)
+        }
         Ok(ran) => Ok(super::run::told(&ran, output)),
         // Its owner ends it.
-        Err(ServiceError::Journal(crate::journal::JournalError::Owned { .. })) => Ok(code),
+        Err(ServiceError::Journal(crate::journal::JournalError::Owned { .. })) => Ok(0),
         Err(error) => Err(error),
     }
 }
@@ -110,19 +120,31 @@ pub async fn resolve(args: ResolveArgs, muster: &Muster, output: &Output) -> Don
 }
 
 pub(super) async fn tell(run: &str, by: Option<String>, command: Command, muster: &Muster, output: &Output) -> Done {
+    match give(run, by, &command, muster, output).await? {
+        (_, Told::Owner(owner)) => left_for(&owner, output),
+        (run, Told::OnRecord) if !output.json => {
+            let state = state_of(&*muster.existing_journal().await?, &run).await?;
+            output.line(on_record(&output.program, &run, &state, &command));
+        }
+        _ => {}
+    }
+    Ok(0)
+}
+
+fn left_for(owner: &str, output: &Output) {
+    if !output.json {
+        output.line(format!("left for {owner}, which owns the run"));
+    }
+}
+
+/// Hands a command in, and says as JSON what became of it.
+async fn give(run: &str, by: Option<String>, command: &Command, muster: &Muster, output: &Output) -> Result<(RunId, Told), ServiceError> {
     let journal = muster.existing_journal().await?;
     let run = muster.find(&*journal, run).await?;
     let by = by.unwrap_or_else(Muster::person);
-    let told = muster.command(&run, &by, &command).await?;
-    let text = match &told {
-        Told::OnRecord => format!("on record; go on with: {} resume {run}", output.program),
-        Told::Owner(owner) => format!("left for {owner}, which owns the run"),
-    };
+    let told = muster.command(&run, &by, command).await?;
     output.object(&json!({ "run": run, "by": by, "command": command, "owner": matches!(told, Told::Owner(_)) }));
-    if !output.json {
-        output.line(text);
-    }
-    Ok(0)
+    Ok((run, told))
 }
 
 /// Goes on with one, or with all that is open; the worst exit code counts.
@@ -158,7 +180,14 @@ pub async fn resume(args: &ResumeArgs, muster: &Muster, output: &Output) -> Done
             (ChainKind::Run, Some(drill)) if journal.row(drill).await?.finished_at.is_none() => {
                 super::drill::told(&muster.drill_resume(drill).await?, output)
             }
-            (ChainKind::Run, _) => super::run::told(&muster.resume_run(&row.id).await?, output),
+            (ChainKind::Run, _) => {
+                let plan = state_of(&*journal, &row.id).await?.plan;
+                if edited(&plan) {
+                    let what = "is not as it was when the run began; the run goes on by what it began with, and only a new one takes what was changed";
+                    output.say(format!("{} {what}", plan.file));
+                }
+                super::run::told(&muster.resume_run(&row.id).await?, output)
+            }
         };
         worst = worst.max(code);
     }

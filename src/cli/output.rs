@@ -154,7 +154,7 @@ impl Output {
 pub fn brief(stored: &Stored) -> Value {
     let mut event = view::event(stored);
     if let Some(body) = event.get_mut("body").and_then(Value::as_object_mut) {
-        for large in ["plan", "context", "drill", "intent", "notes", "signed", "summary"] {
+        for large in ["plan", "context", "drill", "intent", "measured", "notes", "signed", "summary"] {
             if body.get(large).is_some_and(|value| value.is_object() || value.is_array()) {
                 body.remove(large);
             }
@@ -181,7 +181,7 @@ pub fn sentence(body: &Body) -> Option<(char, String)> {
         Body::Preempted { run, how } => ('!', format!("run {run} made way: {how}")),
         Body::MakeWay { to } => ('!', format!("making way for run {to}, a live failover")),
         Body::AbortRequested { reason } => ('!', format!("aborting: {reason}")),
-        Body::Parked { status, reason } => ('?', format!("the run is {}: {reason}", status.word())),
+        Body::Parked { status, reason } => ('?', format!("the run is {}: {reason}", status.word().replace('_', " "))),
         Body::RunFinished { status, reason } => {
             let good = *status == crate::model::status::RunStatus::Succeeded;
             let why = reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
@@ -195,7 +195,11 @@ fn step_sentence(body: &Body) -> Option<(char, String)> {
     Some(match body {
         Body::Skipped { step, reason } => ('.', format!("{} skipped: {reason}", named(step))),
         Body::Refused { step, failure, .. } => ('!', format!("{} refused: {failure}", named(step))),
-        Body::ApprovalAsked { step, approvers, .. } => ('?', format!("{} waits for {approvers} approvals", named(step))),
+        Body::ApprovalAsked { step, approvers, .. } => {
+            ('?', format!("{} waits for {approvers} approval{}", named(step), if *approvers == 1 { "" } else { "s" }))
+        }
+        Body::RetryRequested { step, by } => ('.', format!("{} to be tried again, says {by}", named(step))),
+        Body::SkipRequested { step, by, reason } => ('!', format!("{} skipped by {by}: {reason}", named(step))),
         Body::Approved { step, by, signed, .. } => {
             let key = signed.as_ref().map_or("by name alone, unsigned", |signed| signed.key.as_str());
             ('+', format!("{} approved by {by} ({key})", named(step)))
@@ -346,6 +350,10 @@ pub fn interrupts() -> watch::Receiver<bool> {
                 _ = term => {}
             }
             if count > 1 {
+                let _ = writeln!(
+                    std::io::stderr(),
+                    "left at once: what was under way may or may not have happened; a run goes on with `muster resume`"
+                );
                 std::process::exit(3);
             }
             let _ = writeln!(std::io::stderr(), "interrupted: what is under way is settled, then Muster stops; once more to leave at once");

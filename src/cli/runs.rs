@@ -4,8 +4,11 @@ use super::{
     Done,
     output::{Output, ms, seconds, short, table},
 };
-use crate::journal::{ChainKind, Journal, Stored};
-use crate::model::{ids::RunId, status::RunStatus};
+use crate::journal::{ChainKind, ChainRow, Journal, Stored};
+use crate::model::{
+    ids::RunId,
+    status::{RunStatus, StepStatus},
+};
 use crate::plan::state::RunState;
 use crate::service::{Muster, drills::drill_view, run_exit_code, runs::state_of, view};
 use serde_json::json;
@@ -47,7 +50,7 @@ pub async fn list(args: &ListArgs, muster: &Muster, output: &Output) -> Done {
         let mut cells = vec![
             short(&row.id),
             row.name.clone(),
-            status(&row.status, overridden.contains(&row.id)),
+            status(&row.status, overridden.contains(&row.id)) + left(row),
             seconds(row.started_at),
             ms(took),
             drill.to_owned(),
@@ -61,6 +64,16 @@ pub async fn list(args: &ListArgs, muster: &Muster, output: &Output) -> Done {
 
 /// The kind of event that marks a run for ever.
 pub(super) const OVERRIDDEN: &str = "overridden";
+
+/// It is open, waits for nobody, and yet no process goes on with it: the one that did has ended.
+pub(super) fn is_left(row: &ChainRow) -> bool {
+    row.finished_at.is_none() && row.status == RunStatus::Running.word() && row.owner.is_none()
+}
+
+/// What is said of that.
+pub(super) fn left(row: &ChainRow) -> &'static str {
+    if is_left(row) { ", and the process that had it is gone" } else { "" }
+}
 
 /// A status as people read it; what was overridden is never without its mark.
 pub(super) fn status(word: &str, overridden: bool) -> String {
@@ -77,6 +90,7 @@ pub fn steps_table(state: &RunState) -> String {
         let overridden = known.overridden.as_ref().map(|by| format!("overridden by {} ({}): {}", by.by, by.was, by.reason));
         let note = overridden
             .or(known.question.clone())
+            .or(known.skipped.clone().filter(|_| known.status == StepStatus::Skipped))
             .or(known.failure.as_ref().map(|failure| failure.message.clone()))
             .or(known.skipped.clone())
             .or(Some(known.warnings.join("; ")).filter(|said| !said.is_empty()));

@@ -60,14 +60,17 @@ fn timeline(events: &[Stored], output: &Output) {
 async fn run(id: &RunId, journal: &dyn Journal, output: &Output) -> Done {
     let events = journal.load(id, 0).await?;
     let state = state_of(journal, id).await?;
+    let row = journal.row(id).await?;
+    let abandoned = super::runs::is_left(&row);
+    // A run of a drill goes on with its drill.
+    let go_on = abandoned.then(|| format!("{} resume {}", output.program, row.parent.as_ref().unwrap_or(id)));
     let unknowns = unknowns(&output.program, id, &state, &events);
     // What only a person can say.
     let code = if unknowns.is_empty() { 0 } else { 3 };
-    let abandoned = journal.abandoned().await?.contains(id);
     if output.json {
         let evidence = view::evidence(journal, std::slice::from_ref(id)).await?;
         let mut view = view::run(id, &state, &evidence);
-        view["next"] = json!(commands(&output.program, id, &state));
+        view["next"] = json!(commands(&output.program, id, &state).into_iter().chain(go_on).collect::<Vec<_>>());
         view["unknown"] = json!(unknowns);
         view["abandoned"] = json!(abandoned);
         view["events"] = json!(events.iter().map(view::event).collect::<Vec<_>>());
@@ -76,7 +79,7 @@ async fn run(id: &RunId, journal: &dyn Journal, output: &Output) -> Done {
     }
     output.line(format!("run       {id}"));
     output.line(format!("runbook   {} ({})", state.plan.runbook, state.plan.file));
-    if let Some(drill) = journal.row(id).await?.parent {
+    if let Some(drill) = row.parent {
         output.line(format!("drill     {drill}"));
     }
     let why = state.reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
@@ -97,17 +100,15 @@ async fn run(id: &RunId, journal: &dyn Journal, output: &Output) -> Done {
     for unknown in &unknowns {
         not_known(unknown, output);
     }
-    let next = next(&output.program, id, &state);
+    let mut next = next(&output.program, id, &state);
+    if let Some(command) = go_on {
+        next.extend([
+            "the process that had it has ended; what it had under way is looked at when the run goes on:".to_owned(),
+            format!("    {command}"),
+        ]);
+    }
     if !next.is_empty() {
         output.line(format!("\n{}", next.join("\n")));
-    }
-    if abandoned && next.is_empty() {
-        // A run of a drill goes on with its drill.
-        let whole = journal.row(id).await?.parent.unwrap_or_else(|| id.clone());
-        output.line(format!(
-            "\nnothing goes on here: the process that had it is gone. Go on from the record with:\n    {} resume {whole}",
-            output.program
-        ));
     }
     Ok(code)
 }

@@ -15,14 +15,14 @@ pub async fn main(muster: &Muster, output: &Output) -> Done {
     let world = crate::providers::world::World::new(Arc::new(estate.clone()), muster.clock.clone());
     let (facts, proofs) = futures::join!(as_found::capture(&world, &estate), muster.proofs(&estate));
     let recorded = muster.shared.is_some() || muster.state.join("journal.db").is_file();
-    let (open, last, overridden, abandoned) = if recorded {
+    let (open, last, overridden) = if recorded {
         let journal = muster.existing_journal().await?;
         let open = journal.open().await?;
         let ids: Vec<_> = open.iter().map(|row| row.id.clone()).collect();
         let overridden = journal.holding(&ids, super::runs::OVERRIDDEN).await?;
-        (open, muster.drill_history(1).await?.into_iter().next(), overridden, journal.abandoned().await?)
+        (open, muster.drill_history(1).await?.into_iter().next(), overridden)
     } else {
-        (Vec::new(), None, Vec::new(), Vec::new())
+        (Vec::new(), None, Vec::new())
     };
     let written = muster.estate_file.is_file();
     let next = muster.drill_next(None, muster.clock.now(), 1)?.into_iter().next();
@@ -31,7 +31,7 @@ pub async fn main(muster: &Muster, output: &Output) -> Done {
         let view = |row| if muster.shared.is_some() { view::owned_row(row, &overridden) } else { view::row(row, &overridden) };
         let open = open.iter().map(|row| {
             let mut view = view(row);
-            view["abandoned"] = json!(abandoned.contains(&row.id));
+            view["abandoned"] = json!(super::runs::is_left(row));
             view
         });
         let file = written.then_some(&muster.estate_file);
@@ -55,10 +55,9 @@ pub async fn main(muster: &Muster, output: &Output) -> Done {
     }
     output.line("");
     for row in &open {
+        let status = super::runs::status(&row.status, overridden.contains(&row.id)) + super::runs::left(row);
         let owner = row.owner.as_ref().filter(|_| muster.shared.is_some()).map(|owner| format!(", owned by {owner}"));
-        let owner = owner.or_else(|| abandoned.contains(&row.id).then(|| ", and the process that had it is gone".to_owned()));
         let (since, show) = (seconds(row.started_at), format!("{} show {}", output.program, short(&row.id)));
-        let status = super::runs::status(&row.status, overridden.contains(&row.id));
         output.line(format!("open        {} {status} since {since}{}: {show}", row.name, owner.unwrap_or_default()));
     }
     if !recorded {

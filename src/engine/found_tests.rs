@@ -12,7 +12,7 @@ use crate::plan::{
     decide::{Decision, decide},
     state::{Phase, RunState, UndoState, fold},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
 fn at(second: i64) -> jiff::Timestamp {
@@ -72,7 +72,10 @@ impl Story {
     }
 
     fn applying(mut self) -> Self {
-        self.say(at(1), Body::Prepared { step: id(), intent: Value::Null, hash: "h".into(), change: Vec::new(), notes: Vec::new() });
+        self.say(
+            at(1),
+            Body::Prepared { step: id(), intent: Value::Null, hash: "h".into(), measured: None, change: Vec::new(), notes: Vec::new() },
+        );
         self.say(at(1), Body::Applying { step: id(), attempt: self.0.steps[&id()].attempts + 1, epoch: 1, key: "k".into() });
         self
     }
@@ -260,7 +263,7 @@ fn a_chain_of_before_is_verified_and_means_what_it_meant() {
     let bodies = [
         Body::RunCreated { plan: Story::of(Effect::Repeatable).0.plan, drill: None },
         Body::Claimed { owner: "first".into() },
-        Body::Prepared { step: id(), intent: Value::Null, hash: "h".into(), change: Vec::new(), notes: Vec::new() },
+        Body::Prepared { step: id(), intent: Value::Null, hash: "h".into(), measured: None, change: Vec::new(), notes: Vec::new() },
         Body::Applying { step: id(), attempt: 1, epoch: 1, key: "k".into() },
         Body::StepEnded { step: id(), status: StepStatus::Failed, failure: None },
         undoing(),
@@ -317,4 +320,84 @@ fn what_an_action_wants_heard_of_its_success_is_on_record_and_stops_nothing() {
         assert!(step.warnings.iter().all(|said| said.contains("nobody can tell") && said.contains("a hole")), "{step:?}");
         assert!(matches!(story.next(at(3)).as_slice(), [Decision::Finish { status: RunStatus::Succeeded, .. }]), "{:?}", story.next(at(3)));
     }
+}
+
+/// A step that takes a wheel, once people have approved that.
+fn approved_wheel() -> Story {
+    let mut story = Story::of(Effect::Repeatable);
+    let plan = std::sync::Arc::make_mut(&mut story.0.plan);
+    plan.steps[0].kind = StepKind::Action { name: "wheel.take".into(), version: 1, effect: Effect::Repeatable };
+    plan.steps[0].approve = Some(Approval { expires: Span::from_secs(600), ..Approval::default() });
+    story
+}
+
+fn wheel(bucket: &str, since: i64) -> Report {
+    let wheel = json!({ "epoch": 5, "run": "r", "by": "ana@here", "since": at(since) });
+    let intent = json!({ "bucket": bucket, "region": "west", "waived": null, "expect": "etag", "wheel": wheel });
+    Report::Prepared(Prepared { intent, change: Vec::new(), notes: Vec::new() })
+}
+
+/// Asks over what was prepared, and one person says yes.
+fn say_yes(story: &mut Story) {
+    assert_eq!(story.next(at(2)), [Decision::Ask(id())]);
+    let over = story.0.steps[&id()].hash.clone().unwrap();
+    let asked =
+        Body::ApprovalAsked { step: id(), over: over.clone(), approvers: 1, expires_at: at(600), message: None, facts: BTreeMap::new() };
+    story.say(at(2), asked);
+    story.say(at(3), Body::Approved { step: id(), by: "ben".into(), over, signed: None });
+}
+
+/// Whoever resumes prepares the step afresh. When it was taken differs each time, so no approval ever fitted it.
+#[test]
+fn an_approval_holds_what_is_done_and_not_what_was_measured() {
+    let mut story = approved_wheel();
+    let first = story.reports(wheel("models", 1));
+    let [Body::Prepared { intent, hash, measured: Some(found), .. }] = first.as_slice() else { panic!("{first:?}") };
+    assert_eq!((&intent["wheel"], &found["wheel"]), (&json!({ "epoch": 5, "run": "r" }), &json!({ "by": "ana@here", "since": at(1) })));
+    say_yes(&mut story);
+    story.say(at(4), Body::Claimed { owner: "next".into() });
+    assert_eq!(story.next(at(4)), [Decision::Prepare(id())]);
+    let again = story.reports(wheel("models", 5));
+    assert!(matches!(again.as_slice(), [Body::Prepared { hash: same, .. }] if same == hash), "{again:?}");
+    assert_eq!(story.next(at(5)), [Decision::Apply { step: id(), attempt: 1 }]);
+    // Whoever acts has all of it, as it was measured last.
+    assert_eq!(story.0.steps[&id()].intent.as_ref().unwrap()["wheel"]["since"], json!(at(5)));
+}
+
+#[test]
+fn what_would_be_done_otherwise_is_not_what_was_approved_and_the_record_says_so() {
+    let mut story = approved_wheel();
+    story.reports(wheel("models", 1));
+    say_yes(&mut story);
+    story.say(at(4), Body::Claimed { owner: "next".into() });
+    let other = story.reports(wheel("others", 5));
+    let [Body::ApprovalVoid { why, .. }, Body::Prepared { .. }] = other.as_slice() else { panic!("{other:?}") };
+    assert_eq!(why, "what the step would do has changed since it was approved: `bucket`");
+    say_yes(&mut story);
+    assert_eq!(story.next(at(5)), [Decision::Apply { step: id(), attempt: 1 }]);
+    // Nobody had approved: there is nothing to be said of it.
+    let mut story = approved_wheel();
+    story.reports(wheel("models", 1));
+    story.say(at(2), Body::Claimed { owner: "next".into() });
+    assert!(matches!(story.reports(wheel("others", 5)).as_slice(), [Body::Prepared { .. }]));
+}
+
+/// A run that was begun before what was measured stood apart: all of it is in the intent, and in its hash.
+#[test]
+fn what_was_prepared_before_measurements_stood_apart_means_what_it_meant() {
+    let mut story = approved_wheel();
+    let record = r#"{"run":"r","seq":3,"at":"2026-01-01T00:00:01Z","actor":"test","epoch":1,"body":{"kind":"prepared","step":"only","intent":{"bucket":"models","region":"west","waived":null,"expect":"etag","wheel":{"epoch":5,"run":"r","by":"ana@here","since":"2026-01-01T00:00:01Z"}},"hash":"7b1d","change":[],"notes":[]},"prev":"p"}"#;
+    let event: Event = serde_json::from_str(record).unwrap();
+    assert_eq!(serde_json::to_string(&event).unwrap(), record, "and it is written as it was");
+    story.say(event.at, event.body);
+    let known = &story.0.steps[&id()];
+    assert_eq!((known.hash.as_deref(), &known.intent.as_ref().unwrap()["wheel"]["since"]), (Some("7b1d"), &json!(at(1))));
+    say_yes(&mut story);
+    assert_eq!(story.next(at(3)), [Decision::Apply { step: id(), attempt: 1 }], "in the process that asked it is good");
+    story.say(at(4), Body::Claimed { owner: "a later version".into() });
+    let again = story.reports(wheel("models", 5));
+    assert!(
+        matches!(again.as_slice(), [Body::ApprovalVoid { why, .. }, Body::Prepared { .. }] if why.contains("written down otherwise")),
+        "{again:?}"
+    );
 }

@@ -125,7 +125,8 @@ pub fn refused(by: &str, command: &Command, why: String) -> Body {
     Body::CommandRefused { by: by.to_owned(), command: word.to_owned(), step: step.cloned(), why }
 }
 
-fn find<'a>(state: &'a RunState, step: &StepId) -> Result<&'a StepState, String> {
+/// The step of that name; or which there are.
+pub fn find<'a>(state: &'a RunState, step: &StepId) -> Result<&'a StepState, String> {
     state.step(step).ok_or_else(|| {
         let names: Vec<_> = state.plan.steps.iter().map(|step| step.id.as_str()).collect();
         format!("the run has no step `{step}`; its steps are {}", names.join(", "))

@@ -4,7 +4,7 @@
 use super::{Engine, Retry, failed, wheel};
 use crate::actions::contract::*;
 use crate::journal::{Claim, chain::sha256_hex};
-use crate::model::{effect::*, event::*, ids::*, node::*, plan::*};
+use crate::model::{effect::*, event::*, ids::*, measured, node::*, plan::*};
 use crate::plan::{
     state::{Phase, RunState, StepState},
     undo::{self, AfterUndo, Heard},
@@ -339,10 +339,7 @@ pub fn bodies(cx: &Context<'_>, report: Report, at: impl Fn(u64) -> jiff::Timest
     }
     match report {
         Report::Skip { reason } => vec![Body::Skipped { step, reason }],
-        Report::Prepared(prepared) => {
-            let hash = sha256_hex(&serde_json::to_vec(&prepared.intent).unwrap_or_default());
-            vec![Body::Prepared { step, intent: prepared.intent, hash, change: prepared.change, notes: prepared.notes }]
-        }
+        Report::Prepared(prepared) => was_prepared(cx, step, prepared),
         Report::Refused { refusal, timed_out } => {
             let attempt = cx.known.attempts + 1;
             let retry = Retry { allowed: refusal.retry, timed_out, hint_ms: None };
@@ -368,6 +365,35 @@ pub fn bodies(cx: &Context<'_>, report: Report, at: impl Fn(u64) -> jiff::Timest
         // Nothing was tried, and it is the next owner's to undo.
         Report::Undone(Err(ApplyError::Definite(failure))) if failure.code == DEPOSED => Vec::new(),
         Report::Undone(Err(error)) => vec![not_undone(cx, step, error, at)],
+    }
+}
+
+/// What is approved is what would be done; what was measured stands beside it, and may be another at every look.
+fn was_prepared(cx: &Context<'_>, step: StepId, prepared: Prepared<Value>) -> Vec<Body> {
+    let Prepared { mut intent, change, notes } = prepared;
+    let paths = crate::actions::find(cx.planned.kind.uses()).map(|action| action.measured()).unwrap_or_default();
+    let found = measured::take(&mut intent, paths);
+    let hash = sha256_hex(&serde_json::to_vec(&intent).unwrap_or_default());
+    // Who approved hears why that counts no more, before the same people are asked anew.
+    let other = cx.known.asked.as_ref().is_some_and(|asked| asked.over != hash) && !cx.known.approvals.is_empty();
+    let void = other.then(|| {
+        let mut then = cx.known.intent.clone().unwrap_or(Value::Null);
+        measured::take(&mut then, paths);
+        Body::ApprovalVoid { step: step.clone(), why: changed(&then, &intent), facts: super::facts::Facts::new() }
+    });
+    let prepared = Body::Prepared { step, intent, hash, measured: found, change, notes };
+    void.into_iter().chain([prepared]).collect()
+}
+
+/// What of an intent is another than it was, by name.
+fn changed(then: &Value, now: &Value) -> String {
+    let names = [then, now].into_iter().filter_map(Value::as_object).flat_map(|fields| fields.keys());
+    let mut other: Vec<_> = names.filter(|name| then.get(name) != now.get(name)).map(|name| format!("`{name}`")).collect();
+    other.sort_unstable();
+    other.dedup();
+    match other.is_empty() {
+        true => "the step is written down otherwise than when it was approved".to_owned(),
+        false => format!("what the step would do has changed since it was approved: {}", other.join(", ")),
     }
 }
 

@@ -121,9 +121,6 @@ impl Journal for FailingJournal {
     async fn open(&self) -> Result<Vec<ChainRow>, JournalError> {
         self.inner.open().await
     }
-    async fn abandoned(&self) -> Result<Vec<RunId>, JournalError> {
-        self.inner.abandoned().await
-    }
     async fn find(&self, prefix: &str) -> Result<RunId, JournalError> {
         self.inner.find(prefix).await
     }

@@ -177,7 +177,7 @@ impl Journal for MemJournal {
             [] => Err(JournalError::NoSuchRun(RunId::from(prefix))),
             [one] => Ok((*one).clone()),
             [one, ..] if one.as_str() == prefix => Ok((*one).clone()),
-            several => Err(JournalError::Ambiguous(prefix.to_owned(), several.len())),
+            _ => Err(JournalError::Ambiguous(prefix.to_owned())),
         }
     }
 

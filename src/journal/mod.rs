@@ -31,10 +31,10 @@ use std::any::Any;
 
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
-    #[error("no run or drill `{0}` in this journal")]
+    #[error("no run or drill `{0}` in this journal: `muster runs` and `muster drill history` list them")]
     NoSuchRun(RunId),
-    #[error("`{0}` is ambiguous: it begins {1} runs or drills")]
-    Ambiguous(String, usize),
+    #[error("`{0}` is ambiguous: several runs or drills begin so; give more of it (`muster runs`)")]
+    Ambiguous(String),
     #[error(
         "another process owns {run} ({owner}); `muster pause`, `muster abort` and the like reach it there, and if it is frozen or out of reach, `muster resume {run} --take-over` goes on without it"
     )]
@@ -271,11 +271,6 @@ pub trait Journal: Send + Sync {
     /// machine, these are looked for when a process begins, and not all the time. Who asks takes part.
     async fn orphans(&self, _owner: &str) -> Result<Orphans, JournalError> {
         Ok(Orphans::default())
-    }
-    /// Open chains whose owner is gone without having let go of them: what they say goes on does not. Where other
-    /// nodes take such chains over by themselves, nothing need be said of them.
-    async fn abandoned(&self) -> Result<Vec<RunId>, JournalError> {
-        Ok(Vec::new())
     }
     /// Takes something for as long as this process lives; false while another one that lives has it.
     async fn reserve(&self, _what: &str, _owner: &str) -> Result<bool, JournalError> {

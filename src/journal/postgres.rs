@@ -396,7 +396,7 @@ impl Journal for PostgresJournal {
             [one] => Ok(RunId(one.clone())),
             // The whole identifier comes before those that begin with it.
             [one, ..] if one == prefix => Ok(RunId(one.clone())),
-            several => Err(JournalError::Ambiguous(prefix.to_owned(), several.len())),
+            _ => Err(JournalError::Ambiguous(prefix.to_owned())),
         }
     }
 

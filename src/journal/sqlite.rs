@@ -25,6 +25,7 @@ use reader::Reader;
 use sqlx::Row;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -156,7 +157,25 @@ impl SqliteJournal {
     }
 
     fn rows(&self, rows: Result<Vec<SqliteRow>, sqlx::Error>) -> Result<Vec<ChainRow>, JournalError> {
-        rows.map_err(|e| self.fail(&e))?.iter().map(chain_row).collect::<Result<_, _>>().map_err(|e| self.fail(&e))
+        let mut seen = BTreeMap::new();
+        rows.map_err(|e| self.fail(&e))?
+            .iter()
+            .map(|row| self.owned_row(row, &mut seen))
+            .collect::<Result<_, _>>()
+            .map_err(|e| self.fail(&e))
+    }
+
+    /// A chain's row with its owner only while that lives, as a shared journal has it. `seen`: of which processes that is known.
+    fn owned_row(&self, row: &SqliteRow, seen: &mut BTreeMap<String, bool>) -> Result<ChainRow, sqlx::Error> {
+        let mut chain = chain_row(row)?;
+        let holder: Option<String> = row.try_get("holder")?;
+        // In doubt it lives.
+        let lives = |name: &String| hold::lives(&self.dir.join("locks"), name).unwrap_or(true);
+        let owned = holder.is_some_and(|name| *seen.entry(name).or_insert_with_key(lives));
+        if !owned && !adopt::is_imported(&chain) {
+            chain.owner = None;
+        }
+        Ok(chain)
     }
 }
 
@@ -245,7 +264,7 @@ impl Journal for SqliteJournal {
     async fn row(&self, run: &RunId) -> Result<ChainRow, JournalError> {
         let row = sqlx::query("SELECT * FROM chains WHERE id = ?").bind(run.as_str()).fetch_optional(&self.read).await;
         let row = row.map_err(|e| self.fail(&e))?.ok_or_else(|| JournalError::NoSuchRun(run.clone()))?;
-        chain_row(&row).map_err(|e| self.fail(&e))
+        self.owned_row(&row, &mut BTreeMap::new()).map_err(|e| self.fail(&e))
     }
 
     async fn list(&self, kind: ChainKind, limit: u32) -> Result<Vec<ChainRow>, JournalError> {
@@ -261,14 +280,6 @@ impl Journal for SqliteJournal {
     async fn open(&self) -> Result<Vec<ChainRow>, JournalError> {
         let rows = sqlx::query("SELECT * FROM chains WHERE finished_at IS NULL ORDER BY started_at, id");
         self.rows(rows.fetch_all(&self.read).await)
-    }
-
-    async fn abandoned(&self) -> Result<Vec<RunId>, JournalError> {
-        let rows = sqlx::query_as::<_, (String, String)>("SELECT id, holder FROM chains WHERE finished_at IS NULL AND holder IS NOT NULL");
-        let rows = rows.fetch_all(&self.read).await.map_err(|e| self.fail(&e))?;
-        let folder = self.dir.join("locks");
-        let gone = |holder: &str| hold::lives(&folder, holder).is_ok_and(|lives| !lives);
-        Ok(rows.into_iter().filter(|(_, holder)| gone(holder)).map(|(id, _)| RunId(id)).collect())
     }
 
     async fn holding(&self, chains: &[RunId], kind: &str) -> Result<Vec<RunId>, JournalError> {
@@ -292,7 +303,7 @@ impl Journal for SqliteJournal {
             [one] => Ok(RunId(one.get(0))),
             // The whole identifier comes before those that begin with it.
             [one, ..] if one.get::<String, _>(0) == prefix => Ok(RunId(one.get(0))),
-            several => Err(JournalError::Ambiguous(prefix.to_owned(), several.len())),
+            _ => Err(JournalError::Ambiguous(prefix.to_owned())),
         }
     }
 

@@ -75,8 +75,14 @@ pub enum Body {
     },
     Prepared {
         step: StepId,
+        /// What would be done, and all that an approval is given over.
         intent: serde_json::Value,
+        /// Of the intent's bytes, as they stand in the record.
         hash: String,
+        /// How the world stood, by the same names as in the intent, which it is put back into for whoever acts. It differs from one
+        /// look to the next. Records from before it stood apart have it in the intent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        measured: Option<serde_json::Value>,
         change: Vec<Change>,
         notes: Vec<String>,
     },

@@ -11,6 +11,7 @@ pub mod effect;
 pub mod estate;
 pub mod event;
 pub mod ids;
+pub mod measured;
 pub mod node;
 pub mod objective;
 pub mod plan;

@@ -142,7 +142,10 @@ pub fn check(state: &RunState, run: &RunId, step: &StepId, by: &str, signed: Opt
         return Err(format!("step `{step}` is {}; it does not wait for approval", known.status.word()));
     };
     if asked.expires_at <= at {
-        return Err(format!("the time to approve step `{step}` ended at {}", rfc3339_ms(asked.expires_at)));
+        return Err(format!(
+            "the time to approve step `{step}` ended at {}: `resume` ends the step, and after `retry` it is asked for anew",
+            rfc3339_ms(asked.expires_at)
+        ));
     }
     if known.approvals.contains(by) {
         return Err(format!("{by} has approved step `{step}` already"));

@@ -100,7 +100,7 @@ impl Story {
         self
     }
     fn prepared(&mut self, id: &str) -> &mut Self {
-        self.say(Body::Prepared { step: id.into(), intent: Value::Null, hash: "h".into(), change: vec![], notes: vec![] })
+        self.say(Body::Prepared { step: id.into(), intent: Value::Null, hash: "h".into(), measured: None, change: vec![], notes: vec![] })
     }
     /// Prepared, and the intent to act is durable.
     fn applying(&mut self, id: &str) -> &mut Self {

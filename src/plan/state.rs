@@ -5,7 +5,7 @@
 //! have been, so it is observed before anything else.
 
 use super::{approval, planted::*, undo::Tries};
-use crate::model::{effect::*, event::*, ids::*, plan::*, runbook::OnFailure, status::*};
+use crate::model::{effect::*, event::*, ids::*, measured, plan::*, runbook::OnFailure, status::*};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -105,7 +105,9 @@ pub struct StepState {
     pub doubt: bool,
     /// The event that first began to apply it: what undo goes back by.
     pub first_applying: Option<u64>,
+    /// With what was measured when it was prepared.
     pub intent: Option<serde_json::Value>,
+    /// Of the intent without that: what an approval is over.
     pub hash: Option<String>,
     pub change: Vec<Change>,
     pub notes: Vec<String>,
@@ -397,14 +399,14 @@ fn fold_step(step: &mut StepState, event: &Event) {
             step.skipped = Some(format!("skipped by {by}: {reason}"));
             step.end(at, StepStatus::Skipped);
         }
-        Body::Prepared { intent, hash, change, notes, .. } => {
+        Body::Prepared { intent, hash, measured: found, change, notes, .. } => {
             step.begin(at);
             step.phase = Phase::Prepared;
             if step.asked.as_ref().is_some_and(|asked| asked.over == *hash) {
                 step.phase = Phase::Asked;
                 step.status = StepStatus::WaitingApproval;
             }
-            step.intent = Some(intent.clone());
+            step.intent = Some(measured::put_back(intent.clone(), found.as_ref()));
             step.hash = Some(hash.clone());
             step.change.clone_from(change);
             step.notes.clone_from(notes);
@@ -502,7 +504,8 @@ fn fold_outcome(step: &mut StepState, event: &Event) {
             step.status = StepStatus::Ready;
         }
         Body::StepEnded { status, failure, .. } => {
-            if failure.is_some() {
+            // What became of an earlier request is not what became of this one.
+            if failure.is_some() || *status == StepStatus::Succeeded {
                 step.failure.clone_from(failure);
             }
             step.end(at, *status);

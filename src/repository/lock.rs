@@ -2,6 +2,9 @@
 //! credentials, deletes it before. Packs that older snapshots wrote are renewed; retention is never shortened, and never
 //! made less firm. What is retained long enough, but less firmly than is asked for now, is made as firm.
 //!
+//! An object that refuses keeps none of the others from being retained: another process may have taken it away a moment ago. In the
+//! end it is said how many did. Where nothing at all is let through, or the place does not answer, it ends there.
+//!
 //! Of a database that is the log from the start of the base backup to its stop, without which it is nothing, and the
 //! histories of timelines. What comes after the stop is written by others, later, and is retained by whatever the bucket
 //! does by default.
@@ -17,8 +20,8 @@ use super::{
     wal_line,
     wal_name::{self, SegmentName, WalName},
 };
-use crate::providers::port::{LockMode, ObjectWrite};
-use futures::{StreamExt, TryStreamExt, stream};
+use crate::providers::port::{LockMode, ObjectWrite, PortError};
+use futures::{StreamExt, stream};
 use std::collections::BTreeSet;
 
 /// Retains a snapshot and all that it takes to restore it. Gives how many objects were renewed.
@@ -65,7 +68,30 @@ pub async fn lock(
         }
         retried(&key, || store.retain(&key, until, mode)).await.map(|()| 1)
     });
-    each.buffer_unordered(AT_ONCE).try_fold(0, |sum, one| async move { Ok(sum + one) }).await
+    let mut each = std::pin::pin!(each.buffer_unordered(AT_ONCE));
+    let (mut retained, mut renewed, mut refused) = (0_usize, 0, Vec::new());
+    while let Some(one) = each.next().await {
+        match one {
+            Ok(new) => (retained, renewed) = (retained + 1, renewed + new),
+            Err(error) if refuses(&error) => refused.push(error.to_string()),
+            Err(error) => return Err(error),
+        }
+        if retained == 0 && refused.len() == AT_ONCE {
+            break;
+        }
+    }
+    match refused.first() {
+        None => Ok(renewed),
+        Some(first) => {
+            let (several, rest) = (refused.len(), if retained == 0 { "nothing is" } else { "all others are" });
+            Err(RepositoryError::Refused(format!("{several} objects are not retained, {rest}; the first: {first}")))
+        }
+    }
+}
+
+/// It is this object that refuses, not the place that does not answer.
+fn refuses(error: &RepositoryError) -> bool {
+    matches!(error, RepositoryError::Store { error: PortError::Refused(_) | PortError::NotFound(_) | PortError::Conflict { .. }, .. })
 }
 
 #[cfg(test)]
@@ -76,6 +102,7 @@ mod tests {
         tests::{Bench, Files, noise},
         wrapped::Wrapped,
     };
+    use std::sync::Arc;
 
     #[tokio::test(flavor = "multi_thread")]
     async fn what_older_snapshots_wrote_is_retained_as_long_and_as_firmly_as_the_new_one_asks() {
@@ -104,5 +131,28 @@ mod tests {
         assert!(is(20, LockMode::Compliance), "{:?}", store.locked());
         assert_eq!(store.locked()[&second.id.key(SNAPSHOTS)], (at(20), LockMode::Compliance));
         assert_eq!(store.locked()[&first.id.key(SNAPSHOTS)], (at(10), LockMode::Governance), "it is nobody's but its own");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn one_that_refuses_keeps_no_other_from_being_retained() {
+        let dir = quick_dir();
+        let bench = Bench::new(dir.path()).await;
+        let made = bench.backup(&Files::from([("a", (noise(1, 3000), 1)), ("b", (noise(2, 3000), 1))])).await;
+        let until = jiff::Timestamp::from_second(3600).unwrap();
+        let retain = async |store: Arc<Wrapped>| {
+            let ended = lock(&bench.repository, &*store, (&made.id, &made.snapshot), until, LockMode::Governance).await;
+            (ended.map_err(|e| e.to_string()), store.locked().len())
+        };
+        let (whole, all) = retain(Wrapped::locking(dir.path())).await;
+        assert_eq!(whole, Ok(all));
+        // The first by its name, so that most of the others come after it.
+        let (ended, others) = retain(Wrapped::locking_all_but(dir.path(), |key| key == CONFIG)).await;
+        assert_eq!(others, all - 1, "{ended:?}");
+        assert!(
+            ended.as_ref().is_err_and(|why| why.contains("1 objects are not retained, all others are") && why.contains(CONFIG)),
+            "{ended:?}"
+        );
+        let (ended, none) = retain(Wrapped::locking_all_but(dir.path(), |_| true)).await;
+        assert!(none == 0 && ended.as_ref().is_err_and(|why| why.contains("nothing is")), "{ended:?}");
     }
 }

@@ -106,6 +106,8 @@ pub struct Recovery {
     pub reach: Reach,
 }
 
+/// What tells PostgreSQL to recover by the log that `restore_command` gives.
+const SIGNAL: &str = "recovery.signal";
 /// What the clocks of a server and a store may differ by.
 const SKEW: jiff::SignedDuration = jiff::SignedDuration::from_mins(1);
 /// Names of so many segments are told.
@@ -251,6 +253,12 @@ pub fn begin(to: &Path, snapshot: &Id) -> Result<()> {
     }
 }
 
+/// A server that is started there recovers, or goes on recovering: PostgreSQL takes this mark away at the end of it.
+#[must_use]
+pub fn is_to_come(data: &Path) -> bool {
+    data.join(SIGNAL).is_file()
+}
+
 fn sync(path: &Path) -> std::io::Result<()> {
     fs::File::open(path)?.sync_all()
 }
@@ -340,7 +348,7 @@ pub fn finish(data: &Path, settings: &Settings) -> Result<()> {
             _ => {}
         }
     }
-    let signal = data.join("recovery.signal");
+    let signal = data.join(SIGNAL);
     write(&signal, b"", &owner).map_err(wrong(&signal))?;
     sync(data).map_err(wrong(data))?;
     let marker = data.join(MARKER);

@@ -71,6 +71,14 @@ impl Wrapped {
         let (inner, before): (_, Before) = (Directory::new(dir.to_owned()), Box::new(|_, _| ready(Ok(())).boxed()));
         Arc::new(Self { inner, before, locked: Some(Mutex::default()) })
     }
+    /// The same, but for those.
+    pub fn locking_all_but(dir: &Path, refused: impl Fn(&str) -> bool + Send + Sync + 'static) -> Arc<Self> {
+        let before: Before = Box::new(move |asked, key| {
+            let refuses = asked == Asked::Change && refused(key);
+            ready(if refuses { Err(PortError::Refused("access denied".to_owned())) } else { Ok(()) }).boxed()
+        });
+        Arc::new(Self { inner: Directory::new(dir.to_owned()), before, locked: Some(Mutex::default()) })
+    }
     pub fn locked(&self) -> Locked {
         self.locked.as_ref().map(|locked| locked.lock().unwrap().clone()).unwrap_or_default()
     }

@@ -154,8 +154,9 @@ fn act(reason: Option<&str>) -> Act<'_> {
 
 fn said(state: &RunState, run: &RunId, step: &StepId, by: &str, act: Act<'_>) -> Result<String, ServiceError> {
     let nothing = || {
-        let status = state.step(step).map_or_else(|| "not a step of the run".to_owned(), |known| known.status.word().replace('_', " "));
-        ServiceError::Usage(format!("step `{step}` is {status}; there is nothing to sign"))
+        let known = crate::engine::inbox::find(state, step);
+        let why = known.map(|known| format!("step `{step}` is {}; there is nothing to sign", known.status.word().replace('_', " ")));
+        ServiceError::Usage(why.unwrap_or_else(|why| why))
     };
     statement(state, run, step, by, act).ok_or_else(nothing)
 }

@@ -2,7 +2,8 @@
 //! stand in them.
 //!
 //! Every approval and override of a run whose estate lists people is verified against the key that the plan
-//! itself carries: whoever rewrites a chain, hashes and all, cannot make those signatures.
+//! itself carries: whoever rewrites a chain, hashes and all, cannot make those signatures. What they are over is the hash of
+//! an intent; so each intent is held against its hash, and each request against the intent that stood then.
 //!
 //! A ledger of acknowledged writes is a file beside the journal; the event `measured` has its digest, so a
 //! ledger that was changed afterwards is found. One that is gone is said to be gone: the record stands
@@ -15,17 +16,19 @@
 use super::{Muster, ServiceError, portable};
 use crate::journal::{
     anchor::{self, Kept, Tip},
-    chain::{Dump, Verification, sha256_hex, verify},
+    chain::{Dump, EventRow, Verification, sha256_hex, verify},
 };
 use crate::model::{
     event::{Body, Event, LedgerDigest, RunRole},
     ids::RunId,
+    plan::StepKind,
 };
 use crate::plan::{
     approval,
     state::{RunState, fold},
 };
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -193,6 +196,7 @@ fn vouched(dump: &Dump, problems: &mut Vec<String>) -> Vouched {
                 (by, signed, approval::check_override(state, &event.run, step, by, reason, signed.as_ref()))
             }
             _ => {
+                problems.extend(unlike(row, &event, state).map(|what| format!("{} event {}: {what}", event.run, event.seq)));
                 fold(state, &event);
                 continue;
             }
@@ -213,8 +217,39 @@ fn vouched(dump: &Dump, problems: &mut Vec<String>) -> Vouched {
     vouched
 }
 
+/// What a person approves is a hash: is it that of what stands on record to be done?
+fn unlike(row: &EventRow, event: &Event, state: &RunState) -> Option<String> {
+    match &event.body {
+        Body::Prepared { step, hash, .. } => {
+            // By the bytes themselves, as they were hashed: a number that is read and written again may be another.
+            let told = serde_json::from_slice::<Written<'_>>(&row.record).ok()?;
+            let same = sha256_hex(told.body.intent.get().as_bytes()) == *hash;
+            (!same).then(|| format!("what step `{step}` was to do does not have the hash that is on record for it"))
+        }
+        Body::ApprovalAsked { step, over, .. } => {
+            let acts = state.plan.step(step).is_some_and(|step| matches!(step.kind, StepKind::Action { .. }));
+            let prepared = state.step(step).and_then(|known| known.hash.as_deref());
+            (acts && prepared != Some(over)).then(|| format!("step `{step}` was approved for something else than it was to do"))
+        }
+        _ => None,
+    }
+}
+
+/// A record of what was prepared, as far as its hash goes.
+#[derive(Deserialize)]
+struct Written<'a> {
+    #[serde(borrow)]
+    body: Intent<'a>,
+}
+
+#[derive(Deserialize)]
+struct Intent<'a> {
+    #[serde(borrow)]
+    intent: &'a RawValue,
+}
+
 fn ledgers(dump: &Dump, state: &Path) -> Vec<Ledger> {
-    let measured = |row: &crate::journal::chain::EventRow| {
+    let measured = |row: &EventRow| {
         // By its own bytes, not by the column beside them.
         let event = serde_json::from_slice::<Event>(&row.record).ok()?;
         let Body::Measured { phase, ledger: Some(ledger), .. } = event.body else { return None };
@@ -236,3 +271,7 @@ fn check(drill: RunId, phase: RunRole, ledger: &LedgerDigest, state: &Path) -> L
     };
     Ledger { drill, phase, file, entries: ledger.entries, state }
 }
+
+#[cfg(test)]
+#[path = "evidence_tests.rs"]
+mod tests;

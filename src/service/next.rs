@@ -4,6 +4,7 @@
 //! by one can paste the command.
 
 use crate::engine::needs_a_person;
+use crate::journal::Command;
 use crate::model::{
     effect::{Change, Seen},
     event::Body,
@@ -59,8 +60,11 @@ pub fn for_run(muster: &str, run: &RunId, state: &RunState) -> Vec<Next> {
             );
         }
         if step.status == StepStatus::WaitingApproval {
-            let (what, vouch) = waited(state, id, step);
-            push(what, vec![format!("{muster} approve {run} {quoted}{vouch}"), format!("{muster} reject {run} {quoted} --reason TEXT")]);
+            let refuse = format!("{muster} reject {run} {quoted} --reason TEXT");
+            match (given(state, id), waited(state, id, step)) {
+                (Some((have, wanted)), (what, _)) if have >= wanted => push(what, vec![refuse]),
+                (_, (what, vouch)) => push(what, vec![format!("{muster} approve {run} {quoted}{vouch}"), refuse]),
+            }
         }
         if step.status.is_failure() && state.status == RunStatus::Paused {
             let why = step.failure.as_ref().map(ToString::to_string).unwrap_or_default();
@@ -75,6 +79,23 @@ pub fn for_run(muster: &str, run: &RunId, state: &RunState) -> Vec<Next> {
         next.push(Next { step: None, what: what.to_owned(), commands: vec![format!("{muster} resume {run}")] });
     }
     next
+}
+
+/// How many approvals a step that waits for them has, and how many it takes.
+fn given(state: &RunState, id: &StepId) -> Option<(usize, usize)> {
+    let known = state.step(id).filter(|known| known.status == StepStatus::WaitingApproval)?;
+    Some((known.approvals.len(), state.plan.step(id)?.asks()?.approvers as usize))
+}
+
+/// What is said to whoever gave a command that no process is there to act on.
+#[must_use]
+pub fn on_record(muster: &str, run: &RunId, state: &RunState, command: &Command) -> String {
+    if let Command::Approve { step, .. } = command
+        && let Some((have, wanted)) = given(state, step).filter(|(have, wanted)| have < wanted)
+    {
+        return format!("on record, {have} of {wanted}: it takes {} more before `{muster} resume {run}` goes on", wanted - have);
+    }
+    format!("on record; go on with: {muster} resume {run}")
 }
 
 /// How a run goes on without a step: an approval is not skipped but overridden.
@@ -97,8 +118,16 @@ fn waited(state: &RunState, id: &StepId, step: &StepState) -> (String, &'static 
     let (Some(planned), Some(asked)) = (state.plan.step(id), step.asked.as_ref()) else { return (plain, "") };
     let Some(approval) = planned.asks() else { return (plain, "") };
     let given: Vec<_> = step.approvals.iter().map(String::as_str).collect();
-    let given = if given.is_empty() { String::new() } else { format!(", given by {}", given.join(", ")) };
     let until = crate::model::time::rfc3339_ms(asked.expires_at);
+    let (have, wanted) = (given.len(), approval.approvers as usize);
+    if have >= wanted {
+        let by = given.join(", ");
+        return (
+            format!("step {id} is approved ({have} of {wanted}, by {by}); the run goes on with it until {until}, unless it is refused:"),
+            "",
+        );
+    }
+    let given = if given.is_empty() { String::new() } else { format!(", given by {}", given.join(", ")) };
     let mut what = format!("step {id} waits for approval ({} of {}{given}) until {until}", step.approvals.len(), approval.approvers);
     what.extend(approval.message.iter().map(|message| format!("; asked: {message}")));
     what.extend(asked.facts.iter().map(|(name, value)| format!("; {}", fact_line(planned, name, value))));

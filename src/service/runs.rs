@@ -8,7 +8,7 @@ use super::{
     view,
 };
 use crate::engine::{Engine, EngineError, Outcome, inbox};
-use crate::journal::{ChainKind, Claim, Command, Draft, Journal, JournalError, Stored};
+use crate::journal::{ChainKind, Claim, Command, Draft, Journal, JournalError, Stored, chain::sha256_hex};
 use crate::model::{effect::Place, estate::Estate, event::Body, ids::*, plan::*};
 use crate::plan::state::RunState;
 use crate::providers::world::World;
@@ -271,6 +271,12 @@ pub async fn state_of(journal: &dyn Journal, run: &RunId) -> Result<RunState, Se
         let what = if drill { "a drill, not a run; its runs are in `muster drill report`" } else { "not a run" };
         ServiceError::Usage(format!("{run} is {what}"))
     })
+}
+
+/// Is the runbook's file another by now than the one that this plan was made of? One that is not there says nothing.
+#[must_use]
+pub fn edited(plan: &Plan) -> bool {
+    std::fs::read(&plan.file).is_ok_and(|now| sha256_hex(&now) != plan.digest)
 }
 
 /// The first step that touches a resource of the estate.

@@ -199,12 +199,18 @@ fn an_approval_takes_two_people() {
     let place = Place::new();
     let (run, told) = approval(&place, "10m");
     assert!(told.contains(&format!("muster approve {run} ok")) && told.contains(&format!("muster resume {run}")), "{told}");
-    place.muster(&["approve", &run, "ok", "--by", "ana"]).expect(0);
+    let said = place.plain(&["approve", &run, "ok", "--by", "ana"]).expect(0);
+    assert_eq!(said.out, format!("on record, 1 of 2: it takes 1 more before `muster resume {run}` goes on\n"));
     let said = place.muster(&["approve", &run, "ok", "--by", "ana"]).expect(2);
     assert!(said.err.contains("ana has approved step `ok` already"), "{}", said.err);
     place.muster(&["resume", &run]).expect(3);
     assert!(!place.path("a").exists());
-    place.muster(&["approve", &run, "ok", "--by", "ben"]).expect(0);
+    let said = place.plain(&["approve", &run, "ok", "--by", "ben"]).expect(0);
+    assert_eq!(said.out, format!("on record; go on with: muster resume {run}\n"));
+    // It waits for nobody any more but for whoever goes on with it.
+    let shown = place.plain(&["show", &run]).expect(0).out;
+    assert!(shown.contains("step ok is approved (2 of 2, by ana, ben)") && shown.contains(&format!("muster resume {run}")), "{shown}");
+    assert!(!shown.contains("muster approve "), "{shown}");
     place.muster(&["resume", &run]).expect(0);
     assert!(place.path("a").exists());
 }
@@ -224,6 +230,46 @@ fn an_approval_may_be_refused_and_may_come_too_late() {
     let said = place.muster(&["resume", &run]).expect(3);
     assert_eq!((said.last()["status"].as_str(), said.step("ok")["failure"]["code"].as_str()), (Some("paused"), Some("approval_expired")));
     assert!(!place.path("a").exists());
+}
+
+#[test]
+fn whoever_looks_afterwards_sees_who_did_what() {
+    let place = Place::new();
+    let (run, _) = approval(&place, "1s");
+    std::thread::sleep(Duration::from_millis(1_100));
+    place.muster(&["resume", &run]).expect(3);
+    place.muster(&["retry", &run, "ok", "--by", "ana"]).expect(0);
+    place.muster(&["resume", &run]).expect(3);
+    for who in ["ana", "ben"] {
+        place.muster(&["approve", &run, "ok", "--by", who]).expect(0);
+    }
+    place.muster(&["skip", &run, "a", "--by", "ben", "--reason", "done by hand"]).expect(0);
+    let said = place.muster(&["resume", &run]).expect(0);
+    assert_eq!(
+        said.step("ok").get("failure").filter(|failure| !failure.is_null()),
+        None,
+        "what became of the first request is not its end"
+    );
+    let shown = place.plain(&["show", &run]).expect(0).out;
+    for words in ["to be tried again, says ana", "skipped by ben: done by hand", "waits for 2 approvals", "the run is waiting approval"] {
+        assert!(shown.contains(words), "{words}: {shown}");
+    }
+    // With nobody at it, an abort is its end, and nothing is left to go on with.
+    let (run, _) = approval(&place, "10m");
+    let said = place.plain(&["abort", &run]).expect(0);
+    assert_eq!(said.out, format!("on record; run {run} has ended: aborted\n"));
+    // A state directory of one's own stands in what is to be pasted.
+    let state = place.path("elsewhere").to_str().unwrap().to_owned();
+    let run = place.muster(&["run", "book.yaml", "--state", &state]).expect(3).run();
+    place.muster(&["approve", &run, "ok", "--by", "ana", "--state", &state]).expect(0);
+    let said = place.plain(&["approve", &run, "ok", "--by", "ben", "--state", &state]).expect(0);
+    assert!(said.out.contains(&format!("muster --state {state} resume {run}")), "{}", said.out);
+    let said = place.muster(&["show", "0"]).expect(2);
+    assert!(said.err.contains("`0` is ambiguous") && !said.err.contains("it begins"), "{}", said.err);
+    let said = place.muster(&["show", "nosuch"]).expect(2);
+    assert!(said.err.contains("`muster runs`"), "{}", said.err);
+    let said = place.muster(&["approve", &run, "nosuch", "--by", "ana", "--print", "--state", &state]).expect(2);
+    assert!(said.err.contains("its steps are ok, a"), "{}", said.err);
 }
 
 /// `a` runs until the file `go` is there; `b` follows.
@@ -380,11 +426,20 @@ fn a_run_keeps_the_plan_that_it_began_with() {
     place.book(WAITS);
     let running = place.start(&["run", "book.yaml", "--json"]);
     place.until_there("log");
+    let run = place.newest();
+    let told = |words: &str| ["runs", "status"].map(|view| place.plain(&[view]).expect(0).out.contains(words));
+    assert_eq!(told("the process that had it is gone"), [false, false], "its owner lives");
     running.signal("KILL");
     running.end();
+    // Nobody goes on with it, and whoever looks is told so, and what to do.
+    place.until("the owner to be gone", || told("the process that had it is gone") == [true, true]);
+    let shown = place.plain(&["show", &run]).expect(0).out;
+    assert!(shown.contains("the process that had it has ended") && shown.contains(&format!("muster resume {run}")), "{shown}");
+    assert_eq!(place.muster(&["show", &run]).expect(0).last()["next"], serde_json::json!([format!("muster resume {run}")]));
     place.book("  - id: other\n    uses: exec.command\n    with: { argv: [touch, '@/other'] }\n").file("go", "");
     let said = place.muster(&["resume"]);
     assert!(!place.path("other").exists(), "an edited runbook is for the next run");
+    assert!(said.err.contains("book.yaml is not as it was when the run began"), "{}", said.err);
     assert_eq!(said.statuses().len(), 2, "{}", said.out);
 }
 

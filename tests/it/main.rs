@@ -57,6 +57,7 @@ mod nodes;
 mod paging;
 mod people;
 mod pg;
+mod pg_approve;
 mod pg_backup;
 mod pg_beside;
 mod pg_disk;

@@ -13,10 +13,10 @@ use std::{
 };
 
 /// Nothing commits here but what a test does.
-const STILL: &str = "autovacuum=off\ntrack_commit_timestamp=on\n";
+pub const STILL: &str = "autovacuum=off\ntrack_commit_timestamp=on\n";
 
 /// A server that archives, with one base backup and three rows after it, all of which the repository has.
-fn begun(vault: &Vault, settings: &str) -> Cluster {
+pub fn begun(vault: &Vault, settings: &str) -> Cluster {
     estate(vault);
     let cluster = vault.archiving(settings);
     cluster.sql("CREATE TABLE ledger (n bigint primary key)");

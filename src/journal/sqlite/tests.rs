@@ -93,12 +93,15 @@ async fn a_chain_is_free_as_soon_as_its_owner_is_gone() {
     let (claim, _) = one.create(new("run-a", &[]), "one", first()).await.unwrap();
     let owned = two.claim(&run, "two").await.unwrap_err();
     assert!(matches!(&owned, JournalError::Owned { owner, .. } if owner == "one"), "{owned}");
+    let owner = async || two.row(&run).await.unwrap().owner;
+    assert_eq!(owner().await.as_deref(), Some("one"));
     // Nothing is said, as when a process is killed: its lock is gone with it.
     let held = claim.kept::<Held>().unwrap();
     held.done.store(true, std::sync::atomic::Ordering::SeqCst);
     drop((claim, one));
+    assert_eq!((owner().await, two.open().await.unwrap().remove(0).owner), (None, None), "who only looks sees that nobody has it");
     let claim = two.claim(&run, "two").await.unwrap();
-    assert_eq!(claim.epoch, 2);
+    assert_eq!((claim.epoch, owner().await.as_deref()), (2, Some("two")));
     // A claim that is dropped, and not released, is let go of all the same.
     drop(claim);
     let claim = two.claim(&run, "three").await.unwrap();

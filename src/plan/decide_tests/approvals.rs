@@ -62,7 +62,14 @@ fn guarded(id: &str) -> PlanStep {
 
 impl Story {
     fn prepared_as(&mut self, id: &str, hash: &str) -> &mut Self {
-        self.say(Body::Prepared { step: id.into(), intent: Value::Null, hash: hash.into(), change: Vec::new(), notes: Vec::new() })
+        self.say(Body::Prepared {
+            step: id.into(),
+            intent: Value::Null,
+            hash: hash.into(),
+            measured: None,
+            change: Vec::new(),
+            notes: Vec::new(),
+        })
     }
     fn asked_over(&mut self, id: &str, over: &str) -> &mut Self {
         let expires_at = self.now + jiff::SignedDuration::from_secs(60);

@@ -58,7 +58,7 @@ fn a_run_that_ends_lets_go_of_its_wheel_also_when_that_takes_several_attempts() 
     let wheel = PlanStep { kind: StepKind::Action { name: WHEEL_TAKE.into(), version: 1, effect: Effect::Observable }, ..step("w", &[]) };
     let mut s = story(vec![wheel, step("a", &["w"])]);
     let intent = serde_json::json!({ "bucket": "models", "region": "west" });
-    s.say(Body::Prepared { step: "w".into(), intent, hash: "h".into(), change: vec![], notes: vec![] });
+    s.say(Body::Prepared { step: "w".into(), intent, hash: "h".into(), measured: None, change: vec![], notes: vec![] });
     s.say(Body::Applying { step: "w".into(), attempt: 1, epoch: 1, key: "k".into() }).verified("w");
     s.abort();
     assert_eq!(s.next(), ["undo w"]);
