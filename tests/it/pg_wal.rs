@@ -363,6 +363,10 @@ fn a_server_that_is_shut_down_does_not_wait_for_the_receivers_turn() {
     cluster.shut_down();
     let took = began.elapsed();
     assert!(took < Duration::from_secs(20), "it took {took:?} to shut down");
+    // And is there when it comes back.
+    wait("the trouble", || receive.said().contains("the server was shut down"));
+    cluster.start_again();
+    wait("the stream again", || receive.said().matches("\"streaming\"").count() == 2);
     assert_eq!(receive.stop(), Some(0), "{}", receive.said());
 }
 
