@@ -222,7 +222,7 @@ pub(super) async fn inventory(c: &mut PgConnection) -> Result<Inventory, sqlx::E
         unlogged: part(c, &unlogged).await?.unwrap_or_default(),
         keyless: part(c, &keyless).await?.unwrap_or_default(),
     };
-    all.collations.extend(part::<BTreeMap<_, _>>(c, COLLATIONS[1]).await?.unwrap_or_default());
+    all.collations.extend(part::<BTreeMap<String, (String, String)>>(c, COLLATIONS[1]).await?.unwrap_or_default());
     all.settings.remove("TimeZone");
     all.settings.remove("DateStyle");
     all.settings.extend(part::<BTreeMap<String, String>>(c, FROM_FILE).await?.unwrap_or_default());
