@@ -23,7 +23,7 @@ mod propagation;
 mod rds_global;
 mod rds_shared;
 mod readiness_buckets;
-mod readiness_dns;
+pub(crate) mod readiness_dns;
 mod readiness_log;
 mod recovered;
 mod rejoin_own;

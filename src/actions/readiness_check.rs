@@ -137,6 +137,18 @@ fn wanted(cx: &ReadCx, input: &Input, name: &str) -> bool {
 }
 
 async fn look(cx: &ReadCx, input: &Input) -> Vec<Finding> {
+    let mut all = region(cx, input).await;
+    // Opening a repository takes a moment, in which a failover waits: it is done where it was asked for.
+    if !input.repositories.is_empty() || input.max_proof_age.is_some() {
+        for name in chosen(cx, input) {
+            all.extend(repository(cx, input, &name).await);
+        }
+    }
+    all
+}
+
+/// What the region has of its own.
+pub(crate) async fn region(cx: &ReadCx, input: &Input) -> Vec<Finding> {
     let mut all = Vec::new();
     for (name, database) in cx.estate.databases.iter().filter(|(n, _)| wanted(cx, input, n.as_str())) {
         if database.instances.contains_key(&input.region) {
@@ -160,9 +172,6 @@ async fn look(cx: &ReadCx, input: &Input) -> Vec<Finding> {
             all.extend(readiness_dns::look(cx, input.dns, name, ep).await);
         }
     }
-    for name in asked(cx, input) {
-        all.extend(repository(cx, input, &name).await);
-    }
     all
 }
 
@@ -172,16 +181,16 @@ fn asks_dns(with: &Node, estate: &Estate) -> bool {
     estate.endpoints.values().any(|ep| ep.provider == DnsProvider::Route53 && here(ep))
 }
 
-/// Opening a repository takes a moment, in which a failover waits: it is done where it was asked for.
-fn asked(cx: &ReadCx, input: &Input) -> Vec<RepositoryName> {
-    if !input.repositories.is_empty() || input.max_proof_age.is_none() {
+/// Those that are named, else those that the services use.
+pub(crate) fn chosen(cx: &ReadCx, input: &Input) -> Vec<RepositoryName> {
+    if !input.repositories.is_empty() {
         return input.repositories.clone();
     }
     cx.estate.repositories.keys().filter(|name| wanted(cx, input, name.as_str())).cloned().collect()
 }
 
 /// The age of a repository's newest snapshot, and whether it is proven that its snapshots restore.
-async fn repository(cx: &ReadCx, input: &Input, name: &RepositoryName) -> Vec<Finding> {
+pub(crate) async fn repository(cx: &ReadCx, input: &Input, name: &RepositoryName) -> Vec<Finding> {
     let (snapshot, proven) = (format!("repository/{name} snapshot"), format!("repository/{name} proof"));
     let loaded = async {
         let repository = vault::open(cx, name).await?;

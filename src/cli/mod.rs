@@ -14,6 +14,7 @@ mod operate;
 mod output;
 mod plan;
 mod progress;
+mod readiness;
 mod replica;
 mod run;
 mod runs;
@@ -117,6 +118,8 @@ enum Command {
     Wal(wal::Args),
     /// Is the replica really there? State, schema, settings, and every row
     Replica(replica::Args),
+    /// Is what would be failed over to really there? Replicas, backups, DNS, proofs
+    Readiness(readiness::Args),
     /// Is what the runbooks will need there? Their permissions at Amazon
     Doctor(doctor::Args),
     /// Fire drills on schedule
@@ -199,6 +202,7 @@ async fn dispatch(cli: Cli, mut muster: Muster, output: &Output) -> Done {
         Command::Replica(args) => return replica::main(args, muster, output).await,
         Command::Bench(args) => return bench::main(args, &muster, output).await,
         Command::Plan(args) => return plan::main(&args, &muster, output).await,
+        Command::Readiness(args) => return readiness::main(args, &muster, output).await,
         Command::Doctor(args) => return doctor::main(&args, &muster, output).await,
         Command::Status => return status::main(&muster, output).await,
         Command::Runs(args) => return runs::list(&args, &muster, output).await,

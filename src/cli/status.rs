@@ -13,7 +13,7 @@ use std::sync::Arc;
 pub async fn main(muster: &Muster, output: &Output) -> Done {
     let estate = muster.estate()?;
     let world = crate::providers::world::World::new(Arc::new(estate.clone()), muster.clock.clone());
-    let facts = as_found::capture(&world, &estate).await;
+    let (facts, proofs) = futures::join!(as_found::capture(&world, &estate), muster.proofs(&estate));
     let (open, last, overridden) = if muster.shared.is_some() || muster.state.join("journal.db").is_file() {
         let journal = muster.existing_journal().await?;
         let open = journal.open().await?;
@@ -28,7 +28,7 @@ pub async fn main(muster: &Muster, output: &Output) -> Done {
         let next = next.map(|(drill, at)| json!({ "drill": drill, "at": rfc3339_ms(at) }));
         let view = |row| if muster.shared.is_some() { view::owned_row(row, &overridden) } else { view::row(row, &overridden) };
         let open = open.iter().map(view).collect::<Vec<_>>();
-        output.object(&json!({ "estate": facts, "open": open, "last_drill": last, "next_drill": next }));
+        output.object(&json!({ "estate": facts, "proofs": proofs, "open": open, "last_drill": last, "next_drill": next }));
         return Ok(0);
     }
     let width = facts.keys().map(|fact| fact.chars().count()).max().unwrap_or_default();
@@ -53,6 +53,10 @@ pub async fn main(muster: &Muster, output: &Output) -> Done {
     }
     if open.is_empty() {
         output.line("open        nothing");
+    }
+    for proof in &proofs {
+        let what = proof.what.trim_start_matches("repository/").trim_end_matches(" proof");
+        output.line(format!("last proof  {what}: {}: {}", proof.state, proof.detail));
     }
     output.line(format!("last drill  {}", last.as_ref().map_or("none is on record".to_owned(), last_drill)));
     output

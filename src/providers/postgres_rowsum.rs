@@ -3,9 +3,12 @@
 //! Each column's hash is the seed of the next one's: values that change places, within a row or between rows, change
 //! the sum. PostgreSQL's hash of a whole record is not used, though it would be shorter to write: it is slower (the
 //! record is built first), it takes what is *equal* for the same (0 and -0, 1.0 and 1.00), and of 64-bit integers it
-//! hashes only the exclusive or of both halves, so that 1 and 4,294,967,296 have one hash whatever the seed. So integers
-//! go in by halves, times as floating-point seconds, numbers with their scale, and whatever has no function that
-//! looks at every bit as text. Which columns are null is hashed by itself; in the chain stands a constant for them.
+//! hashes only the exclusive or of both halves, so that 1 and 4,294,967,296 have one hash whatever the seed. So of such an integer
+//! the upper half goes in as well, times go in as floating-point seconds, numbers with their scale, and whatever has no function
+//! that looks at every bit as text. Which columns are null is hashed by itself; in the chain stands a constant for them.
+//!
+//! Calls of functions are most of what a row costs, so what is rare (a null, a negative zero, a year far away) is asked for
+//! by a condition, and changes the seed by an exclusive or only where it is so.
 
 use super::port::Column;
 
@@ -21,13 +24,19 @@ pub(super) fn quoted(name: &str) -> String {
 
 /// The hash of these columns, on top of `seed`, an expression itself.
 pub(super) fn hash(columns: &[Column], seed: &str) -> String {
-    let nulls: Vec<String> = columns.iter().filter(|c| c.nullable).map(|c| quoted(&c.name)).collect();
-    let with_nulls = nulls.chunks(BITS).fold(seed.to_owned(), |chain, some| {
-        let bits: Vec<String> =
-            some.iter().enumerate().map(|(bit, name)| format!("({ROW}.{name} IS NULL)::int4 * {}", 1_u32 << bit)).collect();
+    let names: Vec<String> = columns.iter().filter(|c| c.nullable).map(|c| format!("{ROW}.{}", quoted(&c.name))).collect();
+    let start = if names.is_empty() { seed.to_owned() } else { format!("({seed} # {})", nulls(&names)) };
+    columns.iter().fold(start, |chain, column| link(column, &chain))
+}
+
+/// Which of these are null, as a hash; 0 when none is.
+fn nulls(names: &[String]) -> String {
+    let none: Vec<String> = names.iter().map(|name| format!("{name} IS NOT NULL")).collect();
+    let which = names.chunks(BITS).fold(literal(0), |chain, some| {
+        let bits: Vec<String> = some.iter().enumerate().map(|(bit, name)| format!("({name} IS NULL)::int4 * {}", 1_u32 << bit)).collect();
         format!("hashint4extended({}, {chain})", bits.join(" + "))
     });
-    columns.iter().fold(with_nulls, |chain, column| link(column, &chain))
+    format!("CASE WHEN {} THEN {} ELSE {which} END", none.join(" AND "), literal(0))
 }
 
 fn link(column: &Column, chain: &str) -> String {
@@ -39,19 +48,21 @@ fn link(column: &Column, chain: &str) -> String {
         "oid" => format!("hashoidextended({}, {chain})", or("0")),
         "bigint" => {
             let c = or("0");
-            format!("hashint4extended(({c} >> 32)::int4, hashint4extended((({c} << 32) >> 32)::int4, {chain}))")
+            format!("hashint8extended({c}, hashint4extended(({c} >> 32)::int4, {chain}))")
         }
         // -0 is equal to 0 and another value.
         "double precision" | "real" => {
             let function = if column.kind == "real" { "hashfloat4extended" } else { "hashfloat8extended" };
             let c = or("0");
-            format!("{function}({c}, hashint4extended(CASE WHEN {c} = 0 THEN ({c}::text = '-0')::int4 ELSE 2 END, {chain}))")
+            let negative = format!("CASE WHEN {c} = 0 AND {c}::text = '-0' THEN {} ELSE {} END", literal(1), literal(0));
+            format!("{function}({c}, {chain} # {negative})")
         }
         // Seconds as `float8` name every microsecond of these years; others are hashed as text.
         "timestamp with time zone" | "timestamp without time zone" => {
             let c = or("'epoch'");
-            let far = format!("CASE WHEN {c} BETWEEN '1870-01-01 UTC' AND '2130-01-01 UTC' THEN '' ELSE {c}::text END");
-            format!("hashfloat8extended(date_part('epoch', {c}), hashtextextended({far} COLLATE \"C\", {chain}))")
+            let near = format!("{c} BETWEEN '1870-01-01 UTC' AND '2130-01-01 UTC'");
+            let far = format!("CASE WHEN {near} THEN {0} ELSE hashtextextended({c}::text COLLATE \"C\", {0}) END", literal(0));
+            format!("hashfloat8extended(date_part('epoch', {c}), {chain} # {far})")
         }
         // 1.0 and 1.00 are equal and not the same.
         "numeric" => {
@@ -102,7 +113,8 @@ mod tests {
         let columns = [column("id", "integer", false), column("Te\"xt", "text", true)];
         assert_eq!(
             hash(&columns, "S"),
-            "hashtextextended(coalesce(muster_row.\"Te\"\"xt\"::text, '') COLLATE \"C\", hashint4extended(muster_row.\"id\", hashint4extended((muster_row.\"Te\"\"xt\" IS NULL)::int4 * 1, S)))"
+            "hashtextextended(coalesce(muster_row.\"Te\"\"xt\"::text, '') COLLATE \"C\", hashint4extended(muster_row.\"id\", (S # CASE WHEN \
+             muster_row.\"Te\"\"xt\" IS NOT NULL THEN '0'::int8 ELSE hashint4extended((muster_row.\"Te\"\"xt\" IS NULL)::int4 * 1, '0'::int8) END)))"
         );
     }
 

@@ -20,6 +20,7 @@ pub mod next;
 pub mod notices;
 pub mod portable;
 mod preempt;
+pub mod readiness;
 pub mod replica;
 pub mod report;
 pub mod runs;
