@@ -81,6 +81,7 @@ mod pg_vault;
 mod pg_wal;
 mod pg_yard;
 mod place;
+mod ports;
 mod preempt;
 mod prometheus;
 #[cfg(feature = "lab")]
