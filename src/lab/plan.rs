@@ -319,8 +319,7 @@ mod tests {
         let plan = draw(PathBuf::from("/tmp/one"), PathBuf::new(), PathBuf::new(), None).unwrap();
         let (east, west, outside) = (&plan.regions["east"], &plan.regions["west"], &plan.outside);
         let regions = [east, west].into_iter().flat_map(|r| [r.postgres, r.s3, r.rds]);
-        let all: Vec<u16> =
-            regions.chain([east.inference, outside.dns, outside.resolver, outside.route53, outside.lease]).collect();
+        let all: Vec<u16> = regions.chain([east.inference, outside.dns, outside.resolver, outside.route53, outside.lease]).collect();
         let given_away = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
         let lowest: u16 = given_away.split_whitespace().next().unwrap().parse().unwrap();
         assert!(lowest < Ports::FIRST + 1_000 || all.iter().all(|port| (Ports::FIRST..lowest).contains(port)), "{all:?} {given_away}");

@@ -238,7 +238,8 @@ impl Cluster {
         let dir = home.0.path();
         let (data, port) = (dir.join(name), free_port());
         let from = self.port.to_string();
-        let args = ["-h", "127.0.0.1", "-p", &from, "-U", "postgres", "-D", data.to_str().unwrap(), "-R", "-X", "stream", "-c", "fast", "--no-sync"];
+        let args =
+            ["-h", "127.0.0.1", "-p", &from, "-U", "postgres", "-D", data.to_str().unwrap(), "-R", "-X", "stream", "-c", "fast", "-N"];
         run(dir, self.bin.join("pg_basebackup"), &[&args[..], more].concat());
         let file = data.join("postgresql.conf");
         let conf = std::fs::read_to_string(&file).unwrap() + &format!("\nport={port}\ncluster_name='{name}'\n{settings}");
