@@ -22,7 +22,7 @@ if [ -z "${TMPDIR:-}" ] && [ "$(gib "$(awk '/^MemAvailable:/ { print $2 }' /proc
 fi
 if cargo nextest --version >/dev/null 2>&1; then
   cores=$(nproc)
-  cargo nextest run --no-fail-fast --test-threads "$((cores > 4 ? cores : 4))" "$@" 2>&1 | tee "$log"
+  cargo nextest run --no-fail-fast --test-threads "$((cores > 5 ? cores : 5))" "$@" 2>&1 | tee "$log"
   status=${PIPESTATUS[0]}
   line=$(grep -E '^ *Summary ' "$log" | tail -n 1)
   passed=$(sed -n 's/.*: \([0-9]*\) passed.*/\1/p' <<<"$line")
