@@ -18,8 +18,10 @@ if [ -z "${TMPDIR:-}" ] && [ "$(gib "$(awk '/^MemAvailable:/ { print $2 }' /proc
   [ "$(gib "$(df -k --output=avail /dev/shm 2>/dev/null | tail -n 1)")" -ge 8 ] && memory=$(mktemp -d /dev/shm/muster-test.XXXXXX); then
   # PostgreSQL's user must be able to pass through.
   chmod 1777 "$memory"
-  if cp "$(command -v true)" "$memory/true" && "$memory/true"; then export TMPDIR=$memory; fi
+  printf '#!/bin/sh\n' >"$memory/probe" && chmod +x "$memory/probe"
+  if "$memory/probe"; then export TMPDIR=$memory; fi
 fi
+
 if cargo nextest --version >/dev/null 2>&1; then
   cores=$(nproc)
   cargo nextest run --no-fail-fast --test-threads "$((cores > 5 ? cores : 5))" "$@" 2>&1 | tee "$log"
