@@ -10,6 +10,9 @@
 #[path = "../tests/it/dns_servers.rs"]
 #[allow(dead_code, clippy::format_collect)]
 mod dns_servers;
+#[path = "../tests/it/ports.rs"]
+#[allow(dead_code)]
+mod ports;
 mod support;
 
 use dns_servers::{Authority, KEY, Kind, NAME, SECRET, ZONE, address};

@@ -8,9 +8,23 @@ version() { sed -n "/^name = \"$1\"/{n;s/version = \"\(.*\)\"/\1/p;}" Cargo.lock
 pin() { sed -n "s/^$1==//p" scripts/requirements.txt scripts/unpacked.txt; }
 
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+memory=
+trap 'rm -rf "$log" $memory' EXIT
+
+# Much of what is tested makes sure that what it wrote is on the disk, thousands of times. Where there is memory enough,
+# and programs may be run from there, the tests' files lie in memory.
+gib() { awk -v kib="${1:-0}" 'BEGIN { print int(kib / 1048576) }'; }
+if [ -z "${TMPDIR:-}" ] && [ "$(gib "$(awk '/^MemAvailable:/ { print $2 }' /proc/meminfo 2>/dev/null)")" -ge 8 ] &&
+  [ "$(gib "$(df -k --output=avail /dev/shm 2>/dev/null | tail -n 1)")" -ge 8 ] && memory=$(mktemp -d /dev/shm/muster-test.XXXXXX); then
+  # PostgreSQL's user must be able to pass through.
+  chmod 1777 "$memory"
+  printf '#!/bin/sh\n' >"$memory/probe" && chmod +x "$memory/probe"
+  if "$memory/probe"; then export TMPDIR=$memory; fi
+fi
+
 if cargo nextest --version >/dev/null 2>&1; then
-  cargo nextest run --no-fail-fast "$@" 2>&1 | tee "$log"
+  cores=$(nproc)
+  cargo nextest run --no-fail-fast --test-threads "$((cores > 5 ? cores : 5))" "$@" 2>&1 | tee "$log"
   status=${PIPESTATUS[0]}
   line=$(grep -E '^ *Summary ' "$log" | tail -n 1)
   passed=$(sed -n 's/.*: \([0-9]*\) passed.*/\1/p' <<<"$line")

@@ -9,6 +9,9 @@
 #[path = "../../tests/it/pg.rs"]
 #[allow(dead_code)]
 mod pg;
+#[path = "../../tests/it/ports.rs"]
+#[allow(dead_code)]
+mod ports;
 
 use muster::journal::{
     Journal,

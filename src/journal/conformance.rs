@@ -7,6 +7,10 @@ use super::{chain::verify, *};
 #[allow(dead_code, clippy::disallowed_methods)]
 pub(super) mod pg;
 
+#[path = "../../tests/it/ports.rs"]
+#[allow(dead_code, clippy::disallowed_methods)]
+mod ports;
+
 use crate::model::{estate::Estate, plan::*};
 use std::{collections::BTreeMap, time::Duration};
 

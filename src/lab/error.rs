@@ -32,6 +32,8 @@ pub enum LabError {
     Undead(usize),
     #[error("no free subnet 127.x.y.0/24 was found for the lab: end other labs with `muster lab down`")]
     NoSubnet,
+    #[error("no free port was found for the lab: end other labs with `muster lab down`")]
+    NoPort,
 }
 
 pub type LabResult<T> = Result<T, LabError>;

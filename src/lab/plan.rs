@@ -220,51 +220,66 @@ pub fn draw(home: PathBuf, exe: PathBuf, pg_bin: PathBuf, run_as: Option<(u32, u
         .ok_or(LabError::NoSubnet)?;
     let address = |host: u8| Ipv4Addr::new(127, subnet[0], subnet[1], host);
     let (east, west, outside) = (address(1), address(2), address(3));
-    let inference = shared_port(east, west)?;
-    let mut held = Vec::new();
+    let mut ports = Ports::new(&home);
+    // The same in both regions: DNS moves an address, and says nothing of ports.
+    let inference = ports.tcp(&[east, west])?;
     let mut region = |address: Ipv4Addr, aws_region: &str| -> LabResult<RegionPlan> {
-        let mut next = || port(address, &mut held);
+        let mut next = || ports.tcp(&[address]);
         let (postgres, s3, rds) = (next()?, next()?, next()?);
         Ok(RegionPlan { aws_region: aws_region.to_owned(), address, postgres, s3, rds, inference })
     };
     let regions = BTreeMap::from([("east".to_owned(), region(east, "us-east-1")?), ("west".to_owned(), region(west, "us-west-2")?)]);
-    let dns = udp_port(outside)?;
-    let resolver = udp_port(outside)?;
-    let mut next = || port(outside, &mut held);
+    let (dns, resolver) = (ports.tcp_and_udp(outside)?, ports.tcp_and_udp(outside)?);
+    let mut next = || ports.tcp(&[outside]);
     let outside = OutsidePlan { address: outside, dns, resolver, route53: next()?, lease: next()? };
     Ok(LabPlan { home, exe, regions, outside, run_as, pg_bin, servers: Servers::default(), complete: false })
 }
 
-/// Held open until all are drawn, so that the system gives each only once.
-fn port(address: Ipv4Addr, held: &mut Vec<TcpListener>) -> LabResult<u16> {
-    let listener = TcpListener::bind((address, 0)).what(format!("a port on {address}"))?;
-    let port = listener.local_addr().what("its number")?.port();
-    held.push(listener);
-    Ok(port)
+/// Port numbers for servers that start later, none of them twice. They lie below those that the system gives to whoever
+/// connects, or asks for any: one of those may be somebody's by the time that the server listens.
+pub(super) struct Ports {
+    next: u16,
+    tried: u16,
+    end: u16,
 }
 
-/// One that is free for both UDP and TCP.
-fn udp_port(address: Ipv4Addr) -> LabResult<u16> {
-    for _ in 0..50 {
-        let listener = TcpListener::bind((address, 0)).what(format!("a port on {address}"))?;
-        let port = listener.local_addr().what("its number")?.port();
-        if UdpSocket::bind((address, port)).is_ok() {
-            return Ok(port);
-        }
-    }
-    Err(LabError::NoSubnet)
-}
+impl Ports {
+    const FIRST: u16 = 10_000;
 
-/// The same port in both regions: DNS moves an address, and says nothing of ports.
-fn shared_port(one: Ipv4Addr, other: Ipv4Addr) -> LabResult<u16> {
-    for _ in 0..50 {
-        let listener = TcpListener::bind((one, 0)).what(format!("a port on {one}"))?;
-        let port = listener.local_addr().what("its number")?.port();
-        if TcpListener::bind((other, port)).is_ok() {
-            return Ok(port);
-        }
+    /// Sought from a place of its own on for each home.
+    fn new(home: &Path) -> Self {
+        Self::after(u16::from_str_radix(hash_of(home).get(4..8).unwrap_or("0"), 16).unwrap_or(0))
     }
-    Err(LabError::NoSubnet)
+
+    pub(super) fn after(number: u16) -> Self {
+        let given_away = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+        let lowest = given_away.split_whitespace().next().and_then(|word| word.parse().ok());
+        // Where the system gives away nearly all, there is no better choice than among those.
+        let end = lowest.filter(|lowest| *lowest >= Self::FIRST + 1_000).unwrap_or(32_768);
+        Self { next: number, tried: 0, end }
+    }
+
+    /// One that is free for TCP on all these addresses.
+    pub(super) fn tcp(&mut self, addresses: &[Ipv4Addr]) -> LabResult<u16> {
+        self.find(|port| addresses.iter().all(|address| TcpListener::bind((*address, port)).is_ok()))
+    }
+
+    fn tcp_and_udp(&mut self, address: Ipv4Addr) -> LabResult<u16> {
+        self.find(|port| TcpListener::bind((address, port)).is_ok() && UdpSocket::bind((address, port)).is_ok())
+    }
+
+    fn find(&mut self, free: impl Fn(u16) -> bool) -> LabResult<u16> {
+        let all = self.end - Self::FIRST;
+        while self.tried < all {
+            self.tried += 1;
+            self.next = self.next.wrapping_add(1);
+            let port = Self::FIRST + self.next % all;
+            if free(port) {
+                return Ok(port);
+            }
+        }
+        Err(LabError::NoPort)
+    }
 }
 
 /// The second and third bytes of every 127/8 address that a socket is bound to.
@@ -297,6 +312,22 @@ mod tests {
         let same_again = draw("/tmp/one");
         assert_ne!(one.outside.address, same_again.outside.address, "a subnet in use was given out again");
         assert_eq!(one.regions["east"].inference, one.regions["west"].inference);
+    }
+
+    #[test]
+    fn what_a_lab_listens_on_is_given_to_no_client_meanwhile() {
+        let plan = draw(PathBuf::from("/tmp/one"), PathBuf::new(), PathBuf::new(), None).unwrap();
+        let (east, west, outside) = (&plan.regions["east"], &plan.regions["west"], &plan.outside);
+        let regions = [east, west].into_iter().flat_map(|r| [r.postgres, r.s3, r.rds]);
+        let all: Vec<u16> = regions.chain([east.inference, outside.dns, outside.resolver, outside.route53, outside.lease]).collect();
+        let given_away = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
+        let lowest: u16 = given_away.split_whitespace().next().unwrap().parse().unwrap();
+        assert!(lowest < Ports::FIRST + 1_000 || all.iter().all(|port| (Ports::FIRST..lowest).contains(port)), "{all:?} {given_away}");
+        assert_eq!(BTreeSet::from_iter(&all).len(), all.len(), "one was given twice: {all:?}");
+        let from_here = || Ports::after((east.postgres - Ports::FIRST).wrapping_sub(1)).tcp(&[east.address]).unwrap();
+        assert_eq!(from_here(), east.postgres);
+        let _bound = TcpListener::bind((east.address, east.postgres)).unwrap();
+        assert_ne!(from_here(), east.postgres, "what somebody listens on was given out");
     }
 
     #[test]

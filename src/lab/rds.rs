@@ -4,7 +4,7 @@
 use super::{
     error::LabError,
     instances::{Instance, Snapshot, Task, split_arn},
-    plan::{LabPlan, RegionPlan},
+    plan::{LabPlan, Ports, RegionPlan},
     rds_work::Rds,
     web,
     xml::{tag, wrap},
@@ -18,7 +18,7 @@ use axum::{
     routing::post,
 };
 use secrecy::ExposeSecret;
-use std::{collections::BTreeMap, net::TcpListener, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 /// AWS's code, the status that goes with it, and a sentence.
 pub struct Refusal {
@@ -229,7 +229,7 @@ fn create_replica(rds: &Arc<Rds>, params: &Params) -> Answer {
             return Err(refuse("DBInstanceAlreadyExists", format!("DB instance {id} already exists.")));
         }
         let used = |port: u16| state.instances.values().any(|i| i.port == port);
-        let port = if used(place.postgres) { fresh_port(&place)? } else { place.postgres };
+        let port = if used(place.postgres) { fresh_port(&place, used)? } else { place.postgres };
         let mut instance = Instance::new(id, port, Some(arn), &*rds.clock);
         instance.tags = params.tags();
         instance.task = Some(Task::Create);
@@ -240,9 +240,16 @@ fn create_replica(rds: &Arc<Rds>, params: &Params) -> Answer {
     Ok(instance_xml(&place, &instance))
 }
 
-fn fresh_port(place: &RegionPlan) -> Result<u16, Refusal> {
-    let port = TcpListener::bind((place.address, 0)).and_then(|l| l.local_addr()).map(|a| a.port());
-    port.map_err(|e| refuse("InsufficientDBInstanceCapacity", format!("no port for another instance: {e}")))
+fn fresh_port(place: &RegionPlan, used: impl Fn(u16) -> bool) -> Result<u16, Refusal> {
+    let mut ports = Ports::after(place.postgres);
+    let none = |e: LabError| refuse("InsufficientDBInstanceCapacity", format!("no port for another instance: {e}"));
+    loop {
+        let port = ports.tcp(&[place.address]).map_err(none)?;
+        // What is stopped or lost comes back to its own.
+        if !used(port) && ![place.s3, place.rds, place.inference].contains(&port) {
+            return Ok(port);
+        }
+    }
 }
 
 fn delete(rds: &Arc<Rds>, params: &Params) -> Answer {

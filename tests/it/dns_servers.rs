@@ -2,7 +2,7 @@
 //! packages. Each is started for one test, on a port of its own, and killed with it.
 
 use std::{
-    net::{SocketAddr, TcpListener, UdpSocket},
+    net::{SocketAddr, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -34,19 +34,8 @@ impl Drop for Authority {
     }
 }
 
-/// Free for TCP and for UDP alike.
-fn port() -> u16 {
-    loop {
-        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = tcp.local_addr().unwrap().port();
-        if UdpSocket::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
-}
-
 pub fn address() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], port()))
+    SocketAddr::from(([127, 0, 0, 1], super::ports::free_port()))
 }
 
 /// The program, copied to where no profile of the system's says what it may read.

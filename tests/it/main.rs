@@ -84,6 +84,7 @@ mod pg_versions;
 mod pg_wal;
 mod pg_yard;
 mod place;
+mod ports;
 mod preempt;
 mod prometheus;
 #[cfg(feature = "lab")]

@@ -1,9 +1,10 @@
 //! A PostgreSQL primary and its standby, made for one test and gone with it. The journal's own unit tests
 //! use it as well.
 
+pub use super::ports::free_port;
 use std::{
-    net::TcpListener,
-    os::unix::fs::{MetadataExt, chown},
+    hash::{Hash, Hasher},
+    os::unix::fs::{FileExt, MetadataExt, chown},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -142,10 +143,6 @@ impl Wheel {
     }
 }
 
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 /// Runs a program as the server's user.
 pub fn run(dir: &Path, program: PathBuf, args: &[&str]) {
     use std::os::unix::process::CommandExt;
@@ -158,6 +155,59 @@ pub fn run(dir: &Path, program: PathBuf, args: &[&str]) {
     command.stderr(std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap());
     let status = command.status().unwrap();
     assert!(status.success(), "{} failed: {}", program.display(), std::fs::read_to_string(&log).unwrap());
+}
+
+/// What `initdb` makes with these options. It takes a second, and so many tests want one: for each set of options it is
+/// done once, beside the other temporary files, and copied from then on.
+fn new_cluster(bin: &Path, data: &Path, options: &[&str]) {
+    let program = std::fs::metadata(bin.join("postgres")).unwrap();
+    let mut key = std::hash::DefaultHasher::new();
+    (bin, program.len(), program.mtime(), options).hash(&mut key);
+    for name in ["LANG", "LANGUAGE", "LC_ALL", "LC_COLLATE", "LC_CTYPE", "LC_MESSAGES", "LC_MONETARY", "LC_NUMERIC", "LC_TIME", "TZ"] {
+        std::env::var(name).ok().hash(&mut key);
+    }
+    let uid = std::fs::metadata("/proc/self").unwrap().uid();
+    let made = std::env::temp_dir().join(format!("muster-initdb-{uid}-{:016x}", key.finish()));
+    if !made.exists() {
+        let home = Home::new();
+        let half = home.0.path().join("half");
+        let args = ["-D", half.to_str().unwrap(), "-U", "postgres", "-A", "trust", "-N", "--no-instructions"];
+        run(home.0.path(), bin.join("initdb"), &[&args[..], options].concat());
+        // Another process may have been faster: then what it has made is as good.
+        assert!(std::fs::rename(&half, &made).is_ok() || made.exists());
+    }
+    assert!(Command::new("cp").args(["-a", "--reflink=auto"]).args([&made, data]).status().unwrap().success());
+    name_anew(data);
+}
+
+/// Gives a copy of a new cluster an identifier of its own, as `initdb` does: replicas and archives are told apart by it.
+/// It stands at the beginning of the control file, which ends with its checksum, and of each file of the log.
+fn name_anew(data: &Path) {
+    let file = data.join("global/pg_control");
+    let mut control = std::fs::read(&file).unwrap();
+    let old: [u8; 8] = control[..8].try_into().unwrap();
+    let sum = |control: &[u8], end: usize| crc32c(&control[..end]).to_ne_bytes();
+    let end = (200..512).step_by(4).find(|end| sum(&control, *end) == control[*end..*end + 4]);
+    let end = end.expect("the control file has a checksum");
+    // The seconds of the real one, and chance.
+    let chance = uuid::Uuid::now_v7().as_u128() as u32;
+    let new = ((u64::from_ne_bytes(old) & !u64::from(u32::MAX)) | u64::from(chance)).to_ne_bytes();
+    control[..8].copy_from_slice(&new);
+    let sum = sum(&control, end);
+    control[end..end + 4].copy_from_slice(&sum);
+    std::fs::write(&file, control).unwrap();
+    for entry in std::fs::read_dir(data.join("pg_wal")).unwrap().map(Result::unwrap).filter(|entry| entry.path().is_file()) {
+        let log = std::fs::OpenOptions::new().read(true).write(true).open(entry.path()).unwrap();
+        let mut named = [0; 8];
+        log.read_exact_at(&mut named, 24).unwrap();
+        assert_eq!(named, old, "{}", entry.path().display());
+        log.write_all_at(&new, 24).unwrap();
+    }
+}
+
+fn crc32c(bytes: &[u8]) -> u32 {
+    let bit = |crc: u32| (crc >> 1) ^ if crc & 1 == 1 { 0x82f6_3b78 } else { 0 };
+    !bytes.iter().fold(u32::MAX, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| bit(crc)))
 }
 
 impl Cluster {
@@ -191,8 +241,7 @@ impl Cluster {
         let dir = home.0.path();
         let bin = programs.bin();
         let (data, port) = (dir.join(name), free_port());
-        let args = ["-D", data.to_str().unwrap(), "-U", "postgres", "-A", "trust", "-N", "--no-instructions"];
-        run(dir, bin.join("initdb"), &[&args[..], initdb].concat());
+        new_cluster(&bin, &data, initdb);
         let conf = format!(
             "\nlisten_addresses='127.0.0.1'\nport={port}\nunix_socket_directories=''\nwal_level=replica\nhot_standby=on\nwal_keep_size=64MB\n\
              shared_buffers=16MB\ncluster_name='{name}'\nwal_retrieve_retry_interval=50ms\n{settings}"
@@ -235,7 +284,8 @@ impl Cluster {
         let dir = home.0.path();
         let (data, port) = (dir.join(name), free_port());
         let from = self.port.to_string();
-        let args = ["-h", "127.0.0.1", "-p", &from, "-U", "postgres", "-D", data.to_str().unwrap(), "-R", "-X", "stream", "-c", "fast"];
+        let args =
+            ["-h", "127.0.0.1", "-p", &from, "-U", "postgres", "-D", data.to_str().unwrap(), "-R", "-X", "stream", "-c", "fast", "-N"];
         run(dir, self.bin.join("pg_basebackup"), &[&args[..], more].concat());
         let file = data.join("postgresql.conf");
         let conf = std::fs::read_to_string(&file).unwrap() + &format!("\nport={port}\ncluster_name='{name}'\n{settings}");

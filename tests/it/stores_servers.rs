@@ -6,7 +6,7 @@ use muster::{
     providers::{aws::AwsClients, port::ObjectWrite, store},
 };
 use std::{
-    net::{SocketAddr, TcpListener as StdListener, TcpStream},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -161,16 +161,6 @@ pub async fn moto() -> Server {
     Server::new(port, Some(process), dir).up(port).await
 }
 
-/// Four ports in a row; each server opens the port 10,000 above its own as well, and two SeaweedFS on the same ports
-/// would quietly become one.
-fn ports() -> u16 {
-    let free = |port: u16| StdListener::bind(SocketAddr::from(([127, 0, 0, 1], port))).is_ok();
-    let first = (std::process::id() % 2_000) as u16 * 10;
-    let candidates = (0..2_000u16).map(|n| 10_010 + (first + n * 10) % 12_000);
-    let all_free = |base: &u16| (*base..base + 4).all(|port| free(port) && free(port + 10_000));
-    candidates.into_iter().find(all_free).expect("no ports are free")
-}
-
 pub async fn seaweedfs() -> Server {
     seaweedfs_for(true).await
 }
@@ -181,7 +171,9 @@ pub async fn open_seaweedfs() -> Server {
 }
 
 async fn seaweedfs_for(known: bool) -> Server {
-    let (dir, base) = (folder(), ports());
+    // Each of its four servers opens the port 10,000 above its own as well, and two SeaweedFS on the same ports would
+    // quietly become one.
+    let (dir, base) = (folder(), crate::ports::four_ports());
     let identity = r#"{"identities":[{"name":"t","credentials":[{"accessKey":"test","secretKey":"testtest"}],"actions":["Admin","Read","Write","List","Tagging"]}]}"#;
     std::fs::write(dir.path().join("s3.json"), identity).unwrap();
     std::fs::create_dir(dir.path().join("data")).unwrap();
