@@ -598,5 +598,6 @@ async fn undo_accepts_what_never_happened_and_takes_back_what_did() {
 #[path = "contract_undo_tests.rs"]
 pub mod undo;
 
+#[cfg(test)]
 #[path = "contract_measured_tests.rs"]
 mod measured;
