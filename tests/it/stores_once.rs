@@ -61,10 +61,15 @@ pub async fn made_firmer(server: &Server, vault: &dyn ObjectWrite, guards_mode: 
     assert_eq!(vault.retained("firmer").await, Ok(Some((until, Some(LockMode::Compliance)))));
 }
 
-/// moto does not keep all of the contract (it takes what has another checksum than it says), but this it does.
+/// moto does not keep all of the contract: it takes what has another checksum than it says, and looks for what is there
+/// before it writes, so that of several at once all may win. Who comes late is told.
 #[tokio::test]
-async fn moto_takes_a_name_once_however_it_is_written() {
+async fn moto_tells_who_comes_late_with_an_upload_in_parts() {
     let server = moto().await;
     server.bucket("models", false).await;
-    one_of_many_however_they_write(&*server.open("s3://models/scoring")).await;
+    let store = server.open("s3://models/scoring");
+    store.put_stream("k", chunks(noise(9 * MIB, 1)), &none(), true).await.unwrap();
+    let late = store.put_stream("k", chunks(noise(9 * MIB, 2)), &none(), true).await;
+    assert!(matches!(late, Err(PortError::Conflict { .. })), "{late:?}");
+    assert!(whole(store.get("k").await.unwrap()).await == noise(9 * MIB, 1));
 }

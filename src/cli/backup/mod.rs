@@ -85,9 +85,7 @@ pub(super) struct CompressionArg {
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Compression {
-    /// Everything is stored as it is
     None,
-    /// Larger than standard, in less time
     Fast,
     Standard,
 }
