@@ -161,7 +161,8 @@ done
 }
 
 /// `$1` host, `$2` port, `$3` user, `$4` the name that the old directory is kept under, then the tablespaces. The old directory is
-/// moved away only when the new one is whole; its tablespaces stay where they are, and are its own. `pg_basebackup` leaves
+/// moved away only when the new one is whole; its tablespaces stay where they are, and are its own. `pg_basebackup` works from
+/// within the old one, as all that is begun here: where this shell was killed, the next attempt sees it and waits. It leaves
 /// behind what it had filled of tablespaces when it is cut off: what is on record as such is emptied first. The record is gone
 /// before the new directory takes its place, so that nobody ever takes what serves for such a rest.
 #[must_use]
@@ -186,7 +187,6 @@ if [ -d "$new" ] && [ -e "$begun" ]; then
 fi
 rm -rf "$begun" "$new" && mkdir -m 700 "$new" || exit 1
 if [ -n "$places" ]; then printf '%s' "$places" > "$begun" && { sync "$begun" 2>/dev/null || sync; } || exit 1; fi
-cd "$new" || exit 1
 LC_ALL=C "$bin/pg_basebackup" -D "$new" -h "$host" -p "$port" -U "$user" -w -X stream -c fast "$@" >&2 || exit 1
 rm -f "$begun" && sync && cd / && mv "$data" "$old" && mv "$new" "$data" || exit 1
 sync; echo "$old"
