@@ -350,6 +350,26 @@ fn the_receiver_follows_a_promotion_and_a_server_that_comes_back() {
     assert_eq!(old.sql("SELECT string_agg(n::text, ',' ORDER BY n) FROM ledger"), "1");
 }
 
+/// A server that is shut down ends only when all is flushed that it sent: the receiver does not let it wait for its next piece.
+#[test]
+fn a_server_that_is_shut_down_does_not_wait_for_the_receivers_turn() {
+    let vault = Vault::new();
+    let cluster = Cluster::with(&vault.home, "fsync=off\nmax_wal_senders=6\n");
+    let address = url(&cluster);
+    let mut receive = vault.spawn("receive", &["wal", "receive", &address, "--slot", "muster", "--create-slot", "--every", "40s"]);
+    wait("the stream", || receive.said().contains("\"streaming\""));
+    cluster.sql("CREATE TABLE ledger (n bigint primary key)");
+    let began = Instant::now();
+    cluster.shut_down();
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(20), "it took {took:?} to shut down");
+    // And is there when it comes back.
+    wait("the trouble", || receive.said().contains("the server was shut down"));
+    cluster.start_again();
+    wait("the stream again", || receive.said().matches("\"streaming\"").count() == 2);
+    assert_eq!(receive.stop(), Some(0), "{}", receive.said());
+}
+
 #[test]
 fn what_cannot_go_on_says_why() {
     let vault = Vault::new();

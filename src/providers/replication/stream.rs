@@ -98,6 +98,8 @@ impl WalStream {
                 self.ended = true;
                 Ok(Some(Event::End))
             }
+            // A server that is shut down says so, once all of its log is flushed here, and goes. It may come back.
+            Reply::Complete => Err(self.session.lost(DURING, &"the server was shut down, and has sent all of its log")),
             other => Err(self.session.protocol(DURING, format!("{other:?}"))),
         }
     }

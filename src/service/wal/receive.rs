@@ -390,8 +390,8 @@ impl Pump<'_, '_> {
                     Some(Event::Keepalive { server_end, reply }) => {
                         self.server = self.server.max(server_end);
                         if reply {
-                            self.report().await?;
-                            reported = clock.monotonic();
+                            self.write_now().await?;
+                            (reported, waiting_since) = (clock.monotonic(), None);
                         }
                     }
                     Some(Event::End) => {
@@ -423,6 +423,13 @@ impl Pump<'_, '_> {
             };
             Ok(end)
         }));
+    }
+
+    /// A server that is shut down asks how far we are, and ends only when it hears that all of it is flushed.
+    async fn write_now(&mut self) -> Result<(), End> {
+        let part = self.inflow.cut();
+        self.write(part);
+        self.report().await
     }
 
     /// A part is in the repository, and all before it.
