@@ -136,14 +136,20 @@ const EXTENSIONS: &str = "SELECT json_object_agg(extname, extversion)::text AS t
 const AVAILABLE: &str = "
 SELECT json_object_agg(name, versions)::text AS told FROM (SELECT name, json_agg(version) AS versions FROM pg_available_extension_versions GROUP BY 1) a";
 
-/// An index is sorted by the rules that it was made with; a machine that sorts otherwise finds nothing in it.
-const COLLATIONS: &str = "
+/// An index is sorted by the rules that it was made with; a machine that sorts otherwise finds nothing in it. What a database was made
+/// with is known since 15.
+const COLLATIONS: [&str; 2] = [
+    "
 SELECT json_object_agg(name, json_build_array(made, here))::text AS told FROM (
   SELECT format('database %I', datname) AS name, to_jsonb(d)->>'datcollversion' AS made, pg_database_collation_actual_version(oid) AS here
-    FROM pg_database d WHERE datname = current_database()
-   UNION ALL
-  SELECT format('collation %I', collname), collversion, pg_collation_actual_version(oid) FROM pg_collation WHERE collversion IS NOT NULL) c
- WHERE made IS DISTINCT FROM here AND made IS NOT NULL";
+    FROM pg_database d WHERE datname = current_database()) c
+ WHERE made IS DISTINCT FROM here AND made IS NOT NULL",
+    "
+SELECT json_object_agg(name, json_build_array(made, here))::text AS told FROM (
+  SELECT format('collation %I', collname) AS name, collversion AS made, pg_collation_actual_version(oid) AS here
+    FROM pg_collation WHERE collversion IS NOT NULL) c
+ WHERE made IS DISTINCT FROM here AND made IS NOT NULL",
+];
 
 const PLAIN_TABLES: &str = "
 SELECT coalesce(json_agg(format('%I.%I', n.nspname, c.relname) ORDER BY 1), '[]')::text AS told FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -212,10 +218,11 @@ pub(super) async fn inventory(c: &mut PgConnection) -> Result<Inventory, sqlx::E
         settings: part(c, SETTINGS).await?.unwrap_or_default(),
         extensions: part(c, EXTENSIONS).await?.unwrap_or_default(),
         available: part(c, AVAILABLE).await?.unwrap_or_default(),
-        collations: part(c, COLLATIONS).await?.unwrap_or_default(),
+        collations: part(c, COLLATIONS[0]).await?.unwrap_or_default(),
         unlogged: part(c, &unlogged).await?.unwrap_or_default(),
         keyless: part(c, &keyless).await?.unwrap_or_default(),
     };
+    all.collations.extend(part::<BTreeMap<String, (String, String)>>(c, COLLATIONS[1]).await?.unwrap_or_default());
     all.settings.remove("TimeZone");
     all.settings.remove("DateStyle");
     all.settings.extend(part::<BTreeMap<String, String>>(c, FROM_FILE).await?.unwrap_or_default());

@@ -236,14 +236,15 @@ impl RowRead for Rows {
     async fn tables(&mut self, names: &[String]) -> PortResult<Vec<TableFile>> {
         let Self { connection, about } = self;
         let trouble = |e: sqlx::Error| about.trouble(&e);
+        let version = connection.server_version_num();
         let work = async {
             let mut tx = connection.begin_with("BEGIN READ ONLY").await.map_err(trouble)?;
             // The estate's names are the user's, and are found as the user's would be.
             sqlx::query("SET LOCAL search_path TO DEFAULT").execute(&mut *tx).await.map_err(trouble)?;
             let query = if names.is_empty() {
-                sqlx::query(AssertSqlSafe(sql::user_tables()))
+                sqlx::query(AssertSqlSafe(sql::user_tables(version)))
             } else {
-                sqlx::query(AssertSqlSafe(sql::named_tables())).bind(names.to_vec())
+                sqlx::query(AssertSqlSafe(sql::named_tables(version))).bind(names.to_vec())
             };
             let rows = query.fetch_all(&mut *tx).await.map_err(trouble)?;
             tx.rollback().await.map_err(trouble)?;

@@ -83,6 +83,15 @@ const TABLE: &str = "
           FROM unnest(key.columns) WITH ORDINALITY AS k(number, at)
           JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.number JOIN pg_collation co ON co.oid = a.attcollation) AS sorted";
 
+/// By which rules a database sorts on this machine is told since 15; before, by a collation of the same locale.
+const SORTS: &str = "pg_database_collation_actual_version(oid)";
+const SORTS_14: &str =
+    "(SELECT pg_collation_actual_version(x.oid) FROM pg_collation x WHERE x.collprovider = 'c' AND x.collcollate = datcollate LIMIT 1)";
+
+fn of_version(query: String, version: Option<u32>) -> String {
+    if version.is_some_and(|version| version < 150_000) { query.replace(SORTS, SORTS_14) } else { query }
+}
+
 /// The key of a table `c`: one index.
 const KEY: &str = "
   LEFT JOIN LATERAL (SELECT (i.indkey::int2[])[0:i.indnkeyatts - 1] AS columns FROM pg_index i
@@ -91,21 +100,22 @@ const KEY: &str = "
 
 /// The user's own tables; partitions count by themselves. An unlogged one is empty on a standby, and named as such.
 #[must_use]
-pub fn user_tables() -> String {
-    format!(
+pub fn user_tables(version: Option<u32>) -> String {
+    let query = format!(
         "SELECT format('%I.%I', n.nspname, c.relname) AS name, format('%I.%I', n.nspname, c.relname) AS asked, {TABLE}
            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace {KEY}
           WHERE c.relkind = 'r' AND c.relpersistence IN ('p', 'u')
             AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'muster') AND n.nspname !~ '^pg_(toast|temp)'
           ORDER BY 1"
-    )
+    );
+    of_version(query, version)
 }
 
 /// Tables by the names that the estate gives them; a partitioned one is its partitions. `name` is null
 /// for one that is not there.
 #[must_use]
-pub fn named_tables() -> String {
-    format!(
+pub fn named_tables(version: Option<u32>) -> String {
+    let query = format!(
         "SELECT w.asked, CASE WHEN c.oid IS NOT NULL THEN format('%I.%I', n.nspname, c.relname) END AS name, {TABLE}
            FROM unnest($1::text[]) WITH ORDINALITY AS w(asked, at)
            LEFT JOIN LATERAL (SELECT to_regclass(w.asked)::oid AS leaf WHERE NOT EXISTS (SELECT FROM pg_partitioned_table WHERE partrelid = to_regclass(w.asked)::oid)
@@ -113,7 +123,8 @@ pub fn named_tables() -> String {
            LEFT JOIN pg_class c ON c.oid = l.leaf AND c.relkind = 'r' AND c.relpersistence IN ('p', 'u')
            LEFT JOIN pg_namespace n ON n.oid = c.relnamespace {KEY}
           ORDER BY w.at, 2"
-    )
+    );
+    of_version(query, version)
 }
 
 /// What must be the same for two looks at a table to be comparable: its file (a rewrite moves rows), and its
