@@ -8,6 +8,7 @@
 
 use super::{
     contract::*,
+    patroni,
     replica::{Note, ReplicaState},
     replica_monitored::{self as monitored, Monitored},
     replica_load::{Bounds, Nobody},
@@ -137,6 +138,9 @@ async fn check(cx: &ReadCx, input: &Input) -> Result<Output, ApplyError> {
     let Some((region, sql)) = primary else {
         return Err(fail("replica_unknown", format!("{who} streams, but no primary can be asked to compare it with")));
     };
+    let both = [input.region.as_str(), region.as_str()];
+    let managed = patroni::notes(&*cx.world, database(cx, &input.database).map_err(definite)?, input.database.as_str(), &both).await;
+    looked.notes.extend(managed.clone());
     if let Some(max) = input.max_lag
         && looked.replica.lag_ms().is_none_or(|lag| lag > max.ms)
     {
@@ -148,7 +152,7 @@ async fn check(cx: &ReadCx, input: &Input) -> Result<Output, ApplyError> {
     }
     let mut report = verify(Some(&*sql), &*standby, &Ask { content: true, ..ask }, &bounds, &Nobody).await.map_err(unread)?;
     streams(&report.replica, &who)?;
-    report.notes.extend(disagrees);
+    report.notes.extend(disagrees.into_iter().chain(managed));
     let tables = report.tables.as_deref().unwrap_or_default();
     if let Some(failure) = tables.iter().find_map(|table| wrong(table, &who)) {
         return Err(failure);

@@ -15,7 +15,7 @@ mod loss_log;
 mod manifest;
 mod manifest_verify;
 mod own_server;
-mod patroni;
+pub(crate) mod patroni;
 pub mod permissions;
 mod poolers;
 pub mod proof;

@@ -9,6 +9,7 @@ use super::{
     contract::*,
     database_promote as promote,
     fence_ways::{Closed, Fenced},
+    replica::Note,
     shared::*,
 };
 use crate::model::{effect::*, estate, ids::*};
@@ -21,7 +22,11 @@ pub(crate) fn managed<'a>(cx: &'a ReadCx, name: &DatabaseName, region: &RegionNa
 
 /// The cluster, if it can be asked and does what it is asked.
 pub(crate) async fn ready(cx: &ReadCx, name: &DatabaseName, region: &RegionName) -> Result<PatroniCluster, Refusal> {
-    let cluster = match cx.world.patroni(name.as_str(), region.as_str())?.cluster().await {
+    ready_in(&*cx.world, name.as_str(), region.as_str()).await
+}
+
+async fn ready_in(world: &dyn WorldRead, name: &str, region: &str) -> Result<PatroniCluster, Refusal> {
+    let cluster = match world.patroni(name, region)?.cluster().await {
         Ok(cluster) => cluster,
         Err(PortError::Unreachable(why)) => {
             return Err(Refusal::later("patroni_unreachable", why)
@@ -172,6 +177,17 @@ pub(crate) async fn promoted(cx: &ReadCx, intent: &promote::Intent) -> PortResul
 }
 
 // ---------------------------------------------------------------- readiness
+
+/// What is worth knowing of a replica and its primary before anybody asks Patroni for something: that it would not do it.
+pub(crate) async fn notes(world: &dyn WorldRead, database: &estate::Database, name: &str, regions: &[&str]) -> Vec<Note> {
+    let mut found = Vec::new();
+    for region in regions.iter().filter(|r| database.instances.get(**r).is_some_and(|i| i.patroni.is_some())) {
+        if let Err(Refusal { failure, .. }) = ready_in(world, name, region).await {
+            found.push(Note { what: failure.code, detail: failure.message, cure: failure.remedy.unwrap_or_default() });
+        }
+    }
+    found
+}
 
 /// One word on a region's Patroni, whether that is good, and more.
 pub(crate) async fn health(cx: &ReadCx, name: &DatabaseName, region: &RegionName) -> (String, bool, String) {

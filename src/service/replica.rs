@@ -5,6 +5,8 @@
 use super::{Muster, ServiceError};
 pub use crate::actions::replica_report::{Difference, Kind, TableReport, TableState, Verdict};
 use crate::actions::{
+    patroni,
+    replica::Note,
     replica_load::{Bounds, Stand, Watcher},
     replica_report::Report,
     replica_verify::{Ask, verify},
@@ -81,6 +83,8 @@ struct Two {
     standby: Named,
     /// The estate's choice.
     tables: Vec<String>,
+    /// What else is worth knowing of the two.
+    notes: Vec<Note>,
 }
 
 impl Muster {
@@ -115,7 +119,8 @@ impl Muster {
         let ask = Ask { tables, structure: content, content, done };
         let report = verify(two.primary.as_ref().map(|p| &*p.sql), &*two.standby.sql, &ask, &bounds, &watcher).await;
         heed.abort();
-        let report = report?;
+        let mut report = report?;
+        report.notes.extend(two.notes);
         if content && !report.interrupted && report.tables.is_some() {
             watcher.record.lock().unwrap_or_else(PoisonError::into_inner).end();
         }
@@ -140,7 +145,7 @@ impl Muster {
 
     fn by_urls(&self, primary: &SecretString, standby: &SecretString) -> Result<Two, ServiceError> {
         let (primary, standby) = (self.at_url(primary, "MUSTER_PRIMARY_URL")?, self.at_url(standby, "MUSTER_STANDBY_URL")?);
-        Ok(Two { database: standby.0, primary: Some(primary.1), standby: standby.1, tables: Vec::new() })
+        Ok(Two { database: standby.0, primary: Some(primary.1), standby: standby.1, tables: Vec::new(), notes: Vec::new() })
     }
 
     fn at_url(&self, url: &SecretString, variable: &str) -> Result<(String, Named), ServiceError> {
@@ -193,7 +198,9 @@ impl Muster {
         known(&asked.primary)?;
         known(&asked.standby)?;
         let (primary, standby) = roles(&name, regions, asked).await?;
-        Ok(Two { database: name, primary, standby, tables: database.tables.clone() })
+        let both: Vec<&str> = [Some(&standby), primary.as_ref()].into_iter().flatten().map(|n| n.name.as_str()).collect();
+        let notes = patroni::notes(&world, database, &name, &both).await;
+        Ok(Two { database: name, primary, standby, tables: database.tables.clone(), notes })
     }
 }
 

@@ -115,6 +115,7 @@ async fn what_stands_in_the_way(yard: &Yard) {
     let cx = yard.next("readiness");
     let failed = apply(&cx, "readiness.check", &json!({ "region": "east", "services": [] })).await.unwrap_err();
     assert!(failed.message.contains("database/orders patroni: patroni_paused"), "{failed}");
+    replica_verify_names_the_pause(yard, leader);
     yard.member(leader).configure(json!({ "pause": null })).await;
     // One whose Patroni is frozen may be a primary: no proof is given over it.
     yard.member(other).signal("STOP");
@@ -140,4 +141,24 @@ async fn what_stands_in_the_way(yard: &Yard) {
     let failed = prepare(&yard.of(estate), "database.switchover", &switch(other)).await.unwrap_err();
     assert!(failed.code == "patroni_unreachable" && failed.message.contains("systemctl start patroni"), "{failed}");
     assert_eq!(yard.role(leader).await.0, "leader");
+}
+
+/// By hand: the replica is good, and that nobody could fail over to it is said beside it, with what to do.
+fn replica_verify_names_the_pause(yard: &Yard, leader: &str) {
+    let mut estate = yard.describe();
+    estate["databases"]["orders"]["instances"]["east"]["port"] = json!(yard.member(leader).cluster.port);
+    estate["lab"] = json!(false);
+    let file = yard.scratch.path().join("muster.yaml");
+    std::fs::write(&file, estate.to_string()).unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_muster"));
+    command.args(["replica", "verify", "orders", "--state-only", "--json", "--estate"]).arg(&file).arg("--state").arg(yard.scratch.path());
+    let done = command.output().unwrap();
+    let said = String::from_utf8(done.stdout).unwrap();
+    let last = said.lines().last().unwrap_or_else(|| panic!("{}", String::from_utf8_lossy(&done.stderr)));
+    let answer: Value = serde_json::from_str(last).unwrap();
+    assert_eq!((&answer["primary"], &answer["standby"]), (&"east".into(), &"west".into()), "{answer}");
+    let notes = answer["notes"].as_array().unwrap();
+    let paused = notes.iter().find(|note| note["what"] == "patroni_paused").unwrap_or_else(|| panic!("{answer}"));
+    assert!(paused["detail"].as_str().unwrap().contains("`orders` in `east` is paused"), "{paused}");
+    assert_eq!(paused["cure"], "patronictl resume orders-east");
 }
