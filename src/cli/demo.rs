@@ -3,7 +3,7 @@
 //! It goes through the same commands as anyone would: the lab's estate, the shipped runbooks and drill,
 //! in a directory of its own.
 
-use super::{Done, lab, output::Output};
+use super::{Done, demo_log::Log, lab, output::Output};
 use crate::lab::{Lab, Servers};
 use crate::service::{Muster, ServiceError, drills::Drilled};
 use serde_json::{Value, json};
@@ -172,6 +172,7 @@ fn scenario(drill: &str, args: &Args) -> String {
 async fn whole(muster: &mut Muster, args: &Args, output: &Output) -> Done {
     output.say("starting two regions on this machine");
     let lab = lab::start(&muster.state, args.servers, muster.interrupt.clone(), output).await?;
+    let plan = lab.plan().clone();
     muster.faults = Some(Arc::new(lab));
     output.say("backing up and verifying what would be failed over to");
     let protect = if args.servers == Servers::Own { "own-servers-protect" } else { "protect" };
@@ -184,9 +185,13 @@ async fn whole(muster: &mut Muster, args: &Args, output: &Output) -> Done {
             return Ok(code);
         }
     }
+    let log = Log::receive(muster, &plan, output)?;
     output.say("the drill: load, loss, recovery, and the way back");
     let drilled = muster.drill_run("region-loss", None).await?;
     let restored = restored(muster, args, drilled.exit_code(), output).await?;
+    if let Some(log) = log {
+        log.end(output).await;
+    }
     let (id, html) = muster.drill_report(Some(drilled.state.id.as_str())).await?;
     let report = report_path(muster, args, id.as_str());
     std::fs::write(&report, html).map_err(|e| ServiceError::Usage(format!("{} cannot be written: {e}", report.display())))?;
@@ -206,12 +211,12 @@ async fn whole(muster: &mut Muster, args: &Args, output: &Output) -> Done {
     Ok(if verified.verified { code } else { 1 })
 }
 
-/// The database from its backup alone: what is left where no region is. Amazon's servers take their own snapshots instead.
+/// The database from its backup and its log alone: what is left where no region is. Amazon's servers take their own snapshots instead.
 async fn restored(muster: &Muster, args: &Args, code: u8, output: &Output) -> Result<Option<Drilled>, ServiceError> {
     if args.servers != Servers::Own || code != 0 || *muster.interrupt.borrow() {
         return Ok(None);
     }
-    output.say("a second drill: the database from its backup alone, on a throwaway server");
+    output.say("a second drill: the database from its backup and its log alone, on a throwaway server");
     muster.drill_run("database-restore", None).await.map(Some)
 }
 
@@ -239,7 +244,7 @@ fn told(view: &Value, report: &Path, output: &Output) {
     if !restore.is_null() {
         let shown = |figure: &Value| figure["actual_ms"].as_i64().map_or("not measured".to_owned(), |n| super::output::ms(Some(n.into())));
         output.line(format!(
-            "the database from its backup alone: {} to the first answer, {}; pages and indexes checked: {}",
+            "the database from its backup and its log alone: {} to the first answer, {}; pages and indexes checked: {}",
             shown(&restore["rto"]),
             lost(&restore["rpo"], &shown(&restore["rpo"])),
             restore["verdict"].as_str().unwrap_or("not finished")
@@ -251,6 +256,10 @@ fn told(view: &Value, report: &Path, output: &Output) {
 /// The loss of a restore: against the primary's newest commit, or as the age of what came back.
 fn lost(rpo: &Value, time: &str) -> String {
     let most = if rpo["upper_bound"] == json!(false) { "" } else { "at most " };
-    let counted = rpo["lost_commits"].as_u64().map(|n| format!(" ({n} transactions that the primary had)")).unwrap_or_default();
+    let counted = match rpo["lost_commits"].as_u64() {
+        Some(0) => " (none of the primary's transactions is missing)".to_owned(),
+        Some(n) => format!(" ({n} transactions that the primary had)"),
+        None => String::new(),
+    };
     format!("{most}{time} of commits lost{counted}")
 }

@@ -28,6 +28,8 @@ mod wal;
 #[cfg(feature = "lab")]
 mod demo;
 #[cfg(feature = "lab")]
+mod demo_log;
+#[cfg(feature = "lab")]
 mod lab;
 
 use crate::model::time::Span;

@@ -84,19 +84,18 @@ fn recovers(scenario: &str, path: &str, servers: &str) -> Ran {
     ran
 }
 
-/// The database from its backup alone, which was made before all the load: what it lacks is held against what the primary has, on the
-/// timeline that it is on by then.
+/// The database from its backup, which was made before all the load, and its log, which came through loss, promotion and the way back:
+/// what is lacking is held against what the primary has, on the timeline that it is on by then.
 fn second_drill(restored: &Value, servers: &str) {
     if servers != "own" {
         assert!(restored.is_null(), "{restored}");
         return;
     }
     let (rpo, loss) = (&restored["rpo"], &restored["restore"]["losses"]["prove"]);
-    println!("from its backup alone: {rpo}, {loss}");
-    // The base backup has no log after it, so no transaction says as of when it is: its own time is a bound, and the count is exact.
-    assert_eq!((&restored["verdict"], &rpo["upper_bound"]), (&"pass".into(), &true.into()), "{restored}");
-    assert!(rpo["lost_commits"].as_u64().unwrap() > 100, "{rpo}");
-    assert!(rpo["actual_ms"].as_u64().unwrap() > 0 && rpo["lost_bytes"].as_u64().unwrap() > 0, "{rpo}");
+    println!("from its backup and its log alone: {rpo}, {loss}");
+    // From commit to commit, and each is counted.
+    assert_eq!((&restored["verdict"], &rpo["upper_bound"]), (&"pass".into(), &false.into()), "{restored}");
+    assert!(rpo["actual_ms"].as_u64().unwrap() < 1_000 && rpo["lost_commits"].as_u64().unwrap() < 10, "{rpo}");
     assert!(loss["primary_timeline"].as_u64().unwrap() > 1 && loss["region"] == "east", "{loss}");
 }
 
