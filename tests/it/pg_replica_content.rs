@@ -144,7 +144,7 @@ pub fn settled(primary: &Cluster, standby: &Cluster) {
 
 fn planted(programs: Programs) {
     let home = Home::new();
-    let without = if programs == Programs::Eighteen { &["--no-data-checksums"][..] } else { &[] };
+    let without = programs.without_checksums();
     let east = Cluster::named(&home, "east", programs, "max_connections=20\nfsync=off\nautovacuum=off\n", without);
     east.sql(READER);
     east.sql("CREATE TABLE rows (id int PRIMARY KEY, name text, n bigint); INSERT INTO rows SELECT g, 'name-' || lpad(g::text, 6, '0'), g FROM generate_series(1, 30000) g");

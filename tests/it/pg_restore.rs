@@ -2,7 +2,7 @@
 //! each with exactly the rows that it had then; and what is refused, with what is missing by name.
 
 use crate::{
-    pg::{Cluster, free_port},
+    pg::{Cluster, Programs, free_port},
     pg_vault::{Vault, archive_all, give, pgbench, wait},
 };
 use std::fs;
@@ -201,9 +201,8 @@ fn an_interrupted_restore_goes_on_and_no_server_starts_meanwhile() {
     assert_eq!((rows(&back), back.sql("SELECT count(*) FROM pgbench_accounts")), (1, "800000".to_owned()));
 }
 
-#[test]
-fn tablespaces_come_back_beside_or_where_they_are_told() {
-    let vault = Vault::new();
+fn tablespaces_back(programs: Programs) {
+    let vault = Vault::of(programs);
     let cluster = vault.archiving("");
     let place = vault.dir().join("fast");
     fs::create_dir(&place).unwrap();
@@ -227,7 +226,7 @@ fn tablespaces_come_back_beside_or_where_they_are_told() {
     let mapped = format!("{number}={}", other.display());
     let port = free_port();
     vault.restore(&snapshot, "apart", &["--tablespace", &mapped, "--port", &port.to_string()]).expect(0);
-    let apart = Cluster::on(&vault.dir().join("apart"), port).unwrap_or_else(|log| panic!("{log}"));
+    let apart = Cluster::on_of(programs, &vault.dir().join("apart"), port).unwrap_or_else(|log| panic!("{log}"));
     wait("the end of recovery", || apart.sql("SELECT pg_is_in_recovery()") == "f");
     assert_eq!(rows(&apart), 1001);
     assert_eq!(apart.sql(&format!("SELECT pg_tablespace_location({number})")), other.to_str().unwrap());
@@ -235,4 +234,14 @@ fn tablespaces_come_back_beside_or_where_they_are_told() {
     assert!(said.err.contains("has no tablespace 7"), "{}", said.err);
     let said = vault.restore(&snapshot, "never", &["--tablespace", &mapped]).expect(2);
     assert!(said.err.contains("it is not empty"), "{}", said.err);
+}
+
+#[test]
+fn tablespaces_come_back_beside_or_where_they_are_told() {
+    tablespaces_back(Programs::Debian);
+}
+
+#[test]
+fn tablespaces_come_back_beside_or_where_they_are_told_in_18() {
+    tablespaces_back(Programs::Eighteen);
 }

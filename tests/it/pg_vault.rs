@@ -2,7 +2,7 @@
 //! key file, as `archive_command` has it.
 
 use crate::{
-    pg::{Cluster, Home, free_port, other_user, run},
+    pg::{Cluster, Home, Programs, free_port, other_user, run},
     place::Said,
 };
 use std::{
@@ -18,15 +18,22 @@ pub struct Vault {
     pub home: Home,
     pub repo: PathBuf,
     pub key: PathBuf,
+    /// Of its servers.
+    pub programs: Programs,
 }
 
 impl Vault {
     pub fn new() -> Self {
+        Self::of(Programs::Debian)
+    }
+
+    /// One for servers of another version.
+    pub fn of(programs: Programs) -> Self {
         let home = Home::new();
         let (repo, key) = (home.0.path().join("vault"), home.0.path().join("vault.key"));
         std::fs::write(&key, [7u8; 64].iter().zip(0u8..).map(|(a, b)| a ^ b).collect::<Vec<u8>>()).unwrap();
         give(&key);
-        let vault = Self { home, repo, key };
+        let vault = Self { home, repo, key, programs };
         let dummy = vault.home.0.path().join("dummy");
         std::fs::write(&dummy, "x").unwrap();
         give(&dummy);
@@ -69,11 +76,8 @@ impl Vault {
     pub fn archiving_as(&self, initdb: &[&str], more: &str) -> Cluster {
         let command =
             format!("{} wal archive %p --repo {} --key-file {}", env!("CARGO_BIN_EXE_muster"), self.repo.display(), self.key.display());
-        Cluster::with_initdb(
-            &self.home,
-            initdb,
-            &format!("fsync=off\narchive_mode=on\narchive_command='{command}'\nmax_wal_senders=6\n{more}"),
-        )
+        let settings = format!("fsync=off\narchive_mode=on\narchive_command='{command}'\nmax_wal_senders=6\n{more}");
+        Cluster::named(&self.home, "east", self.programs, &settings, initdb)
     }
 
     /// A base backup of a server, as a snapshot of this repository; gives its identifier.
@@ -87,7 +91,7 @@ impl Vault {
     pub fn recovered(&self, snapshot: &str, name: &str, until: &str) -> Cluster {
         let port = free_port();
         self.restore(snapshot, name, &["--until", until, "--port", &port.to_string()]).expect(0);
-        let cluster = Cluster::on(&self.dir().join(name), port).unwrap_or_else(|log| panic!("it did not start: {log}"));
+        let cluster = Cluster::on_of(self.programs, &self.dir().join(name), port).unwrap_or_else(|log| panic!("it did not start: {log}"));
         wait("the end of recovery", || cluster.sql("SELECT pg_is_in_recovery()") == "f");
         cluster
     }

@@ -54,7 +54,9 @@ impl Yard {
     /// The same with servers of either version.
     pub fn of(programs: Programs, settings: &str, extra: Value) -> Self {
         let home = Home::new();
-        let east = Cluster::of(&home, programs, settings);
+        // Without hints it is one that cannot be rewound: then it has no checksums either.
+        let initdb = if settings.contains("wal_log_hints=on") { &[][..] } else { programs.without_checksums() };
+        let east = Cluster::named(&home, "east", programs, settings, initdb);
         let roles = "CREATE ROLE muster SUPERUSER LOGIN PASSWORD 'm'; CREATE ROLE repl REPLICATION LOGIN PASSWORD 'r';
                      CREATE ROLE app LOGIN PASSWORD 'a'; CREATE ROLE idle NOLOGIN; CREATE TABLE writes (id bigint PRIMARY KEY, at timestamptz DEFAULT clock_timestamp());
                      GRANT ALL ON writes TO app";
