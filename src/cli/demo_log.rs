@@ -46,6 +46,7 @@ impl Log {
                 repo: Some(plan.home.join("vault").display().to_string()),
                 password_file: Some(plan.secret_file("repository_password")),
                 key_file: None,
+                compression: None,
             },
             url: format!("postgres://{USER}:{}@{}/?sslmode=disable", password.expose_secret(), place.at(place.postgres)),
             slot: SLOT.to_owned(),

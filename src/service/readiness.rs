@@ -97,6 +97,7 @@ impl Muster {
             run,
             step,
             scope: Scope::Live,
+            lost: None,
             deadline: LIMIT,
         }
     }
