@@ -194,9 +194,6 @@ pub fn estate() -> Estate {
             "name": "steady.scoring.test", "provider": "route53", "zone": "scoring.test", "ttl": "5s",
             "targets": { "east": "127.0.0.2", "west": "127.0.0.3" }, "resolvers": ["127.0.0.1:53"],
             "standby": { "region": "west", "bucket": "models" },
-        }, "twin": {
-            "name": "twin.scoring.test", "provider": "rfc2136", "zone": "scoring.test", "ttl": "5s", "targets": { "east": "127.0.0.2", "west": "127.0.0.3" }, "resolvers": ["127.0.0.1:53"],
-            "update": { "servers": [{ "server": "ns1", "region": "east" }, { "server": "ns2", "region": "west" }, { "server": "ns3" }] },
         } },
     }))
     .expect("an estate")
@@ -263,7 +260,9 @@ pub struct Bench {
 
 impl Bench {
     pub fn new(fixture: &Fixture) -> Self {
-        let world = healthy();
+        Self::within(healthy(), fixture)
+    }
+    pub fn within(world: SimWorld, fixture: &Fixture) -> Self {
         for setup in &fixture.setup {
             setup(&world);
         }

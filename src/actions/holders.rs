@@ -73,13 +73,12 @@ impl Subject {
         });
         let mut found = Found { at: Vec::new(), left: Vec::new() };
         for (holder, spare, sets) in futures::future::join_all(asked).await {
-            match (sets, spare) {
-                (Ok(expect), spare) => {
-                    let want = want(&expect)?;
-                    found.at.push(At { server: holder.server.clone(), spare, expect, want });
-                }
-                (Err(error), Some(region)) => found.left.push(LeftOut { server: holder.server.clone(), region, why: error.to_string() }),
-                (Err(error), None) => return Err(error.into()),
+            let server = holder.server.clone();
+            let chosen = sets.map_err(Refusal::from).and_then(|expect| want(&expect).map(|want| (expect, want)));
+            match (chosen, spare) {
+                (Ok((expect, want)), spare) => found.at.push(At { server, spare, expect, want }),
+                (Err(refusal), Some(region)) => found.left.push(LeftOut { server, region, why: refusal.failure.message }),
+                (Err(refusal), None) => return Err(refusal),
             }
         }
         Ok(found)

@@ -1,7 +1,7 @@
 //! Three servers that each hold a zone: one in the region that is lost, one in that which takes over, one outside of both.
 
 use super::super::{
-    contract_tests::{Bench, Fixture},
+    contract_tests::{Bench, Fixture, estate},
     dns_lower_ttl::LowerTtl,
     dns_shift::Shift,
     readiness_dns::{self, Dns},
@@ -9,7 +9,7 @@ use super::super::{
 use super::*;
 use crate::providers::{
     clock::Clock,
-    sim::{WriteFault, held_zone},
+    sim::{SimWorld, WriteFault, held_zone},
 };
 use serde_json::json;
 
@@ -35,7 +35,14 @@ fn bench(to: &str, lost: Option<&str>) -> Bench {
         }
         state.visible.insert("twin.scoring.test".into(), vec![(now, Some(record(EAST)))]);
     });
-    let mut bench = Bench::new(&fixture);
+    let mut estate = estate();
+    let twin = json!({
+        "name": "twin.scoring.test", "provider": "rfc2136", "zone": "scoring.test", "ttl": "5s",
+        "targets": { "east": EAST, "west": WEST }, "resolvers": ["127.0.0.1:53"],
+        "update": { "servers": [{ "server": "ns1", "region": "east" }, { "server": "ns2", "region": "west" }, { "server": "ns3" }] },
+    });
+    estate.endpoints.insert("twin".into(), serde_json::from_value(twin).expect("an endpoint"));
+    let mut bench = Bench::within(SimWorld::new(std::sync::Arc::new(estate)), &fixture);
     bench.read.lost = lost.map(RegionName::from);
     let run = bench.read.run.to_string();
     bench.another_run(&run);
