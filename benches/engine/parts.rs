@@ -247,7 +247,8 @@ async fn open_runs(dir: &Path, number: u32) -> Box<dyn std::any::Any> {
                 let (claim, _) = journal.create(chain(id, ChainKind::Run), "bench", first(&plan)).await.expect("a run");
                 let step = || StepId::from("step_1");
                 let intent = serde_json::json!({ "that": true, "otherwise": null });
-                let prepared = Body::Prepared { step: step(), intent, hash: "00".repeat(32), change: Vec::new(), notes: Vec::new() };
+                let prepared =
+                    Body::Prepared { step: step(), intent, measured: None, hash: "00".repeat(32), change: Vec::new(), notes: Vec::new() };
                 let applying = Body::Applying { step: step(), attempt: 1, epoch: 1, key: "00".repeat(32) };
                 let drafts = vec![draft(Body::Claimed { owner: "bench".to_owned() }), draft(prepared), draft(applying)];
                 journal.append(&claim, 1, drafts).await.expect("appends");

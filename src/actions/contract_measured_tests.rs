@@ -52,7 +52,12 @@ async fn what_is_approved_is_the_same_at_every_look() {
 async fn an_intent_is_whole_again_for_whoever_acts() {
     for (action, fixture) in all() {
         let bench = Bench::new(&fixture);
-        let whole = action.prepare(&bench.read, &bench.with).await.map_err(|r| r.failure).expect(action.spec().name).intent;
+        let whole = action
+            .prepare(&bench.read, &bench.with)
+            .await
+            .map_err(|r| r.failure)
+            .unwrap_or_else(|e| panic!("{}: {e}", action.spec().name))
+            .intent;
         let mut intent = whole.clone();
         let found = measured::take(&mut intent, action.measured());
         assert_eq!(measured::put_back(intent, found.as_ref()), whole, "{}", action.spec().name);

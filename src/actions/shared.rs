@@ -4,7 +4,7 @@
 use super::contract::{ApplyError, ReadCx, Refusal, failure};
 use crate::model::{
     effect::*,
-    estate::{Database, DnsPrimary, DnsProvider, Endpoint, Engine, Estate},
+    estate::{Database, DnsPrimary, DnsProvider, DnsUpdate, Endpoint, Engine, Estate},
     ids::*,
     node::{Node, NodeValue},
 };
@@ -47,7 +47,7 @@ pub(crate) fn reach_servers(with: &Node, estate: &Estate) -> impl Iterator<Item 
 pub(crate) fn reach_dns(with: &Node, field: &str, estate: &Estate) -> Vec<Reach> {
     let endpoint = text(with, field).and_then(|name| estate.endpoints.get(name));
     let update = endpoint.filter(|e| e.provider == DnsProvider::Rfc2136).and_then(|e| e.update.as_ref());
-    match update.map(|update| update.primaries()).as_deref() {
+    match update.map(DnsUpdate::primaries).as_deref() {
         Some([one]) => {
             vec![one.region.clone().map_or_else(reach_here, |region| Reach { place: Place::Region(region), plane: Plane::Data })]
         }

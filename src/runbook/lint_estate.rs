@@ -214,7 +214,7 @@ impl<'a> Lint<'a> {
             for resolver in endpoint.resolvers.iter().filter(|resolver| !resolver.ip().is_loopback()) {
                 out.push((at(root, &["endpoints", name.as_str(), "resolvers"]), resolver.to_string()));
             }
-            for server in endpoint.update.iter().flat_map(|update| update.authorities()) {
+            for server in endpoint.update.iter().flat_map(crate::model::estate::DnsUpdate::authorities) {
                 // An IPv6 address alone has colons and no port.
                 let alone = server.parse::<std::net::Ipv6Addr>().is_ok();
                 let host = server.rsplit_once(':').filter(|_| !alone && !server.ends_with(']')).map_or(server.as_str(), |(host, _)| host);

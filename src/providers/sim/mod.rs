@@ -256,7 +256,7 @@ impl SimWorld {
     /// The servers that hold the zone of an endpoint.
     fn held(&self, endpoint: &str) -> Vec<(String, Option<RegionName>, net::Net)> {
         let update = self.estate.endpoints.get(endpoint).and_then(|ep| ep.update.as_ref());
-        let primaries = update.map(|update| update.primaries()).unwrap_or_default();
+        let primaries = update.map(crate::model::estate::DnsUpdate::primaries).unwrap_or_default();
         if primaries.len() < 2 {
             return vec![(String::new(), None, net::Net::new(self))];
         }
