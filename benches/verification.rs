@@ -55,6 +55,7 @@ fn main() {
         run: "bench".into(),
         step: "verify".into(),
         scope: Scope::Drill,
+        lost: None,
         key: "k".into(),
         deadline: Duration::from_secs(600),
         scratch: std::env::temp_dir(),
