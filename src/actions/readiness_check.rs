@@ -205,9 +205,25 @@ pub(crate) async fn repository(cx: &ReadCx, input: &Input, name: &RepositoryName
                 "the repository has none".clone_into(&mut fresh.detail);
             }
             let valid = input.max_proof_age.or(cx.estate.repositories.get(name).and_then(|r| r.proof_valid)).unwrap_or(PROOF_VALID);
-            let mut all = vec![fresh, judged(proven, input, &snapshots, &trials, cx.world.clock().now(), valid)];
+            let mut all = vec![fresh, judged(proven, input.max_proof_age, &snapshots, &trials, cx.world.clock().now(), valid)];
             all.extend(readiness_log::look(cx, name, &repository, &snapshots, (input.max_backup_age, input.max_log_age)).await);
             all
+        }
+    }
+}
+
+/// Whether it is proven that the repository restores, and nothing else of it.
+pub(crate) async fn proven(cx: &ReadCx, name: &RepositoryName) -> Finding {
+    let what = format!("repository/{name} proof");
+    let loaded = async {
+        let repository = vault::open(cx, name).await?;
+        Ok::<_, Refusal>((repository.snapshots().await?.whole, trials(&repository).await?))
+    };
+    match loaded.await {
+        Err(refusal) => finding(what, "unknown", false, refusal.failure.message),
+        Ok((snapshots, trials)) => {
+            let valid = cx.estate.repositories.get(name).and_then(|r| r.proof_valid).unwrap_or(PROOF_VALID);
+            judged(what, None, &snapshots, &trials, cx.world.clock().now(), valid)
         }
     }
 }
@@ -219,14 +235,14 @@ async fn trials(repository: &Repository) -> Result<Vec<(Id, Trial)>, Refusal> {
 
 /// Over the snapshots that are still there: the last try of any of them. That it failed is always bad, that it is old or
 /// was never made only where an age was asked for.
-fn judged(what: String, input: &Input, snapshots: &[(Id, Snapshot)], trials: &[(Id, Trial)], now: jiff::Timestamp, valid: Span) -> Finding {
+fn judged(what: String, wanted: Option<Span>, snapshots: &[(Id, Snapshot)], trials: &[(Id, Trial)], now: jiff::Timestamp, valid: Span) -> Finding {
     let there = |id: &Id| snapshots.iter().any(|(snapshot, _)| snapshot == id);
     let tried: Vec<Trial> = trials.iter().filter(|(id, _)| there(id)).map(|(_, trial)| trial.clone()).collect();
     let state = proof_state(&tried, now, valid);
     let ok = match state {
         ProofState::Proven { .. } => true,
         ProofState::Failed { .. } => false,
-        ProofState::Stale { .. } | ProofState::Never => input.max_proof_age.is_none(),
+        ProofState::Stale { .. } | ProofState::Never => wanted.is_none(),
     };
     finding(what, state.word(), ok, state.detail())
 }

@@ -50,7 +50,7 @@ pub async fn list(args: &ListArgs, muster: &Muster, output: &Output) -> Done {
         let mut cells = vec![
             short(&row.id),
             row.name.clone(),
-            status(&row.status, overridden.contains(&row.id)) + left(row),
+            status(&row.status, overridden.contains(&row.id)) + left(row, &rows),
             seconds(row.started_at),
             ms(took),
             drill.to_owned(),
@@ -65,14 +65,17 @@ pub async fn list(args: &ListArgs, muster: &Muster, output: &Output) -> Done {
 /// The kind of event that marks a run for ever.
 pub(super) const OVERRIDDEN: &str = "overridden";
 
-/// It is open, waits for nobody, and yet no process goes on with it: the one that did has ended.
-pub(super) fn is_left(row: &ChainRow) -> bool {
-    row.finished_at.is_none() && row.status == RunStatus::Running.word() && row.owner.is_none()
+/// It is open, waits for nobody, and yet no process goes on with it: the one that did has ended. A drill waits with its run,
+/// which is among `others`.
+pub(super) fn is_left(row: &ChainRow, others: &[ChainRow]) -> bool {
+    let running = |row: &ChainRow| row.status == RunStatus::Running.word();
+    let waits = |other: &ChainRow| other.parent.as_ref() == Some(&row.id) && other.finished_at.is_none() && !running(other);
+    row.finished_at.is_none() && running(row) && row.owner.is_none() && !others.iter().any(waits)
 }
 
 /// What is said of that.
-pub(super) fn left(row: &ChainRow) -> &'static str {
-    if is_left(row) { ", and the process that had it is gone" } else { "" }
+pub(super) fn left(row: &ChainRow, others: &[ChainRow]) -> &'static str {
+    if is_left(row, others) { ", and the process that had it is gone" } else { "" }
 }
 
 /// A status as people read it; what was overridden is never without its mark.

@@ -61,7 +61,7 @@ async fn run(id: &RunId, journal: &dyn Journal, output: &Output) -> Done {
     let events = journal.load(id, 0).await?;
     let state = state_of(journal, id).await?;
     let row = journal.row(id).await?;
-    let abandoned = super::runs::is_left(&row);
+    let abandoned = super::runs::is_left(&row, &[]);
     // A run of a drill goes on with its drill.
     let go_on = abandoned.then(|| format!("{} resume {}", output.program, row.parent.as_ref().unwrap_or(id)));
     let unknowns = unknowns(&output.program, id, &state, &events);
@@ -149,7 +149,10 @@ async fn drill(id: &RunId, journal: &dyn Journal, output: &Output) -> Done {
     let Some(state) = DrillState::of(&own) else { return missed(id, &own, output) };
     let mut events = own;
     let mut open = Vec::new();
-    for child in journal.children(id).await? {
+    let children = journal.children(id).await?;
+    let abandoned = super::runs::is_left(&journal.row(id).await?, &children);
+    let go_on = abandoned.then(|| format!("{} resume {id}", output.program));
+    for child in children {
         events.extend(journal.load(&child.id, 0).await?);
         if child.finished_at.is_none() {
             open.push((child.id.clone(), state_of(journal, &child.id).await?));
@@ -159,7 +162,8 @@ async fn drill(id: &RunId, journal: &dyn Journal, output: &Output) -> Done {
     let view = drill_view(journal, &state).await?;
     if output.json {
         let mut view = view;
-        view["next"] = json!(open.iter().flat_map(|(run, state)| commands(&output.program, run, state)).collect::<Vec<_>>());
+        view["next"] = json!(open.iter().flat_map(|(run, state)| commands(&output.program, run, state)).chain(go_on).collect::<Vec<_>>());
+        view["abandoned"] = json!(abandoned);
         view["events"] = json!(events.iter().map(view::event).collect::<Vec<_>>());
         output.object(&view);
         return Ok(0);
@@ -190,8 +194,9 @@ async fn drill(id: &RunId, journal: &dyn Journal, output: &Output) -> Done {
             output.line(line);
         }
     }
-    if state.finished_at.is_none() && open.is_empty() {
-        output.line(format!("not finished; if no process is at it: {} resume {id}", output.program));
+    if let Some(command) = go_on {
+        output.line("the process that had it has ended; what it had under way is looked at when the drill goes on:");
+        output.line(format!("    {command}"));
     }
     Ok(0)
 }

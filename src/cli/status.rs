@@ -29,14 +29,14 @@ pub async fn main(muster: &Muster, output: &Output) -> Done {
     if output.json {
         let next = next.map(|(drill, at)| json!({ "drill": drill, "at": rfc3339_ms(at) }));
         let view = |row| if muster.shared.is_some() { view::owned_row(row, &overridden) } else { view::row(row, &overridden) };
-        let open = open.iter().map(|row| {
+        let rows = open.iter().map(|row| {
             let mut view = view(row);
-            view["abandoned"] = json!(super::runs::is_left(row));
+            view["abandoned"] = json!(super::runs::is_left(row, &open));
             view
         });
         let file = written.then_some(&muster.estate_file);
         output.object(&json!({
-            "estate": facts, "estate_file": file, "proofs": proofs, "journal": recorded, "open": open.collect::<Vec<_>>(),
+            "estate": facts, "estate_file": file, "proofs": proofs, "journal": recorded, "open": rows.collect::<Vec<_>>(),
             "last_drill": last, "next_drill": next
         }));
         return Ok(0);
@@ -55,7 +55,7 @@ pub async fn main(muster: &Muster, output: &Output) -> Done {
     }
     output.line("");
     for row in &open {
-        let status = super::runs::status(&row.status, overridden.contains(&row.id)) + super::runs::left(row);
+        let status = super::runs::status(&row.status, overridden.contains(&row.id)) + super::runs::left(row, &open);
         let owner = row.owner.as_ref().filter(|_| muster.shared.is_some()).map(|owner| format!(", owned by {owner}"));
         let (since, show) = (seconds(row.started_at), format!("{} show {}", output.program, short(&row.id)));
         output.line(format!("open        {} {status} since {since}{}: {show}", row.name, owner.unwrap_or_default()));

@@ -27,8 +27,13 @@ pub fn bodies(state: &RunState, run: &RunId, by: &str, command: &Command, now: j
         Command::MakeWay { to, reason } => {
             vec![Body::MakeWay { to: to.clone() }, Body::AbortRequested { reason: format!("{reason} (by {by})") }]
         }
-        Command::Approve { step, signed } => {
+        Command::Approve { step, signed, request } => {
             let known = asked(state, step)?;
+            if request.is_some_and(|request| known.asked.as_ref().is_some_and(|asked| asked.seq != request)) {
+                return Err(format!(
+                    "step `{step}` was asked for anew after this answer was given, since it would do something else: muster show {run}"
+                ));
+            }
             approval::check(state, run, step, &by, signed.as_ref(), now)?;
             vec![Body::Approved { step: step.clone(), by, over: known.hash.clone().unwrap_or_default(), signed: signed.clone() }]
         }
@@ -81,6 +86,9 @@ pub fn bound(command: &Command, state: &RunState) -> Command {
     let mut command = command.clone();
     if let Command::Resolve { step, question, .. } = &mut command {
         *question = question.or_else(|| state.step(step).map(|known| known.mark));
+    }
+    if let Command::Approve { step, request, .. } = &mut command {
+        *request = request.or_else(|| state.step(step).and_then(|known| known.asked.as_ref()).map(|asked| asked.seq));
     }
     command
 }

@@ -169,6 +169,9 @@ pub enum Command {
         step: crate::model::ids::StepId,
         #[serde(default)]
         signed: Option<crate::model::signing::Signed>,
+        /// The place of the request that was answered; without it the one that stands.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        request: Option<u64>,
     },
     Override {
         step: crate::model::ids::StepId,

@@ -19,7 +19,7 @@ pub fn take(intent: &mut Value, paths: &[&str]) -> Option<Value> {
     measured.as_object().is_some_and(|found| !found.is_empty()).then_some(measured)
 }
 
-/// The whole again.
+/// The whole again. What stands in the intent stays as it was approved, whatever is said to have been measured.
 #[must_use]
 pub fn put_back(mut intent: Value, measured: Option<&Value>) -> Value {
     if let Some(measured) = measured {
@@ -38,7 +38,7 @@ fn join(into: &mut Value, from: &Value) {
                 }
             }
         }
-        (into, from) => *into = from.clone(),
+        _ => {}
     }
 }
 
@@ -55,6 +55,13 @@ mod tests {
         assert_eq!(intent.to_string(), r#"{"to":"/srv","wheel":{"epoch":3},"end":null}"#, "what stays does so in its order");
         assert_eq!(measured, Some(json!({ "asked": { "at": 1 }, "wheel": { "since": "now", "by": "ana" } })));
         assert_eq!(put_back(intent, measured.as_ref()), whole);
+    }
+
+    #[test]
+    fn nothing_measured_replaces_what_was_approved() {
+        let intent = json!({ "to": "/srv", "asked": { "timeline": 2 }, "end": null });
+        let forged = json!({ "to": "/elsewhere", "asked": { "timeline": 3, "at": 1 }, "end": 5 });
+        assert_eq!(put_back(intent, Some(&forged)), json!({ "to": "/srv", "asked": { "timeline": 2, "at": 1 }, "end": null }));
     }
 
     #[test]

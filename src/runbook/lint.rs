@@ -451,6 +451,7 @@ pub fn check_drill(loaded: &LoadedDrill, estate: &Estate, runbook: Option<&Loade
         lint.given(book, &then.inputs, node.get("inputs"), place(node, "runbook"));
     }
     lint.probes();
+    lint.measured();
     lint.scenario();
     lint.restore();
     lint.kind();
@@ -494,6 +495,17 @@ impl DrillLint<'_> {
         }
         if let (Some(ledger), Some(node)) = (&loaded.drill.probes.ledger, probes.get("ledger")) {
             self.named("DatabaseName", ledger.database.as_str(), place(node, "database"));
+        }
+    }
+
+    /// A pass of such a drill says that its runbook ran, and nothing of recovery.
+    fn measured(&mut self) {
+        let drill = &self.loaded.drill;
+        let moves = matches!(drill.kind, DrillKind::Failover | DrillKind::Switchover);
+        if moves && drill.probes.http.is_none() && drill.probes.ledger.is_none() {
+            let message = "nothing measures this drill: its recovery time and data loss will be null, and without objectives it passes when its runbook succeeds";
+            let made = self.loaded.source.error(place(&self.loaded.root, "kind"), "not-measured", message).warning();
+            self.found.push(made.help("add `probes: { http: …, ledger: … }`, as drills/region-loss.yaml has them"));
         }
     }
 

@@ -360,3 +360,15 @@ fn a_restore_drill_loses_nothing_and_watches_for_no_loss() {
     let codes: Vec<_> = found.iter().map(|one| (one.code, one.pos.line)).collect();
     assert_eq!(codes, [("not-in-restore", 4), ("not-in-restore", 5)]);
 }
+
+#[test]
+fn a_drill_that_nothing_measures_is_told_so_and_may_be_run() {
+    let (estate, book) = (lab().estate, shipped("runbooks/protect.yaml"));
+    let found = |more: &str| {
+        let text = format!("drill: d\nkind: failover\nrunbook: protect\n{more}");
+        let found = check_drill(&drill(text.as_bytes()), &estate, Some(&book), None);
+        found.iter().map(|one| (one.code, one.is_error(), one.pos.line)).collect::<Vec<_>>()
+    };
+    assert_eq!(found("objectives: { rto: 15m }\n"), [("not-measured", false, 2)]);
+    assert_eq!(found("probes: { ledger: { database: predictions } }\n"), []);
+}

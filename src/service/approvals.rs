@@ -120,7 +120,7 @@ impl Muster {
         };
         let step = step.clone();
         Ok(match reason {
-            None => Command::Approve { step, signed },
+            None => Command::Approve { step, signed, request: None },
             Some(reason) => Command::Override { step, reason: reason.to_owned(), signed },
         })
     }

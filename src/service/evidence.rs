@@ -14,6 +14,7 @@
 //! earlier is held against the record ([`crate::journal::anchor`]).
 
 use super::{Muster, ServiceError, portable};
+use crate::actions::find;
 use crate::journal::{
     anchor::{self, Kept, Tip},
     chain::{Dump, EventRow, Verification, sha256_hex, verify},
@@ -21,7 +22,8 @@ use crate::journal::{
 use crate::model::{
     event::{Body, Event, LedgerDigest, RunRole},
     ids::RunId,
-    plan::StepKind,
+    measured,
+    plan::{Scope, StepKind},
 };
 use crate::plan::{
     approval,
@@ -106,6 +108,10 @@ pub fn evidence_verify_file(file: &Path, against: Option<&str>) -> Result<Eviden
     if dump.events.is_empty() {
         return Err(ServiceError::Usage(format!("{} holds no event", file.display())));
     }
+    if dump.heads.is_none() && kept.as_ref().is_some_and(|kept| kept.head.is_some()) {
+        let text = format!("{} holds some runs only, and no chain of heads that what was kept could be held against", file.display());
+        return Err(ServiceError::Usage(text));
+    }
     Ok(judged(&dump, file.parent().unwrap_or(Path::new("")), kept, against))
 }
 
@@ -114,6 +120,8 @@ pub fn evidence_verify_file(file: &Path, against: Option<&str>) -> Result<Eviden
 struct Said {
     verified: bool,
     head: Option<String>,
+    /// An earlier version did not say it.
+    #[serde(default)]
     open: Vec<Tip>,
 }
 
@@ -132,7 +140,9 @@ fn kept(what: &str) -> Result<Kept, ServiceError> {
         if !verified {
             return Err(wrong("it is about a journal that did not verify".to_owned()));
         }
-        return Ok(Kept { head: head.as_deref().and_then(anchor::head), tips: open });
+        let none = || wrong("it has no head: of an export of some runs, or of an empty journal; keep the export itself".to_owned());
+        let head = anchor::head(&head.ok_or_else(none)?).ok_or_else(|| wrong("its head is not the hash of one".to_owned()))?;
+        return Ok(Kept { head: Some(head), tips: open });
     }
     let (dump, _, _) = portable::read(file)?;
     let found = verify(&dump);
@@ -220,7 +230,11 @@ fn vouched(dump: &Dump, problems: &mut Vec<String>) -> Vouched {
 /// What a person approves is a hash: is it that of what stands on record to be done?
 fn unlike(row: &EventRow, event: &Event, state: &RunState) -> Option<String> {
     match &event.body {
-        Body::Prepared { step, hash, .. } => {
+        Body::Prepared { step, intent, hash, measured: found, .. } => {
+            let paths = state.plan.step(step).and_then(|planned| find(planned.kind.uses())).map(|action| action.measured());
+            if found.is_some() && !apart(intent, found.as_ref(), paths.unwrap_or_default()) {
+                return Some(format!("what is said to have been measured for step `{step}` is more than its action measures"));
+            }
             // By the bytes themselves, as they were hashed: a number that is read and written again may be another.
             let told = serde_json::from_slice::<Written<'_>>(&row.record).ok()?;
             let same = sha256_hex(told.body.intent.get().as_bytes()) == *hash;
@@ -231,8 +245,23 @@ fn unlike(row: &EventRow, event: &Event, state: &RunState) -> Option<String> {
             let prepared = state.step(step).and_then(|known| known.hash.as_deref());
             (acts && prepared != Some(over)).then(|| format!("step `{step}` was approved for something else than it was to do"))
         }
+        Body::Applying { step, .. } => {
+            let (planned, known) = (state.plan.step(step)?, state.step(step)?);
+            let gated = state.plan.scope == Scope::Live && known.overridden.is_none();
+            let approval = planned.approve.as_ref().filter(|_| gated)?;
+            let given = known.asked.as_ref().is_some_and(|asked| Some(&asked.over) == known.hash.as_ref());
+            let enough = given && known.approvals.len() >= approval.approvers as usize;
+            (!enough).then(|| format!("step `{step}` was begun without the approval that it asks for"))
+        }
         _ => None,
     }
+}
+
+/// Is what was measured that alone, beside what was decided?
+fn apart(intent: &serde_json::Value, found: Option<&serde_json::Value>, paths: &[&str]) -> bool {
+    let mut whole = measured::put_back(intent.clone(), found);
+    let took = measured::take(&mut whole, paths);
+    whole == *intent && took.as_ref() == found
 }
 
 /// A record of what was prepared, as far as its hash goes.

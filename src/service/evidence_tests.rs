@@ -58,7 +58,7 @@ fn problems(bodies: &[String]) -> Vec<String> {
 /// As a restore of before was written: how the primary stood is a part of what was approved. And a number whose digits are more than a
 /// reader keeps.
 const OLD: &str = r#"{"repository":"vault","share":0.12345678901234567891,"to":"/srv/restored","asked":{"database":"orders","lost_at":"2026-11-26T17:35:34Z"}}"#;
-const NEW: &str = r#"{"repository":"vault","to":"/srv/restored","database":"orders"}"#;
+const NEW: &str = r#"{"repository":"vault","to":"/srv/restored","database":"orders","asked":{"database":"orders","timeline":2}}"#;
 
 fn prepared(intent: &str, measured: &str) -> String {
     let hash = sha256_hex(intent.as_bytes());
@@ -86,4 +86,28 @@ fn what_was_approved_is_held_against_what_was_to_be_done_in_records_old_and_new(
         let found = problems(&[prepared(&changed, measured), asked(intent)]);
         assert!(found.len() == 1 && found[0].starts_with("r event 3: step `only` was approved for something else"), "{found:?}");
     }
+}
+
+/// What is measured is put back into what was approved: it must not be a way to change it.
+#[test]
+fn what_is_said_to_have_been_measured_is_what_the_action_measures() {
+    for more in [r#","to":"/srv/orders""#, r#","asked2":3"#] {
+        let forged = format!(r#""measured":{{"asked":{{"lost_at":"2026-11-26T17:35:34Z"}}{more}}},"#);
+        let found = problems(&[prepared(NEW, &forged), asked(NEW)]);
+        assert!(found.len() == 1 && found[0].contains("more than its action measures"), "{more}: {found:?}");
+    }
+}
+
+#[test]
+fn what_was_begun_had_the_approval_that_it_asks_for() {
+    let approved = json!({ "kind": "approved", "step": "only", "by": "ben", "over": sha256_hex(NEW.as_bytes()) }).to_string();
+    let applying = json!({ "kind": "applying", "step": "only", "attempt": 1, "epoch": 1, "key": "k" }).to_string();
+    let all = [prepared(NEW, MEASURED), asked(NEW), approved, applying.clone()];
+    assert_eq!(problems(&all), Vec::<String>::new());
+    let found = problems(&[prepared(NEW, MEASURED), asked(NEW), applying.clone()]);
+    assert!(found.len() == 1 && found[0].contains("begun without the approval"), "{found:?}");
+    // Another intent after the approval, and its own hash with it.
+    let other = NEW.replace("/srv/restored", "/srv/orders");
+    let found = problems(&[all[0].clone(), all[1].clone(), all[2].clone(), prepared(&other, MEASURED), applying]);
+    assert!(found.len() == 1 && found[0].contains("begun without the approval"), "{found:?}");
 }

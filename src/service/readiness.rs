@@ -13,6 +13,9 @@ use crate::providers::world::World;
 use serde::Serialize;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+/// The same where much else is told beside it, at once.
+const GLANCE: Duration = Duration::from_secs(5);
+
 /// How long everything that concerns one region, or one repository, may take.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -54,13 +57,15 @@ impl Muster {
     pub async fn readiness(&self, asked: Asked) -> Result<Readiness, ServiceError> {
         let estate = Arc::new(self.estate()?);
         known(&estate, &asked)?;
-        let regions = if asked.regions.is_empty() { estate.regions.keys().cloned().collect() } else { asked.regions.clone() };
+        let named = !asked.regions.is_empty();
+        let regions: Vec<RegionName> =
+            if asked.regions.is_empty() { estate.regions.keys().cloned().collect() } else { asked.regions.clone() };
         let cx = self.looking(estate.clone());
         let of_region = |region: RegionName| {
             let (cx, input) = (&cx, asked.of(region.as_str()));
             async move {
                 let found = tokio::time::timeout(LIMIT, check::region(cx, &input)).await;
-                let found = found.unwrap_or_else(|_| vec![late(format!("region/{region}"))]);
+                let found = found.unwrap_or_else(|_| vec![late(format!("region/{region}"), LIMIT)]);
                 (region, found)
             }
         };
@@ -68,10 +73,14 @@ impl Muster {
         let repositories = check::chosen(&cx, &with);
         let of_repositories = futures::future::join_all(repositories.iter().map(|name| of_repository(&cx, &with, name)));
         let (regions, repositories) = futures::join!(futures::future::join_all(regions.into_iter().map(of_region)), of_repositories);
-        let (regions, repositories): (BTreeMap<_, _>, Vec<_>) = (regions.into_iter().collect(), repositories.concat());
+        let (mut regions, repositories): (BTreeMap<RegionName, Vec<Finding>>, Vec<_>) =
+            (regions.into_iter().collect(), repositories.concat());
         if repositories.is_empty() && regions.values().all(Vec::is_empty) {
             let text = format!("{} names nothing there that could be looked at", self.estate_file.display());
             return Err(ServiceError::Usage(text));
+        }
+        for (region, found) in regions.iter_mut().filter(|(_, found)| named && found.is_empty()) {
+            found.push(nothing_there(region));
         }
         let ready = regions.values().flatten().chain(&repositories).all(|finding| finding.ok);
         Ok(Readiness { ready, regions, repositories })
@@ -80,11 +89,15 @@ impl Muster {
     /// Whether it is proven that what lies in each repository of the estate restores.
     pub async fn proofs(&self, estate: &Estate) -> Vec<Finding> {
         let estate = Arc::new(estate.clone());
-        let (cx, with) = (self.looking(estate.clone()), Asked::default().of(NONE));
-        let all = futures::future::join_all(estate.repositories.keys().map(|name| of_repository(&cx, &with, name))).await;
-        // Of one that does not open there is only the first finding, which says why.
-        let told = |found: &Vec<Finding>| found.iter().find(|f| f.what.ends_with(" proof")).or(found.first()).cloned();
-        all.iter().filter_map(told).collect()
+        let cx = self.looking(estate.clone());
+        let of = |name: RepositoryName| {
+            let cx = &cx;
+            async move {
+                let found = tokio::time::timeout(GLANCE, check::proven(cx, &name)).await;
+                found.unwrap_or_else(|_| late(format!("repository/{name} proof"), GLANCE))
+            }
+        };
+        futures::future::join_all(estate.repositories.keys().cloned().map(of)).await
     }
 
     fn looking(&self, estate: Arc<Estate>) -> ReadCx {
@@ -105,11 +118,17 @@ impl Muster {
 
 async fn of_repository(cx: &ReadCx, with: &Input, name: &RepositoryName) -> Vec<Finding> {
     let found = tokio::time::timeout(LIMIT, check::repository(cx, with, name)).await;
-    found.unwrap_or_else(|_| vec![late(format!("repository/{name}"))])
+    found.unwrap_or_else(|_| vec![late(format!("repository/{name}"), LIMIT)])
 }
 
-fn late(what: String) -> Finding {
-    Finding { what, state: "unknown".to_owned(), ok: false, detail: format!("no answer within {} s", LIMIT.as_secs()) }
+fn late(what: String, limit: Duration) -> Finding {
+    Finding { what, state: "unknown".to_owned(), ok: false, detail: format!("no answer within {} s", limit.as_secs()) }
+}
+
+/// Of a region that was asked for by its name: that nothing was looked at is said, and not left out.
+fn nothing_there(region: &RegionName) -> Finding {
+    let detail = "the estate names nothing there that could be looked at".to_owned();
+    Finding { what: format!("region/{region}"), state: "nothing_there".to_owned(), ok: true, detail }
 }
 
 /// Every name that was given is one of the estate's.

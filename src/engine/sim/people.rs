@@ -66,7 +66,7 @@ fn answer(stage: &Arc<Stage>, memory: &mut Memory, row: &ChainRow, state: &RunSt
                 if stage.sim.fault(Fault::Reject, 60) {
                     commands.push(Command::Reject { step, reason: "not today".into() });
                 } else if approves || over && stage.sim.fault(Fault::LateApproval, 300) {
-                    commands.push(Command::Approve { step, signed: None });
+                    commands.push(Command::Approve { step, signed: None, request: None });
                 } else {
                     wait |= ignored && !over;
                 }
@@ -79,7 +79,7 @@ fn answer(stage: &Arc<Stage>, memory: &mut Memory, row: &ChainRow, state: &RunSt
                 let approval = state.plan.step(&step).is_some_and(|step| matches!(step.kind, StepKind::Approval(_)));
                 commands.push(match (*tried <= RETRIES, approval) {
                     (true, _) => Command::Retry { step },
-                    (false, true) => Command::Override { step, reason, signed: None },
+                    (false, true) => Command::Override { step, reason, signed: None, request: None },
                     (false, false) => Command::Skip { step, reason },
                 });
             }
@@ -106,7 +106,7 @@ fn meddle(stage: &Arc<Stage>, row: &ChainRow, state: &RunState) {
         (Fault::Abort, 12, Command::Abort { reason: reason() }),
         (Fault::Skip, 25, Command::Skip { step: step.clone(), reason: reason() }),
         (Fault::Retry, 25, Command::Retry { step: step.clone() }),
-        (Fault::Approve, 60, Command::Approve { step: step.clone(), signed: None }),
+        (Fault::Approve, 60, Command::Approve { step: step.clone(), signed: None, request: None }),
         (Fault::WrongResolve, 25, Command::Resolve { step, done: true, reason: reason(), question: None }),
     ];
     for (fault, often, command) in unasked {
