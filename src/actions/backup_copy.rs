@@ -162,6 +162,9 @@ impl Action for Copy {
     }
 }
 
+/// What is told beside a copy that is there may take no longer.
+const BESIDE: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// A snapshot is written last, so where it is, all that it needs is too. One that is not what its name says is not there.
 async fn holds(store: &dyn ObjectRead, id: &Id) -> Result<bool, PortError> {
     let body = match store.get(&id.key(SNAPSHOTS)).await {
@@ -173,8 +176,11 @@ async fn holds(store: &dyn ObjectRead, id: &Id) -> Result<bool, PortError> {
 
 /// How the place stands beside the source, as far as both answer: the copy is there whether or not they do.
 async fn beside_it(cx: &ReadCx, intent: &Intent) -> Option<Beside> {
-    let repository = open(cx, &intent.from).await.ok()?;
-    beside(&repository, intent.from.as_str(), cx.world.store(intent.to.as_str()).ok()?, intent.to.as_str()).await.ok()
+    let look = async {
+        let repository = open(cx, &intent.from).await.ok()?;
+        beside(&repository, intent.from.as_str(), cx.world.store(intent.to.as_str()).ok()?, intent.to.as_str()).await.ok()
+    };
+    tokio::time::timeout(BESIDE, look).await.ok().flatten()
 }
 
 fn output(intent: &Intent, beside: Option<Beside>) -> Output {

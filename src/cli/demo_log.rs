@@ -1,6 +1,6 @@
 //! The demo's own `muster wal receive`: the database's log goes into the repository while everything else happens, so that the
 //! second drill shows what the database loses when no region is left. It comes from the server in the west, which outlives the
-//! loss of the east, is promoted in it and steps back again: one slot, on one server, through all of that.
+//! loss of the east, is promoted in it and is rejoined in the end: one server through all of that.
 //!
 //! It runs within the demo's process and ends with it, however that ends.
 
@@ -19,6 +19,8 @@ use tokio::{sync::watch, task::JoinHandle};
 const SLOT: &str = "muster_log";
 /// As `muster wal receive` has it unless told otherwise.
 const EVERY_MS: u64 = 200;
+/// Between two tries.
+const AGAIN: Duration = Duration::from_millis(200);
 /// For what is under way when it is told to end.
 const LAST: Duration = Duration::from_secs(10);
 
@@ -58,7 +60,15 @@ impl Log {
         let mut own = muster.clone();
         own.interrupt = interrupt;
         output.say("receiving the database's log into the repository, from here on");
-        let task = tokio::spawn(async move { own.wal_receive(&ask, &|_| {}).await });
+        let task = tokio::spawn(async move {
+            loop {
+                match own.wal_receive(&ask, &|_| {}).await {
+                    // The server was rejoined, which leaves it no slot: it gets another, and if log is missing between the two, that is told.
+                    Err(_) if !*own.interrupt.borrow() => tokio::time::sleep(AGAIN).await,
+                    ended => return ended,
+                }
+            }
+        });
         Ok(Some(Self { stop, task }))
     }
 

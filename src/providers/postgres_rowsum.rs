@@ -26,7 +26,7 @@ pub(super) fn quoted(name: &str) -> String {
 pub(super) fn hash(columns: &[Column], seed: &str) -> String {
     let names: Vec<String> = columns.iter().filter(|c| c.nullable).map(|c| format!("{ROW}.{}", quoted(&c.name))).collect();
     let start = if names.is_empty() { seed.to_owned() } else { format!("({seed} # {})", nulls(&names)) };
-    columns.iter().fold(start, |chain, column| link(column, &chain))
+    columns.iter().enumerate().fold(start, |chain, (number, column)| link(column, number, &chain))
 }
 
 /// Which of these are null, as a hash; 0 when none is.
@@ -39,7 +39,16 @@ fn nulls(names: &[String]) -> String {
     format!("CASE WHEN {} THEN {} ELSE {which} END", none.join(" AND "), literal(0))
 }
 
-fn link(column: &Column, chain: &str) -> String {
+/// A number of this column's own. PostgreSQL's hash of a floating-point zero is the seed itself: without it zeros could change places.
+fn own(column: usize, which: u64) -> String {
+    // SplitMix64, of https://prng.di.unimi.it/splitmix64.c.
+    let z = (2 * column as u64 + which + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    literal((z ^ (z >> 31)).cast_signed())
+}
+
+fn link(column: &Column, number: usize, chain: &str) -> String {
     let name = format!("{ROW}.{}", quoted(&column.name));
     let or = |zero: &str| if column.nullable { format!("coalesce({name}, {zero})") } else { name.clone() };
     match column.kind.as_str() {
@@ -54,20 +63,23 @@ fn link(column: &Column, chain: &str) -> String {
         "double precision" | "real" => {
             let function = if column.kind == "real" { "hashfloat4extended" } else { "hashfloat8extended" };
             let c = or("0");
-            let negative = format!("CASE WHEN {c} = 0 AND {c}::text = '-0' THEN {} ELSE {} END", literal(1), literal(0));
+            let negative = format!("CASE WHEN {c} = 0 AND {c}::text = '-0' THEN {} ELSE {} END", own(number, 1), own(number, 0));
             format!("{function}({c}, {chain} # {negative})")
         }
         // Seconds as `float8` name every microsecond of these years; others are hashed as text.
         "timestamp with time zone" | "timestamp without time zone" => {
             let c = or("'epoch'");
             let near = format!("{c} BETWEEN '1870-01-01 UTC' AND '2130-01-01 UTC'");
-            let far = format!("CASE WHEN {near} THEN {0} ELSE hashtextextended({c}::text COLLATE \"C\", {0}) END", literal(0));
+            let far = format!("CASE WHEN {near} THEN {0} ELSE hashtextextended({c}::text COLLATE \"C\", {0}) END", own(number, 0));
             format!("hashfloat8extended(date_part('epoch', {c}), {chain} # {far})")
         }
-        // 1.0 and 1.00 are equal and not the same.
+        // 1.0 and 1.00 are equal and not the same; and its hash knows no sign, takes what is no number for one thing, and has the
+        // weight only as an exclusive or, which one more function mixes in.
         "numeric" => {
             let c = or("0");
-            format!("hash_numeric_extended({c}, hashint4extended(coalesce(scale({c}), -1), {chain}))")
+            let special = format!("CASE {c}::text WHEN 'NaN' THEN -1 WHEN 'Infinity' THEN -2 ELSE -3 END");
+            let scale = format!("coalesce(scale({c}) + CASE WHEN {c} < 0 THEN 65536 ELSE 0 END, {special})");
+            format!("hashint4extended(0, hash_numeric_extended({c}, hashint4extended({scale}, {chain})))")
         }
         "uuid" => format!("uuid_hash_extended({}, {chain})", or("'00000000-0000-0000-0000-000000000000'")),
         "bytea" => format!("hash_record_extended(ROW({}), {chain})", or("''")),
@@ -116,6 +128,14 @@ mod tests {
             "hashtextextended(coalesce(muster_row.\"Te\"\"xt\"::text, '') COLLATE \"C\", hashint4extended(muster_row.\"id\", (S # CASE WHEN \
              muster_row.\"Te\"\"xt\" IS NOT NULL THEN '0'::int8 ELSE hashint4extended((muster_row.\"Te\"\"xt\" IS NULL)::int4 * 1, '0'::int8) END)))"
         );
+    }
+
+    /// A zero hands the seed on: what tells two columns of zeros apart is a number of each.
+    #[test]
+    fn a_zero_is_one_of_its_column() {
+        let both = hash(&[column("a", "real", false), column("b", "double precision", false)], "S");
+        let numbers: std::collections::BTreeSet<String> = (0..2).flat_map(|n| [own(n, 0), own(n, 1)]).collect();
+        assert!(numbers.len() == 4 && numbers.iter().all(|number| both.contains(number.as_str())), "{both}");
     }
 
     #[test]

@@ -67,11 +67,12 @@ SET jit = off;
 -- A policy would hide rows from the sum: an error is better.
 SET row_security = off";
 
-/// What a comparison must know of a table `c` in a schema `n`. The key is the primary key, or what identifies rows to
+/// What a comparison must know of a table `c` in a schema `n`. From 18 on a column may be NOT NULL and have nulls from before. The key is the primary key, or what identifies rows to
 /// logical replicas.
 const TABLE: &str = "
        (pg_relation_size(c.oid) / current_setting('block_size')::bigint)::bigint AS blocks, c.relpersistence = 'u' AS unlogged,
-       (SELECT json_agg(json_build_object('name', a.attname, 'nullable', NOT a.attnotnull, 'kind',
+       (SELECT json_agg(json_build_object('name', a.attname, 'nullable', NOT a.attnotnull OR EXISTS (SELECT FROM pg_constraint no
+                   WHERE no.conrelid = c.oid AND no.contype = 'n' AND NOT no.convalidated AND a.attnum = ANY (no.conkey)), 'kind',
                  format_type(coalesce(nullif(t.typbasetype, 0), a.atttypid), NULL)) ORDER BY a.attnum)
           FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND to_jsonb(a)->>'attgenerated' <> 'v')::text AS columns,

@@ -201,11 +201,17 @@ impl Updates {
         if let Some(key) = &self.settings.key {
             key.sign(&mut bytes, self.seconds()).map_err(|e| e.to_string())?;
         }
-        let mut all = tokio::net::lookup_host(server).await.map_err(|e| e.to_string())?;
-        let address = all.next().ok_or_else(|| "it has no address".to_owned())?;
-        let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-        let socket = UdpSocket::bind((any, 0)).await.map_err(|e| e.to_string())?;
-        socket.send_to(&bytes, address).await.map(drop).map_err(|e| e.to_string())
+        let mut why = "it has no address".to_owned();
+        // One of them may be of a kind that leads nowhere from here.
+        for address in tokio::net::lookup_host(server).await.map_err(|e| e.to_string())? {
+            let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+            let sent = async { UdpSocket::bind((any, 0)).await?.send_to(&bytes, address).await };
+            match sent.await {
+                Ok(_) => return Ok(()),
+                Err(error) => why = error.to_string(),
+            }
+        }
+        Err(why)
     }
 
     /// What stands where a swap was refused.

@@ -336,6 +336,8 @@ impl Servers for LocalServers {
             return Ok(None);
         }
         let mut command = Self::command(spec, &program)?;
+        // What was recovered may have been recovered to a moment at which its databases were read-only.
+        command.env("PGOPTIONS", "-c default_transaction_read_only=off");
         command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let child = command.spawn().map_err(trouble("starting", &program))?;
         match tokio::time::timeout(patience, child.wait_with_output()).await {

@@ -73,6 +73,8 @@ pub async fn lock(
     while let Some(one) = each.next().await {
         match one {
             Ok(new) => (retained, renewed) = (retained + 1, renewed + new),
+            // Another prune has put it together with others meanwhile: nothing needs it.
+            Err(RepositoryError::Missing { object }) if object.starts_with(INDEX) => {}
             Err(error) if refuses(&error) => refused.push(error.to_string()),
             Err(error) => return Err(error),
         }
@@ -91,7 +93,10 @@ pub async fn lock(
 
 /// It is this object that refuses, not the place that does not answer.
 fn refuses(error: &RepositoryError) -> bool {
-    matches!(error, RepositoryError::Store { error: PortError::Refused(_) | PortError::NotFound(_) | PortError::Conflict { .. }, .. })
+    matches!(
+        error,
+        RepositoryError::Missing { .. } | RepositoryError::Store { error: PortError::Refused(_) | PortError::Conflict { .. }, .. }
+    )
 }
 
 #[cfg(test)]
