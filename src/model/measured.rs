@@ -29,16 +29,12 @@ pub fn put_back(mut intent: Value, measured: Option<&Value>) -> Value {
 }
 
 fn join(into: &mut Value, from: &Value) {
-    match (into, from) {
-        (Value::Object(into), Value::Object(from)) => {
-            for (name, value) in from {
-                match into.get_mut(name) {
-                    Some(there) => join(there, value),
-                    None => drop(into.insert(name.clone(), value.clone())),
-                }
-            }
+    let (Value::Object(into), Value::Object(from)) = (into, from) else { return };
+    for (name, value) in from {
+        match into.get_mut(name) {
+            Some(there) => join(there, value),
+            None => drop(into.insert(name.clone(), value.clone())),
         }
-        _ => {}
     }
 }
 

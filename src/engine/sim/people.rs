@@ -79,7 +79,7 @@ fn answer(stage: &Arc<Stage>, memory: &mut Memory, row: &ChainRow, state: &RunSt
                 let approval = state.plan.step(&step).is_some_and(|step| matches!(step.kind, StepKind::Approval(_)));
                 commands.push(match (*tried <= RETRIES, approval) {
                     (true, _) => Command::Retry { step },
-                    (false, true) => Command::Override { step, reason, signed: None, request: None },
+                    (false, true) => Command::Override { step, reason, signed: None },
                     (false, false) => Command::Skip { step, reason },
                 });
             }
