@@ -1,9 +1,8 @@
 //! The contract that every action in the catalogue keeps, put to each of them by itself: an action that
 //! is added is tested here without a line of its own, but for the fixture that stands beside it.
 //!
-//! The heart is the sweep: every write that an action makes is lost once on the way, and once after it
-//! was carried out; then the engine's rule is followed (look, and only what is absent is done again), and
-//! the world must end as if nothing had gone wrong.
+//! The heart is the sweep: every write that an action makes is lost once on the way, and once after it was carried out; then the
+//! engine's rule is followed (look, and only what is absent is done again), and the world must end as if nothing had gone wrong.
 
 use super::{catalogue, contract::*, proof::*};
 use crate::model::{effect::*, estate::*, node::Node, plan::Scope, runbook::UndoPolicy};
@@ -594,9 +593,8 @@ async fn undo_accepts_what_never_happened_and_takes_back_what_did() {
 }
 
 #[cfg(test)]
-#[path = "contract_undo_tests.rs"]
-pub mod undo;
-
-#[cfg(test)]
 #[path = "contract_measured_tests.rs"]
 mod measured;
+#[cfg(test)]
+#[path = "contract_undo_tests.rs"]
+pub mod undo;

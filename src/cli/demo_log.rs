@@ -10,7 +10,6 @@ use crate::lab::{
     plan::{LabPlan, Servers},
 };
 use crate::model::time::Span;
-use crate::providers::port::Lsn;
 use crate::service::{Muster, ServiceError, backup::place::Where, wal::receive::Receive};
 use secrecy::ExposeSecret;
 use std::time::Duration;
@@ -26,7 +25,7 @@ const LAST: Duration = Duration::from_secs(10);
 
 pub struct Log {
     stop: watch::Sender<bool>,
-    task: JoinHandle<Result<Lsn, ServiceError>>,
+    task: JoinHandle<Result<(), ServiceError>>,
 }
 
 impl Drop for Log {
@@ -65,7 +64,7 @@ impl Log {
                 match own.wal_receive(&ask, &|_| {}).await {
                     // The server was rejoined, which leaves it no slot: it gets another, and if log is missing between the two, that is told.
                     Err(_) if !*own.interrupt.borrow() => tokio::time::sleep(AGAIN).await,
-                    ended => return ended,
+                    ended => return ended.map(drop),
                 }
             }
         });
@@ -76,7 +75,7 @@ impl Log {
     pub async fn end(mut self, output: &Output) {
         let _ = self.stop.send(true);
         match tokio::time::timeout(LAST, &mut self.task).await {
-            Ok(Ok(Ok(_))) => {}
+            Ok(Ok(Ok(()))) => {}
             Ok(Ok(Err(error))) => output.say(format!("the database's log was not received to the end: {error}")),
             Ok(Err(_)) | Err(_) => output.say("the database's log was not received to the end"),
         }
