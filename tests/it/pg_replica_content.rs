@@ -197,6 +197,65 @@ fn every_planted_difference_is_found_with_its_key_in_18() {
     planted(Programs::Eighteen);
 }
 
+/// Values that PostgreSQL takes for equal, or hashes alike, and that are none the less not the same. The sum is asked for as the
+/// server was asked for it, of rows that all stand at one place.
+fn told_apart(programs: Programs) {
+    let home = Home::new();
+    let east = Cluster::of(&home, programs, "fsync=off\nlog_statement=all\n");
+    east.sql(READER);
+    east.sql(
+        "CREATE TABLE f (a float8, b float8, n numeric, t timestamptz, u timestamptz);
+         INSERT INTO f SELECT a::float8, b::float8, 1, '2020-01-01', '2020-01-01' FROM (VALUES ('0', '5.5'), ('5.5', '0'), ('0', '-0'),
+           ('-0', '0'), ('0', '0'), ('-0', '-0'), (NULL, '0'), ('0', NULL), ('NaN', '0'), ('0', 'NaN')) AS v(a, b);
+         INSERT INTO f SELECT 1, 1, n::numeric, '2020-01-01', '2020-01-01' FROM unnest(ARRAY['100.00', '-100.00', '100.0', '0', '0.00',
+           'NaN', 'Infinity', '-Infinity', '10000', '0.0001']) AS n;
+         INSERT INTO f SELECT 1, 1, 2, t::timestamptz, u::timestamptz FROM (VALUES ('epoch', '2021-01-01'), ('2021-01-01', 'epoch'),
+           ('infinity', 'epoch'), ('epoch', 'infinity'), ('3000-01-01', 'epoch'), ('3000-01-01 00:00:00.000001', 'epoch')) AS v(t, u)",
+    );
+    let west = east.standby(&home);
+    settled(&east, &west);
+    let (code, answer) = verify(&east, &west, &home, &["--max-load", "100"]);
+    assert_eq!((code, &answer["verdict"]), (0, &"good".into()), "{answer}");
+    let log = std::fs::read_to_string(east.data().with_extension("log")).unwrap();
+    let from = log.find("(SELECT hash").expect("the sum was asked for") + "(SELECT ".len();
+    let asked = log[from..].split(" AS h FROM ONLY").next().unwrap().replace("muster_row.ctid", "'(0,1)'::tid");
+    let counts =
+        east.sql(&format!("SELECT count(*) || ' ' || count(DISTINCT h) FROM (SELECT {asked} AS h FROM f AS muster_row) AS all_of_them"));
+    assert_eq!(counts, "26 26", "{asked}");
+}
+
+#[test]
+fn what_is_equal_and_not_the_same_is_told_apart() {
+    told_apart(Programs::Debian);
+}
+
+#[test]
+fn what_is_equal_and_not_the_same_is_told_apart_in_18() {
+    told_apart(Programs::Eighteen);
+}
+
+/// There a column may be NOT NULL and have nulls from before.
+#[test]
+fn rows_with_nulls_from_before_are_summed_in_18() {
+    let home = Home::new();
+    let east = Cluster::named(&home, "east", Programs::Eighteen, "fsync=off\nautovacuum=off\n", Programs::Eighteen.without_checksums());
+    east.sql(READER);
+    east.sql("CREATE TABLE rows (id int, name text); INSERT INTO rows VALUES (NULL, 'name-one'), (2, 'name-two')");
+    east.sql("ALTER TABLE rows ADD CONSTRAINT later NOT NULL id NOT VALID");
+    let west = east.standby(&home);
+    settled(&east, &west);
+    let path = east.sql("SELECT pg_relation_filepath('rows')");
+    let (block, _) = place(&east, "rows", "id IS NULL");
+    west.shut_down();
+    let mut page = Page::read(&west, &path, block);
+    page.replace("name-one", "name-eno");
+    page.write();
+    west.start_again();
+    in_step(&east, &west);
+    let (code, answer) = verify(&east, &west, &home, &["--max-load", "100"]);
+    assert_eq!((code, &answer["verdict"]), (1, &"different".into()), "{answer}");
+}
+
 #[test]
 fn a_page_that_is_damaged_is_named_and_the_rest_is_compared() {
     let home = Home::new();
