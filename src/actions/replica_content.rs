@@ -311,8 +311,10 @@ impl<'a> Pair<'a> {
             PortError::Unreachable(_) if self.lost < LOST && !self.bounds.late(deadline) => {
                 self.lost += 1;
                 self.bounds.clock.sleep(Duration::from_millis(200)).await;
-                self.primary.again().await?;
-                self.standby.again().await?;
+                // Who is ended again while it comes back is counted at its next question.
+                for back in [self.primary.again().await, self.standby.again().await] {
+                    back.or_else(|e| if matches!(e, PortError::Unreachable(_)) { Ok(()) } else { Err(e) })?;
+                }
             }
             other => return Err(other.into()),
         }

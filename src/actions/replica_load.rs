@@ -97,7 +97,7 @@ macro_rules! patiently {
                     tries += 1;
                     $clock.sleep(std::time::Duration::from_millis(100)).await;
                 }
-                Err($crate::providers::port::PortError::Unreachable(_)) if tries < 3 => {
+                Err($crate::providers::port::PortError::Unreachable(_)) if tries < 6 => {
                     tries += 1;
                     $clock.sleep(std::time::Duration::from_millis(100)).await;
                 }

@@ -30,9 +30,7 @@ pub fn bodies(state: &RunState, run: &RunId, by: &str, command: &Command, now: j
         Command::Approve { step, signed, request } => {
             let known = asked(state, step)?;
             if request.is_some_and(|request| known.asked.as_ref().is_some_and(|asked| asked.seq != request)) {
-                return Err(format!(
-                    "step `{step}` was asked for anew after this answer was given, since it would do something else: muster show {run}"
-                ));
+                return Err(format!("step `{step}` was asked for anew after this answer was given: muster show {run}"));
             }
             approval::check(state, run, step, &by, signed.as_ref(), now)?;
             vec![Body::Approved { step: step.clone(), by, over: known.hash.clone().unwrap_or_default(), signed: signed.clone() }]

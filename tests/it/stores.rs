@@ -30,6 +30,8 @@ struct Habits {
     checks: bool,
     /// Lists in the order of whole keys, not folder by folder.
     in_order: bool,
+    /// Of several uploads in parts that are completed at once, it tells all but one that they lost.
+    parts_at_once: bool,
 }
 
 pub fn none() -> BTreeMap<String, String> {
@@ -81,7 +83,7 @@ async fn conforms(store: &dyn ObjectWrite, habits: &Habits) {
     once_and_whole(store, habits).await;
     said("put, get, conflict");
     one_of_many_writers(store).await;
-    one_of_many_however_they_write(store).await;
+    one_of_many_however_they_write(store, habits.parts_at_once).await;
     said("writers at once");
     ranges(store).await;
     said("ranges");
@@ -289,7 +291,7 @@ async fn the_simulated_store_keeps_the_contract() {
     let estate: Estate = serde_json::from_value(serde_json::json!({ "repositories": { "vault": { "url": "s3://vault" } } })).unwrap();
     let world = SimWorld::new(std::sync::Arc::new(estate));
     let store = world.store_mut("vault").unwrap();
-    conforms(&*store, &Habits { metadata: true, unfit: &[], checks: true, in_order: true }).await;
+    conforms(&*store, &Habits { metadata: true, unfit: &[], checks: true, in_order: true, parts_at_once: true }).await;
     assert!(matches!(world.store("other"), Err(PortError::Config(m)) if m.contains("`other`")));
     store.put("k", b"x".to_vec().into(), &none(), true).await.unwrap();
     let until = world.time().now() + SignedDuration::from_hours(1);
@@ -313,7 +315,7 @@ async fn a_directory_is_an_object_store() {
     let root = dir.path().join("made/on/first/use");
     let store = store::open(&format!("file://{}", root.display()), None).unwrap();
     assert!(keys(&*store, "").await.is_empty() && !root.exists(), "looking makes nothing");
-    conforms(&*store, &Habits { metadata: false, unfit: &[], checks: true, in_order: true }).await;
+    conforms(&*store, &Habits { metadata: false, unfit: &[], checks: true, in_order: true, parts_at_once: true }).await;
     assert_eq!(below(&root.join("tmp")), 1, "the lock alone is left");
     assert_eq!((store.locks().await, store.provider().await), (Ok(false), Ok(None)));
     let metadata = BTreeMap::from([("kind".to_owned(), "pack".to_owned())]);
@@ -507,7 +509,7 @@ async fn retained(server: &Server, extras: &Extras) {
 #[tokio::test]
 async fn s3s_fs_keeps_the_contract() {
     let server = s3s_fs().await;
-    let habits = Habits { metadata: true, unfit: &[], checks: false, in_order: true };
+    let habits = Habits { metadata: true, unfit: &[], checks: false, in_order: true, parts_at_once: true };
     s3_conforms(&server, &habits, &Extras { lists_uploads: false, locks: false, guards_mode: false, makes_buckets: true }).await;
 }
 
@@ -547,13 +549,13 @@ async fn by_the_environment_alone() {
 async fn seaweedfs_keeps_the_contract() {
     let server = seaweedfs().await;
     // It takes a backslash for a slash.
-    let habits = Habits { metadata: true, unfit: &["odd/back\\slash"], checks: true, in_order: false };
+    let habits = Habits { metadata: true, unfit: &["odd/back\\slash"], checks: true, in_order: false, parts_at_once: false };
     s3_conforms(&server, &habits, &Extras { lists_uploads: true, locks: true, guards_mode: true, makes_buckets: true }).await;
 }
 
 #[tokio::test]
 async fn ministack_keeps_the_contract() {
     let server = ministack().await;
-    let habits = Habits { metadata: true, unfit: &[], checks: true, in_order: true };
+    let habits = Habits { metadata: true, unfit: &[], checks: true, in_order: true, parts_at_once: true };
     s3_conforms(&server, &habits, &Extras { lists_uploads: true, locks: true, guards_mode: false, makes_buckets: false }).await;
 }
