@@ -8,7 +8,7 @@
 //! that looks at every bit as text. Which columns are null is hashed by itself; in the chain stands a constant for them.
 //!
 //! Calls of functions are most of what a row costs, so what is rare (a null, a negative zero, a year far away) is asked for
-//! by a condition, and changes the seed by an exclusive or only where it is so.
+//! by a condition, whose answer goes into the seed by an exclusive or: a constant of the column's own in the usual case.
 
 use super::port::Column;
 

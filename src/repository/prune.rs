@@ -164,8 +164,6 @@ pub struct Pruned {
     pub wal_marked: u64,
     pub wal_deleted: u64,
     pub wal_waiting: u64,
-    /// Whole segments of logs that were damaged, and are written anew from their pieces.
-    pub wal_healed: Vec<String>,
     /// Why pieces of segments are kept though those are there whole, each in a sentence.
     pub wal_kept: Vec<String>,
 }
@@ -185,7 +183,7 @@ pub async fn prune(
     }
     let wal_goes = wal_twins::check(&repository, &store, &wal, &progress).await?;
     done.checked_bytes += wal_goes.read_bytes;
-    (done.wal_healed, done.wal_kept) = (wal_goes.healed, wal_goes.kept);
+    done.wal_kept = wal_goes.kept;
     if !plan.repack.is_empty() {
         repack(&repository, &store, &packs, &plan.repack, used, progress.clone()).await?;
         done.repacked = plan.repack.len() as u64;

@@ -1,8 +1,8 @@
 //! Of a segment of a log that is there whole, the pieces that it came in go. The whole one may have rotted since, and the
 //! pieces be all that is left of it. So before they go, it is read, and must have what each of them has, byte for byte.
 //!
-//! A whole one that is damaged is written anew from its pieces, if they give all of it and that fits its name. Otherwise they
-//! stay, and so do pieces with other bytes than the whole one has: why, is told.
+//! Of a whole one that is damaged they stay, and so do pieces with other bytes than the whole one has: why, is told. It is not made
+//! anew from them: what filled it came in no piece.
 //!
 //! It costs each such segment once, and its pieces. Of a segment that no base backup needs nothing is read.
 
@@ -32,8 +32,6 @@ pub(super) struct Checked {
     /// What may go of what was to be deleted.
     pub delete: Vec<String>,
     pub read_bytes: u64,
-    /// Whole segments that were damaged, and are written anew.
-    pub healed: Vec<String>,
     /// Why pieces stay, each in a sentence.
     pub kept: Vec<String>,
 }
@@ -68,7 +66,6 @@ impl Checked {
     fn and(mut self, other: Self) -> Self {
         self.delete.extend(other.delete);
         self.read_bytes += other.read_bytes;
-        self.healed.extend(other.healed);
         self.kept.extend(other.kept);
         self
     }
@@ -89,16 +86,11 @@ impl One<'_> {
         let mut done = Checked::default();
         let whole = match self.open(&self.key, &mut done).await {
             Err(error @ RepositoryError::Damaged { .. }) => {
-                if let Err(why) = self.heal().await? {
-                    done.kept.push(format!(
-                        "{error}; the pieces that it came in stay ({why}). Take it away, and they count again; docs/backups.md, \"What is \
-                         damaged\", says what else heals it"
-                    ));
-                    return Ok(done);
-                }
-                done.healed.push(self.key.clone());
-                // What counts is what can be read.
-                self.open(&self.key, &mut done).await?
+                done.kept.push(format!(
+                    "{error}; the pieces that it came in stay. Take it away, and they count again; docs/backups.md, \"What is damaged\", says \
+                     what else heals it"
+                ));
+                return Ok(done);
             }
             // Taken away since it was listed: then the pieces are what there is.
             Err(RepositoryError::Missing { .. }) => return Ok(done),
@@ -125,34 +117,6 @@ impl One<'_> {
         let stored = self.repository.read(key).await?;
         done.read_bytes += stored.len() as u64;
         wal::unsealed(self.repository, key, stored)
-    }
-
-    /// Writes the whole one anew. The inner error says why that cannot be.
-    async fn heal(&self) -> Result<std::result::Result<(), String>> {
-        let content = match self.wal.get_pieces(self.segment).await {
-            Ok(content) => content.unwrap_or_default(),
-            Err(error @ RepositoryError::Damaged { .. }) => return Ok(Err(error.to_string())),
-            Err(error) => return Err(error),
-        };
-        let history = match self.wal.get(&SegmentName::History(self.segment.timeline)).await {
-            Ok(content) => content.and_then(|content| History::parse(self.segment.timeline, &content).ok()),
-            Err(error) if error.is_loss() => None,
-            Err(error) => return Err(error),
-        };
-        if let Err(why) = wal_page::check(&self.segment, &content, true, history.as_ref()) {
-            return Ok(Err(format!("they do not give all of it: {why}")));
-        }
-        // The pieces have all that it had, so nothing is lost if this ends between the two.
-        match self.store.delete(&self.key).await {
-            Ok(()) | Err(PortError::NotFound(_)) => {}
-            Err(PortError::Refused(why)) => return Ok(Err(format!("it cannot be written anew from them: {why}"))),
-            Err(error) => return Err(RepositoryError::Store { key: self.key.clone(), error }),
-        }
-        match self.wal.put(&SegmentName::Whole(self.segment), content.into()).await {
-            Ok(_) => Ok(Ok(())),
-            Err(error @ RepositoryError::Diverged { .. }) => Ok(Err(error.to_string())),
-            Err(error) => Err(error),
-        }
     }
 }
 
@@ -209,7 +173,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (bench, wal) = marked(dir.path(), &[300_000, 500_000]).await;
         let done = bench.prune(0).await;
-        assert_eq!((done.wal_deleted, &done.wal_healed, &done.wal_kept), (2, &vec![], &vec![]));
+        assert_eq!((done.wal_deleted, &done.wal_kept), (2, &vec![]));
         assert!(done.checked_bytes > u64::from(MIB), "{done:?}");
         assert_eq!((pieces(&wal).await, wal.get(&SegmentName::Whole(segment())).await.unwrap()), (0, Some(content())));
         assert_eq!(bench.prune(0).await, Pruned::default());
@@ -233,16 +197,6 @@ mod tests {
         std::fs::remove_file(file(dir.path(), &wal)).unwrap();
         bench.prune(0).await;
         assert_eq!(wal.get_pieces(segment()).await.unwrap().unwrap(), content()[..500_000]);
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn pieces_that_give_all_of_a_damaged_segment_heal_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let (bench, wal) = marked(dir.path(), &[300_000, 500_000, MIB]).await;
-        damage(&file(dir.path(), &wal));
-        let done = bench.prune(0).await;
-        assert_eq!((done.wal_deleted, done.wal_healed.len(), &done.wal_kept), (3, 1, &vec![]));
-        assert_eq!((pieces(&wal).await, wal.get(&SegmentName::Whole(segment())).await.unwrap()), (0, Some(content())));
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -45,9 +45,6 @@ fn told(report: &PruneReport, output: &Output) {
     for kept in &report.wal_kept {
         output.say(format!("{} {kept}", output.paint("✗", "31")));
     }
-    for healed in &report.wal_healed {
-        output.say(format!("{} {healed} was damaged, and is written anew from its pieces", output.paint("!", "33")));
-    }
     let packs = |count| counted(count, "pack", "packs");
     let would = if report.dry_run { "would be " } else { "" };
     output.line(format!("{} in the repository, of it {} not needed", size(report.bytes_stored), size(report.bytes_unused)));

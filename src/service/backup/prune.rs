@@ -41,8 +41,6 @@ pub struct PruneReport {
     pub wal_marked: u64,
     pub wal_deleted: u64,
     pub wal_waiting: u64,
-    /// Damaged segments that were written anew from the pieces they came in, before these were deleted.
-    pub wal_healed: Vec<String>,
     /// Why pieces are kept though their segment is there whole: it is damaged, or has other bytes. Each in a sentence.
     pub wal_kept: Vec<String>,
     pub grace_ms: u64,
@@ -77,7 +75,6 @@ impl Muster {
             wal_marked: seen.wal.mark.len() as u64,
             wal_deleted: seen.wal.delete.len() as u64,
             wal_waiting: seen.wal.waiting + seen.wal.mark.len() as u64,
-            wal_healed: Vec::new(),
             wal_kept: Vec::new(),
             grace_ms: ask.grace.ms,
             bytes_stored: plan.stored_bytes,
@@ -90,7 +87,7 @@ impl Muster {
             (report.repacked, report.marked, report.deleted) = (done.repacked, done.marked, done.deleted);
             (report.wal_marked, report.wal_deleted, report.wal_waiting) = (done.wal_marked, done.wal_deleted, done.wal_waiting);
             (report.bytes_deleted, report.bytes_checked, report.waiting) = (done.deleted_bytes, done.checked_bytes, done.waiting);
-            (report.wal_healed, report.wal_kept) = (done.wal_healed, done.wal_kept);
+            report.wal_kept = done.wal_kept;
         }
         report.duration_ms = self.clock.monotonic().saturating_sub(began).as_millis() as u64;
         Ok(report)
