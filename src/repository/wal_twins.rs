@@ -11,12 +11,10 @@ use super::{
     open::Repository,
     progress::Progress,
     wal::{self, WalStore},
-    wal_history::History,
     wal_keep::WalPlan,
     wal_name::{self, Piece, Segment, SegmentName, WalName},
-    wal_page,
 };
-use crate::providers::port::{ObjectWrite, PortError};
+use crate::providers::port::ObjectWrite;
 use futures::{StreamExt, TryStreamExt, stream};
 use std::{
     collections::{BTreeMap, HashSet},
@@ -56,7 +54,7 @@ pub(super) async fn check(
             return Err(RepositoryError::Interrupted("pruning was stopped; the next run goes on".to_owned()));
         }
         let wal = WalStore::new(repository.clone(), store.clone(), system)?;
-        One { repository, store: &**store, key: wal.key(&WalName::File(SegmentName::Whole(segment))), wal, segment }.check(pieces).await
+        One { repository, key: wal.key(&WalName::File(SegmentName::Whole(segment))), wal }.check(pieces).await
     });
     let begin = Checked { delete, ..Checked::default() };
     each.buffered(AT_ONCE).try_fold(begin, |all, one| async move { Ok(all.and(one)) }).await
@@ -74,9 +72,7 @@ impl Checked {
 /// One segment.
 struct One<'a> {
     repository: &'a Repository,
-    store: &'a dyn ObjectWrite,
     wal: WalStore,
-    segment: Segment,
     /// Of the whole one.
     key: String,
 }
